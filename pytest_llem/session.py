@@ -207,13 +207,13 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     from pytest_llem.recording.recorder import Recorder
     from pytest_llem.recording.studies import experiments_by_run, selected_experiments
 
-    def ready(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
+    def prepare(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
         by_run = experiments_by_run(config, node_ids)
         selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
         check_both_engines(config, studies, selected)
         return publish_replays(config, replays_of(config, studies))
 
-    recorder = Recorder.start(config, node_ids, ready)
+    recorder = Recorder.start(config, node_ids, prepare)
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:

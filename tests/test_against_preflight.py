@@ -63,7 +63,7 @@ def test_interpreter_without_pytest_llem_is_refused(
 ) -> None:
     empty = Environment(tmp_path / "empty")
     against(empty.python).stderr.fnmatch_lines(
-        ["ERROR: --llem-against: nothing is measured: the reference: * has no pytest-llem: install it there: *"]
+        ["ERROR: *: no experiment was started: the reference: * has no pytest-llem: install it there: *"]
     )
 
 
@@ -72,7 +72,7 @@ def test_broken_interpreter_is_refused(against: Callable[..., pytest.RunResult],
     other.write_text("#!/bin/sh\nexit 3\n")
     other.chmod(0o755)
     against(other).stderr.fnmatch_lines(
-        ["*nothing is measured: the reference: * does not answer as Python does *"]
+        ["*no experiment was started: the reference: * does not answer as Python does *"]
     )
 
 
@@ -90,9 +90,9 @@ def test_engine_that_the_candidate_cannot_import_is_refused(
     against: Callable[..., pytest.RunResult], whole: Environment, fault: str
 ) -> None:
     found = against(whole.python, here=BROKEN[fault])
-    (line,) = [line for line in found.errlines if "nothing is measured" in line]
+    (line,) = [line for line in found.errlines if "no experiment was started" in line]
     assert line.endswith(
-        f"nothing is measured: the candidate: engine 'own_engine:Engine' cannot be used: {MESSAGES[fault]}"
+        f"no experiment was started: the candidate: engine 'own_engine:Engine' cannot be used: {MESSAGES[fault]}"
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.text import figure, verdict_line, verdict_text
+from pytest_llem.gates.text import rounded, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
@@ -308,4 +308,4 @@ class TestVerdictText:
         ],
     )  # fmt: skip
     def test_numbers_in_texts_have_meaningful_digits(self, value: float, text: str) -> None:
-        assert figure(value) == text
+        assert rounded(value) == text

@@ -301,7 +301,7 @@ def test_a_study_outside_rootdir_runs_but_not_under_xdist(
     assert json.loads(next((inner / "results").glob("noop_*/manifest.json")).read_text())["completed"] == 1
     run = pytester.runpytest_subprocess(*command, "-n", "1")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.stderr.fnmatch_lines(["ERROR: under xdist a study has to be below rootdir *"])
+    run.stderr.fnmatch_lines(["ERROR: with pytest-xdist, studies must be inside rootdir *"])
 
 
 def test_a_study_may_be_run_from_another_working_directory(

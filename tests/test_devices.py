@@ -62,8 +62,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- GPUs of the host ----
 
 
-def _board(uuid: str = A, **more: Any) -> nvml.Board:
-    return nvml.Board(uuid, [(0.0, 70.0)], {"memory_mb": 80_000, "power_limit_w": 700, **more})
+def _gpu(uuid: str = A, **more: Any) -> nvml.ScriptedGpu:
+    return nvml.ScriptedGpu(uuid, [(0.0, 70.0)], {"memory_mb": 80_000, "power_limit_w": 700, **more})
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None) -> GiveGpus:
     """Return a function that gives new processes scripted GPUs."""
 
-    def give(*boards: nvml.Board) -> Script:
-        script = Script(tmp_path / "script", list(boards))
+    def give(*gpus: nvml.ScriptedGpu) -> Script:
+        script = Script(tmp_path / "script", list(gpus))
         script.write()
         for name, value in nvml.environment(nvml_library, script).items():
             monkeypatch.setenv(name, value)
@@ -90,7 +90,7 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cu
 
 
 def test_gpu_properties_come_from_nvml(gpus: GiveGpus) -> None:
-    script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
+    script = gpus(_gpu(name="Scripted H100", capability=9.0), _gpu(B, name="Old", capability=7.5, no_memory=1))
     h100 = Gpu(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
     old = Gpu(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
     assert nvml.run(os.environ, visible_gpus) == VisibleGpus((h100, old), None), "CUDA may put either first"
@@ -101,10 +101,10 @@ def test_gpu_properties_come_from_nvml(gpus: GiveGpus) -> None:
 
 
 def test_lost_gpu_is_left_out(gpus: GiveGpus) -> None:
-    gpus(_board(lost_at=0), _board(B))
+    gpus(_gpu(lost_at=0), _gpu(B))
     env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     seen = nvml.run(env, visible_gpus)
-    assert [board.uuid for board in seen.all] == [B]
+    assert [gpu.uuid for gpu in seen.all] == [B]
     assert seen.first is None, "CUDA counts the lost one, or does not"
 
 
@@ -115,7 +115,7 @@ def test_without_nvml_there_are_no_gpus(tmp_path: Path, cuda_build: None) -> Non
 
 
 def test_plan_counts_gpus_that_torch_would_use(gpus: GiveGpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(_board(name="a"), _board(B, name="b", capability=8.0), _board("GPU-c", no_memory=1))
+    gpus(_gpu(name="a"), _gpu(B, name="b", capability=8.0), _gpu("GPU-c", no_memory=1))
     assert len(nvml.run(os.environ, this_host).gpus) == 2, "one without memory of its own is left out"
     env = os.environ | {"CUDA_VISIBLE_DEVICES": B}
     assert nvml.run(env, this_host).gpus == (GpuCapacity("b", 80_000_000_000, (8, 0)),)
@@ -128,7 +128,7 @@ TWO = (Gpu(A), Gpu(B))
 
 
 @pytest.mark.parametrize(
-    ("config", "boards", "names"),
+    ("config", "visible", "names"),
     [
         ({}, VisibleGpus(), [CPU]),
         ({}, VisibleGpus(TWO, TWO[0]), [A]),
@@ -139,8 +139,8 @@ TWO = (Gpu(A), Gpu(B))
         ({"backend": "vllm"}, VisibleGpus(TWO, TWO[0]), [A, B]),
     ],
 )
-def test_devices_of_an_experiment(config: dict[str, Any], boards: VisibleGpus, names: list[str]) -> None:
-    assert sorted(devices_of(ExperimentConfig(model="m", **config), boards)) == names
+def test_devices_of_an_experiment(config: dict[str, Any], visible: VisibleGpus, names: list[str]) -> None:
+    assert sorted(devices_of(ExperimentConfig(model="m", **config), visible)) == names
 
 
 # ---- locks ----
@@ -621,7 +621,7 @@ def test_run_on_another_gpu_does_not_wait(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gpus(_board(A), _board(B))
+    gpus(_gpu(A), _gpu(B))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     with _holding(A), _holding(CPU):
@@ -634,7 +634,7 @@ def test_run_on_another_gpu_does_not_wait(
 def test_engine_that_may_use_any_gpu_owns_all(
     pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded
 ) -> None:
-    gpus(_board(A), _board(B))
+    gpus(_gpu(A), _gpu(B))
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     with _holding(B) as other:
         run = _start(pytester, "study.yaml", *LLEM)
@@ -856,7 +856,7 @@ MEMORY = """
     now = lambda: time.monotonic() - float(path.read_text().split()[1])
 
     def uses(*course):
-        '''Have the board's memory in use change: seconds from now on, MB.'''
+        '''Have the GPU's memory in use change: seconds from now on, MB.'''
         lines = [f"used_mb {now() + after} {amount}" for after, amount in course]
         fresh = path.with_suffix(".changed")
         fresh.write_text(path.read_text() + "\\n".join(lines) + "\\n")
@@ -871,10 +871,10 @@ MEMORY = """
 """
 
 
-def _used(mb: int = 500) -> nvml.Board:
-    board = _board()
-    board.used_mb = [(0.0, mb)]
-    return board
+def _used(mb: int = 500) -> nvml.ScriptedGpu:
+    gpu = _gpu()
+    gpu.used_mb = [(0.0, mb)]
+    return gpu
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
 def scripted_gpu(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) -> Any:
     lines = {key: value for key, value in {**H100, **more}.items() if value is not None}
-    return nvml.Board(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
+    return nvml.ScriptedGpu(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
 
 
 @pytest.fixture(autouse=True)

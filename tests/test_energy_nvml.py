@@ -26,7 +26,7 @@ from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.measured import pass_window
 from tests.support.narrow import not_none
-from tests.support.nvml import Board, Ramp, Script
+from tests.support.nvml import Ramp, Script, ScriptedGpu
 from tests.support.powercap import Powercap, add
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -38,8 +38,8 @@ WORK_S = 1.05  # ends between two ticks
 def run(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     """Call a function in a new process with scripted GPUs; the script is its first argument."""
 
-    def call(function: Callable[..., Any], *boards: Board, args: tuple[Any, ...] = (), **script: Any) -> Any:
-        written = Script(tmp_path / "script", list(boards), **script)
+    def call(function: Callable[..., Any], *gpus: ScriptedGpu, args: tuple[Any, ...] = (), **script: Any) -> Any:
+        written = Script(tmp_path / "script", list(gpus), **script)
         written.write()
         env = nvml.environment(nvml_library, written) | {"LLEM_POWERCAP_ROOT": str(tmp_path / "powercap")}
         return nvml.run(env, function, written, *args)
@@ -47,8 +47,8 @@ def run(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     return call
 
 
-def _board(uuid: str = A, watts: float = 300.0, **more: str | float) -> Board:
-    return Board(uuid, [(0.0, watts)], {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
+def _gpu(uuid: str = A, watts: float = 300.0, **more: str | float) -> ScriptedGpu:
+    return ScriptedGpu(uuid, [(0.0, watts)], {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
 
 
 #: Power of a GPU over a window: points in W, each at a share of the window.
@@ -67,15 +67,15 @@ class Seen:
 
     Attributes:
         reading: What the meter gave.
-        boards: As they were in the end.
-        spans: For each board that counts, from which of its ticks to which other the window has to go.
+        gpus: As they were in the end.
+        spans: For each GPU that counts, from which of its ticks to which other the window has to go.
         within: Between which instants the whole window lies, in s since the start.
         unseen_s: The longest time between two looks at a counter while ticks were probed.
         users: Of NVML, once the meter was closed.
     """
 
     reading: Reading
-    boards: list[Board]
+    gpus: list[ScriptedGpu]
     spans: dict[str, tuple[float, float]]
     within: tuple[float, float]
     unseen_s: float
@@ -84,7 +84,7 @@ class Seen:
 
 def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
     """Measure all GPUs over a window in which each has its scripted power."""
-    uuids = [board.uuid for board in script.boards]
+    uuids = [gpu.uuid for gpu in script.gpus]
     meter = NvmlMeter()
     meter.open(uuids)
     probed = [[look.at for look in script.looks(0.0, math.inf, uuid)] for uuid in uuids]
@@ -93,11 +93,11 @@ def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
     meter.begin()
     begun = time.monotonic()
     now = script.now() + 0.01
-    for board in script.boards:
-        points = COURSES[courses.get(board.uuid, "constant")]
+    for gpu in script.gpus:
+        points = COURSES[courses.get(gpu.uuid, "constant")]
         for point in points:
             kind = Ramp if isinstance(point, Ramp) else lambda *plain: plain
-            board.power.append(kind(now + point[0] * seconds, point[1]))
+            gpu.power.append(kind(now + point[0] * seconds, point[1]))
     script.write()
     time.sleep(seconds)
     ending = time.monotonic()
@@ -105,16 +105,16 @@ def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
     after = time.monotonic()
     meter.close()
     spans = {}
-    for board in script.boards:
-        first, last = script.looks(before, begun, board.uuid), script.looks(ending, after, board.uuid)
+    for gpu in script.gpus:
+        first, last = script.looks(before, begun, gpu.uuid), script.looks(ending, after, gpu.uuid)
         if first and last:
-            spans[board.uuid] = (
-                board.tick_before(first[-1].at - script.start),
-                board.tick_before(last[-1].at - script.start),
+            spans[gpu.uuid] = (
+                gpu.tick_before(first[-1].at - script.start),
+                gpu.tick_before(last[-1].at - script.start),
             )
     return Seen(
         reading,
-        script.boards,
+        script.gpus,
         spans,
         (before - script.start, after - script.start),
         max((next_one - one for looks in probed for one, next_one in pairwise(looks)), default=0.0),
@@ -125,9 +125,9 @@ def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
 def _assert_right(seen: Seen, uuids: list[str]) -> None:
     """Assert that the energy is the integral of power between two ticks, and the time the time between them."""
     assert [device.device for device in seen.reading.devices] == uuids
-    for device, board in zip(seen.reading.devices, seen.boards, strict=True):
-        began, ended = seen.spans[board.uuid]
-        exact_j = board.energy_j(began, ended)
+    for device, gpu in zip(seen.reading.devices, seen.gpus, strict=True):
+        began, ended = seen.spans[gpu.uuid]
+        exact_j = gpu.energy_j(began, ended)
         assert (device.method, device.source, device.reason) == ("measured", "nvml_total_energy", None)
         assert device.boundary == "gpu_board"
         assert device.energy_j == pytest.approx(exact_j, abs=0.003), "to the counter's last digits"
@@ -145,22 +145,22 @@ def _assert_right(seen: Seen, uuids: list[str]) -> None:
     assert seen.users == 0, "NVML was let go"
 
 
-def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[Board], dict[str, str]]:
+def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[ScriptedGpu], dict[str, str]]:
     """Return eight GPUs with different ticks, phases and powers."""
-    boards, courses = [], {}
+    gpus, courses = [], {}
     for number in range(8):
         uuid = f"GPU-{number:08d}-0000-0000-0000-000000000000"
         tick = tick_ms[number % len(tick_ms)]
-        boards.append(_board(uuid, 45.0 + 80 * number, tick_ms=tick, phase_ms=13 * number % tick))
+        gpus.append(_gpu(uuid, 45.0 + 80 * number, tick_ms=tick, phase_ms=13 * number % tick))
         courses[uuid] = list(COURSES)[number % len(COURSES)]
-    return boards, courses
+    return gpus, courses
 
 
 @pytest.mark.parametrize(("tick_ms", "call_ms"), [slow(20, 0), (100, 4)])
 def test_energy_is_the_integral_of_power_between_two_ticks(
     run: Callable[..., Any], tick_ms: int, call_ms: int
 ) -> None:
-    seen = run(_watch, _board(tick_ms=tick_ms), args=(WORK_S, {A: "step"}), call_ms=call_ms)
+    seen = run(_watch, _gpu(tick_ms=tick_ms), args=(WORK_S, {A: "step"}), call_ms=call_ms)
     _assert_right(seen, [A])
     assert seen.reading.seconds >= WORK_S
     assert seen.reading.read_skew_seconds is None
@@ -170,8 +170,8 @@ def test_energy_is_the_integral_of_power_between_two_ticks(
 
 @pytest.mark.slow
 def test_windows_of_gpus_start_and_end_at_their_own_ticks(run: Callable[..., Any]) -> None:
-    boards = [_board(A, tick_ms=100), _board(B, 100.0, tick_ms=100, phase_ms=50)]
-    seen = run(_watch, *boards, args=(WORK_S, {A: "ramp"}))
+    gpus = [_gpu(A, tick_ms=100), _gpu(B, 100.0, tick_ms=100, phase_ms=50)]
+    seen = run(_watch, *gpus, args=(WORK_S, {A: "ramp"}))
     _assert_right(seen, [A, B])
     (a, b), (c, d) = seen.spans[A], seen.spans[B]
     blur = sum(2.5 * one.uncertainty_j / one.energy_j * one.seconds for one in seen.reading.devices)
@@ -188,8 +188,8 @@ def test_skew_is_the_largest_difference_of_edges() -> None:
 @pytest.mark.parametrize("call_ms", [slow(0), 4])
 @pytest.mark.slow
 def test_eight_gpus_of_different_ticks_and_powers_are_each_right(run: Callable[..., Any], call_ms: int) -> None:
-    boards, courses = _eight()
-    _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
+    gpus, courses = _eight()
+    _assert_right(run(_watch, *gpus, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in gpus])
 
 
 @pytest.mark.slow
@@ -199,8 +199,8 @@ def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: 
 
     def watch(number: int) -> Seen:
         tick_ms, call_ms = cases[number]
-        boards, courses = _eight(tick_ms)
-        script = Script(tmp_path / f"script{number}", boards, call_ms)
+        gpus, courses = _eight(tick_ms)
+        script = Script(tmp_path / f"script{number}", gpus, call_ms)
         script.write()
         seen = nvml.run(nvml.environment(nvml_library, script), _watch, script, 10.0, courses)
         assert isinstance(seen, Seen)
@@ -208,7 +208,7 @@ def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: 
 
     with ThreadPoolExecutor(len(cases)) as pool:
         for seen in pool.map(watch, range(len(cases))):
-            _assert_right(seen, [board.uuid for board in seen.boards])
+            _assert_right(seen, [gpu.uuid for gpu in seen.gpus])
 
 
 @pytest.mark.slow
@@ -216,31 +216,31 @@ def test_gpu_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
     """A step may be anywhere between two samples 0.1 s apart: an uncertainty of ±2.5 % here."""
     watts = {"constant": 70.0, "step": 300.0, "steps": 90.0, "ramp": 200.0}
     sources: dict[str, list[str]] = {"nvml_power_instant": [], "nvml_power_usage": ["fail 186 3", "fail 185 3"]}
-    boards = [
-        Board(f"GPU-{source}-{course}", [(0.0, watts[course])], {"no_counter": 1}, rules=rules)
+    gpus = [
+        ScriptedGpu(f"GPU-{source}-{course}", [(0.0, watts[course])], {"no_counter": 1}, rules=rules)
         for source, rules in sources.items()
         for course in watts
     ]
-    courses = {board.uuid: board.uuid.rpartition("-")[2] for board in boards}
-    seen = run(_watch, *boards, args=(2.05, courses))
+    courses = {gpu.uuid: gpu.uuid.rpartition("-")[2] for gpu in gpus}
+    seen = run(_watch, *gpus, args=(2.05, courses))
     assert seen.reading.tick_seconds == 0.1, "from sample to sample"
-    for device, board in zip(seen.reading.devices, seen.boards, strict=True):
+    for device, gpu in zip(seen.reading.devices, seen.gpus, strict=True):
         assert (device.method, device.reason, device.gain_error) == ("sampled", None, 0.05)
         assert device.source == device.device.split("-")[1]
         assert (device.integral_j, device.integral_reason) == (None, None), "it would be checked against itself"
         assert 2.05 <= device.seconds <= seen.within[1] - seen.within[0]
         # The window is known to the caller to a few ms only, and power is a constant around its edges.
         slack_s = seen.within[1] - seen.within[0] - device.seconds
-        exact_j = board.energy_j(*seen.within) - slack_s * _watts_around(board)
+        exact_j = gpu.energy_j(*seen.within) - slack_s * _watts_around(gpu)
         assert device.energy_j == pytest.approx(exact_j, abs=2.5 * device.uncertainty_j)
         assert 0 < device.uncertainty_j < 0.1 * device.energy_j
-        if courses[board.uuid] == "constant":
+        if courses[gpu.uuid] == "constant":
             assert device.energy_j == pytest.approx(70 * device.seconds, rel=1e-6)
     assert seen.users == 0
 
 
-def _watts_around(board: Board) -> float:
-    return (board.power[0][1] + board.power[-1][1]) / 2
+def _watts_around(gpu: ScriptedGpu) -> float:
+    return (gpu.power[0][1] + gpu.power[-1][1]) / 2
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Run:
         account: What they gave.
         refusals: Why the others gave nothing.
         least_s, most_s: Between which a device's window lies that is cut at ticks of 20 ms.
-        waited: For a tick of which boards, at the end.
+        waited: For a tick of which GPUs, at the end.
         users: Of NVML, once they were closed.
     """
 
@@ -273,7 +273,7 @@ def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, f
         add(counter, 2.0)
     time.sleep(0.2)
     if change is not None:
-        script.boards[0].more |= change
+        script.gpus[0].more |= change
         script.write()
     ending = time.monotonic()
     account = meters.end()
@@ -291,7 +291,7 @@ def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, f
 
 
 def test_energy_of_two_gpus_is_their_sum(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(A, 300), _board(B, 100), args=("nvml", [A, B]))
+    seen = run(_measure, _gpu(A, 300), _gpu(B, 100), args=("nvml", [A, B]))
     assert (seen.refusals, seen.users) == ({}, 0)
     first, second = seen.account.devices
     assert (first.device, second.device) == (A, B)
@@ -304,7 +304,7 @@ def test_energy_of_two_gpus_is_their_sum(run: Callable[..., Any]) -> None:
 
 
 def test_gpu_listed_twice_counts_once(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(), args=("nvml", [A, A]))
+    seen = run(_measure, _gpu(), args=("nvml", [A, A]))
     assert [device.device for device in seen.account.devices] == [A]
 
 
@@ -319,7 +319,7 @@ def _assert_lost(account: Account, reason: str) -> None:
 
 
 def test_gpu_lost_in_the_window_has_no_energy(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(A), _board(B), args=("nvml", [A, B], {"lost_at": 0.0}))
+    seen = run(_measure, _gpu(A), _gpu(B), args=("nvml", [A, B], {"lost_at": 0.0}))
     _assert_lost(seen.account, "nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
     other = seen.account.devices[1]
     assert seen.least_s <= other.energy_j / 300 <= seen.most_s, "it is read all the same"
@@ -328,7 +328,7 @@ def test_gpu_lost_in_the_window_has_no_energy(run: Callable[..., Any]) -> None:
 
 
 def test_a_counter_reset_in_the_window_leaves_sampled_power(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(), args=("nvml", [A], {"reset_at": 0.0}))
+    seen = run(_measure, _gpu(), args=("nvml", [A], {"reset_at": 0.0}))
     (device,) = seen.account.devices
     assert (device.method, device.source) == ("sampled", "nvml_power_instant")
     assert device.counter_reason.startswith("the energy counter did not rise (from 5")
@@ -342,7 +342,7 @@ def _reset_unseen(script: Script) -> Reading:
     meter = NvmlMeter()
     meter.open([A])
     meter.begin()
-    script.boards[0].more["reset_at"] = script.now() + 1
+    script.gpus[0].more["reset_at"] = script.now() + 1
     script.write()
     time.sleep(2.2)
     reading = meter.end()
@@ -353,7 +353,7 @@ def _reset_unseen(script: Script) -> Reading:
 @pytest.mark.slow
 def test_hidden_counter_reset_is_detected_by_the_integral(run: Callable[..., Any]) -> None:
     """The counter rose by half of the energy: sampled power disagrees, which is a warning."""
-    (device,) = run(_reset_unseen, _board(counter_mj=0)).devices
+    (device,) = run(_reset_unseen, _gpu(counter_mj=0)).devices
     assert device.energy_j < 0.7 * 300 * device.seconds
     assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.03)
     account = Account((device,), Total(device.energy_j, "measured"), device.seconds, 0.02)
@@ -362,7 +362,7 @@ def test_hidden_counter_reset_is_detected_by_the_integral(run: Callable[..., Any
 
 
 def test_a_counter_that_stands_still_gives_no_energy(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(watts=0), args=("nvml", [A]))
+    seen = run(_measure, _gpu(watts=0), args=("nvml", [A]))
     _assert_lost(seen.account, "the energy counter stood still for 0.5 s (at 5000000000 mJ)")
     assert seen.account.tick_seconds is None
 
@@ -371,7 +371,7 @@ def _lost_between_windows(script: Script) -> list[Account]:
     meters = Meters.open("nvml", [A])
     accounts = []
     for lost_at in (1e9, 0.0, 1e9):
-        script.boards[0].more["lost_at"] = lost_at
+        script.gpus[0].more["lost_at"] = lost_at
         script.write()
         meters.begin()
         accounts.append(meters.end())
@@ -381,7 +381,7 @@ def _lost_between_windows(script: Script) -> list[Account]:
 
 
 def test_windows_are_independent(run: Callable[..., Any]) -> None:
-    first, second, third = run(_lost_between_windows, _board())
+    first, second, third = run(_lost_between_windows, _gpu())
     assert first.total.energy_j > 0
     _assert_lost(second, "GPU is lost")
     assert third.total.energy_j > 0
@@ -397,28 +397,32 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("boards", "reason"),
+    ("gpus", "reason"),
     [
         pytest.param(
-            [_board(no_counter=1, no_power_reading=1)],
+            [_gpu(no_counter=1, no_power_reading=1)],
             f"NVML: {A}: no energy counter (GPUs have one since Volta), and power cannot be read",
             id="old",
         ),
-        pytest.param([_board(mig=1)], f"NVML: {A}: MIG is on", id="mig"),
-        pytest.param([_board(lost_at=0)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
-        pytest.param([_board(B)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
-        pytest.param([_board(A), _board(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
+        pytest.param([_gpu(mig=1)], f"NVML: {A}: MIG is on", id="mig"),
+        pytest.param([_gpu(lost_at=0)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
+        pytest.param([_gpu(B)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
+        pytest.param([_gpu(A), _gpu(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
         pytest.param(
-            [Board(A, [(0.0, 300.0)], {"tick_ms": 20}, rules=["fail nvmlDeviceGetTotalEnergyConsumption 999"])],
+            [
+                ScriptedGpu(
+                    A, [(0.0, 300.0)], {"tick_ms": 20}, rules=["fail nvmlDeviceGetTotalEnergyConsumption 999"]
+                )
+            ],
             f"NVML: {A}: nvmlDeviceGetTotalEnergyConsumption: Unknown Error",
             id="unknown error of a counter, which does not mean a GPU without one",
         ),
     ],
 )
 def test_gpu_that_cannot_be_metered_is_refused_with_a_reason(
-    run: Callable[..., Any], boards: list[Board], reason: str
+    run: Callable[..., Any], gpus: list[ScriptedGpu], reason: str
 ) -> None:
-    message, users = run(_refusal, *boards, args=([A, B] if len(boards) == 2 else [A],))
+    message, users = run(_refusal, *gpus, args=([A, B] if len(gpus) == 2 else [A],))
     assert message.startswith(reason)
     assert users == 0
 
@@ -459,7 +463,7 @@ def test_without_a_gpu_the_meter_refuses_to_open() -> None:
 def test_auto_reads_nvml_first_and_rapl_too(run: Callable[..., Any], tmp_path: Path) -> None:
     powercap = Powercap(tmp_path / "powercap")
     powercap.zone("intel-rapl:0", "package-0")
-    seen = run(_measure, _board(), args=("auto", [A]))
+    seen = run(_measure, _gpu(), args=("auto", [A]))
     account = seen.account
     assert seen.refusals == {}
     assert account.total.boundary == "gpu_board"
@@ -469,7 +473,7 @@ def test_auto_reads_nvml_first_and_rapl_too(run: Callable[..., Any], tmp_path: P
 
 
 def test_auto_without_rapl_has_a_reason_for_no_cpu_energy(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(), args=("auto", [A]))
+    seen = run(_measure, _gpu(), args=("auto", [A]))
     assert seen.account.total.boundary == "gpu_board"
     assert set(seen.refusals) == {"rapl"}
     cpu = seen.account.over("cpu_package")
@@ -477,20 +481,20 @@ def test_auto_without_rapl_has_a_reason_for_no_cpu_energy(run: Callable[..., Any
 
 
 def test_auto_reads_rapl_if_the_gpu_cannot_be_metered(run: Callable[..., Any], tmp_path: Path) -> None:
-    board = _board(no_counter=1, no_power_reading=1)
-    seen = run(_measure, board, args=("auto", [A]))
+    gpu = _gpu(no_counter=1, no_power_reading=1)
+    seen = run(_measure, gpu, args=("auto", [A]))
     assert set(seen.refusals) == {"nvml", "rapl", "estimate"}
     total = seen.account.total
     assert (total.energy_j, total.method) == (None, "unavailable")
     assert "no energy counter" in total.reason
     Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0")
-    seen = run(_measure, board, args=("auto", [A]))
+    seen = run(_measure, gpu, args=("auto", [A]))
     assert set(seen.refusals) == {"nvml"}
     assert seen.account.total.boundary == "cpu_package"
 
 
 def test_sum_with_a_sampled_gpu_is_sampled(run: Callable[..., Any]) -> None:
-    seen = run(_measure, _board(A), _board(B, no_counter=1), args=("nvml", [A, B]))
+    seen = run(_measure, _gpu(A), _gpu(B, no_counter=1), args=("nvml", [A, B]))
     total = seen.account.total
     assert (total.method, total.source) == ("sampled", "nvml_total_energy+nvml_power_instant")
     assert total.energy_j == sum(device.energy_j for device in seen.account.devices)
@@ -502,24 +506,24 @@ CODES = [*range(1, 30), 999]  # all of nvmlReturn_t except success
 def _with_errors(script: Script) -> Seen:
     """Measure GPUs whose counter fails before or within the window; their UUID determines which."""
     meter = NvmlMeter()
-    meter.open([board.uuid for board in script.boards])
+    meter.open([gpu.uuid for gpu in script.gpus])
     for moment in ("begin", "end"):
-        for board in script.boards:
-            _, when, code = board.uuid.split("-")
+        for gpu in script.gpus:
+            _, when, code = gpu.uuid.split("-")
             if when == moment:
-                board.rules.append(f"fail nvmlDeviceGetTotalEnergyConsumption {code}")
+                gpu.rules.append(f"fail nvmlDeviceGetTotalEnergyConsumption {code}")
         script.write()
         if moment == "begin":
             meter.begin()
             time.sleep(0.1)
     reading = meter.end()
     meter.close()
-    return Seen(reading, script.boards, {}, (0.0, 0.0), 0.0, script.users())
+    return Seen(reading, script.gpus, {}, (0.0, 0.0), 0.0, script.users())
 
 
 def test_every_error_of_the_counter_leaves_sampled_power_and_its_reason(run: Callable[..., Any]) -> None:
     uuids = [f"GPU-{moment}-{code}" for moment in ("begin", "end") for code in CODES]
-    seen = run(_with_errors, *map(_board, [*uuids, "GPU-no-error"]))
+    seen = run(_with_errors, *map(_gpu, [*uuids, "GPU-no-error"]))
     *failed, fine = seen.reading.devices
     for device in failed:
         code = int(device.device.rpartition("-")[2])
@@ -546,11 +550,11 @@ CALLS = {
 }
 
 
-def _whole_board(name: str, code: int) -> Board:
+def _whole_board(name: str, code: int) -> ScriptedGpu:
     """Return a GPU whose calls of *name* fail with *code*."""
     rules = [f"fail {function} {code}" for function in CALLS[name]]
     rules += ["sm_clock 0 1980", "memory_clock 0 2619", "throttle power 0 0.5", "throttle sw_thermal 0 0"]
-    return Board(f"GPU-{name}-{code}", [(0.0, 300.0)], {"tick_ms": 20, "temperature": "0 60"}, rules=rules)
+    return ScriptedGpu(f"GPU-{name}-{code}", [(0.0, 300.0)], {"tick_ms": 20, "temperature": "0 60"}, rules=rules)
 
 
 def test_failing_call_loses_only_its_own_values(run: Callable[..., Any]) -> None:
@@ -588,8 +592,8 @@ def _warming(script: Script) -> tuple[Reading, float]:
     meter = NvmlMeter()
     meter.open([A])
     now = script.now()
-    (board,) = script.boards
-    board.rules += [
+    (gpu,) = script.gpus
+    gpu.rules += [
         "temperature 0 40",
         f"temperature {now + 0.6} 83",
         f"temperature {now + 1.7} 70",
@@ -610,7 +614,7 @@ def _warming(script: Script) -> tuple[Reading, float]:
 
 @pytest.mark.slow
 def test_conditions_are_those_of_the_window(run: Callable[..., Any]) -> None:
-    reading, most_s = run(_warming, _board())
+    reading, most_s = run(_warming, _gpu())
     (device,) = reading.devices
     known = device.conditions
     assert (known.start_temperature_c, known.peak_temperature_c, known.end_temperature_c) == (40, 83, 70)
@@ -645,9 +649,9 @@ SHARES = {
 def test_every_throttle_reason_is_reported_by_name(
     run: Callable[..., Any], rules: list[Any], unreported: set[str]
 ) -> None:
-    board = _board()
-    board.rules += [*rules, *(f"throttle {reason} 0 {share}" for reason, share in SHARES.items())]
-    (device,) = run(_watch, board, args=(0.5, {})).reading.devices
+    gpu = _gpu()
+    gpu.rules += [*rules, *(f"throttle {reason} 0 {share}" for reason, share in SHARES.items())]
+    (device,) = run(_watch, gpu, args=(0.5, {})).reading.devices
     throttled = device.conditions.throttled_seconds
     assert set(throttled) == SHARES.keys() - unreported
     for reason, seconds in throttled.items():
@@ -656,14 +660,14 @@ def test_every_throttle_reason_is_reported_by_name(
 
 def test_early_drivers_settings_are_not_taken_for_counters(run: Callable[..., Any]) -> None:
     """Later drivers have counters under these field ids, the first ones of their branches do not."""
-    board = _board(early_driver=1)
-    board.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
-    (device,) = run(_watch, board, args=(0.2, {})).reading.devices
+    gpu = _gpu(early_driver=1)
+    gpu.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
+    (device,) = run(_watch, gpu, args=(0.2, {})).reading.devices
     assert set(device.conditions.throttled_seconds) == {"power"}
 
 
 def test_slow_snapshots_at_both_edges_are_outside_the_window(run: Callable[..., Any]) -> None:
-    seen = run(_watch, _board(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
+    seen = run(_watch, _gpu(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
     began, ended = seen.spans[A]
     (device,) = seen.reading.devices
     assert device.energy_j == pytest.approx(300 * (ended - began), abs=0.003)
@@ -672,7 +676,7 @@ def test_slow_snapshots_at_both_edges_are_outside_the_window(run: Callable[..., 
 
 def _powers(script: Script) -> dict[str, float | None]:
     """Read a GPU's power from every source, 0.4 s after a step up."""
-    script.boards[0].power.append((script.now() + 1, 500.0))
+    script.gpus[0].power.append((script.now() + 1, 500.0))
     script.write()
     time.sleep(1.4)
     with Nvml() as opened:
@@ -681,7 +685,7 @@ def _powers(script: Script) -> dict[str, float | None]:
 
 
 def test_only_instant_power_follows_a_step_at_once(run: Callable[..., Any]) -> None:
-    powers = run(_powers, _board(watts=100.0, averages=1))
+    powers = run(_powers, _gpu(watts=100.0, averages=1))
     assert powers["nvml_power_instant"] == 500
     assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
 
@@ -691,8 +695,8 @@ def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]]
 
 
 def test_environment_has_gpu_and_driver(run: Callable[..., Any]) -> None:
-    board = _board(name="Scripted H100 80GB", power_limit_w=700, memory_mb=85_520, persistence=1)
-    gpus, users = run(_environment, board, args=([A, B],), driver="580.1")
+    gpu = _gpu(name="Scripted H100 80GB", power_limit_w=700, memory_mb=85_520, persistence=1)
+    gpus, users = run(_environment, gpu, args=([A, B],), driver="580.1")
     known, unknown = gpus
     assert {name: value for name, value in known.items() if value is not None} == {
         "uuid": A,

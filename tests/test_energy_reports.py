@@ -293,8 +293,8 @@ def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
 
 def _step(script: Script) -> tuple[DeviceReading, str | None]:
     """Measure 2.5 s in which the GPU draws more than before."""
-    meters = Meters.open("nvml", [board.uuid for board in script.boards])
-    script.boards[0].power.append((script.now() + 0.05, 500.0))
+    meters = Meters.open("nvml", [gpu.uuid for gpu in script.gpus])
+    script.gpus[0].power.append((script.now() + 0.05, 500.0))
     script.write()
     meters.begin()
     time.sleep(2.5)
@@ -309,8 +309,8 @@ def test_counter_is_not_checked_against_averaged_power(
 ) -> None:
     """The driver has only ``nvmlDeviceGetPowerUsage``, an average since Ampere except on GA100."""
     known: dict[str, str | float] = {"tick_ms": 20, "capability": capability, "averages": averages}
-    board = nvml.Board("GPU-1", [(0, 100.0)], known, rules=["fail 186 3", "fail 185 3"])
-    script = Script(tmp_path / "nvml.script", [board])
+    gpu = nvml.ScriptedGpu("GPU-1", [(0, 100.0)], known, rules=["fail 186 3", "fail 185 3"])
+    script = Script(tmp_path / "nvml.script", [gpu])
     script.write()
     device, invalid = nvml.run(nvml.environment(nvml_library, script), _step, script)
     assert device.method == "measured"

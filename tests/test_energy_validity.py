@@ -26,7 +26,7 @@ from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
 from tests.support.measured import pass_window
-from tests.support.nvml import Board, Script
+from tests.support.nvml import Script, ScriptedGpu
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
 from tests.support.warned import texts
@@ -120,27 +120,29 @@ def test_meter_of_unknown_tick_is_checked() -> None:
 SECONDS = 1.0
 
 
-def _board(
+def _gpu(
     name: str, /, gain: float = 1.0, tick_ms: float = 20, module_w: float | None = None, **more: Any
-) -> Board:
+) -> ScriptedGpu:
     known = {"tick_ms": tick_ms, "counter_mj": 5e9, "counter_gain": gain, "name": "NVIDIA H100 80GB HBM3", **more}
-    return Board(f"GPU-{name}", [(0.0, 300.0)], known, module_power=[] if module_w is None else [(0.0, module_w)])
+    return ScriptedGpu(
+        f"GPU-{name}", [(0.0, 300.0)], known, module_power=[] if module_w is None else [(0.0, module_w)]
+    )
 
 
 BOARDS = [
-    _board("right"),
-    _board("wrong", gain=0.57),
-    _board("module", name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1),
-    _board("board-of-module", name="NVIDIA GH200 480GB", module_w=520.0),
-    _board("module-by-name", name="NVIDIA GB200", gain=520 / 300),
-    _board("module-wrong", name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1, gain=0.8),
-    _board("slow", tick_ms=1000),
-    _board("slow-module", tick_ms=1000, name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1),
+    _gpu("right"),
+    _gpu("wrong", gain=0.57),
+    _gpu("module", name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1),
+    _gpu("board-of-module", name="NVIDIA GH200 480GB", module_w=520.0),
+    _gpu("module-by-name", name="NVIDIA GB200", gain=520 / 300),
+    _gpu("module-wrong", name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1, gain=0.8),
+    _gpu("slow", tick_ms=1000),
+    _gpu("slow-module", tick_ms=1000, name="NVIDIA GH200 480GB", module_w=520.0, counts_module=1),
 ]
 
 
 def _measured(script: Script) -> tuple[Account, dict[str, str]]:
-    meters = Meters.open("nvml", [board.uuid for board in script.boards])
+    meters = Meters.open("nvml", [gpu.uuid for gpu in script.gpus])
     meters.begin()
     time.sleep(SECONDS)
     account = meters.end()
@@ -156,7 +158,7 @@ def measured(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     account, refusals = nvml.run(nvml.environment(nvml_library, script), _measured, script)
     assert refusals == {}
     by_name = {device.device.removeprefix("GPU-"): device for device in account.devices}
-    assert [*by_name] == [board.uuid.removeprefix("GPU-") for board in BOARDS]
+    assert [*by_name] == [gpu.uuid.removeprefix("GPU-") for gpu in BOARDS]
     return lambda name: by_name[name]
 
 

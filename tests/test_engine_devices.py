@@ -34,7 +34,7 @@ TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
 
 
 @pytest.mark.parametrize(
-    ("backend", "torch", "boards", "leased"),
+    ("backend", "torch", "visible", "leased"),
     [
         ("vllm", None, TWO, {CPU, A, B}),
         ("vllm", "2.13.0+cpu", TWO, {CPU, A, B}),
@@ -45,12 +45,12 @@ TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
     ],
 )
 def test_engine_with_unknown_devices_leases_all_possible_ones(
-    monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, boards: VisibleGpus, leased: set[str]
+    monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, visible: VisibleGpus, leased: set[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "package_versions", lambda python: {"torch": torch} if torch else {})
     for module in (devices, hardware):
-        monkeypatch.setattr(module, "visible_gpus", lambda: boards)
+        monkeypatch.setattr(module, "visible_gpus", lambda: visible)
     config = ExperimentConfig(model="m", backend=backend)
     assert set(possible_devices(config, None)) == leased
 
@@ -59,15 +59,15 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
 
 
 def test_number_among_different_gpus_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
-    boards = [nvml.Board(uuid, [(0.0, 50.0)], {"name": name}) for uuid, name in ((A, "H100"), (B, "L4"))]
-    script = nvml.Script(tmp_path / "script", boards)
+    gpus = [nvml.ScriptedGpu(uuid, [(0.0, 50.0)], {"name": name}) for uuid, name in ((A, "H100"), (B, "L4"))]
+    script = nvml.Script(tmp_path / "script", gpus)
     script.write()
     env = nvml.environment(nvml_library, script) | {"CUDA_VISIBLE_DEVICES": "0"}
     env.pop("CUDA_DEVICE_ORDER", None)
     seen = nvml.run(env, visible_gpus)
     assert (len(seen.all), seen.first, seen.is_ambiguous) == (2, None, True)
     seen = nvml.run(env | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, visible_gpus)
-    assert ([board.uuid for board in seen.all], seen.is_ambiguous) == ([A], False)
+    assert ([gpu.uuid for gpu in seen.all], seen.is_ambiguous) == ([A], False)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_meters_read_the_devices_of_the_loaded_engine(
     from noop_engine import NoopEngine
 
     class Spread(NoopEngine):
-        """May run on both boards, and is loaded on some."""
+        """May run on both GPUs, and is loaded on some."""
 
         def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
             super().__init__(config, context)

@@ -69,7 +69,7 @@ def run_subprocess(pytester: pytest.Pytester, write: Callable[..., list[str]]) -
 def scripted_gpus(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
     """Return a function that makes NVML in child processes report scripted GPUs."""
 
-    def install(*given: nvml.Board) -> Script:
+    def install(*given: nvml.ScriptedGpu) -> Script:
         script = nvml.Script(tmp_path / "nvml.script", list(given))
         script.write()
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -83,7 +83,7 @@ def scripted_gpus(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def scripted_gpu(scripted_gpus: Callable[..., Script]) -> Script:
     """Make NVML in child processes report one GPU, which draws 200 W."""
-    return scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
+    return scripted_gpus(nvml.ScriptedGpu(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
 
 
 def properties(pytester: pytest.Pytester) -> dict[str, dict[str, str]]:
@@ -125,7 +125,7 @@ def test_it(energy_meter):
         self, run_subprocess: Run, scripted_gpus: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
-        scripted_gpus(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        scripted_gpus(*(nvml.ScriptedGpu(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", other)
         run_subprocess(
             f"""
@@ -143,7 +143,7 @@ def test_it(energy_meter):
         self, run_subprocess: Run, scripted_gpus: Callable[..., Script]
     ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
-        scripted_gpus(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        scripted_gpus(*(nvml.ScriptedGpu(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
         run_subprocess(
             f"""
 import time
@@ -378,7 +378,7 @@ class TestEnergyBudget:
     def test_budget_is_not_met_by_energy_that_cannot_be_read(
         self, run_subprocess: Run, scripted_gpus: Callable[..., Script], pytester: pytest.Pytester
     ) -> None:
-        scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
+        scripted_gpus(nvml.ScriptedGpu(GPU, [(0, WATTS)], {"mig": 1}))
         done = run_subprocess(
             """
 import pytest
@@ -401,7 +401,7 @@ def test_it(allow): pass
     def test_a_window_of_too_few_ticks_is_not_judged(
         self, run_subprocess: Run, scripted_gpus: Callable[..., Script]
     ) -> None:
-        scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
+        scripted_gpus(nvml.ScriptedGpu(GPU, [(0, WATTS)], {"tick_ms": 20}))
         source = """
 import time, pytest
 @pytest.mark.energy_budget(joules=1e6)

@@ -20,12 +20,12 @@ import pytest
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpu_state import GpuSensors, GpuState
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, Gaps
+from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, CoolDown
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml, sensors
 from tests.support.marks import slow
-from tests.support.nvml import Board, Script
+from tests.support.nvml import Script, ScriptedGpu
 from tests.support.processes import wait_until
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -64,8 +64,8 @@ class Host:
         self.held = 0
         self.looks: list[float] = []
         self.sleeps: list[float] = []
-        self.gaps = Gaps(sensors=self._sensors, sleep=self._sleep, clock=lambda: self.now)
-        self.gaps.note_first()
+        self.cool_down = CoolDown(sensors=self._sensors, sleep=self._sleep, clock=lambda: self.now)
+        self.cool_down.record_target()
 
     @contextmanager
     def _sensors(self) -> Iterator[Callable[[], Looked]]:
@@ -85,7 +85,7 @@ class Host:
     def wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> tuple[float, str]:
         assert self.held == 0
         before = self.now
-        record = self.gaps.wait(gap, at_least)
+        record = self.cool_down.wait(gap, at_least)
         assert self.held == 0, "NVML is released"
         assert record.seconds == self.now - before
         return record.seconds, record.reason
@@ -149,7 +149,7 @@ def test_lower_of_two_first_readings_counts() -> None:
     for one, other in [(_one(60, 70.0), _one(40, 300.0)), (_one(40, 70.0), _one(60, 300.0))]:
         host = Host((0, one), (1, other), (2, _one(45, 90.0)), (20, _one(40, 70.0)))
         host.now = 1.0
-        host.gaps.note_first()
+        host.cool_down.record_target()
         host.now = 2.0
         assert host.wait("auto") == (18.0, "target")
 
@@ -161,7 +161,7 @@ def test_unreadable_power_is_not_waited_for() -> None:
 def test_automatic_gap_without_temperature_is_skipped() -> None:
     for first in ({}, _one(None)):
         host = Host((0, first))
-        assert host.gaps.wait("auto") == UNREAD
+        assert host.cool_down.wait("auto") == UNREAD
         assert host.looks == [0.0], "at first, and never again"
 
 
@@ -181,8 +181,8 @@ def test_fixed_gap_and_cycle_gap_take_the_longer(gap: float, at_least: float, se
 
 def test_fixed_gap_is_kept_though_a_sleep_ends_early() -> None:
     host = Host((0, {}))
-    host.gaps.sleep = lambda seconds: host._sleep(seconds / 2 if seconds > 0.01 else seconds)
-    assert host.gaps.wait(10.0).seconds >= 10.0
+    host.cool_down.sleep = lambda seconds: host._sleep(seconds / 2 if seconds > 0.01 else seconds)
+    assert host.cool_down.wait(10.0).seconds >= 10.0
     assert len(host.sleeps) > 1
 
 
@@ -194,7 +194,7 @@ def test_gap_longer_than_one_sleep_is_kept() -> None:
 
 def test_gap_of_zero_is_skipped() -> None:
     host = Host((0, _one(90)))
-    assert host.gaps.wait(0.0) == UNWANTED
+    assert host.cool_down.wait(0.0) == UNWANTED
     assert host.sleeps == []
 
 
@@ -223,10 +223,10 @@ def test_interrupted_gap_releases_nvml() -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    gaps = Gaps(sensors=Interrupted, sleep=interrupt)
-    gaps.note_first()
+    cool_down = CoolDown(sensors=Interrupted, sleep=interrupt)
+    cool_down.record_target()
     with pytest.raises(KeyboardInterrupt):
-        gaps.wait("auto")
+        cool_down.wait("auto")
     assert Interrupted.left == 2
 
 
@@ -267,8 +267,8 @@ LookAt = Callable[..., tuple[Looked, int, int]]
 def look(nvml_library: Path, tmp_path: Path) -> LookAt:
     """Read scripted GPUs once, in a new process with the given environment."""
 
-    def call(*boards: Board, **env: str) -> tuple[Looked, int, int]:
-        script = Script(tmp_path / "script", list(boards))
+    def call(*gpus: ScriptedGpu, **env: str) -> tuple[Looked, int, int]:
+        script = Script(tmp_path / "script", list(gpus))
         script.write()
         seen, held, left = nvml.run(nvml.environment(nvml_library, script) | env, sensors.read_and_release, script)
         return seen, held, left
@@ -276,35 +276,35 @@ def look(nvml_library: Path, tmp_path: Path) -> LookAt:
     return call
 
 
-def _board(uuid: str = A, celsius: int | None = 35, watts: float = 70.0, **more: Any) -> Board:
-    return Board(uuid, [(0.0, watts)], {**({"temperature": f"0 {celsius}"} if celsius else {}), **more})
+def _gpu(uuid: str = A, celsius: int | None = 35, watts: float = 70.0, **more: Any) -> ScriptedGpu:
+    return ScriptedGpu(uuid, [(0.0, watts)], {**({"temperature": f"0 {celsius}"} if celsius else {}), **more})
 
 
 def test_temperature_and_power_of_every_gpu(look: LookAt) -> None:
-    seen, held, left = look(_board(), _board(B, 48, 412.5, old_driver=1))
+    seen, held, left = look(_gpu(), _gpu(B, 48, 412.5, old_driver=1))
     assert seen == {A: GpuState(35.0, 70.0, 0), B: GpuState(48.0, 412.5, 0)}
     assert (held, left) == (1, 0)
 
 
 def test_unsupported_readings_are_none(look: LookAt) -> None:
-    seen, _, _ = look(_board(celsius=None, no_memory=1), _board(B, no_power_reading=1, used_mb="0 512"))
+    seen, _, _ = look(_gpu(celsius=None, no_memory=1), _gpu(B, no_power_reading=1, used_mb="0 512"))
     assert seen == {A: GpuState(None, 70.0, None), B: GpuState(35.0, None, 512_000_000)}
 
 
 def test_impossible_readings_are_none(look: LookAt) -> None:
-    seen, _, _ = look(_board(celsius=4000, watts=4e6))
+    seen, _, _ = look(_gpu(celsius=4000, watts=4e6))
     assert seen == {A: GpuState(None, None, 0)}
 
 
 def test_lost_gpu_is_left_out_and_keeps_its_index(look: LookAt) -> None:
-    boards = [_board(A, lost_at=0), _board(B)]
-    assert set(look(*boards)[0]) == {B}
-    assert set(look(*boards, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
+    gpus = [_gpu(A, lost_at=0), _gpu(B)]
+    assert set(look(*gpus)[0]) == {B}
+    assert set(look(*gpus, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
 
 
 def test_only_visible_gpus_are_read(look: LookAt) -> None:
-    assert set(look(_board(A), _board(B), CUDA_VISIBLE_DEVICES="1")[0]) == {B}
-    different = [_board(A, name="Small"), _board(B, name="Large")]
+    assert set(look(_gpu(A), _gpu(B), CUDA_VISIBLE_DEVICES="1")[0]) == {B}
+    different = [_gpu(A, name="Small"), _gpu(B, name="Large")]
     assert set(look(*different, CUDA_VISIBLE_DEVICES="1")[0]) == {A, B}
     assert set(look(*different, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
 
@@ -418,7 +418,7 @@ def test_automatic_gap_without_nvml_is_skipped(
 @pytest.fixture
 def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Give later runs of pytest a GPU at 35 °C and 70 W."""
-    script = Script(tmp_path / "script", [_board()])
+    script = Script(tmp_path / "script", [_gpu()])
     script.write()
     for name, value in nvml.environment(nvml_library, script).items():
         monkeypatch.setenv(name, value)

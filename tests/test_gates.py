@@ -421,7 +421,7 @@ class TestBaselines:
         write_study("second.yaml", sweep={"noop.size": [3]})
         run = run_pytest("--llem-save", "main", files=["study.yaml", "second.yaml"])
         assert run.ret == 1
-        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have this name, *"])
+        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies have this name, *"])
         assert not (study.root / ".llem").exists()
 
     def test_item_without_a_gate_is_an_error(self, study: Study) -> None:

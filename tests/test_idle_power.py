@@ -323,8 +323,8 @@ def _idle_and_window(script: Any, busy_s: Any) -> Any:
 @pytest.fixture
 def on_gpu(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     def call(*power: Any, **more: Any) -> Any:
-        board = nvml.Board(A, list(power), {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
-        script = nvml.Script(tmp_path / "script", [board])
+        gpu = nvml.ScriptedGpu(A, list(power), {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
+        script = nvml.Script(tmp_path / "script", [gpu])
         script.write()
         return nvml.run(nvml.environment(nvml_library, script), _idle_and_window, script, 0.05)
 

@@ -183,8 +183,8 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
-    boards = [nvml.Board(uuid, [(0.0, watts)], {"tick_ms": 20}) for uuid, watts in ((A, 70.0), (B, 95.0))]
-    script = nvml.Script(tmp_path / "script", boards)
+    gpus = [nvml.ScriptedGpu(uuid, [(0.0, watts)], {"tick_ms": 20}) for uuid, watts in ((A, 70.0), (B, 95.0))]
+    script = nvml.Script(tmp_path / "script", gpus)
     script.write()
     for name, value in nvml.environment(nvml_library, script).items():
         monkeypatch.setenv(name, value)

@@ -60,33 +60,33 @@ def _change(tail: Any) -> None:
 
 
 @pytest.fixture
-def board(tmp_path: Path, nvml_library: Path, noop_engine: None) -> Callable[..., Any]:
+def gpu(tmp_path: Path, nvml_library: Path, noop_engine: None) -> Callable[..., Any]:
     """Return a function that measures on a scripted GPU, and returns the result and the GPU's power over time."""
 
     def run(more: Any = None, rules: Any = (), call_ms: float = 0.0, others: Any = (), **changes: Any) -> Any:
-        board = nvml.Board(GPU, [(0, IDLE_W)], dict(more or {}), rules=list(rules))
-        script = nvml.Script(tmp_path / "nvml.script", [*others, board], call_ms)
+        gpu = nvml.ScriptedGpu(GPU, [(0, IDLE_W)], dict(more or {}), rules=list(rules))
+        script = nvml.Script(tmp_path / "nvml.script", [*others, gpu], call_ms)
         script.write()
         env = nvml.environment(nvml_library, script) | {"LLEM_POWERCAP_ROOT": str(tmp_path / "powercap")}
         result = nvml.run(env, measure, changes)
         its_own = Path(script.path).read_text().rpartition("device ")[2]
         lines = re.findall(r"^power (\S+) (\S+)$", its_own, re.MULTILINE)
-        return result, nvml.Board(GPU, [(float(at), float(watts)) for at, watts in lines])
+        return result, nvml.ScriptedGpu(GPU, [(float(at), float(watts)) for at, watts in lines])
 
     return run
 
 
-def known_energy_j(board: Any, passes: Any) -> Any:
+def known_energy_j(gpu: Any, passes: Any) -> Any:
     """Return the energy of a pass, from the start of work in the window's first pass to its end in the last."""
-    edges = [at for at, _ in board.power]
-    return board.energy_j(edges[-4 * passes], edges[-1]) / passes
+    edges = [at for at, _ in gpu.power]
+    return gpu.energy_j(edges[-4 * passes], edges[-1]) / passes
 
 
 @pytest.mark.parametrize(("seconds", "tick_ms", "call_ms"), [slow(1.0, 20, 0), (2.0, 100, 4)])
 def test_energy_per_token_is_right_for_any_window_length(
-    board: Callable[..., Any], seconds: float, tick_ms: int, call_ms: int
+    gpu: Callable[..., Any], seconds: float, tick_ms: int, call_ms: int
 ) -> None:
-    result, drawn = board(
+    result, drawn = gpu(
         {"tick_ms": tick_ms, "counter_mj": 5_000_000_000},
         call_ms=call_ms,
         measurement={"min_window_seconds": seconds},
@@ -119,10 +119,10 @@ def test_energy_per_token_is_right_for_any_window_length(
 
 
 @pytest.mark.slow
-def test_two_gpus_have_their_own_energy_and_a_token_the_sum(board: Callable[..., Any]) -> None:
+def test_two_gpus_have_their_own_energy_and_a_token_the_sum(gpu: Callable[..., Any]) -> None:
     """The GPUs tick at different times and rates."""
-    other = nvml.Board("GPU-other", [(0, 50.0)], {"tick_ms": 100, "phase_ms": 30})
-    result, drawn = board(
+    other = nvml.ScriptedGpu("GPU-other", [(0, 50.0)], {"tick_ms": 100, "phase_ms": 30})
+    result, drawn = gpu(
         others=[other],
         gpus=["GPU-other", GPU],
         measurement={"min_window_seconds": 1.5},
@@ -145,8 +145,8 @@ def test_two_gpus_have_their_own_energy_and_a_token_the_sum(board: Callable[...,
 
 
 @pytest.mark.slow
-def test_active_energy_is_the_energy_of_the_work(board: Callable[..., Any]) -> None:
-    result, drawn = board(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
+def test_active_energy_is_the_energy_of_the_work(gpu: Callable[..., Any]) -> None:
+    result, drawn = gpu(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
     assert result["idle_power"]["idle_power_w"] == pytest.approx(IDLE_W, rel=0.01)
     passes, metrics = result["window"]["passes"], result["metrics"]
     edges = [at for at, _ in drawn.power]
@@ -157,9 +157,9 @@ def test_active_energy_is_the_energy_of_the_work(board: Callable[..., Any]) -> N
 
 
 @pytest.mark.slow
-def test_prefill_and_decode_have_their_scripted_energies(board: Callable[..., Any]) -> None:
+def test_prefill_and_decode_have_their_scripted_energies(gpu: Callable[..., Any]) -> None:
     measurement = {"min_window_seconds": 1.0, "prefill_split": True}
-    result, drawn = board(measurement=measurement, baseline={"enabled": False})
+    result, drawn = gpu(measurement=measurement, baseline={"enabled": False})
     window, prefill, metrics = result["window"], result["prefill_window"], result["metrics"]
     edges = [at for at, _ in drawn.power]
     first = len(edges) - 4 * prefill["passes"]
@@ -181,11 +181,11 @@ def test_prefill_and_decode_have_their_scripted_energies(board: Callable[..., An
 
 
 def test_gpu_lost_in_the_window_has_no_energy_and_warns_first(
-    board: Callable[..., Any],
+    gpu: Callable[..., Any],
 ) -> None:
     """RAPL cannot be read either, as on most machines with GPUs: the GPU's reason is reported all the same."""
     quick = {"measurement": {"min_window_seconds": 1.0}, "baseline": {"enabled": False}}
-    result, _ = board(energy={"backend": "auto"}, tail="lost_at NOW\n", **quick)
+    result, _ = gpu(energy={"backend": "auto"}, tail="lost_at NOW\n", **quick)
     metrics = result["metrics"]
     for name in ("energy_j", "energy_per_output_token_j", "gpu_energy_j", "tokens_per_joule", "edp_js"):
         assert (metrics[name]["value"], metrics[name]["method"]) == (None, "unavailable"), name
@@ -197,9 +197,9 @@ def test_gpu_lost_in_the_window_has_no_energy_and_warns_first(
     assert rapl.startswith("meter rapl: RAPL: no package counter")
 
 
-def test_gpu_with_mig_has_no_energy_and_warns_first(board: Callable[..., Any]) -> None:
+def test_gpu_with_mig_has_no_energy_and_warns_first(gpu: Callable[..., Any]) -> None:
     quick = {"measurement": {"min_window_seconds": 0.5}, "baseline": {"enabled": False}}
-    result, _ = board({"mig": 1}, energy={"backend": "auto"}, **quick)
+    result, _ = gpu({"mig": 1}, energy={"backend": "auto"}, **quick)
     assert result["metrics"]["energy_j"]["value"] is None
     assert result["devices"] == []
     assert texts(result["warnings"])[0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
@@ -207,10 +207,10 @@ def test_gpu_with_mig_has_no_energy_and_warns_first(board: Callable[..., Any]) -
 
 @pytest.mark.slow
 def test_counter_throttling_and_temperature_warnings_worst_first(
-    board: Callable[..., Any],
+    gpu: Callable[..., Any],
 ) -> None:
     """The counter is 10 % too high, and the GPU is throttled by power for half of the time."""
-    result, drawn = board(
+    result, drawn = gpu(
         {"counter_gain": 1.1},
         rules=["throttle power 0 0.5", "temperature 0 40"],
         tail="temperature NOW 40\ntemperature NOW+1.5 70 ramp\n",

@@ -19,7 +19,7 @@ import pytest
 from pytest_llem.execution.live_line import Line
 from pytest_llem.execution.live_progress import LiveProgress, Place, clock_text
 from pytest_llem.hardware.gpu_state import GpuState
-from pytest_llem.machine.cool_down import Gaps
+from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from tests.conftest import Results
@@ -229,10 +229,10 @@ def test_power_and_temperature_come_from_the_sampler(
 ) -> None:
     """pytest's own process makes no NVML call while a window is open."""
     uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
-    board = nvml.Board(
+    gpu = nvml.ScriptedGpu(
         uuid, [(0.0, 312.4)], {"memory_mb": 80_000, "tick_ms": 20, "temperature": "0 61", "power_limit_w": 700}
     )
-    script = nvml.Script(pytester.path / "script", [board])
+    script = nvml.Script(pytester.path / "script", [gpu])
     script.write()
     for name in ("LD_LIBRARY_PATH", "LLEM_SCRIPTED_NVML"):
         monkeypatch.setenv(name, nvml.environment(nvml_library, script)[name])
@@ -479,10 +479,10 @@ def _reports(
         def __exit__(self, *error: Any) -> None:
             pass
 
-    gaps = Gaps(sensors=Sensors, sleep=sleep, clock=lambda: now[0])
-    gaps.note_first()
+    cool_down = CoolDown(sensors=Sensors, sleep=sleep, clock=lambda: now[0])
+    cool_down.record_target()
     now[0] = 1.0
-    record = gaps.wait(gap, at_least, reports.append)
+    record = cool_down.wait(gap, at_least, reports.append)
     return record, list(dict.fromkeys(reports))
 
 

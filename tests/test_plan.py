@@ -166,11 +166,11 @@ class TestPlanFile:
         arguments = ["-p", "llem", "--collect-only", "--llem-plan", "plan.json"]
         result = pytester.runpytest("a.yaml", "b.yaml", *arguments)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (2 collected)"])
+        result.stderr.fnmatch_lines(["ERROR: --llem-plan: needs exactly one study, but 2 were collected"])
         pytester.makepyfile("def test(): pass")
         result = pytester.runpytest(*arguments)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (none collected)"])
+        result.stderr.fnmatch_lines(["ERROR: --llem-plan: needs exactly one study, but 0 were collected"])
 
     @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])
     def test_study_options_without_a_study_are_reported(

@@ -74,11 +74,23 @@ def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
     assert {(one.source, one.boundary) for one in energies} == {("nvml_total_energy", "gpu_board")}
 
 
-def test_negative_decode_energy_is_reported() -> None:
-    found = prefill_metrics(window(20.0), window(24.0), input_tokens=1, drift_w=0.0)
-    assert found["decode_energy_j"].value == -2.0
-    assert found["decode_energy_j"].uncertainty is None
-    assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1, 0.0)["decode_seconds"].value == -0.5
+@pytest.mark.parametrize(
+    ("prefill", "metric", "value", "reason"),
+    [
+        (window(24.0), "decode_energy_j", -2.0, "prefill alone took 12 J, but a whole pass took 10 J"),
+        (window(1.0, seconds=5.0), "decode_seconds", -0.5, "prefill alone took 2.5 s, but a whole pass took 2 s"),
+    ],
+)
+def test_negative_difference_is_reported_and_not_judged(
+    prefill: Window, metric: str, value: float, reason: str
+) -> None:
+    found = prefill_metrics(window(20.0), prefill, input_tokens=1, drift_w=0.0)[metric]
+    assert (found.value, found.uncertainty, found.not_judged) == (value, None, reason)
+
+
+def test_positive_differences_are_judged() -> None:
+    found = prefill_metrics(window(20.0), window(10.0, seconds=2.0), input_tokens=1, drift_w=0.0)
+    assert {one.not_judged for one in found.values()} == {None}
 
 
 def test_method_weaker_than_attributed_is_kept() -> None:

@@ -18,7 +18,7 @@ from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.planning import host
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.preflight import Preflight
-from pytest_llem.planning.runner_environment import how_to_add
+from pytest_llem.planning.runner_environment import how_to_install
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
 from tests.support.environments import EVERYTHING, Environment
@@ -164,7 +164,7 @@ class TestAnotherInterpreter:
         )
         message = "has no engine of that name (there are: noop, pytorch): "
         assert reasons(tmp_path, text) == [
-            f"runner '{elsewhere.python}' of engine '{name}' {message}{how_to_add(name)}"
+            f"runner '{elsewhere.python}' of engine '{name}' {message}{how_to_install(name)}"
             for name in ("vllm", "mine")
         ]
 

@@ -41,8 +41,8 @@ def run(
     pytester: pytest.Pytester, results: Results, smollm2: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[pytest.RunResult, PointResult]]:
     """Run the study with a number of output tokens; return pytest's result, and the study's point."""
-    board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
-    script = nvml.Script(pytester.path / "nvml.script", [board])
+    gpu = nvml.ScriptedGpu(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
+    script = nvml.Script(pytester.path / "nvml.script", [gpu])
     script.write()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in nvml.environment(nvml_library, script).items():

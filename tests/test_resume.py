@@ -433,7 +433,7 @@ class TestRefusals:
     ) -> None:
         write_study(name="other", sweep={"n": [2]})
         run = study.run("--llem-resume-from", f"results/{finished.name}")
-        self._refused(run, f"--llem-resume-from: *{finished.name} has results of none of the collected studies")
+        self._refused(run, f"--llem-resume-from: *{finished.name} holds no results of the collected studies")
 
     def test_resume_mismatch_without_resume_is_refused(self, study: Study) -> None:
         study.write()

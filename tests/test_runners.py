@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
+from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_install
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -242,7 +242,8 @@ class TestRequirements:
             == f"{message}install its package there: PIP install noop-engine==1.0"
         )
         assert (
-            check_runner_environment(make_interpreter(), "nobodys", "PIP") == f"{message}{how_to_add('nobodys')}"
+            check_runner_environment(make_interpreter(), "nobodys", "PIP")
+            == f"{message}{how_to_install('nobodys')}"
         )
         assert check_runner_environment(make_interpreter(), None, "PIP") is None
 

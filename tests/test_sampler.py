@@ -24,7 +24,7 @@ from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.narrow import not_none
-from tests.support.nvml import Board, Script
+from tests.support.nvml import Script, ScriptedGpu
 from tests.support.processes import gone, wait_until
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -109,17 +109,17 @@ def folder(tmp_path: Path) -> Path:
 def env(nvml_library: Path, tmp_path: Path, folder: Path) -> Callable[..., tuple[Script, dict[str, str]]]:
     """Return a script of GPUs, and the environment of a process that uses it."""
 
-    def make(*boards: Board, **script: Any) -> tuple[Script, dict[str, str]]:
-        written = Script(tmp_path / "script", list(boards), **script)
+    def make(*gpus: ScriptedGpu, **script: Any) -> tuple[Script, dict[str, str]]:
+        written = Script(tmp_path / "script", list(gpus), **script)
         written.write()
         return written, nvml.environment(nvml_library, written) | {"TMPDIR": str(folder)}
 
     return make
 
 
-def _board(uuid: str = A, watts: float = 300.0, **more: str | float) -> Board:
+def _gpu(uuid: str = A, watts: float = 300.0, **more: str | float) -> ScriptedGpu:
     rules = ["sm_clock 0 1980", "memory_clock 0 2619"]
-    return Board(uuid, [(0.0, watts)], {"tick_ms": 20, "temperature": "0 60", **more}, rules=rules)
+    return ScriptedGpu(uuid, [(0.0, watts)], {"tick_ms": 20, "temperature": "0 60", **more}, rules=rules)
 
 
 def _sampler() -> psutil.Process:
@@ -132,7 +132,7 @@ def _measure(
 ) -> tuple[Reading, int, bool]:
     """Measure 1.3 s in which the sampler gets a signal; also return its pid and whether it survived."""
     meter = NvmlMeter()
-    meter.open([board.uuid for board in script.boards])
+    meter.open([gpu.uuid for gpu in script.gpus])
     sampler = _sampler()
     if harm is not None and harm_first:
         sampler.send_signal(harm)
@@ -150,7 +150,7 @@ def _measure(
 
 @pytest.mark.slow
 def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
-    script, environment = env(_board(A), _board(B, 70.0))
+    script, environment = env(_gpu(A), _gpu(B, 70.0))
     reading, pid, survived = nvml.run(environment, _measure, script)
     assert survived
     assert gone(pid), "closed with the meter"
@@ -182,7 +182,7 @@ def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
 @pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
 @pytest.mark.slow
 def test_sampler_that_dies_loses_only_its_values(env: Callable[..., Any], folder: Path, harm_first: bool) -> None:
-    script, environment = env(_board(A), _board(B, no_counter=1))
+    script, environment = env(_gpu(A), _gpu(B, no_counter=1))
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGKILL, harm_first)
     assert not survived
     counted, sampled = reading.devices
@@ -200,7 +200,7 @@ def test_sampler_that_dies_loses_only_its_values(env: Callable[..., Any], folder
 
 
 def test_sampler_ignores_ctrl_c(env: Callable[..., Any]) -> None:
-    script, environment = env(_board())
+    script, environment = env(_gpu())
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGINT)
     assert survived
     assert reading.devices[0].integral_j == pytest.approx(reading.devices[0].energy_j, rel=0.05)
@@ -210,7 +210,7 @@ def _without_a_sampler(script: Script) -> tuple[Reading | None, str | None]:
     sys.executable = "/nonexistent/python"
     meter = NvmlMeter()
     try:
-        meter.open([board.uuid for board in script.boards])
+        meter.open([gpu.uuid for gpu in script.gpus])
     except MeterUnavailableError as error:
         return None, str(error)
     meter.begin()
@@ -221,7 +221,7 @@ def _without_a_sampler(script: Script) -> tuple[Reading | None, str | None]:
 
 
 def test_sampler_that_cannot_start_loses_only_its_values(env: Callable[..., Any]) -> None:
-    script, environment = env(_board())
+    script, environment = env(_gpu())
     reading, _ = nvml.run(environment, _without_a_sampler, script)
     (device,) = reading.devices
     assert device.method == "measured"
@@ -229,7 +229,7 @@ def test_sampler_that_cannot_start_loses_only_its_values(env: Callable[..., Any]
     assert "/nonexistent/python" in device.integral_reason
     assert reading.samples == ()
     assert reading.harness_cpu_seconds is None
-    script, environment = env(_board(no_counter=1))
+    script, environment = env(_gpu(no_counter=1))
     reading, refusal = nvml.run(environment, _without_a_sampler, script)
     assert reading is None
     assert refusal.startswith("NVML: no energy counter, and the sampler ended: ")
@@ -256,7 +256,7 @@ def _sampler_among(other: int) -> int:
 
 
 def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
-    script, environment = env(_board())
+    script, environment = env(_gpu())
     pids = tmp_path / "pids"
     code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(pids)!r}))"
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=nvml.ROOT)
@@ -278,7 +278,7 @@ def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path,
 
 
 def test_sampler_ends_when_standard_input_is_closed(env: Callable[..., Any]) -> None:
-    _, environment = env(_board())
+    _, environment = env(_gpu())
     command = [
         sys.executable,
         "-P",
@@ -300,7 +300,7 @@ def test_sampler_ends_when_standard_input_is_closed(env: Callable[..., Any]) -> 
 @pytest.mark.parametrize("reader", ["reads", slow("sleeps"), slow("is gone")])
 def test_telemetry_never_blocks_the_sampler(env: Callable[..., Any], reader: str) -> None:
     """Telemetry is sent once a second, with the power of all GPUs and the highest temperature."""
-    _, environment = env(_board(A), _board(B, watts=80.0, temperature="0 66"))
+    _, environment = env(_gpu(A), _gpu(B, watts=80.0, temperature="0 66"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
     ours, shown = os.pipe()
     if reader == "sleeps":

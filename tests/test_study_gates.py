@@ -405,7 +405,7 @@ class TestGates:
             assert len(errors(tmp_path, text)) == 1
 
     def test_delta_of_a_metric_not_compared_is_noted(self, tmp_path: Path) -> None:
-        message = "has no effect: it is not among the metrics that are compared"
+        message = "has no effect: this metric is not compared; add it to gates.metrics"
         assert notes(tmp_path, f"{STUDY}gates: {{delta: {{ttft_p50_ms: 0.1, seconds: 0.1}}}}\n") == [
             f"s.yaml:3:35: gates.delta.seconds: {message}"
         ]
@@ -415,8 +415,14 @@ class TestUnreachableGates:
     @pytest.mark.parametrize(
         ("where", "message"),
         [
-            ("{n: 3}", "37: budgets[0].where: matches only experiments with budgets of their own"),
-            ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
+            (
+                "{n: 3}",
+                "37: budgets[0].where: matches only entries of experiments with their own budgets",
+            ),
+            (
+                "",
+                "12: budgets[0].metric: has no effect: all entries of experiments have their own budgets",
+            ),
         ],
     )
     def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, message: str) -> None:
@@ -427,7 +433,7 @@ class TestUnreachableGates:
     def test_budget_for_another_experiment_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
         assert notes(tmp_path, text) == [
-            "s.yaml:2:66: experiments[1].budgets[0].where: does not match this experiment"
+            "s.yaml:2:66: experiments[1].budgets[0].where: does not match this entry of experiments"
         ]
 
     @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from tests.support import nvml
 from tests.support.environments import Environment
 from tests.support.narrow import not_none
-from tests.support.nvml import Board, Ramp, Script
+from tests.support.nvml import Ramp, Script, ScriptedGpu
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ WINDOWS = Path(__file__).parent / "support" / "windows.py"
 
 
 class Found(NamedTuple):
-    """What a window came to: J, s and J a board."""
+    """What a window came to: J, s and J per GPU."""
 
     energy_j: list[float | None]
     seconds: list[float | None]
@@ -52,25 +52,25 @@ def zeus_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def both(zeus_python: Path, nvml_library: Path, tmp_path: Path) -> Callable[..., tuple[list[Found], list[Found]]]:
-    """Measure the same windows of the same boards with Zeus and with our meter, at the same time.
+    """Measure the same windows of the same GPUs with Zeus and with our meter, at the same time.
 
-    Called with the boards, windows in seconds from when both are ready, and what changes the boards then, given
+    Called with the GPUs, windows in seconds from when both are ready, and what changes the GPUs then, given
     when that is in seconds of the script; gives Zeus' and our findings.
     """
 
     def measure(
-        boards: list[Board],
+        gpus: list[ScriptedGpu],
         windows: list[tuple[float, float]],
         change: Callable[[float], None] | None = None,
         **more: Any,
     ) -> tuple[list[Found], list[Found]]:
-        script = Script(tmp_path / "script", boards, **more)
+        script = Script(tmp_path / "script", gpus, **more)
         script.write()
         env = nvml.environment(nvml_library, script)
         env.pop("PYTHONPATH", None)
-        with _reader(zeus_python, "zeus", boards, env) as zeus:
+        with _reader(zeus_python, "zeus", gpus, env) as zeus:
             ours_env = env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(nvml.ROOT), *sys.path]))}
-            with _reader(Path(sys.executable), "ours", boards, ours_env) as ours:
+            with _reader(Path(sys.executable), "ours", gpus, ours_env) as ours:
                 for reader in (zeus, ours):
                     assert reader.stdout.readline() == "ready\n"
                 now = time.monotonic() + 0.3
@@ -87,8 +87,8 @@ def both(zeus_python: Path, nvml_library: Path, tmp_path: Path) -> Callable[...,
 
 
 @contextmanager
-def _reader(python: Path, name: str, boards: list[Board], env: dict[str, str]) -> Iterator[Any]:
-    command = [str(python), str(WINDOWS), name, *(board.uuid for board in boards)]
+def _reader(python: Path, name: str, gpus: list[ScriptedGpu], env: dict[str, str]) -> Iterator[Any]:
+    command = [str(python), str(WINDOWS), name, *(gpu.uuid for gpu in gpus)]
     process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -99,8 +99,8 @@ def _reader(python: Path, name: str, boards: list[Board], env: dict[str, str]) -
         process.wait()
 
 
-def _board(name: str, watts: float, **more: float) -> Board:
-    return Board(f"GPU-{name}", [(0.0, watts)], {"tick_ms": 100, "counter_mj": 5_000_000_000, **more})
+def _gpu(name: str, watts: float, **more: float) -> ScriptedGpu:
+    return ScriptedGpu(f"GPU-{name}", [(0.0, watts)], {"tick_ms": 100, "counter_mj": 5_000_000_000, **more})
 
 
 def _off(found: Found, watts: float, place: int = 0) -> float:
@@ -110,17 +110,17 @@ def _off(found: Found, watts: float, place: int = 0) -> float:
 
 def test_we_agree_on_long_windows_of_boards_that_count(both: Callable[..., Any]) -> None:
     fast = {"tick_ms": 20}
-    boards = [_board("constant", 300.0), _board("fast", 70.0, **fast)]
-    boards += [_board("step", 300.0, **fast), _board("ramp", 200.0, **fast)]
+    gpus = [_gpu("constant", 300.0), _gpu("fast", 70.0, **fast)]
+    gpus += [_gpu("step", 300.0, **fast), _gpu("ramp", 200.0, **fast)]
 
     def change(now: float) -> None:
-        boards[2].power += [(now + 3, 100.0), (now + 9, 300.0)]
-        boards[3].power += [Ramp(now + 3, 200.0), Ramp(now + 6, 600.0), Ramp(now + 9, 200.0)]
+        gpus[2].power += [(now + 3, 100.0), (now + 9, 300.0)]
+        gpus[3].power += [Ramp(now + 3, 200.0), Ramp(now + 6, 600.0), Ramp(now + 9, 200.0)]
 
-    (theirs,), (ours,) = both(boards, [(0.0, 12.0)], change)
-    for place, board in enumerate(boards):
+    (theirs,), (ours,) = both(gpus, [(0.0, 12.0)], change)
+    for place, gpu in enumerate(gpus):
         zeus_w, our_w = (found.energy_j[place] / found.seconds[place] for found in (theirs, ours))
-        assert our_w == pytest.approx(zeus_w, rel=0.01), board.uuid
+        assert our_w == pytest.approx(zeus_w, rel=0.01), gpu.uuid
     for place, watts in ((0, 300.0), (1, 70.0)):
         assert _off(theirs, watts, place) < 0.01
         assert _off(ours, watts, place) < 0.005
@@ -129,7 +129,7 @@ def test_we_agree_on_long_windows_of_boards_that_count(both: Callable[..., Any])
 def test_windows_of_one_or_two_ticks(both: Callable[..., Any]) -> None:
     """Zeus cuts anywhere between two ticks and counts whole ones: for 45 J (300 W, 0.15 s) it says 30 or 60."""
     windows = [(0.737 * number, 0.737 * number + 0.15) for number in range(12)]
-    theirs, ours = both([_board("constant", 300.0)], windows)
+    theirs, ours = both([_gpu("constant", 300.0)], windows)
     assert {round(found.energy_j[0] / 30) for found in theirs} <= {1, 2}, "whole ticks"
     assert max(_off(found, 300.0) for found in theirs) > 0.25
     for found in ours:
@@ -141,30 +141,30 @@ def test_a_board_without_a_counter(both: Callable[..., Any]) -> None:
 
     For 280 J it says 0, for 1200 J with one step 0, and for 1200 J with two steps 600.
     """
-    boards = [_board("constant", 70.0, no_counter=1), _board("step", 100.0, no_counter=1)]
-    boards += [_board("steps", 100.0, no_counter=1)]
+    gpus = [_gpu("constant", 70.0, no_counter=1), _gpu("step", 100.0, no_counter=1)]
+    gpus += [_gpu("steps", 100.0, no_counter=1)]
 
     def change(now: float) -> None:
-        boards[1].power.append((now + 2, 500.0))
-        boards[2].power += [(now + 1, 500.0), (now + 3, 100.0)]
+        gpus[1].power.append((now + 2, 500.0))
+        gpus[2].power += [(now + 1, 500.0), (now + 3, 100.0)]
 
-    (theirs,), (ours,) = both(boards, [(0.0, 4.0)], change, call_ms=1)
+    (theirs,), (ours,) = both(gpus, [(0.0, 4.0)], change, call_ms=1)
     true_j = [280.0, 1200.0, 1200.0]
     assert theirs.energy_j[0] == 0, "a constant power draws nothing"
     assert theirs.energy_j[1] == 0, "nor does one that changed once"
     assert abs(theirs.energy_j[2] / true_j[2] - 1) > 0.2
-    for place, board in enumerate(boards):
-        exact_j = true_j[place] + (ours.seconds[place] - 4) * board.power[-1][1]
+    for place, gpu in enumerate(gpus):
+        exact_j = true_j[place] + (ours.seconds[place] - 4) * gpu.power[-1][1]
         assert ours.energy_j[place] == pytest.approx(exact_j, abs=2.5 * ours.uncertainty_j[place])
     assert _off(ours, 70.0) < 0.001
 
 
 def test_a_counter_that_is_reset(both: Callable[..., Any]) -> None:
-    boards = [_board("reset", 300.0)]
+    gpus = [_gpu("reset", 300.0)]
 
     def change(now: float) -> None:
-        boards[0].more["reset_at"] = now + 1
+        gpus[0].more["reset_at"] = now + 1
 
-    (theirs,), (ours,) = both(boards, [(0.0, 2.0)], change)
+    (theirs,), (ours,) = both(gpus, [(0.0, 2.0)], change)
     assert theirs.energy_j[0] < 0, "less than nothing"
     assert _off(ours, 300.0) < 0.01, "from sampled power"

@@ -18,7 +18,7 @@ from pytest_llem.collection.selection import keywords
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.loading import TooManyError, is_study, load_study
+from pytest_llem.study.loading import TooManyExperimentsError, is_study, load_study
 from pytest_llem.study.problems import StudyError
 
 #: Arguments of the test functions: an item's experiment or gate.
@@ -58,7 +58,7 @@ class StudyFile(pytest.Module):
         except StudyError as error:
             directory = self.config.invocation_params.dir
             lines = [str(problem.shown_from(directory)) for problem in error.problems]
-            if isinstance(error, TooManyError):
+            if isinstance(error, TooManyExperimentsError):
                 lines[-1] += f"; {_time(error, self.config)}"
             raise self.CollectError("\n".join(lines)) from None
         studies = self.config.stash.setdefault(STUDIES, {})
@@ -195,7 +195,7 @@ def _run_order_key(item: pytest.Item) -> tuple[bool, int, int]:
     return False, experiment.index, (_function(item) == REFERENCE) == (experiment.cycle % 2 == 1)
 
 
-def _time(error: TooManyError, config: pytest.Config) -> str:
+def _time(error: TooManyExperimentsError, config: pytest.Config) -> str:
     from pytest_llem.planning.estimate import duration_text
     from pytest_llem.planning.preflight import rough_seconds
 

@@ -23,7 +23,7 @@ from pytest_llem.execution.idle_power import measure_no_context_once, no_context
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.study_progress import live_progress
-from pytest_llem.machine.cool_down import Gaps
+from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
@@ -40,13 +40,13 @@ class _Session:
     """State that outlives one item.
 
     Attributes:
-        gaps: Idles for a fixed time, or until the GPUs have cooled.
+        cool_down: Idles for a fixed time, or until the GPUs have cooled.
         memory: Waits until GPU memory is free again.
         draining: Processes that have left their result and have not exited yet.
         cycle: File and cycle of the previous experiment; None before the first one.
     """
 
-    gaps: Gaps = field(default_factory=Gaps)
+    cool_down: CoolDown = field(default_factory=CoolDown)
     memory: GpuMemory = field(default_factory=GpuMemory)
     draining: DrainingProcesses = field(default_factory=DrainingProcesses)
     cycle: tuple[str, int] | None = None
@@ -98,7 +98,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
     is_first_look = session.cycle is None and nextitem is not None
     is_first_look = is_first_look and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
     if is_first_look:
-        session.gaps.note_first()
+        session.cool_down.record_target()
     with ExitStack() as stack, _leased(item) as lease:
         owner = Owner.of_this_process(study.name, experiment.id, worker)
         ownership = session.draining.take_over(devices, owner, stack)
@@ -112,7 +112,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             return
         stack.callback(session.draining.shut_down)
         if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
-            session.gaps.note_first()
+            session.cool_down.record_target()
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
         gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
         if _can_overlap(session, item, ownership, gap):
@@ -150,7 +150,7 @@ def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap
     config = experiment_of(item).point.config
     if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
-    return session.draining.is_any() or (gap is not None and session.gaps.will_wait(*gap))
+    return session.draining.is_any() or (gap is not None and session.cool_down.will_wait(*gap))
 
 
 def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack: ExitStack) -> None:
@@ -186,7 +186,7 @@ def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
 def _idle(session: _Session, gap: _Gap | None, report: Callable[[str], None] | None) -> GapRecord:
     if gap is None:
         return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    return session.gaps.wait(*gap, report)
+    return session.cool_down.wait(*gap, report)
 
 
 def _prepare_repeat(session: _Session, ownership: Ownership) -> GapRecord:

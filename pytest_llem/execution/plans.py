@@ -90,7 +90,7 @@ def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
     if path is None:
         return
     if len(plans) != 1:
-        raise pytest.UsageError(f"--llem-plan: takes one study ({len(plans) or 'none'} collected)")
+        raise pytest.UsageError(f"--llem-plan: needs exactly one study, but {len(plans)} were collected")
     try:
         if (problem := overwriting.check_overwrite(path, overwriting.PLAN)) is not None:
             raise pytest.UsageError(f"--llem-plan: {problem}")
@@ -122,4 +122,4 @@ def check_both_engines(
         found = preflight_of(config, key, study).unusable_engines(sorted(wanted))
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
     if problems:
-        raise pytest.UsageError(f"--llem-against: nothing is measured: {'; '.join(problems)}")
+        raise pytest.UsageError(f"--llem-against: no experiment was started: {'; '.join(problems)}")

@@ -49,7 +49,7 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
         replays = {file: replay for file, replay in found.items() if replay is not None}
         if settings.resume_from and not replays:
             raise pytest.UsageError(
-                f"--llem-resume-from: {settings.resume_from} has results of none of the collected studies"
+                f"--llem-resume-from: {settings.resume_from} holds no results of the collected studies"
             )
         config.stash[_REPLAYS] = replays
     return config.stash[_REPLAYS]

@@ -21,7 +21,7 @@ _NO_CYCLE = "no completed cycle"
 
 
 def judge_budget(
-    budget: Budget, point: PointResult | None, *, ineligible: str | None = None, file: str | None
+    budget: Budget, point: PointResult | None, *, not_judged: str | None = None, file: str | None
 ) -> GateVerdict:
     """Return whether the mean of a metric over a point's cycles is within its limits.
 
@@ -32,7 +32,7 @@ def judge_budget(
     Args:
         budget: The limits.
         point: The measured point; None if the result does not have it.
-        ineligible: Why no gate may judge the point; None if gates may.
+        not_judged: Why no gate may judge the point; None if gates may.
         file: The study file, for the verdict.
     """
     summary = None if point is None else point.metrics.get(budget.metric)
@@ -41,7 +41,7 @@ def judge_budget(
         found["reason"] = "the result does not have this metric" if point and point.metrics else _NO_CYCLE
     else:
         found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
-        if (reason := ineligible or summary.not_judged) is not None:
+        if (reason := not_judged or summary.not_judged) is not None:
             found["reason"] = reason
         elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"

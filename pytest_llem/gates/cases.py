@@ -29,9 +29,9 @@ class Case:
 
     Attributes:
         pair: The points.
-        gate: The metric in the gate's name.
+        requested: The metric that the study compares, which is in the gate's id.
         metric: The metric that the gate judges.
-        note: Why the gate judges another metric; None if it does not.
+        note: Why that is another metric; None if it is the requested one.
         question: What is to be decided; None if nothing can be.
         reason: Why nothing can be decided.
         excused: Whether a gate that cannot be decided is skipped instead of failing.
@@ -41,7 +41,7 @@ class Case:
     """
 
     pair: Pair
-    gate: str
+    requested: str
     metric: str
     note: str | None = None
     question: Question | None = None
@@ -54,32 +54,32 @@ class Case:
 
 def make_case(
     pair: Pair,
-    gate: str,
+    requested: str,
     settings: GatesConfig,
     *,
     paired: bool,
     allow_mismatch: bool,
-    ineligible: str | None = None,
+    not_judged: str | None = None,
 ) -> Case:
     """Return what the gate has to decide about a pair of points, or the first reason why it cannot decide.
 
     Args:
         pair: A point and its counterpart in the reference.
-        gate: The metric in the gate's name. A default gate on a metric per output token judges the metric per
-            request if answers differ in length.
+        requested: The metric to compare. If the study names no metrics, the metric per request is judged instead
+            of one per output token if answers differ in length.
         settings: The study's settings of gates.
         paired: Whether cycles of the same number belong together.
         allow_mismatch: Whether to compare although testbed facts differ.
-        ineligible: Why nothing of the pair may be compared, for example because the two results share
+        not_judged: Why nothing of the pair may be compared, for example because the two results share
             measurements; None if it may.
     """
     candidate, reference = pair.candidate, pair.reference
     if reference is None:
-        return Case(pair, gate, gate, reason=_NEW, excused=True)
+        return Case(pair, requested, requested, reason=_NEW, excused=True)
     by_default = settings.metrics is None
-    metric, note = judged_metric(gate, candidate, reference) if by_default else (gate, None)
-    case = partial(Case, pair, gate, metric, note)
-    if reason := ineligible or shared_cycles(candidate, reference):
+    metric, note = judged_metric(requested, candidate, reference) if by_default else (requested, None)
+    case = partial(Case, pair, requested, metric, note)
+    if reason := not_judged or shared_cycles(candidate, reference):
         return case(reason=reason)
     for point, side in ((candidate, "candidate"), (reference, "reference")):
         summary = point.metrics.get(metric)
@@ -127,7 +127,7 @@ def make_case(
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
         return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
-    question = Question(found_contrast, better, settings.delta_of(gate))
+    question = Question(found_contrast, better, settings.delta_of(requested))
     return case(question=question, contended=contended, testbed=testbed)
 
 

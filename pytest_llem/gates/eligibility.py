@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.text import figure
+from pytest_llem.gates.text import rounded
 from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult
@@ -131,9 +131,11 @@ def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) 
     tokens, reference_tokens = _per_request(candidate, metric), _per_request(reference, metric)
     if tokens is None or reference_tokens is None or math.isclose(tokens, reference_tokens, rel_tol=1e-9):
         return None
-    digits = next(digits for digits in range(3, 18) if figure(tokens, digits) != figure(reference_tokens, digits))
+    digits = next(
+        digits for digits in range(3, 18) if rounded(tokens, digits) != rounded(reference_tokens, digits)
+    )
     one, other = (
-        f"{value:,.0f}" if value.is_integer() else figure(value, digits) for value in (tokens, reference_tokens)
+        f"{value:,.0f}" if value.is_integer() else rounded(value, digits) for value in (tokens, reference_tokens)
     )
     return f"{_TOKENS[metric]}: {one} in the candidate, {other} in the reference"
 

@@ -56,7 +56,7 @@ def compare(
     allow_mismatch: bool = False,
     fail_on: FailOn = "regression",
     points: Collection[str] | None = None,
-    ineligible: Mapping[str, str] = MappingProxyType({}),
+    not_judged: Mapping[str, str] = MappingProxyType({}),
     file: str | None = None,
     line: int | None = None,
 ) -> Comparison:
@@ -75,7 +75,7 @@ def compare(
         allow_mismatch: Whether to compare although testbed facts differ.
         fail_on: The mildest verdict that fails.
         points: Ids of the candidate's points to judge; None for all.
-        ineligible: Why no gate may judge a point, by the point's id.
+        not_judged: Why no gate may judge a point, by the point's id.
         file: File of the gates, relative to the root of the run.
         line: Line of the gates in *file*, from 1.
 
@@ -88,14 +88,14 @@ def compare(
     cases = [
         make_case(
             pair,
-            gate,
+            requested,
             settings,
             paired=paired,
             allow_mismatch=allow_mismatch,
-            ineligible=one_session or ineligible.get(pair.candidate.id),
+            not_judged=one_session or not_judged.get(pair.candidate.id),
         )
         for pair in matched
-        for gate in settings.family
+        for requested in settings.family
     ]
     questions = [case.question for case in cases if case.question is not None]
     decisions = iter(decide(questions, settings.alpha) if questions else [])
@@ -177,7 +177,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         }
     return GateVerdict(
         gate="regression",
-        id=f"{case.gate}-{candidate.id}",
+        id=f"{case.requested}-{candidate.id}",
         metric=case.metric,
         point=candidate.id,
         **fields,

@@ -26,7 +26,7 @@ def verdict_text(verdict: GateVerdict) -> str:
     return f"{text}{_after('; ', verdict.note)}"
 
 
-def figure(value: float, digits: int = 3) -> str:
+def rounded(value: float, digits: int = 3) -> str:
     """Return *value* with at least *digits* significant digits, and with all digits before the decimal point."""
     if not value:
         return "0"
@@ -56,7 +56,7 @@ def _budget(verdict: GateVerdict) -> str:
         text = f"is within {_exact(high) if low is None else _span(_exact(low), _exact(high))}"
     basis = _method(verdict)
     if verdict.ci95 is not None:
-        basis.append(_span(*(figure(edge) for edge in verdict.ci95)))
+        basis.append(_span(*(rounded(edge) for edge in verdict.ci95)))
     basis.append(f"n = {verdict.n}")
     return f"{mean}{unit} {text}{unit} ({', '.join(basis)}){_after('; ', verdict.reason)}"
 
@@ -89,7 +89,7 @@ def _after(mark: str, text: str | None) -> str:
 
 def _apart(value: float, limits: Sequence[float]) -> str:
     """Return *value* as text with enough digits that rounding does not move it across or onto a limit."""
-    texts = (figure(value, digits) for digits in range(3, 18))
+    texts = (rounded(value, digits) for digits in range(3, 18))
     exact = (text for text in texts if _sides(float(text.replace(",", "")), limits) == _sides(value, limits))
     return next(exact, repr(value))
 
@@ -105,7 +105,7 @@ def _exact(limit: float | None) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3f}" if 0.1 <= value < 10 else figure(value)
+    return f"{value:.3f}" if 0.1 <= value < 10 else rounded(value)
 
 
 def _span(low: str, high: str) -> str:

@@ -191,7 +191,7 @@ class StudyGates:
             paired=self._settings.against is not None,
             allow_mismatch=self._settings.compare_mismatch,
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
-            ineligible=self._results.partly_selected,
+            not_judged=self._results.partly_selected,
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
@@ -203,11 +203,9 @@ class StudyGates:
     def budget(self, name: str) -> GateVerdict:
         """Return the verdict of a budget, given its id."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        point, ineligible = (
-            self._results.points[budget.point].point,
-            self._results.partly_selected.get(budget.point),
-        )
-        return self._placed(judge_budget(budget, point, ineligible=ineligible, file=self._file))
+        point = self._results.points[budget.point].point
+        not_judged = self._results.partly_selected.get(budget.point)
+        return self._placed(judge_budget(budget, point, not_judged=not_judged, file=self._file))
 
     def _placed(self, verdict: GateVerdict) -> GateVerdict:
         """Return a verdict whose reason mentions an earlier session, or missing cycles."""

@@ -31,7 +31,7 @@ REPORT_PERIOD_S = 1.0
 
 
 @dataclass
-class Gaps:
+class CoolDown:
     """Waits for the gaps between the experiments of one process.
 
     Attributes:
@@ -43,20 +43,20 @@ class Gaps:
     sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
-    _first: dict[str, GpuState] = field(default_factory=dict, init=False)
+    _targets: dict[str, GpuState] = field(default_factory=dict, init=False)
 
-    def note_first(self) -> None:
+    def record_target(self) -> None:
         """Record the GPUs' states before the first experiment: automatic gaps wait until they are reached again.
 
         If called repeatedly, the lower values count: another process may have used the GPUs in one of the calls.
         """
         with self.sensors() as read:
             known = {uuid: state for uuid, state in read().items() if state.temperature_c is not None}
-        self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in known.items()}
+        self._targets |= {uuid: _lower(state, self._targets.get(uuid, state)) for uuid, state in known.items()}
 
     def will_wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> bool:
         """Return whether :meth:`wait` is expected to wait. The GPUs are not read."""
-        return at_least > 0 or (bool(self._first) if gap == "auto" else gap > 0)
+        return at_least > 0 or (bool(self._targets) if gap == "auto" else gap > 0)
 
     def wait(
         self, gap: float | Literal["auto"], at_least: float = 0.0, report: Callable[[str], None] | None = None
@@ -85,7 +85,7 @@ class Gaps:
         return GapRecord(seconds=self.clock() - began, reason="fixed")
 
     def _until_settled(self, began: float, report: Callable[[str], None]) -> GapRecord:
-        if not self._first:
+        if not self._targets:
             return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
         with self.sensors() as read:
             if all(state.temperature_c is None for state in read().values()):
@@ -101,12 +101,12 @@ class Gaps:
 
     def _is_settled(self, now: GpuStates) -> bool:
         # A GPU that has disappeared counts as not settled.
-        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in self._first.items())
+        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in self._targets.items())
 
     def _reason(self, now: GpuStates, waited: float) -> str:
         """Return why the gap does not end yet, and how much longer it may take."""
-        for uuid, first in self._first.items():
-            if target := _target(now.get(uuid, GpuState()), first):
+        for uuid, first in self._targets.items():
+            if target := _unreached_target(now.get(uuid, GpuState()), first):
                 return f"one GPU: {target}; at most {math.ceil(MAX_S - waited)} s more"
         return f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"
 
@@ -128,7 +128,7 @@ def _has_cooled(now: GpuState, first: GpuState) -> bool:
     )
 
 
-def _target(now: GpuState, first: GpuState) -> str | None:
+def _unreached_target(now: GpuState, first: GpuState) -> str | None:
     """Return a text about the temperature or power that a GPU has not reached yet; None if it has reached both."""
     if not _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C):
         return _target_text(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C")

@@ -24,8 +24,8 @@ def prefill_metrics(
     """Return energy and time of prefill and of decoding, per pass.
 
     Prefill is a pass with one new token for each prompt. Decoding is the rest: a difference of two windows, which
-    noise may make negative. Its uncertainty is u² = u_pass² + u_prefill² + (t_prefill · drift)², because the
-    machine's idle power drifts between the windows.
+    noise may make negative: then no gate judges it. Its uncertainty is
+    u² = u_pass² + u_prefill² + (t_prefill · drift)², because the machine's idle power drifts between the windows.
 
     Args:
         window: Window of whole passes.
@@ -40,15 +40,14 @@ def prefill_metrics(
     whole = energy("decode_energy_j", window.account.total, 1 / window.count)
     prefill_energy = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
     seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count
-    not_judged = None
-    if whole_seconds <= seconds:
-        not_judged = f"prefill alone took {seconds:.4g} s, but a whole pass took {whole_seconds:.4g} s"
     return {
         "prefill_energy_j": prefill_energy,
         "decode_energy_j": _difference(whole, prefill_energy, None if drift_w is None else seconds * drift_w),
         "energy_per_input_token_j": _per_token(prefill_energy, input_tokens),
         "prefill_seconds": metric("prefill_seconds", seconds),
-        "decode_seconds": metric("decode_seconds", whole_seconds - seconds, not_judged=not_judged),
+        "decode_seconds": metric(
+            "decode_seconds", whole_seconds - seconds, not_judged=_not_judged(whole_seconds, seconds, "s")
+        ),
     }
 
 
@@ -72,11 +71,19 @@ def _difference(whole: Metric, prefill: Metric, drift_j: float | None) -> Metric
             "value": whole.value - prefill.value,
             "method": weakest((whole.method, prefill.method)),
             "invalid": whole.invalid or prefill.invalid,
+            "not_judged": _not_judged(whole.value, prefill.value, "J"),
             "uncertainty": None
             if None in uncertainties
             else math.hypot(*(one for one in uncertainties if one is not None)),
         }
     )
+
+
+def _not_judged(whole: float, prefill: float, unit: str) -> str | None:
+    """Return why no gate may judge the difference of *whole* and *prefill*; None if it is above 0."""
+    if whole > prefill:
+        return None
+    return f"prefill alone took {prefill:.4g} {unit}, but a whole pass took {whole:.4g} {unit}"
 
 
 def _per_token(prefill: Metric, input_tokens: int | None) -> Metric:

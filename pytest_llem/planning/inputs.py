@@ -90,7 +90,7 @@ class CurrentInputs:
         for name, version in inputs.distributions.items():
             if (current := known["distributions"][name]) != version:
                 then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))
-                yield f"{name} {then} then, {now_} now" if then != now_ else f"{name} {then} has other files now"
+                yield f"{name} {then} then, {now_} now" if then != now_ else f"{name} {then} has changed files"
 
     def _current(self, python: Path | None, modules: Sequence[str], packages: Sequence[str]) -> CodeState:
         """Return the state of the code that experiments would import.

@@ -28,7 +28,7 @@ from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
-from pytest_llem.planning.runner_environment import check_runner_environment, how_to_add
+from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
@@ -126,8 +126,8 @@ class Preflight:
         if missing := _missing_model(config.model, _revision(config), self._model_path):
             yield missing
             return
-        yield from self._beyond_context(config)
-        yield from self._beyond_hardware(config)
+        yield from self._context_problems(config)
+        yield from self._hardware_problems(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
         """Return the contents of an engine's interpreter, or why it cannot be used; None for this interpreter."""
@@ -166,7 +166,7 @@ class Preflight:
         if interpreter or name in engines:
             return None
         return (
-            f"engine {name!r} is not installed here (there are: {', '.join(engines)}): {how_to_add(name)}, "
+            f"engine {name!r} is not installed here (there are: {', '.join(engines)}): {how_to_install(name)}, "
             "or name in runners a Python interpreter that has it"
         )
 
@@ -175,7 +175,7 @@ class Preflight:
         interpreter = None if self._given_host else self._interpreter(config.backend)
         return host_for(interpreter.packages.get("torch")) if isinstance(interpreter, Interpreter) else self.host
 
-    def _beyond_context(self, config: ExperimentConfig) -> Iterator[str]:
+    def _context_problems(self, config: ExperimentConfig) -> Iterator[str]:
         """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
@@ -183,7 +183,7 @@ class Preflight:
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
             yield too_long(config.model, shortest, shape.output_len, limit)
 
-    def _beyond_hardware(self, config: ExperimentConfig) -> Iterator[str]:
+    def _hardware_problems(self, config: ExperimentConfig) -> Iterator[str]:
         """Yield an error for a precision that the GPUs do not support, and for a model larger than the memory."""
         host = self.host_of(config)
         if config.precision == "bf16" and host.gpus and all(gpu.capability < _BF16 for gpu in host.gpus):

@@ -44,7 +44,7 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
         what = f"has no engine of that name (there are: {known})"
         if (package := _providing(engine)) is not None:
             return f"{what}: install its package there: {pip} install {package}"
-        return f"{what}: {how_to_add(engine)}"
+        return f"{what}: {how_to_install(engine)}"
     provider = interpreter.engines[engine] if engine is not None else None
     from_plugin = WORKER_PACKAGES + (ENGINE_PACKAGES if provider == PLUGIN else ())
     needed = [one for one in _requirements(interpreter, PLUGIN) if canonicalize_name(one.name) in from_plugin]
@@ -77,7 +77,7 @@ def _meets(interpreter: Interpreter, requirement: Requirement) -> bool:
         return True
 
 
-def how_to_add(engine: str) -> str:
+def how_to_install(engine: str) -> str:
     """Return how to add an engine that no installed package provides; a library of the same name is not enough."""
     library = f"the library {engine} itself provides no engine; " if engine in KNOWN_ENGINES else ""
     return (

@@ -33,7 +33,7 @@ from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
 
 #: What a user's hook may raise. pytest.fail and pytest.skip do not derive from Exception; pytest.exit does.
-RAISED = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
+HOOK_ERRORS = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
 
 
 class Recorder:
@@ -66,14 +66,14 @@ class Recorder:
         cls,
         config: pytest.Config,
         node_ids: Iterable[str],
-        ready: Callable[[Mapping[str, StudyConfig]], Mapping[str, Iterable[str]]],
+        prepare: Callable[[Mapping[str, StudyConfig]], Mapping[str, Iterable[str]]],
     ) -> Recorder | None:
         """Create a results directory for each study with experiments among *node_ids*, and return the recorder.
 
         Args:
             config: The controller's configuration.
             node_ids: Node ids of all selected items.
-            ready: Called with the studies, by the key of their run, before anything is written. It returns the
+            prepare: Called with the studies, by the key of their run, before anything is written. It returns the
                 names of the results directories from which each is resumed.
 
         Returns:
@@ -91,7 +91,7 @@ class Recorder:
             studies = {key: study_of(config, key) for key in selected}
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
-        resumed = ready(studies) if studies else {}
+        resumed = prepare(studies) if studies else {}
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         known = host_environment(config.rootpath) if studies else {}
         environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
@@ -138,7 +138,7 @@ class Recorder:
         found = self._by_node.get(report.nodeid) if payload is None else self._experiment_of(payload)
         if found is None:
             if payload is not None:
-                _fail(report, "this experiment belongs to no study of the run, so its result is not saved")
+                _fail(report, "this experiment is not part of any study of the run, so its result is not saved")
             return
         key, run, experiment = found
         if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
@@ -191,7 +191,7 @@ class Recorder:
             self._config.hook.pytest_llem_experiment_finished(result=result)
         except pytest.exit.Exception:
             raise
-        except RAISED as error:
+        except HOOK_ERRORS as error:
             _fail(report, f"pytest_llem_experiment_finished: {_message(error)}")
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -223,23 +223,23 @@ class Recorder:
                 self._write_page(run, result, pages[key], session)
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
-            except RAISED as error:
+            except HOOK_ERRORS as error:
                 self._errors.append(f"{run.study.name}: pytest_llem_study_finished: {_message(error)}")
                 _fail_session(session)
 
         results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
-        if (unwritten := write_summary(results, os.environ)) is not None:
-            self._errors.append(unwritten)
+        if (problem := write_summary(results, os.environ)) is not None:
+            self._errors.append(problem)
 
     def _save(self, result: StudyResult, session: pytest.Session) -> None:
         """Save *result* as a baseline if ``--llem-save`` is given."""
         settings = Settings.from_config(self._config)
         if settings.save is None:
             return
-        twins = sum(run.study.name == result.name for key, run in self._runs.items() if not is_reference(key))
+        same_name = sum(run.study.name == result.name for key, run in self._runs.items() if not is_reference(key))
         try:
-            if twins > 1:
-                raise BaselineError(f"{twins} studies of this run have this name, but a baseline holds only one")
+            if same_name > 1:
+                raise BaselineError(f"{same_name} studies have this name, but a baseline holds only one")
             path = save(
                 result,
                 settings.save,
@@ -251,7 +251,7 @@ class Recorder:
             options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
             unfit = unfit_results(result, settings.save, self._config.rootpath)
             options += [] if settings.save_force or not unfit else ["--llem-save-force"]
-            hint = f" ({' '.join(options)} saves it despite this)" if options and twins == 1 else ""
+            hint = f" ({' '.join(options)} saves it despite this)" if options and same_name == 1 else ""
             self._errors.append(f"{result.name}: --llem-save: {error}{hint}")
             _fail_session(session)
         else:
@@ -317,7 +317,7 @@ def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]
         added: dict[str, Any] = json.loads(json.dumps(environment, allow_nan=False))
     except pytest.exit.Exception:
         raise
-    except RAISED as error:
+    except HOOK_ERRORS as error:
         raise pytest.UsageError(f"pytest_llem_environment: {_message(error)}") from error
     return added
 

@@ -65,7 +65,7 @@ def study_of(config: pytest.Config, run: str) -> StudyConfig:
         return studies[run]
     if not file:  # pytest's ids of items outside rootdir have no path
         raise pytest.UsageError(
-            f"under xdist a study has to be below rootdir ({config.rootpath}): use --rootdir, or run without -n"
+            f"with pytest-xdist, studies must be inside rootdir ({config.rootpath}): set --rootdir, or omit -n"
         )
     study = load_study(config.rootpath / file, settings.overrides)
     if is_reference(run):

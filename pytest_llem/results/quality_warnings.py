@@ -96,27 +96,27 @@ WARNINGS: dict[str, Kind] = {
     ),
     "few_ticks": Kind(
         "warning",
-        "The window holds fewer than 20 ticks of the energy counter; no gate judges its energy.",
+        "The energy counter was updated fewer than 20 times in the window; no gate judges its energy.",
         "Raise measurement.min_window_seconds.",
     ),
     "faster_than_roofline": Kind(
         "warning",
-        "The window is shorter than the peaks of the device allow: the peaks or the counted work are wrong.",
+        "The window is shorter than the device's peak FLOP/s and bandwidth allow: they or the work are wrong.",
         "Do not use mfu, mbu and roofline_slowdown of this result, and file an issue.",
     ),
     "idle_power_changed": Kind(
         "warning",
-        "Idle power before and after the windows differs; active energy is uncertain.",
+        "Idle power differed before and after the windows, so active energy is uncertain.",
         "Let the machine settle: raise execution.experiment_gap_seconds or baseline.duration_seconds.",
     ),
     "warmup_not_converged": Kind(
         "warning",
-        "Warm-up reached its limit before latencies settled.",
+        "Warm-up reached its maximum length before latencies were steady.",
         "Raise warmup.max_prompts, or use a quieter machine.",
     ),
     "drift": Kind(
         "warning",
-        "Passes took longer, or shorter, in the second half of the window.",
+        "Passes were slower or faster in the second half of the window than in the first.",
         "Raise warmup.thermal_floor_seconds, lock clocks, or use a quieter machine.",
     ),
     "host_bound": Kind(

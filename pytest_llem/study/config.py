@@ -256,7 +256,7 @@ class ExperimentConfig(Section):
         if self.backend != "pytorch":  # whose fields are validated by its section
             check_finite(self.engine_section, self.backend)
         if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
-            raise ValueError(f"passthrough_kwargs may not hold {min(taken)!r}, which is a field of its own")
+            raise ValueError(f"passthrough_kwargs must not contain {min(taken)!r}: use the field of that name")
         return self
 
     @property

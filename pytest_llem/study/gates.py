@@ -91,7 +91,7 @@ def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Pro
         if fault := metric_fault(name):
             problems.append(document.problem(("gates", "delta", name), fault))
         elif name not in gates.family:
-            message = "has no effect: it is not among the metrics that are compared"
+            message = "has no effect: this metric is not compared; add it to gates.metrics"
             notes.append(document.problem(("gates", "delta", name), message))
     return gates, problems, notes
 

@@ -51,20 +51,20 @@ def apply_budgets(
             if fitting:
                 notes += unreachable_gates(document, one.at, one.metric, [points[index] for index in fitting])
             elif within or not scope:  # the budgets of an excluded experiment have no points and need no message
-                message = _without_effect(document, one, fits_others=bool(found), is_entry=bool(scope))
+                message = _unused_budget(document, one, fits_others=bool(found), is_entry=bool(scope))
                 # An error, because a budget that matches no point due to a misspelt value would never fail.
                 (notes if one.where is None or found else problems).append(message)
     budgets, clashes = _merged(document, points, pieces)
     return budgets, [*problems, *clashes], notes
 
 
-def _without_effect(document: Document, one: BudgetEntry, *, fits_others: bool, is_entry: bool) -> Problem:
+def _unused_budget(document: Document, one: BudgetEntry, *, fits_others: bool, is_entry: bool) -> Problem:
     if one.where is None:
-        return document.problem(one.at, "has no effect: every experiment has budgets of its own")
+        return document.problem(one.at, "has no effect: all entries of experiments have their own budgets")
     message = "matches no point of this study"
     if fits_others:
-        elsewhere = "matches only experiments with budgets of their own"
-        message = "does not match this experiment" if is_entry else elsewhere
+        elsewhere = "matches only entries of experiments with their own budgets"
+        message = "does not match this entry of experiments" if is_entry else elsewhere
     return document.problem((*one.entry, "where"), message)
 
 

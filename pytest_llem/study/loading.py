@@ -25,7 +25,7 @@ from pytest_llem.study.runners import known_backends, read_runners
 from pytest_llem.study.unreachable_gates import unreachable_gates
 from pytest_llem.study.validation import REQUIRED, first_config, section_problems, validate
 
-__all__ = ["Experiment", "Point", "StudyConfig", "TooManyError", "is_study", "load_study"]
+__all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]
 
 #: Maximum number of experiments, even with --llem-yes.
 MAX_EXPERIMENTS = 100_000
@@ -46,7 +46,7 @@ def is_study(path: str | Path) -> bool:
     return isinstance(data, dict) and not {"sweep", "experiments"}.isdisjoint(data)
 
 
-class TooManyError(StudyError):
+class TooManyExperimentsError(StudyError):
     """A study has more experiments than the limit.
 
     Attributes:
@@ -77,7 +77,8 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
 
     Raises:
         StudyError: The file is invalid; the error has all problems that were found, with line and column.
-        TooManyError: The study has more experiments than *overrides* allow. They are counted before any is made.
+        TooManyExperimentsError: The study has more experiments than *overrides* allow. They are counted before any
+            is made.
     """
     path = Path(path)
     document = load_document(path)
@@ -183,7 +184,7 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
     return execution.model_copy(update=changes), []
 
 
-def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyError | None:
+def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyExperimentsError | None:
     cycles, points = execution.n_cycles or 1, grid.size
     total = points * cycles
     limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
@@ -198,7 +199,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
         message += f", and no study may have more than {MAX_EXPERIMENTS:,}"
     else:
         message += f", more than llem_max_experiments ({limit:,}); --llem-yes runs them all"
-    return TooManyError(document.problem(at, message), total, first_config(grid), execution)
+    return TooManyExperimentsError(document.problem(at, message), total, first_config(grid), execution)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -1,6 +1,6 @@
 """Measure throughput with the power sampler ÷ without it, with scripted GPUs.
 
-    python tests/benchmarks/sampler.py [--rounds N] [--boards N] [--call-ms MS]
+    python tests/benchmarks/sampler.py [--rounds N] [--gpus N] [--call-ms MS]
 
 One process loads the tiny model once and starts the sampler once. A round is two batches: one while the sampler
 runs, and one while it is stopped with SIGSTOP. Rounds alternate which is first; the ratio is taken within a round.
@@ -30,7 +30,7 @@ from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.workload.prompts import build_workload
 from tests.support import nvml
-from tests.support.nvml import Board, Script
+from tests.support.nvml import Script, ScriptedGpu
 
 SHAPE = {"n": 8, "input_len": 64, "output_len": 32}
 TOKENS = SHAPE["n"] * SHAPE["output_len"]
@@ -42,14 +42,14 @@ Z = 1.96
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=500, help="ten at least")
-    parser.add_argument("--boards", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--call-ms", type=float, default=4.0, help="how long a call of NVML takes")
     options = parser.parse_args()
-    uuids = [f"GPU-{number}" for number in range(options.boards)]
+    uuids = [f"GPU-{number}" for number in range(options.gpus)]
     if "LLEM_SCRIPTED_NVML" not in os.environ:  # the loader looks for libnvidia-ml only at the start of a process
         with tempfile.TemporaryDirectory() as folder:
-            boards = [Board(uuid, [(0.0, 300.0)], {"tick_ms": 100}) for uuid in uuids]
-            script = Script(Path(folder) / "script", boards, options.call_ms)
+            gpus = [ScriptedGpu(uuid, [(0.0, 300.0)], {"tick_ms": 100}) for uuid in uuids]
+            script = Script(Path(folder) / "script", gpus, options.call_ms)
             script.write()
             env = nvml.environment(nvml.build(Path(folder)), script)
             raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)

@@ -50,7 +50,7 @@ class Ramp(NamedTuple):
 
 
 @dataclass
-class Board:
+class ScriptedGpu:
     """A scripted GPU.
 
     Attributes:
@@ -109,7 +109,7 @@ class Script:
 
     Attributes:
         path: Path of the file.
-        boards: GPUs in NVML's order.
+        gpus: GPUs in NVML's order.
         call_ms: Duration of a call in ms.
         driver: Version of the driver.
         rules: Other lines of scripted_nvml.c that apply to all GPUs.
@@ -117,7 +117,7 @@ class Script:
     """
 
     path: Path
-    boards: list[Board]
+    gpus: list[ScriptedGpu]
     call_ms: float = 0.0
     driver: str = "580.159.04"
     rules: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Script:
 
     def write(self) -> None:
         lines = [f"start {self.start:.9f}", f"driver {self.driver}", f"call_ms {self.call_ms}"]
-        lines += [f"trace {self._trace}", *self.rules, *(line for board in self.boards for line in board.lines())]
+        lines += [f"trace {self._trace}", *self.rules, *(line for gpu in self.gpus for line in gpu.lines())]
         fresh = self.path.with_suffix(".new")
         fresh.write_text("\n".join(lines) + "\n")
         fresh.replace(self.path)

@@ -31,8 +31,8 @@ _CHECKED |= {"config_hash", "method", "unit"}
 def run(directory: Path, library: Path, *arguments: str) -> Path:
     """Run a small study, one of whose points fails, on a scripted GPU, and return its results directory."""
     steps = [(0.4 * step, 240.0 + (37 * step) % 90) for step in range(32)]
-    board = nvml.Board(GPU, steps, {"tick_ms": 20, "power_limit_w": 700, "memory_mb": 80_000})
-    script = nvml.Script(directory / "script", [board])
+    gpu = nvml.ScriptedGpu(GPU, steps, {"tick_ms": 20, "power_limit_w": 700, "memory_mb": 80_000})
+    script = nvml.Script(directory / "script", [gpu])
     script.write()
     study = {
         **NOOP_STUDY,

@@ -59,7 +59,7 @@ class Provenance:
         self._add_value("harness", result.harness_cpu_seconds)
         if warmup is not None:
             self._add_value("warmup", warmup.runs)
-            self._count("warmup", {True: "settled", False: "not settled", None: "not watched"}[warmup.converged])
+            self._count("warmup", {True: "settled", False: "not settled", None: "not checked"}[warmup.converged])
         if gap is not None:
             self._add_value("gap", gap.seconds)
             self._count("gap", f"{gap.reason} ({gap.note})" if gap.note else gap.reason)
