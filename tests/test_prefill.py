@@ -82,7 +82,7 @@ def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
     ],
 )
 def test_negative_difference_is_reported_and_not_judged(
-    prefill: Window, metric: str, value: float, reason: str
+    prefill: PassWindow, metric: str, value: float, reason: str
 ) -> None:
     found = prefill_metrics(window(20.0), prefill, input_tokens=1, drift_w=0.0)[metric]
     assert (found.value, found.uncertainty, found.not_judged) == (value, None, reason)
