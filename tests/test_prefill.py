@@ -21,6 +21,7 @@ from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
 from pytest_llem.results.metrics import Method
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.tiny import NATURAL, TINY, engine
@@ -232,6 +233,6 @@ def test_prefill_window_counts_in_estimate_and_time_limit(seconds: Callable[...,
 
     def planned(**measurement: Any) -> Any:
         config = noop_config(measurement={"min_window_seconds": 600, **measurement})
-        return seconds(config, ExecutionConfig(), footprint, Host(2**34))
+        return seconds(config, ExecutionConfig(), Needs(), footprint, Host(2**34))
 
     assert 600 <= planned(prefill_split=True) - planned() <= 660

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
-from pytest_llem.engines.pytorch.requirements import OPTIONAL
+from pytest_llem.engines.shipped import OPTIONAL_MODULES
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.isolation.probe import answer
@@ -100,7 +100,7 @@ def _installed(python: Path | None) -> Software:
         found, executable, error = answer(question), sys.executable, None
         found["python"] = platform.python_version()
     else:
-        other = ask(python, OPTIONAL)
+        other = ask(python, OPTIONAL_MODULES)
         executable = str(python)
         if isinstance(other, str):
             return Software(executable=executable, error=other)

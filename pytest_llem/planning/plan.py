@@ -10,7 +10,6 @@ from typing import Any
 
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.machine import idle_power
-from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.preflight import Preflight
@@ -95,12 +94,8 @@ class Plan:
     @cached_property
     def deadlines(self) -> dict[str, float]:
         """Deadline of an experiment, in s, by the id of its point; refused points have none."""
-        configs = {point.id: point.config for point in self.points if point.id not in self.refused}
-        execution, preflight = self.study.execution, self.preflight
-        return {
-            name: deadline_seconds(config, execution, preflight.footprint(config), preflight.host_of(config))
-            for name, config in configs.items()
-        }
+        points = [point for point in self.points if point.id not in self.refused]
+        return {point.id: self.preflight.deadline_seconds(point.config) for point in points}
 
     @cached_property
     def memory_bytes(self) -> float | None:
