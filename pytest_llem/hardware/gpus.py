@@ -43,7 +43,7 @@ class VisibleGpus:
 
     Attributes:
         all: The GPUs.
-        first: CUDA's device 0; None if it is not known.
+        first: Device 0 of an experiment that may use all of them; None if it is not known.
         is_ambiguous: Whether CUDA_VISIBLE_DEVICES selects GPUs that cannot be identified.
     """
 
@@ -135,10 +135,11 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
         uuids: UUIDs of all GPUs in NVML's order, which is that of the PCI bus.
         visible: Value of CUDA_VISIBLE_DEVICES; None if it is not set.
         is_bus_order: Whether CUDA uses that order too. By default CUDA puts the fastest GPU first: on a host with
-            different GPUs an index is then ambiguous, and all GPUs are returned.
+            different GPUs an index is then ambiguous, and all GPUs are returned. Without CUDA_VISIBLE_DEVICES the
+            order is known: experiments get PCI_BUS_ID.
     """
     if visible is None:
-        return list(uuids), is_bus_order
+        return list(uuids), True
     found: list[str] = []
     for entry in map(str.strip, visible.split(",")):
         if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not is_bus_order):

@@ -218,11 +218,12 @@ class Preflight:
         if self._document is None:
             return name
         marks = self._document.marks
-        axis = ".".join(map(str, key_path[:2]))
-        experiments = self._document.data.get("experiments")
-        listed = [("experiments", index, *key_path) for index in range(len(experiments or ()))]
-        written: list[KeyPath] = [("sweep", axis), ("sweep", *key_path), *listed, key_path, key_path[:1]]
-        found = next((marks[one] for one in written if one in marks), None)
+        axis, section = ".".join(map(str, key_path[:2])), str(key_path[0])
+        below = [(), ("sweep",), *(("experiments", at) for at in range(len(self._study.points)))]
+        written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in below)]
+        # A problem of the whole section: at one of its axes, or at the section.
+        written += [one for one in marks if one[:1] == ("sweep",) and str(one[-1]).startswith(f"{section}.")]
+        found = next((marks[one] for one in (*written, (section,)) if one in marks), None)
         return name if found is None else f"{self._study.path.name}:{found[0]}:{found[1]}: {name}"
 
     @cached_property
