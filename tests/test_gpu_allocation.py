@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pytest_llem.doctor import software
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, Allocation, allocate
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.registry import ENGINE_GROUP
+from pytest_llem.reporting.terminal.plan import plan_lines
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.loading import load_study
@@ -182,3 +189,25 @@ def test_engine_on_gpus_that_are_not_leased_fails(noop_engine: None, reported: l
         f"engine 'noop' reports GPUs that are not leased for it: {B} (leased: {A}): "
         "it has to use the GPUs of CUDA_VISIBLE_DEVICES only"
     )
+
+
+def test_plan_shows_the_number_of_gpus(noop_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy_engine.py").write_text(NEEDY)
+    two = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate((A, B)))
+    monkeypatch.setattr(devices, "visible_gpus", lambda: hardware.VisibleGpus(two, two[0]))
+    study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1, 2]}}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    loaded = load_study(tmp_path / "study.yaml")
+    plan = Plan(loaded, loaded.experiments, Preflight(loaded, (), [tmp_path]))
+    assert " · 2 GPUs each" in plan_lines(plan, tmp_path)[0]
+    assert [one["gpus"] for one in json.loads(plan.to_json())["experiments"]] == [2] * len(loaded.experiments)
+
+
+def test_doctor_asks_for_the_number_of_gpus(noop_engine: None, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", software._IMPORT, ENGINE_GROUP, "noop"]
+    script = "from noop_engine import NoopEngine\nfrom needy_engine import Options\nNoopEngine.options = Options\n"
+    (tmp_path / "needy_engine.py").write_text(NEEDY)
+    (tmp_path / "sitecustomize.py").write_text(script)
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    output = subprocess.check_output(command, env={**os.environ, "PYTHONPATH": path}, text=True)
+    assert software._report(output) == {"error": None, "torch_cuda": None, "gpus": 2}

@@ -57,6 +57,16 @@ def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"problem": f"importing it raises {type(error).__name__}: {error}"}
 
 
+def default_gpus(name: str, engine: Any) -> int | None:
+    """Return the number of GPUs that an experiment leases with an engine's default options; None for all.
+
+    Args:
+        name: Name of the engine in a study.
+        engine: The engine's class.
+    """
+    return needs_of_class(engine, ExperimentConfig(model="none", backend=name), None).gpus
+
+
 def _of_config(engine: Any, fields: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
     config = ExperimentConfig.model_validate(fields)
     if problems := option_problems(engine, config):

@@ -98,6 +98,12 @@ class Plan:
         return {point.id: self.preflight.deadline_seconds(point.config) for point in points}
 
     @cached_property
+    def gpus(self) -> dict[str, int | None]:
+        """Number of GPUs that an experiment leases, by the id of its point; None for all that are visible."""
+        points = [point for point in self.points if point.id not in self.refused]
+        return {point.id: self.preflight.needs(point.config).gpus for point in points}
+
+    @cached_property
     def memory_bytes(self) -> float | None:
         """Estimated memory of the largest experiment, in bytes; None if a model's size is unknown."""
         sizes = [
@@ -109,7 +115,8 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text: experiments in run order, unknown estimates as null.
 
-        ``deadline_seconds`` is null for an experiment that will not be started.
+        ``deadline_seconds`` is null for an experiment that will not be started. ``gpus`` is null for one that
+        leases all visible GPUs.
         """
         content: dict[str, Any] = {
             "study": self.study.name,
@@ -141,6 +148,7 @@ class Plan:
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
                     "deadline_seconds": self.deadlines.get(experiment.point.id),
+                    "gpus": self.gpus.get(experiment.point.id),
                     "replayed_from": self.replay.results[experiment.id].directory.name
                     if self.replay and self.is_replayed(experiment)
                     else None,
