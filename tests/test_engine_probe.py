@@ -17,7 +17,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs, PyTorchConfig
 from pytest_llem.study.loading import load_study
-from tests.conftest import NOOP_STUDY
+from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support.processes import gone
 
 ENGINE = """
@@ -105,21 +105,20 @@ def test_answer_has_options_needs_and_abilities(package: Package) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("section", "path", "message"),
-    [
-        ({"batch": 0}, ("batch",), "must be at least 1 (got 0)"),
-        ({"batch": "two"}, ("batch",), "must be a whole number (got 'two')"),
-        ({"bach": 1}, ("bach",), "the engine has no such option (did you mean 'batch'?)"),
-        ({"other": 1}, ("other",), "the engine has no such option (there are: batch, tensor_parallel)"),
-        ({"batch": 9}, (), "batch 9 is more than n 2"),
-    ],
-)
-def test_wrong_option_is_reported_with_its_path(
-    package: Package, section: dict[str, Any], path: tuple[str, ...], message: str
-) -> None:
-    config = package.config(**section)
-    assert package.ask(config).problems(ConfigQuestion(config, 10**9)) == [((package.name, *path), message)]
+WRONG: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
+    ({"batch": 0}, ("batch",), "must be at least 1 (got 0)"),
+    ({"batch": "two"}, ("batch",), "must be a whole number (got 'two')"),
+    ({"bach": 1}, ("bach",), "the engine has no such option (did you mean 'batch'?)"),
+    ({"other": 1}, ("other",), "the engine has no such option (there are: batch, tensor_parallel)"),
+    ({"batch": 9}, (), "batch 9 is more than n 2"),
+]
+
+
+def test_wrong_option_is_reported_with_its_path(package: Package) -> None:
+    configs = [package.config(**section) for section, _, _ in WRONG]
+    answer = package.ask(*configs)
+    for config, (_, path, message) in zip(configs, WRONG, strict=True):
+        assert answer.problems(ConfigQuestion(config, 10**9)) == [((package.name, *path), message)]
 
 
 def test_engine_is_imported_again_only_if_its_code_changes(package: Package) -> None:
@@ -142,14 +141,15 @@ def test_engine_is_imported_again_only_if_its_code_changes(package: Package) -> 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"code": 1, "answer": {"configs": 3}}'])
-def test_damaged_cache_file_is_ignored(package: Package, content: str) -> None:
-    config = package.config()
-    answer = package.ask(config)
-    [file] = (package.folder / "cache").rglob("*.json")
+def test_damaged_cache_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answer = EngineAnswer(takes_any=True)
+    engine_probe._write(None, "engine", "code", answer)
+    assert engine_probe._read(None, "engine", "code") == answer
+    assert engine_probe._read(None, "engine", "other code") is None
+    [file] = tmp_path.rglob("*.json")
     file.write_text(content)
-    assert package.ask(config) == answer
-    assert package.imports == 2
-    assert json.loads(file.read_text())["engine"] == package.name
+    assert engine_probe._read(None, "engine", "code") is None
 
 
 def test_problem_is_not_cached(package: Package) -> None:
@@ -160,6 +160,7 @@ def test_problem_is_not_cached(package: Package) -> None:
     assert package.ask(package.config()).problem is None
 
 
+@pytest.mark.slow
 def test_cache_that_cannot_be_written_is_no_error(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     config = package.config()
@@ -175,6 +176,7 @@ def test_import_without_end_leaves_no_process(package: Package, monkeypatch: pyt
     assert gone(pid)
 
 
+@pytest.mark.slow
 def test_engine_that_ends_python_does_not_hide_the_others(package: Package) -> None:
     (package.folder / "ends_python.py").write_text("import os; os._exit(7)")
     found = probe_engines(None, {package.name: [], "ends_python:Engine": []}, [str(package.folder)])
@@ -253,3 +255,30 @@ def test_preflight_refuses_a_prefill_split_that_the_engine_cannot_do(
         f"engine {package.name!r} cannot stop after the first token (it has no generate_first): "
         "leave measurement.prefill_split out"
     ]
+
+
+def test_second_collection_imports_no_engine(
+    package: Package, pytester: pytest.Pytester, run_pytest: RunPytest
+) -> None:
+    package.write(ENGINE, seconds=3.0)
+    study = {**NOOP_STUDY, "backend": package.name, "sweep": {f"{package.name}.batch": [1, 2]}}
+    (pytester.path / "study.yaml").write_text(json.dumps(study))
+    pytester.makeini(f"[pytest]\npythonpath = {package.folder}")
+    test = pytester.makepyfile(test_it="def test(): pass")
+    for files in (["study.yaml"], ["study.yaml", test]):
+        assert run_pytest("--collect-only", files=files).ret == 0
+        assert package.imports == 1
+    test.write_text("def test_of_another_name(): pass")
+    run_pytest("--collect-only", files=["study.yaml", test])
+    assert package.imports == 1
+    package.write(ENGINE + "\n# edited\n")
+    run_pytest("--collect-only")
+    assert package.imports == 2
+
+
+def test_answer_of_another_version_is_read() -> None:
+    config = ExperimentConfig.model_validate({"model": "m", "backend": "other"})
+    question = ConfigQuestion(config)
+    answered = {"needs": {"gpus": 2, "of_a_later_version": 1}}
+    answer = EngineAnswer.model_validate({"configs": {engine_probe._digest(question): answered}})
+    assert answer.needs(question) == Needs(gpus=2)

@@ -51,4 +51,6 @@ def shipped_needs(config: ExperimentConfig, parameters: int | None = None) -> Ne
     engine = SHIPPED.get(config.backend)
     if engine is None:
         return None
-    return replace(engine.options.from_config(config).needs(config, parameters), supports=engine.supports)
+    section = getattr(config, config.backend)
+    options = section if isinstance(section, engine.options) else engine.options.from_config(config)
+    return replace(options.needs(config, parameters), supports=engine.supports)

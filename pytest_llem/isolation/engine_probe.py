@@ -46,7 +46,10 @@ with open(sys.argv[2]) as file:
 if question["sys_path"] is not None:
     sys.path[:] = question["sys_path"]
 sys.path += [folder for folder in question["path"] if folder not in sys.path]
-from pytest_llem.measurement.importing import answer
+try:
+    from pytest_llem.measurement.importing import answer
+except ImportError:  # an older pytest-llem
+    answer = lambda engines: {name: {} for name in engines}
 with open(sys.argv[3], "w") as file:
     json.dump(answer(question["engines"]), file)
 print("\\n" + sys.argv[1], flush=True)
@@ -121,7 +124,9 @@ class EngineAnswer(BaseModel):
         """Return what the engine states that a configuration needs."""
         answer = self.configs.get(_digest(question)) if not self.takes_any else None
         supports = None if self.supports is None else frozenset(self.supports)
-        return Needs(**{**(answer.needs if answer else {}), "supports": supports})
+        stated = answer.needs if answer else {}  # by an interpreter that may have another pytest-llem
+        known = {name: value for name, value in stated.items() if name in Needs.__dataclass_fields__}
+        return Needs(**{**known, "supports": supports})
 
     def knows(self, questions: Sequence[ConfigQuestion]) -> bool:
         """Return whether no question has to be asked any more."""

@@ -193,10 +193,10 @@ class Preflight:
             yield f"engine {config.backend!r} {problem}"
         if not needs.resolves_model:
             return
-        if missing := _missing_model(config.model, _revision(config), self._model_path):
+        if missing := _missing_model(config.model, needs.model_revision, self._model_path):
             yield missing
             return
-        yield from self._beyond_context(config)
+        yield from self._beyond_context(config, needs)
         yield from self._beyond_hardware(config, needs)
 
     def _engine_problems(self, config: ExperimentConfig) -> Iterator[str]:
@@ -280,11 +280,11 @@ class Preflight:
         interpreter = None if self._given_host else self._interpreter(config.backend)
         return host_for(interpreter.packages.get("torch")) if isinstance(interpreter, Interpreter) else self.host
 
-    def _beyond_context(self, config: ExperimentConfig) -> Iterator[str]:
+    def _beyond_context(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
-        limit = _context_length(config.model, _revision(config), self._model_path)
+        limit = _context_length(config.model, needs.model_revision, self._model_path)
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
             yield too_long(config.model, shortest, shape.output_len, limit)
 
@@ -317,8 +317,8 @@ class Preflight:
         """Return whether an experiment's model or dataset is from the Hugging Face hub, cached or not."""
         if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
             return True
-        resolves = self.needs(config).resolves_model
-        return resolves and _is_on_hub(config.model, _revision(config), self._model_path)
+        needs = self.needs(config)
+        return needs.resolves_model and _is_on_hub(config.model, needs.model_revision, self._model_path)
 
     def memory_bytes(self, config: ExperimentConfig) -> float | None:
         """Return the estimated memory of an experiment, in bytes; None if the model's size is unknown."""
