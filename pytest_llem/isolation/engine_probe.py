@@ -48,7 +48,7 @@ if question["sys_path"] is not None:
 sys.path += [folder for folder in question["path"] if folder not in sys.path]
 try:
     from pytest_llem.measurement.importing import answer
-except ImportError:  # an older pytest-llem
+except ImportError:  # an earlier commit of the same version, as a reference may have
     answer = lambda engines: {name: {} for name in engines}
 with open(sys.argv[3], "w") as file:
     json.dump(answer(question["engines"]), file)
@@ -124,7 +124,7 @@ class EngineAnswer(BaseModel):
         """Return what the engine states that a configuration needs."""
         answer = self.configs.get(_digest(question)) if not self.takes_any else None
         supports = None if self.supports is None else frozenset(self.supports)
-        stated = answer.needs if answer else {}  # by an interpreter that may have another pytest-llem
+        stated = answer.needs if answer else {}  # a reference may have another commit of the same version
         known = {name: value for name, value in stated.items() if name in Needs.__dataclass_fields__}
         return Needs(**{**known, "supports": supports})
 
