@@ -89,6 +89,17 @@ def _own_devices(monkeypatch: pytest.MonkeyPatch, temporary_files: Path) -> None
     monkeypatch.setattr(tempfile, "tempdir", str(temporary_files))
 
 
+@pytest.fixture(scope="session")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for caches of this run only; pytester's HOME would be empty in each test."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, user_cache: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.isolation.interpreter import import_problems
+from pytest_llem.isolation.engine_probe import probe_engines
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.marks import slow
 
@@ -31,6 +31,11 @@ MESSAGES = {
     "no such class": "there is no 'Engine' in own_engine",
     "no engine": "missing methods: close, describe, encode and 12 more",
 }
+
+
+def import_problems(python: Path | None, engines: Sequence[str], path: Sequence[str]) -> dict[str, str]:
+    found = probe_engines(python, {name: [] for name in engines}, path)
+    return {name: answer.problem for name, answer in found.items() if answer.problem is not None}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.execution import experiment
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
@@ -18,6 +19,7 @@ from pytest_llem.planning.footprint import Footprint, from_config
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import Results
 from tests.support.marks import slow
@@ -51,7 +53,12 @@ NEVER = {"enabled": False}
 
 def deadline(model: Footprint | None, host: Host = GPU, timeout: float | None = None, /, **changes: Any) -> float:
     execution = ExecutionConfig(experiment_timeout_seconds=timeout)
-    return deadline_seconds(ExperimentConfig.model_validate({"model": "m", **changes}), execution, model, host)
+    config = ExperimentConfig.model_validate({"model": "m", **changes})
+    return deadline_seconds(config, execution, _needs(config, model), model, host)
+
+
+def _needs(config: ExperimentConfig, model: Footprint | None) -> Needs:
+    return shipped_needs(config, model.parameters if model else None) or Needs()
 
 
 class TestComputed:
@@ -95,7 +102,9 @@ class TestComputed:
     )
     def test_deadline_is_a_multiple_of_the_estimate(self, host: Host, changes: dict[str, Any]) -> None:
         config = ExperimentConfig.model_validate({"model": "m", **changes})
-        expected = seconds(config, ExecutionConfig(experiment_gap_seconds=0.0), LLAMA_1B, host)
+        expected = seconds(
+            config, ExecutionConfig(experiment_gap_seconds=0.0), _needs(config, LLAMA_1B), LLAMA_1B, host
+        )
         found = deadline(LLAMA_1B, host, **changes)
         assert found >= expected + 240
         asked = 0.0

@@ -351,14 +351,17 @@ class TestGpus:
         assert (status, found.verdict.device) == (1, "cpu")
         assert about(found, "note", "GPUs")
 
-    def test_first_of_different_gpus_is_unknown(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
+    def test_index_among_different_gpus_is_unknown(
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(), scripted_gpu(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
+        assert (status, found.verdict.device) == (0, A), "experiments get PCI_BUS_ID"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        status, found = doctor()
         assert (status, found.verdict.device) == (1, f"{A}, {B}")
         commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
-        assert about(found, "note", "GPUs 0, 1")[0].commands == commands
+        assert about(found, "hinders", "CUDA_VISIBLE_DEVICES=0")[0].commands == commands
 
     def test_cpu_build_of_torch_blocks_on_a_gpu_machine(
         self,
@@ -753,7 +756,7 @@ class TestOutput:
         long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
         users = [f"user {4000 + one} 900 /usr/bin/python3.11-with-a-long-name" for one in range(5)]
         add_gpus(
-            scripted_gpu(name=long, persistence=0, used_mb=70_000, rules=users),
+            scripted_gpu(name=long, persistence=0, mig=1, used_mb=70_000, rules=users),
             scripted_gpu(B, reasons=0xFF),
             scripted_gpu("GPU-c", mig=1),
         )

@@ -17,12 +17,14 @@ from pytest_llem.energy import metering
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
 from pytest_llem.machine import devices
-from pytest_llem.machine.devices import CPU, possible_devices
+from pytest_llem.machine.devices import CPU, allocate
 from pytest_llem.measurement import environment, orchestrator
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import Needs
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 
@@ -51,8 +53,8 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
     monkeypatch.setattr(devices, "package_versions", lambda python: {"torch": torch} if torch else {})
     for module in (devices, hardware):
         monkeypatch.setattr(module, "visible_gpus", lambda: visible)
-    config = ExperimentConfig(model="m", backend=backend)
-    assert set(possible_devices(config, None)) == leased
+    needs = shipped_needs(ExperimentConfig(model="m", backend=backend)) or Needs()
+    assert set(allocate(needs, None).devices) == leased
 
 
 # ---- CUDA_VISIBLE_DEVICES ----
@@ -109,11 +111,7 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     assert _findings("0", order="PCI_BUS_ID") == []
     assert _findings("0", names=("H100", "H100")) == []
     assert _findings(B) == []
-    [(severity, _, what)] = _findings(None)
-    assert (severity, what.rpartition(": ")[2]) == (
-        "note",
-        "the first one, which engines use, is unknown",
-    )
+    assert _findings(None) == [], "experiments get PCI_BUS_ID"
     [(severity, about, what)] = _findings("7")
     assert (severity, about) == ("blocks", "CUDA_VISIBLE_DEVICES")
     assert what == "'7' in '7' names no GPU: CUDA uses only the entries before it, so engines run on the CPU"

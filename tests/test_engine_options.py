@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from pytest_llem import ExperimentConfig, run_experiment
+from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.pytorch.options import check_options
+from pytest_llem.study.engines import PyTorchConfig
 from tests.support.tiny import TINY
 
 
@@ -17,18 +19,24 @@ class Plain(PyTorchEngine):
     """A subclass without options of its own."""
 
 
+class LevelOptions(PyTorchConfig):
+    """The options of ``pytorch``, and one more."""
+
+    level: int = Field(1, ge=0)
+
+
 class WithOptions(PyTorchEngine):
     """A subclass with an option of its own."""
 
-    option_names = (*PyTorchEngine.option_names, "level")
+    options = LevelOptions
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)
-        self.level = config.engine_section["level"]
+        self.level = LevelOptions.from_config(config).level
 
 
 class Bare:
-    """An engine without option_names."""
+    """An engine without options."""
 
 
 PLAIN = f"{__name__}:Plain"
@@ -78,8 +86,10 @@ def test_subclass_adds_options_of_its_own() -> None:
             {"lvel": 3},
             f"{WITH_OPTIONS}.lvel: the engine has no such option (did you mean 'level'?)",
         ),
-        (PLAIN, {"batch_size": 0}, f"{PLAIN}.batch_size: Input should be greater than or equal to 1 (got 0)"),
-        (PLAIN, {"batch_size": "8"}, f"{PLAIN}.batch_size: Input should be a valid integer (got '8')"),
+        (PLAIN, {"batch_size": 0}, f"{PLAIN}.batch_size: must be at least 1 (got 0)"),
+        (PLAIN, {"batch_size": "8"}, f"{PLAIN}.batch_size: must be a whole number (got '8')"),
+        (WITH_OPTIONS, {"level": -1}, f"{WITH_OPTIONS}.level: must be at least 0 (got -1)"),
+        (WITH_OPTIONS, {"batch_size": 99}, f"{WITH_OPTIONS}: batch_size 99 is more than n "),
         (
             PLAIN,
             {"cache_implementation": "static", "use_cache": False},
@@ -94,7 +104,7 @@ def test_unknown_option_is_refused_with_its_location(backend: str, section: dict
     assert "\n" not in str(refused.value)
 
 
-def test_engine_without_option_names_has_no_options() -> None:
+def test_engine_without_options_has_none() -> None:
     backend = f"{__name__}:Bare"
     with pytest.raises(PreflightError) as refused:
         check_options(
@@ -102,7 +112,7 @@ def test_engine_without_option_names_has_no_options() -> None:
         )
     assert str(refused.value) == (
         f"{backend}.level: the engine has no such option "
-        "(it has none: an engine lists its options in option_names); "
+        "(it has none: an engine names the class of its options as options); "
         f"passthrough_kwargs: engine {backend!r} does not read them: leave them out"
     )
     with pytest.raises(PreflightError, match="lora is not supported yet"):

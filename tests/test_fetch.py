@@ -273,17 +273,22 @@ class TestMistakes:
 OWN_ENGINE = """
 import sys
 from pathlib import Path
+from typing import Any
+from pytest_llem import EngineOptions
 from pytest_llem.engines.protocol import PreflightError
 
+class Options(EngineOptions):
+    level: Any = None
+
 class Engine:
-    option_names = {"level"}
+    options = Options
 
     def __init__(self, config, context):
-        self.name, self.options, self.context = config.model, config.engine_section, context
+        self.name, self.section, self.context = config.model, config.engine_section, context
 
     def fetch(self):
         with Path("log").open("a") as log:
-            print(self.name, self.options, [one.name for one in self.context.model_path], file=log)
+            print(self.name, self.section, [one.name for one in self.context.model_path], file=log)
         if self.name == "refused":
             raise PreflightError("there is\\nno such thing")
         if self.name == "broken":

@@ -22,7 +22,7 @@ ENGINE = """
 
     class Engine(NoopEngine):
         def describe(self):
-            return EngineRecord(name="mine", device="cpu", settings=self.options)
+            return EngineRecord(name="mine", device="cpu", settings=self.given)
 
     NOTHING = None
 """
@@ -66,7 +66,9 @@ def test_example_engine_refuses_what_the_page_says(
     run.assert_outcomes(failed=4)
     message = "my_engine:BigramEngine.batchsize: the engine has no such option (did you mean 'batch_size'"
     assert message in PAGE
-    run.stdout.fnmatch_lines([f"preflight: {message}*", "preflight: needs precision: fp32 and decoder: *"])
+    run.stdout.fnmatch_lines(
+        [f"preflight: misspelt.yaml:11:3: {message}*", "preflight: needs precision: fp32 and decoder: *"]
+    )
 
 
 def test_every_method_of_an_engine_is_on_the_page() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.planning.estimate import (
     FORK_SECONDS,
     STARTUP_SECONDS,
@@ -22,7 +23,7 @@ from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import BaselineConfig, ExperimentConfig
-from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.engines import Needs, PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
@@ -412,25 +413,34 @@ class TestEstimate:
     def test_size_without_files_is_unknown(self, tmp_path: Path) -> None:
         assert read_footprint(tmp_path) is None
 
+    def needs(self, config: ExperimentConfig) -> Needs:
+        needs = shipped_needs(config, self.LLAMA_8B.parameters)
+        assert needs is not None
+        return needs
+
     def test_memory_estimate_includes_weights_and_cache(self) -> None:
         small = ExperimentConfig(model="m")
         large = ExperimentConfig(model="m", pytorch=PyTorchConfig(batch_size=64))
         weights = 8_030_261_248 * 2
-        assert weights < memory_bytes(small, self.LLAMA_8B) < weights + 2 * 2**30
+        assert weights < memory_bytes(small, self.needs(small), self.LLAMA_8B) < weights + 2 * 2**30
         cache = 63 * (512 + 128) * 2 * 32 * 8 * 128 * 2
-        assert memory_bytes(large, self.LLAMA_8B) > memory_bytes(small, self.LLAMA_8B) + cache
+        assert (
+            memory_bytes(large, self.needs(large), self.LLAMA_8B)
+            > memory_bytes(small, self.needs(small), self.LLAMA_8B) + cache
+        )
         four_bit = ExperimentConfig(model="m", pytorch=PyTorchConfig(load_in_4bit=True))
-        assert memory_bytes(four_bit, self.LLAMA_8B) < weights / 2
+        assert memory_bytes(four_bit, self.needs(four_bit), self.LLAMA_8B) < weights / 2
 
     def test_time_estimate_grows_with_the_work(self) -> None:
         def time(**changes: Any) -> float:
-            return seconds(ExperimentConfig(model="m", **changes), ExecutionConfig(), self.LLAMA_8B, self.HOST)
+            config = ExperimentConfig(model="m", **changes)
+            return seconds(config, ExecutionConfig(), self.needs(config), self.LLAMA_8B, self.HOST)
 
         assert time(max_output_tokens=256) > time() > time(pytorch={"batch_size": 8})
         assert time() > time(warmup={"enabled": False})
         gap = ExecutionConfig(experiment_gap_seconds=100.0)
         config = ExperimentConfig(model="m")
-        assert seconds(config, gap, self.LLAMA_8B, self.HOST) == pytest.approx(time() + 100)
+        assert seconds(config, gap, self.needs(config), self.LLAMA_8B, self.HOST) == pytest.approx(time() + 100)
 
     GPU = Host(2**36, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
 
@@ -450,7 +460,9 @@ class TestEstimate:
         config = ExperimentConfig(model="m", **changes)
         assert idle_power_seconds(config, host) == expected
         without = config.model_copy(update={"baseline": BaselineConfig(enabled=False)})
-        times = [seconds(one, ExecutionConfig(), self.LLAMA_8B, host) for one in (config, without)]
+        times = [
+            seconds(one, ExecutionConfig(), self.needs(one), self.LLAMA_8B, host) for one in (config, without)
+        ]
         assert times[0] - times[1] == pytest.approx(expected / 5), (
             "except for the short measurement after the window"
         )
@@ -475,9 +487,9 @@ class TestEstimate:
     def test_time_estimate_is_shorter_on_a_gpu(self) -> None:
         gpu = Host(2**36, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
         config, execution = ExperimentConfig(model="m"), ExecutionConfig()
-        assert seconds(config, execution, self.LLAMA_8B, gpu) < seconds(
-            config, execution, self.LLAMA_8B, self.HOST
-        )
+        needs = self.needs(config)
+        on_gpu, on_cpu = (seconds(config, execution, needs, self.LLAMA_8B, host) for host in (gpu, self.HOST))
+        assert on_gpu < on_cpu
 
     @pytest.mark.parametrize(
         ("total", "text"),

@@ -14,12 +14,14 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.measurement import prefill
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
 from pytest_llem.results.metrics import Method
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.measured import output_ids, pass_window
@@ -244,6 +246,6 @@ def test_prefill_window_counts_in_estimate_and_time_limit(seconds: Callable[...,
 
     def planned(**measurement: Any) -> Any:
         config = noop_config(measurement={"min_window_seconds": 600, **measurement})
-        return seconds(config, ExecutionConfig(), footprint, Host(2**34))
+        return seconds(config, ExecutionConfig(), Needs(), footprint, Host(2**34))
 
     assert 600 <= planned(prefill_split=True) - planned() <= 660

@@ -177,11 +177,13 @@ class TestAnotherInterpreter:
         monkeypatch.syspath_prepend(tmp_path / "only_here")
         names = ["mine:Engine", "bitsandbytes:Engine", "hidden:Engine"]
         text = f"model: m\nsweep: {{backend: {json.dumps(names)}}}"
-        assert reasons(tmp_path, text)[2] is None
+        in_module = "there is no 'Engine' in"
+        assert reasons(tmp_path, text)[2] == f"engine 'hidden:Engine' cannot be used: {in_module} hidden"
         with_runner = f"{text}\nrunners: {json.dumps(dict.fromkeys(names, str(elsewhere.python)))}"
+        where = f"cannot be used with {elsewhere.python}"
         assert reasons(tmp_path, with_runner) == [
-            None,
-            None,
+            f"engine 'mine:Engine' {where}: mine raises AssertionError: imported",
+            f"engine 'bitsandbytes:Engine' {where}: {in_module} bitsandbytes",
             "engine 'hidden:Engine': module 'hidden' not found (add its folder to the ini option pythonpath)",
         ]
 
@@ -221,9 +223,12 @@ def test_named_pipe_as_dataset_is_refused_without_waiting(tmp_path: Path) -> Non
     assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is not a file"]
 
 
-def test_user_defined_engine_is_found_without_importing_it(tmp_path: Path) -> None:
+def test_user_defined_engine_is_not_imported_in_this_process(tmp_path: Path) -> None:
     (tmp_path / "my_engine.py").write_text("raise AssertionError('imported')")
-    assert reasons(tmp_path, "model: m\nbackend: my_engine:Engine") == [None]
+    assert reasons(tmp_path, "model: m\nbackend: my_engine:Engine") == [
+        "engine 'my_engine:Engine' cannot be used: my_engine raises AssertionError: imported"
+    ]
+    assert "my_engine" not in sys.modules
 
 
 def test_several_reasons_are_reported_at_once(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pytest_llem import run_experiment
+from pytest_llem.engines import packages
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import requirements
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight
 from pytest_llem.engines.pytorch.requirements import unmet_requirements
+from pytest_llem.engines.refusals import library_errors_as_preflight
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
@@ -25,10 +26,6 @@ transformers = pytest.importorskip("transformers")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (
-            {"lora": {"adapter_id": "a/b"}},
-            "lora is not supported yet: leave it out, or name a model with the adapter merged into it",
-        ),
         ({"pytorch": {"num_processes": 2}}, "pytorch.num_processes 2 is not supported yet: leave it at 1"),
         (
             {"pytorch": {"load_in_4bit": True}},
@@ -90,7 +87,7 @@ transformers = pytest.importorskip("transformers")
 def test_unmet_requirements_are_known_without_loading(
     changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     assert unmet_requirements(config(**changes)) == [sentence]
     with pytest.raises(PreflightError) as caught:
         run_experiment(config(**changes))
@@ -98,7 +95,7 @@ def test_unmet_requirements_are_known_without_loading(
 
 
 def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
     assert len(unmet_requirements(both)) == 3
     with pytest.raises(PreflightError) as caught:
@@ -107,7 +104,7 @@ def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.Monke
 
 
 def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: name)
     options = {
         "load_in_4bit": True,
         "device_map": "auto",
@@ -152,7 +149,7 @@ def test_passthrough_arguments_with_a_field_are_refused() -> None:
 def test_refused_generation_config_is_reported_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    monkeypatch.setattr(packages, "find_spec", lambda name: True)
     with pytest.raises(PreflightError, match=f"^{message}") as caught:
         PyTorchEngine(config(**changes), EngineContext())
     assert "\n" not in str(caught.value)

@@ -26,6 +26,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.liveness import is_locked
 from pytest_llem.results.manifest import ManifestWriter, read_manifest
 from pytest_llem.results.models import Manifest, ManifestEntry
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.times import now
@@ -75,7 +76,7 @@ class TestDeadline:
     def test_deadline_of_unknown_engine_is_hours_not_days(self) -> None:
         def deadline(n: int) -> float:
             asked = config(backend="other", n=n, max_output_tokens=2000)
-            return deadline_seconds(asked, ExecutionConfig(), None, Host(2**36))
+            return deadline_seconds(asked, ExecutionConfig(), Needs(), None, Host(2**36))
 
         assert 2 * 3600 < deadline(50) < deadline(100) < deadline(1000) == deadline(100_000) == 6 * 3600
 

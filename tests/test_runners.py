@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
+from pytest_llem.engines.packages import Packages
+from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
 from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_install
@@ -410,7 +411,8 @@ class TestRunning:
             write_study(name, sweep={"n": [1]}, runners={"noop": str(python)}, execution={"n_cycles": 1})
         pytester.runpytest_inprocess("one.yaml", "two.yaml", "-p", "llem").assert_outcomes(passed=2)
         asked = [line for line in (pytester.path / "asked").read_text().splitlines() if line.startswith("-")]
-        assert sorted(asked) == ["-P -m"] * 2 + ["-c "]
+        # For each study, the digest of the engine's code, and an experiment. Once, the environment and the engine.
+        assert sorted(asked) == ["-P -m"] * 4 + ["-c "] * 2
 
     def test_interpreter_is_not_asked_where_nothing_runs_there(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]

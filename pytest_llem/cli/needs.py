@@ -13,9 +13,10 @@ from pytest_llem import registry
 from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
 from pytest_llem.engines.models import cached_snapshot, resolve_model
+from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.engines.pytorch.options import check_options
-from pytest_llem.engines.pytorch.refusals import one_line
+from pytest_llem.engines.refusals import one_line
+from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
@@ -97,8 +98,9 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
                     found.name, found.revision
                 )  # the whole dataset is fetched, whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
-            if config.backend == "pytorch":
-                by_name[Need(config.model, config.pytorch.revision if config.pytorch else None)] = None
+            stated = shipped_needs(config)
+            if stated is not None and stated.resolves_model:
+                by_name[Need(config.model, stated.model_revision)] = None
             elif config.backend in study.runners and config.backend not in registry.installed(
                 registry.ENGINE_GROUP
             ):

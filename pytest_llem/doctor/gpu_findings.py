@@ -45,15 +45,13 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
         )
     named = [gpu for gpu in gpus if gpu.visible]
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
-    if len(named) < 2 or is_ordered or any(gpu.first for gpu in gpus):
+    if visible is None or len(named) < 2 or is_ordered or any(gpu.first for gpu in gpus):
         return
     order = "CUDA may number these different GPUs in another order than nvidia-smi"
-    is_set = visible is not None
-    unknown = "which of them is meant is unknown" if is_set else "the first one, which engines use, is unknown"
     yield Finding(
-        severity="hinders" if is_set else "note",
-        about=f"CUDA_VISIBLE_DEVICES={visible}" if is_set else _names(named),
-        what=f"{order}: {unknown}",
+        severity="hinders",
+        about=f"CUDA_VISIBLE_DEVICES={visible}",
+        what=f"{order}: which of them is meant is unknown",
         do="number them in PCI bus order, or name one by its UUID",
         commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={named[0].uuid}"],
     )

@@ -180,6 +180,8 @@ class Engine(Record):
     """Why the engine cannot be imported; null if it can."""
     torch_cuda: str | None = None
     """CUDA version that the engine's torch is built for; null without torch or for a CPU-only build."""
+    gpus: int | None = None
+    """Number of GPUs that an experiment with the engine's default options leases; null for all visible ones."""
 
 
 class Meter(Record):

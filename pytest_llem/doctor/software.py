@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
-from pytest_llem.engines.pytorch.requirements import OPTIONAL
+from pytest_llem.engines.shipped import OPTIONAL_MODULES
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.isolation.probe import answer
@@ -27,14 +27,19 @@ _MARKER = "llem doctor: "
 _IMPORT = f"""
 import json, sys
 from importlib.metadata import entry_points
-error = None
+error = gpus = None
 try:
     for point in entry_points(group=sys.argv[1], name=sys.argv[2]):
-        point.load()
+        engine = point.load()
+        try:
+            from pytest_llem.measurement.importing import default_gpus
+            gpus = default_gpus(sys.argv[2], engine)
+        except Exception:  # options without defaults, which only a study can give
+            gpus = None
 except BaseException as failure:
     error = type(failure).__name__ + ": " + str(failure)
 version = getattr(sys.modules.get("torch"), "version", None)
-report = {{"error": error, "torch_cuda": getattr(version, "cuda", None)}}
+report = {{"error": error, "torch_cuda": getattr(version, "cuda", None), "gpus": gpus}}
 print("\\n" + {_MARKER!r} + json.dumps(report), flush=True)
 """
 
@@ -88,7 +93,7 @@ class Imports:
             output, failure = self._probes[engine.name].answer(seconds)
             report = _report(output)
             engine.error = report.get("error") if report else failure or "the process reported nothing"
-            engine.torch_cuda = report.get("torch_cuda")
+            engine.torch_cuda, engine.gpus = report.get("torch_cuda"), report.get("gpus")
         return self._software
 
 
@@ -100,7 +105,7 @@ def _installed(python: Path | None) -> Software:
         found, executable, error = answer(question), sys.executable, None
         found["python"] = platform.python_version()
     else:
-        other = ask(python, OPTIONAL)
+        other = ask(python, OPTIONAL_MODULES)
         executable = str(python)
         if isinstance(other, str):
             return Software(executable=executable, error=other)

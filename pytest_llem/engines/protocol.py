@@ -168,8 +168,9 @@ class Engine(Protocol):
     ``package.module:Class``. It is created as ``Engine(config, context)`` in the experiment's process. Heavy
     imports belong there.
 
-    Options: ``config.engine_section`` holds the engine's options. The class lists their names in ``option_names``;
-    other options are refused before the engine is created, and a class without ``option_names`` has no options.
+    Options: the class names the class of its options as ``options``, a subclass of
+    :class:`pytest_llem.EngineOptions`; ``options.from_config(config)`` returns them. Unknown options and wrong
+    values are refused before the run. A class without ``options`` has no options.
     ``config.passthrough_kwargs`` is refused unless ``reads_passthrough_kwargs`` is true. The engine has to honour
     ``config.precision``, ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and
     ``measurement.length_mode`` (``fixed``: exactly that many tokens, even if the model would end earlier). It has
@@ -239,10 +240,10 @@ class BatchEngine(Engine, Protocol):
     Example:
         >>> class EchoEngine(BatchEngine):
         ...     no_latency = "all tokens are returned at once"
-        ...     option_names = ("repeat",)
+        ...     options = EchoOptions  # class EchoOptions(EngineOptions): repeat: int = 1
         ...
         ...     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        ...         self._repeat = config.engine_section.get("repeat", 1)
+        ...         self._repeat = EchoOptions.from_config(config).repeat
         ...
         ...     def generate(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         ...         return [[*prompt] * self._repeat for prompt in batch]

@@ -48,7 +48,7 @@ def model_folder() -> Path:
     If the cache cannot be written, as without a home directory or with a read-only one, the folder is in a
     temporary folder of this user.
     """
-    name, own = f"{NAME}-v{VERSION}", _own_cache()
+    name, own = f"{NAME}-v{VERSION}", user_cache()
     if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
         return own / name
     return _temporary_cache() / name
@@ -56,14 +56,15 @@ def model_folder() -> Path:
 
 def cache_note() -> str | None:
     """Return a note that the model is kept in a temporary folder, and why; None if it is in the user's cache."""
-    folder, own = model_folder(), _own_cache()
+    folder, own = model_folder(), user_cache()
     if own is not None and folder.parent == own:
         return None
     what = f"{own} cannot be written" if own is not None else "there is no home directory"
     return f"{what}: {BUILTIN_NAME} is kept in {folder.parent} (XDG_CACHE_HOME names another folder)"
 
 
-def _own_cache() -> Path | None:
+def user_cache() -> Path | None:
+    """Return this package's folder in the user's cache, which may be missing; None without a home directory."""
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"

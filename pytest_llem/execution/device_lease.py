@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -24,12 +23,12 @@ from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import CoolDown
-from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
+from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
 from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
-from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.study.config import AUTO
 from pytest_llem.study.design import StudyConfig
 
 _NO_CONTEXT = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
@@ -51,8 +50,6 @@ class _Session:
     draining: DrainingProcesses = field(default_factory=DrainingProcesses)
     cycle: tuple[str, int] | None = None
 
-    _devices: dict[tuple[Path | None, str, bool], tuple[str, ...]] = field(default_factory=dict)
-
     @classmethod
     def of(cls, config: pytest.Config) -> _Session:
         """Return the state of a pytest session, made at the first call."""
@@ -60,14 +57,6 @@ class _Session:
             config.stash[_SESSION] = session = cls()
             config.add_cleanup(session.draining.close)
         return config.stash[_SESSION]
-
-    def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
-        """Return the devices that an experiment may run on. Experiments with equal answers query NVML once."""
-        spread = config.pytorch is not None and config.pytorch.device_map is not None
-        key = study.interpreter(config.backend), config.backend, spread
-        if key not in self._devices:
-            self._devices[key] = possible_devices(config, key[0])
-        return self._devices[key]
 
 
 _SESSION = pytest.StashKey[_Session]()
@@ -91,7 +80,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
-    devices = session.devices(study, experiment.point.config)
+    devices = preflight_of(item.config, run, study).allocation(experiment.point.config).devices
     worker = getattr(item.config, "workerinput", {}).get("workerid")
     # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()

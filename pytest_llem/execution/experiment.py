@@ -24,7 +24,6 @@ from pytest_llem.execution.session_resources import controller, hub_unreachable_
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.experiment import GapRecord, Identity
@@ -112,9 +111,8 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
         config = experiment.point.config
-        size = preflight.footprint(config)
         item.config.stash[SHARED_STATE].register_worker()
-        timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
+        timeout = preflight.deadline_seconds(config)
         outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
@@ -253,6 +251,7 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
     settings = Settings.from_config(item.config)
+    allocation = preflight_of(item.config, run, study).allocation(point.config)
     identity = Identity(
         experiment_id=experiment.id,
         config_hash=point.config_hash,
@@ -273,6 +272,8 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
         carbon=None
         if settings.carbon_intensity is None
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
+        devices=allocation.devices if allocation.environment else (),
+        variables=allocation.environment,
     )
 
 

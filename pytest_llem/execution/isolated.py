@@ -6,7 +6,7 @@ This module imports nothing of pytest before an experiment runs, as tests import
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,9 @@ from pytest_llem.execution.idle_power import (
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
+from pytest_llem.machine.devices import CPU, Allocation, DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.owner import Owner
-from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult, GapRecord, Identity
 from pytest_llem.results.models import ErrorRecord
@@ -115,11 +114,8 @@ class IsolatedExperiment:
         preflight = Preflight(study, settings.model_path, import_path(self._config))
         if (refusal := preflight.reason(study.points[0])) is not None:
             raise self._failure(_refused(refusal))
-        deadline = deadline_seconds(
-            config, study.execution, preflight.footprint(config), preflight.host_of(config)
-        )
         try:
-            outcome = self._run_alone(study, settings, preflight, deadline)
+            outcome = self._run_alone(study, settings, preflight, preflight.deadline_seconds(config))
         except DeviceError as error:
             raise self._failure(_refused(str(error))) from None
         if outcome.result is None:
@@ -134,16 +130,16 @@ class IsolatedExperiment:
         from pytest_llem.execution.servers import servers_of
 
         config = study.points[0].config
-        devices = possible_devices(config, None)
+        allocation = preflight.allocation(config)
         worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
         with owned(
-            devices, Owner.of_this_process(NAME, test, worker), partial(print_line, self._config)
+            allocation.devices, Owner.of_this_process(NAME, test, worker), partial(print_line, self._config)
         ) as ownership:
             gap = self._settle(ownership)
             measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
             job = replace(
-                self._job(study, settings, gap, ownership.devices),
+                self._job(study, settings, gap, allocation),
                 hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
             )
             servers = servers_of(self._config, NAME, study.execution)
@@ -167,7 +163,7 @@ class IsolatedExperiment:
             memory_left_mb=settled.left_mb,
         )
 
-    def _job(self, study: StudyConfig, settings: Settings, gap: GapRecord, devices: Collection[str]) -> Job:
+    def _job(self, study: StudyConfig, settings: Settings, gap: GapRecord, allocation: Allocation) -> Job:
         config, digest, root = study.points[0].config, study.design_hash, str(self._config.rootpath)
         others = [pid] if (pid := controller(self._config)) else []
         intensity = settings.carbon_intensity
@@ -183,7 +179,9 @@ class IsolatedExperiment:
             gap=gap.model_dump(mode="json"),
             carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},
             idle_power=known_idle_power(self._shared_state, digest, None),
-            no_context=no_context_fields(self._shared_state, config, devices),
+            no_context=no_context_fields(self._shared_state, config, allocation.devices),
+            devices=allocation.devices if allocation.environment else (),
+            variables=allocation.environment,
         )
 
     def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -24,6 +24,7 @@ class Gpu:
         driver: Version of the driver.
         power_limit_w: Enforced power limit, in W.
         persistence_mode: Whether the driver stays loaded while no process uses the GPU.
+        index: CUDA's number of the GPU in the order of the PCI bus; None if unknown.
     """
 
     uuid: str
@@ -33,6 +34,7 @@ class Gpu:
     driver: str | None = None
     power_limit_w: float | None = None
     persistence_mode: bool | None = None
+    index: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class VisibleGpus:
 
     Attributes:
         all: The GPUs.
-        first: CUDA's device 0; None if it is not known.
+        first: Device 0 of an experiment that may use all of them; None if it is not known.
         is_ambiguous: Whether CUDA_VISIBLE_DEVICES selects GPUs that cannot be identified.
     """
 
@@ -56,7 +58,10 @@ def visible_gpus() -> VisibleGpus:
         return VisibleGpus()
     with Nvml() as nvml:
         handles = visible_handles(nvml)
-        gpus = tuple(read_gpu(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
+        gpus = tuple(
+            replace(read_gpu(nvml, uuid, handle), index=handles.indices.get(uuid))
+            for uuid, handle in handles.by_uuid.items()
+        )
     first = next((one for one in gpus if one.uuid == handles.first), None)
     return VisibleGpus(gpus, first, handles.is_ambiguous)
 
@@ -84,12 +89,15 @@ class Handles:
         first: UUID of CUDA's device 0; None if it is not known.
         lost: Names, as in :func:`all_handles`, of the GPUs that do not respond.
         is_ambiguous: Whether CUDA_VISIBLE_DEVICES selects GPUs that cannot be identified.
+        indices: CUDA's number of each GPU in the order of the PCI bus; empty if a GPU does not respond, as CUDA
+            may or may not count it.
     """
 
     by_uuid: dict[str, Any]
     first: str | None
     lost: frozenset[str] = frozenset()
     is_ambiguous: bool = False
+    indices: Mapping[str, int] = field(default_factory=dict)
 
 
 def all_handles(nvml: Nvml) -> dict[str, Any]:
@@ -115,7 +123,9 @@ def visible_handles(nvml: Nvml) -> Handles:
     by_uuid = {uuid: handles[uuid] for uuid in uuids if handles[uuid] is not None}
     first = uuids[0] if ordered and uuids and uuids[0] in by_uuid else None
     is_ambiguous = visible is not None and not ordered
-    return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys(), is_ambiguous)
+    respond = all(handle is not None for handle in handles.values())
+    indices = {uuid: index for index, uuid in enumerate(handles)} if respond else {}
+    return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys(), is_ambiguous, indices)
 
 
 def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool = True) -> tuple[list[str], bool]:
@@ -125,10 +135,11 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
         uuids: UUIDs of all GPUs in NVML's order, which is that of the PCI bus.
         visible: Value of CUDA_VISIBLE_DEVICES; None if it is not set.
         is_bus_order: Whether CUDA uses that order too. By default CUDA puts the fastest GPU first: on a host with
-            different GPUs an index is then ambiguous, and all GPUs are returned.
+            different GPUs an index is then ambiguous, and all GPUs are returned. Without CUDA_VISIBLE_DEVICES the
+            order is known: experiments get PCI_BUS_ID.
     """
     if visible is None:
-        return list(uuids), is_bus_order
+        return list(uuids), True
     found: list[str] = []
     for entry in map(str.strip, visible.split(",")):
         if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not is_bus_order):

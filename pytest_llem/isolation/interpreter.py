@@ -1,4 +1,4 @@
-"""Query another Python interpreter for what it has installed and can import."""
+"""Query another Python interpreter for what it has installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pytest_llem.engines.pytorch.requirements import OPTIONAL
+from pytest_llem.engines.shipped import OPTIONAL_MODULES
 from pytest_llem.isolation import probe, supervisor
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
@@ -27,9 +26,6 @@ MIN_PYTHON = (3, 11)
 
 #: Time limit for an interpreter's answer, in s. Starting from a slow network drive takes long.
 ANSWER_SECONDS = 60.0
-
-#: Time limit for importing engines, in s. Some import much, and from a slow network drive.
-IMPORT_SECONDS = 600.0
 
 #: Output longer than this, in characters, is not an answer.
 MAX_CHARACTERS = 1 << 20
@@ -45,20 +41,8 @@ else:
     exec(sys.argv[1])
 """
 
-
-#: Run in the interpreter to import engines with the same ``sys.path`` as an experiment's process.
-_IMPORT = """
-import json, sys
-question = json.loads(sys.argv[2])
-if question["sys_path"] is not None:
-    sys.path[:] = question["sys_path"]
-sys.path += [folder for folder in question["path"] if folder not in sys.path]
-from pytest_llem.measurement.importing import import_problems
-print("\\n" + sys.argv[1] + json.dumps(import_problems(question["engines"])), flush=True)
-"""
-
 #: Beginning of the description of an interpreter that ended by itself.
-_STATUS = "status"
+STATUS = "status"
 
 
 class Interpreter(BaseModel):
@@ -103,9 +87,9 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
 
     Args:
         python: Path of the interpreter.
-        modules: Modules to look for, beside pytest_llem and the OPTIONAL ones.
+        modules: Modules to look for, beside pytest_llem and the OPTIONAL_MODULES.
     """
-    return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL, *modules})))
+    return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL_MODULES, *modules})))
 
 
 @cache
@@ -118,7 +102,7 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
         command = [python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)]
-        output, ending = _run(command, ANSWER_SECONDS)
+        output, ending = run_supervised(command, ANSWER_SECONDS, _MARKER)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
     try:
@@ -133,32 +117,14 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
     return found
 
 
-def import_problems(python: Path | None, engines: Sequence[str], path: Sequence[str]) -> dict[str, str]:
-    """Return why engines cannot be imported in the interpreter that will run them, by engine name.
-
-    Engines that can be imported have no entry. The result is empty if the imports take longer than
-    :data:`IMPORT_SECONDS`: their problems appear when an experiment runs.
+def run_supervised(command: Sequence[str], seconds: float, marker: str) -> tuple[str, str]:
+    """Run *command* and return its output and how it ended. No process of it is left.
 
     Args:
-        python: The interpreter, which has pytest-llem; None for this one.
-        engines: Names of entry points, or ``package.module:Class``.
-        path: Folders that are searched after the interpreter's own.
+        command: Path of the program, and its arguments.
+        seconds: Time limit in s.
+        marker: Beginning of the line of output that ends it.
     """
-    sys_path = None if python else [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]
-    question = {"engines": list(engines), "sys_path": sys_path, "path": list(path)}
-    command = [str(python or sys.executable), "-c", _IMPORT, _MARKER, json.dumps(question)]
-    try:
-        output, ending = _run(command, IMPORT_SECONDS)
-    except OSError as error:
-        return dict.fromkeys(engines, f"{command[0]} cannot be run: {error.strerror or error}")
-    if _MARKER in output:
-        found: dict[str, str] = json.loads(output.rpartition(_MARKER)[2].partition("\n")[0])
-        return found
-    return dict.fromkeys(engines, f"importing it ends Python ({ending})") if ending.startswith(_STATUS) else {}
-
-
-def _run(command: Sequence[str], seconds: float) -> tuple[str, str]:
-    """Run *command* and return its output and how it ended. No process of it is left."""
     environment = {name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES}
     output, reports, ending = "", b"", f"no answer within {seconds:g} s"
     deadline = time.monotonic() + seconds
@@ -188,7 +154,7 @@ def _run(command: Sequence[str], seconds: float) -> tuple[str, str]:
                     output += chunk.decode("utf-8", "replace")
             if not selector.get_map():
                 ending = _ending(command[0], reports)
-            elif _MARKER in output and "\n" in output.rpartition(_MARKER)[2]:
+            elif marker in output and "\n" in output.rpartition(marker)[2]:
                 ending = "no answer"
             elif len(output) > MAX_CHARACTERS:
                 ending = "output without end"
@@ -209,4 +175,4 @@ def _ending(program: str, reports: bytes) -> str:
         fields |= json.loads(line)
     if refused := fields.get("refused"):
         raise OSError(str(refused).removeprefix(f"{program}: "))
-    return f"{_STATUS} {fields.get('status')}"
+    return f"{STATUS} {fields.get('status')}"

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Job:
         no_context: Fields of an IdlePowerRecord: idle power before the session's first experiment.
         repeats: Fields of ContendedRuns: earlier, contended runs of this experiment.
         hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
+        devices: Leased devices, which the engine has to use; empty if they are not known.
+        variables: Environment variables that restrict CUDA to these devices.
     """
 
     identity: dict[str, Any]
@@ -66,6 +68,8 @@ class Job:
     no_context: dict[str, Any] = field(default_factory=dict)
     repeats: Sequence[dict[str, Any]] = ()
     hub_unreachable: str | None = None
+    devices: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class ExperimentProcess:
@@ -248,7 +252,7 @@ def _environment(job: Job) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not (job.python and name in PYTHON_VARIABLES)
     }
     # Unless the user has set it, sets of strings have the same order in every process.
-    return {"PYTHONHASHSEED": "0", **inherited}
+    return {"PYTHONHASHSEED": "0", **inherited, **job.variables}
 
 
 def run_uninterrupted(cleanup: Callable[[], None]) -> None:

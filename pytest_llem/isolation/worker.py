@@ -169,6 +169,7 @@ def run(
         harness=[*job["harness"], os.getppid()],  # the supervisor
         on_progress=lambda progress: announce(**progress.as_event()),
         telemetry_fd=events if job["watched"] else None,
+        devices=job["devices"],
     ).run()
     if measured.result.idle_power is not None:
         measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])

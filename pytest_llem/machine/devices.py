@@ -11,17 +11,17 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llem.hardware.gpus import VisibleGpus, gpus_for, visible_gpus
+from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, visible_gpus
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.machine.shared_lock import SharedLock
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import Needs
 
 #: Name of the CPU as a device.
 CPU = "cpu"
@@ -90,31 +90,72 @@ class Ownership:
                 self._locks[name].note(used_bytes=amount)
 
 
-def devices_of(config: ExperimentConfig, gpus: VisibleGpus) -> tuple[str, ...]:
-    """Return the devices that an experiment runs on: UUIDs of GPUs, or the CPU if there are no usable *gpus*."""
-    if not gpus.all:
-        return (CPU,)
-    is_spread = config.pytorch is not None and config.pytorch.device_map is not None
-    if config.backend == "pytorch" and gpus.first and not is_spread:
-        return (gpus.first.uuid,)
-    return tuple(gpu.uuid for gpu in gpus.all)
+@dataclass(frozen=True)
+class Allocation:
+    """The devices for an experiment.
+
+    Attributes:
+        devices: UUIDs of GPUs, or the CPU. Both for an engine that may use either.
+        environment: Environment variables with which CUDA sees exactly these GPUs. Empty if
+            ``CUDA_VISIBLE_DEVICES`` selects GPUs that cannot be identified, such as MIG devices: it is then left
+            as it is.
+        problem: Why the experiment cannot have the GPUs that it needs; None if it can.
+    """
+
+    devices: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
 
 
-def possible_devices(config: ExperimentConfig, python: Path | None) -> tuple[str, ...]:
-    """Return the devices that an experiment may run on: its engine reports its devices only once it runs.
+def allocate(needs: Needs, python: Path | None) -> Allocation:
+    """Return the devices for an experiment: the first visible GPUs of one kind, as many as it needs.
+
+    An engine that states no number gets all visible GPUs. It also gets the CPU if PyTorch has no GPU build here,
+    as it may use GPUs by other means.
 
     Args:
-        config: The experiment.
+        needs: What its engine states.
         python: The interpreter that it runs in; None for this one.
-
-    Returns:
-        UUIDs of GPUs, or the CPU. Both for a third-party engine without a GPU build of PyTorch: it may use GPUs by
-        other means.
     """
-    gpus = gpus_for(package_versions(python).get("torch"))
-    if config.backend == "pytorch" or gpus.all:
-        return devices_of(config, gpus)
-    return (CPU, *(gpu.uuid for gpu in visible_gpus().all))
+    torch = package_versions(python).get("torch")
+    gpus = gpus_for(torch) if needs.uses_torch else visible_gpus()
+    if needs.gpus == 0:
+        return Allocation((CPU,), {"CUDA_VISIBLE_DEVICES": ""})
+    if needs.gpus is not None and needs.gpus > 1 and (problem := _shortage(needs.gpus, gpus)):
+        return Allocation((), problem=problem)
+    if not gpus.all:
+        return Allocation((CPU,))
+    if needs.gpus is None or gpus.is_ambiguous:
+        chosen = gpus.all
+    else:
+        chosen = next(kind for kind in _kinds(gpus) if len(kind) >= needs.gpus)[: needs.gpus]
+    cpu = (CPU,) if needs.gpus is None and not needs.uses_torch and is_cpu_build(torch) else ()
+    environment = {} if gpus.is_ambiguous else _environment(chosen)
+    return Allocation((*cpu, *(gpu.uuid for gpu in chosen)), environment)
+
+
+def _kinds(gpus: VisibleGpus) -> list[tuple[Gpu, ...]]:
+    """Return the GPUs grouped by the name of their model, in the order of the first of each."""
+    kinds: dict[str | None, tuple[Gpu, ...]] = {}
+    for gpu in gpus.all:
+        kinds[gpu.name] = (*kinds.get(gpu.name, ()), gpu)
+    return list(kinds.values())
+
+
+def _shortage(number: int, gpus: VisibleGpus) -> str | None:
+    """Return why there are not *number* GPUs of one kind; None if there are."""
+    kinds = _kinds(gpus)
+    if any(len(kind) >= number for kind in kinds):
+        return None
+    found = ", ".join(f"{len(kind)} × {kind[0].name or 'GPU'}" for kind in kinds) or "0"
+    restricted = "; CUDA_VISIBLE_DEVICES may hide some" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+    return f"needs {number} GPUs of one kind, and there are {found}{restricted}"
+
+
+def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """Return the variables with which CUDA sees exactly *gpus*. By number, as some engines refuse UUIDs."""
+    entries = [gpu.uuid if gpu.index is None else str(gpu.index) for gpu in gpus]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(entries)}
 
 
 @contextmanager

@@ -49,13 +49,10 @@ def adjusted_settings(
 
 
 def _data_type(config: ExperimentConfig, engine: EngineRecord) -> Iterator[AdjustedSetting]:
-    """Yield ``precision`` if the engine's settings contain a ``dtype`` of another precision.
-
-    The pytorch engine is left out: it derives the precision from the loaded weights.
-    """
+    """Yield ``precision`` if the engine's settings contain a ``dtype`` of another precision."""
     effective = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
     known = {one.setting for one in engine.adjusted}
-    if engine.name != "pytorch" and effective not in (None, config.precision) and "precision" not in known:
+    if effective not in (None, config.precision) and "precision" not in known:
         yield AdjustedSetting(
             setting="precision",
             given=config.precision,

@@ -5,13 +5,17 @@ This runs in the engine's interpreter and in a process of its own, because an en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pytest_llem import registry
+from pytest_llem.engines.options import abilities, needs_of_class, option_problems
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import EngineOptions
 
 #: Methods that an engine's class must have.
 METHODS = sorted(
@@ -22,15 +26,6 @@ METHODS = sorted(
 )
 
 
-def import_problems(engines: Iterable[str]) -> dict[str, str]:
-    """Import engines, and return the problem of each one that cannot be used, by its name.
-
-    Args:
-        engines: Names of entry points, or ``package.module:Class``.
-    """
-    return {name: problem for name in engines if (problem := _problem(name)) is not None}
-
-
 def missing_methods(engine: object) -> str | None:
     """Return the methods that an engine's class does not have, as a message; None if it has all."""
     abstract = getattr(engine, "__abstractmethods__", ())
@@ -39,13 +34,65 @@ def missing_methods(engine: object) -> str | None:
     return f"missing methods: {', '.join(missing[:3])}{more}" if missing else None
 
 
-def _problem(name: str) -> str | None:
+def answer(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Import engines and return what they answer, as the fields of an ``EngineAnswer`` by the engine's name.
+
+    Args:
+        questions: By engine: fields of the configurations to ask about, and the number of their model's weights.
+    """
+    return {name: _answer(name, asked) for name, asked in questions.items()}
+
+
+def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
-        return missing_methods(registry.load(registry.ENGINE_GROUP, name))
+        engine = registry.load(registry.ENGINE_GROUP, name)
+        if (problem := missing_methods(engine)) is not None:
+            return {"problem": problem}
+        options: Any = getattr(engine, "options", None)
+        is_class = isinstance(options, type) and issubclass(options, EngineOptions)
+        return {
+            "options": options.model_json_schema() if is_class else None,
+            "supports": sorted(abilities(engine)),
+            "takes_any": options is None or (is_class and _takes_any(options)),
+            "reads_passthrough_kwargs": bool(getattr(engine, "reads_passthrough_kwargs", False)),
+            "configs": [_of_config(engine, one["config"], one["parameters"]) for one in asked],
+        }
     except (LookupError, ImportError) as error:
-        return str(error)
+        return {"problem": str(error)}
     except (Exception, SystemExit) as error:  # a third-party module may raise anything
-        return f"importing it raises {type(error).__name__}: {error}"
+        return {"problem": f"importing it raises {type(error).__name__}: {error}"}
+
+
+def default_gpus(name: str, engine: Any) -> int | None:
+    """Return the number of GPUs that an experiment leases with an engine's default options; None for all.
+
+    Args:
+        name: Name of the engine in a study.
+        engine: The engine's class.
+    """
+    return needs_of_class(engine, ExperimentConfig(model="none", backend=name), None).gpus
+
+
+def _of_config(engine: Any, fields: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
+    config = ExperimentConfig.model_validate(fields)
+    if problems := option_problems(engine, config):
+        return {"problems": [(one.path, one.message) for one in problems]}
+    stated = asdict(needs_of_class(engine, config, parameters))
+    del stated["supports"]
+    return {"needs": stated}
+
+
+def _takes_any(options: type[EngineOptions]) -> bool:
+    """Return whether options take any value and state no needs, so that only their names can be wrong."""
+    own, base = options.__pydantic_decorators__, EngineOptions.__pydantic_decorators__
+    validators = own.field_validators or own.validators or own.root_validators
+    if (
+        options.needs is not EngineOptions.needs
+        or validators
+        or own.model_validators.keys() != base.model_validators.keys()
+    ):
+        return False
+    return all(field.annotation is Any and not field.metadata for field in options.model_fields.values())
 
 
 def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:

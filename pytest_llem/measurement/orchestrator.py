@@ -10,8 +10,8 @@ from pathlib import Path
 from pytest_llem import registry
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.models import folder_state
+from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
-from pytest_llem.engines.pytorch.options import check_options
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
@@ -82,6 +82,7 @@ class ExperimentOrchestrator:
         harness: Pids of the processes that started this one: their CPU time is that of the measurement.
         on_progress: Called at the start of each phase and of each warm-up run; never within a window.
         telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
+        devices: Leased devices: the engine may use no other GPUs. Empty for any.
     """
 
     config: ExperimentConfig
@@ -94,6 +95,7 @@ class ExperimentOrchestrator:
     harness: Sequence[int] = ()
     on_progress: Callable[[Progress], None] = lambda progress: None
     telemetry_fd: int | None = None
+    devices: Sequence[str] = ()
 
     def run(self) -> Measured:
         """Load the model, warm up, measure, and return the outcome.
@@ -122,6 +124,7 @@ class ExperimentOrchestrator:
             self._report_phase("loading")
             metered = set(engine.gpus)
             load_seconds, load_account = _load(engine, meters)
+            self._check_devices(engine)
             load_energy = load_account.total
             if metered != set(engine.gpus):  # the engine chose its GPUs while it loaded: meter only these now
                 if metered.intersection(load_energy.devices):
@@ -242,6 +245,19 @@ class ExperimentOrchestrator:
         finally:
             meters.close()
         return Measured(result, requests, window)
+
+    def _check_devices(self, engine: Engine) -> None:
+        """Check that the loaded engine uses leased GPUs only: others are not locked, nor metered from the start.
+
+        Raises:
+            PreflightError: It uses others.
+        """
+        others = sorted(set(engine.gpus).difference(self.devices)) if self.devices else []
+        if others:
+            raise PreflightError(
+                f"engine {self.config.backend!r} reports GPUs that are not leased for it: {', '.join(others)} "
+                f"(leased: {', '.join(self.devices)}): it has to use the GPUs of CUDA_VISIBLE_DEVICES only"
+            )
 
     def _report_phase(self, phase: str, seconds: float | None = None) -> None:
         """Report that a phase begins, and its minimum duration in s if that is known."""

@@ -8,6 +8,7 @@ from pytest_llem.planning.estimate import BYTES, generation
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 
 #: Starting, importing and other small steps on a slow host, in seconds.
@@ -19,7 +20,7 @@ SLOW_DISK = 80e6
 #: Allowed ratio of actual to estimated generation time; the estimates are rough, and machines differ widely.
 SLACK = 20
 
-#: Compilation time, in seconds: with ``pytorch.torch_compile``, or in engines that may compile by themselves.
+#: Compilation time, in seconds, of an engine that may compile.
 COMPILING_SECONDS = 1800.0
 
 #: For a model of unknown size: a constant in s, a time per generated token in s, and a maximum in s, so that a
@@ -33,7 +34,7 @@ MAX_SECONDS = 315_360_000.0
 
 
 def deadline_seconds(
-    config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint | None, host: Host
+    config: ExperimentConfig, execution: ExecutionConfig, needs: Needs, footprint: Footprint | None, host: Host
 ) -> float:
     """Return the maximum time from the start of an experiment's process, in seconds, without downloads.
 
@@ -53,6 +54,7 @@ def deadline_seconds(
     Args:
         config: The experiment.
         execution: The study's execution settings.
+        needs: What its engine states.
         footprint: Size of the model; None if unknown.
         host: Machine on which the experiment runs.
     """
@@ -62,10 +64,10 @@ def deadline_seconds(
         tokens = config.n * config.max_output_tokens
         total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, MAX_UNKNOWN_SECONDS)
     else:
-        total = BASE_SECONDS + (COMPILING_SECONDS if _may_compile(config) else 0.0)
+        total = BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0)
         # A quantised model is read from disk unquantised.
         total += footprint.parameters * BYTES[config.precision] / SLOW_DISK
-        expected = generation(config, footprint, host)
+        expected = generation(config, needs, footprint, host)
         total += SLACK * (expected.one_pass + _batches_before(config) * expected.batch)
         if config.measurement.prefill_split:
             total += SLACK * expected.first_pass
@@ -75,10 +77,6 @@ def deadline_seconds(
     if config.baseline.enabled:
         total += config.baseline.duration_seconds + config.baseline.part_seconds
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
-
-
-def _may_compile(config: ExperimentConfig) -> bool:
-    return config.pytorch is None or config.pytorch.torch_compile
 
 
 def _batches_before(config: ExperimentConfig) -> int:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 
 #: Bytes per weight.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
-
-#: Bytes per weight in bitsandbytes' formats, quantisation constants and unquantised layers included.
-BYTES_4BIT, BYTES_8BIT = 0.6, 1.1
 
 #: Memory of a process without a model, in bytes: PyTorch's libraries, a CUDA context.
 RUNTIME_BYTES = 0.5 * 2**30
@@ -31,29 +29,17 @@ CPU_RATES = (8e9, 5e10, 0.001)
 GPU_RATES = (1.0e12, 1e14, 0.0008)
 
 
-def weight_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
+def weight_bytes(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
     """Return the size of the weights in memory, in bytes."""
-    options = config.pytorch
-    each = BYTES[config.precision]
-    if options and options.load_in_4bit:
-        each = BYTES_4BIT
-    elif options and options.load_in_8bit:
-        each = BYTES_8BIT
-    return footprint.parameters * each
+    return needs.weight_bytes or footprint.parameters * BYTES[config.precision]
 
 
-def sequences(config: ExperimentConfig) -> int:
-    """Return the number of sequences that are generated at a time."""
-    options = config.pytorch
-    return options.batch_size * options.num_beams if options else 1
-
-
-def memory_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
+def memory_bytes(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
     """Return an experiment's memory in bytes: weights, KV cache and logits of a full batch, and the runtime."""
-    tokens = config.max_input_tokens + config.max_output_tokens
-    cache = sequences(config) * tokens * footprint.kv_values_per_token * BYTES[config.precision]
-    logits = sequences(config) * footprint.vocabulary * 4 * 3
-    return weight_bytes(config, footprint) + cache + logits + RUNTIME_BYTES
+    tokens, sequences = config.max_input_tokens + config.max_output_tokens, needs.sequences or 1
+    cache = sequences * tokens * footprint.kv_values_per_token * BYTES[config.precision]
+    logits = sequences * footprint.vocabulary * 4 * 3
+    return weight_bytes(config, needs, footprint) + cache + logits + RUNTIME_BYTES
 
 
 @dataclass(frozen=True)
@@ -71,39 +57,40 @@ class Generation:
     first_pass: float
 
 
-def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Generation:
+def generation(config: ExperimentConfig, needs: Needs, footprint: Footprint, host: Host) -> Generation:
     """Return the estimated generation times.
 
     Assumes that a decoding step reads every weight once and that prefill does 2 operations per weight and token.
+    The time of a pass that the engine states replaces the estimate of a pass and of a batch.
     """
-    bandwidth, operations, per_layer = GPU_RATES if _on_gpus(config, footprint, host) else CPU_RATES
-    cached = config.pytorch is None or config.pytorch.use_cache
-    together = sequences(config)
+    bandwidth, operations, per_layer = GPU_RATES if _on_gpus(config, needs, footprint, host) else CPU_RATES
+    together = needs.sequences or 1
     prefill = 2 * footprint.parameters * config.max_input_tokens * together / operations
-    reading = weight_bytes(config, footprint) / bandwidth
-    step = reading + footprint.layers * per_layer + (0 if cached else prefill)
+    reading = weight_bytes(config, needs, footprint) / bandwidth
+    step = reading + footprint.layers * per_layer + (prefill if needs.recomputes else 0)
     batch = prefill + config.max_output_tokens * step
-    batches = math.ceil(config.n / max(1, together))
+    batches = math.ceil(config.n / together)
+    if needs.seconds is not None:
+        return Generation(needs.seconds / batches, needs.seconds, min(needs.seconds, batches * (prefill + step)))
     return Generation(batch, batches * batch, batches * (prefill + step))
 
 
-def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool:
+def _on_gpus(config: ExperimentConfig, needs: Needs, footprint: Footprint, host: Host) -> bool:
     """Return whether the whole model is expected to be on GPUs."""
-    options = config.pytorch
-    if not host.gpus or options is None or options.device_map is None:
-        return bool(host.gpus)
-    placed = options.device_map.values() if isinstance(options.device_map, dict) else [options.device_map]
-    if any(str(place).startswith(("cpu", "disk")) for place in (*placed, *(options.max_memory or {}))):
-        return False
-    return weight_bytes(config, footprint) < sum(gpu.memory_bytes for gpu in host.gpus)
+    if not host.gpus or needs.gpus is not None:
+        return bool(host.gpus) and needs.gpus != 0
+    in_gpus = weight_bytes(config, needs, footprint) < sum(gpu.memory_bytes for gpu in host.gpus)
+    return in_gpus and not needs.offloads
 
 
-def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
+def seconds(
+    config: ExperimentConfig, execution: ExecutionConfig, needs: Needs, footprint: Footprint, host: Host
+) -> float:
     """Return the estimated time of an experiment, in seconds, with gap and start-up, without idle power.
 
     Warm-up and window are rounded up to whole batches and passes.
     """
-    expected = generation(config, footprint, host)
+    expected = generation(config, needs, footprint, host)
     runs = 0
     if config.warmup.enabled:
         runs = 2 * config.warmup.n_warmup
@@ -117,7 +104,7 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     if idle_power_seconds(config, host):
         idle += config.baseline.part_seconds  # idle power is measured again after the window
-    loading = weight_bytes(config, footprint) / LOAD_RATE
+    loading = weight_bytes(config, needs, footprint) / LOAD_RATE
     forked = execution.start_method == "forkserver"
     return (FORK_SECONDS if forked else STARTUP_SECONDS) + loading + warmup + window + idle
 

@@ -34,7 +34,7 @@ def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected
         return None
     host = preflight.host_of(point.config)
     return Expected(
-        estimate.seconds(point.config, study.execution, footprint, host),
+        estimate.seconds(point.config, study.execution, preflight.needs(point.config), footprint, host),
         estimate.idle_power_seconds(point.config, host),
     )
 

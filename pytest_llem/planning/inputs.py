@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_llem.engines.models import ModelSource, folder_state, hub_revision
 from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.results import code_state
@@ -129,7 +130,8 @@ class CurrentInputs:
         if self._models[name] != result.inputs.model_folder:
             yield f"the folder of model {name!r} has changed"
         elif (revision := result.engine.model_revision) is not None:
-            wanted = config.pytorch.revision if config.pytorch else None
+            stated = shipped_needs(config)
+            wanted = stated.model_revision if stated else None
             current = revision if wanted == revision else hub_revision(ModelSource(name, "hub"), wanted)
             yield from _moved("model", name, revision, current)
 

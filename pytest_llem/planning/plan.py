@@ -10,7 +10,6 @@ from typing import Any
 
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.machine import idle_power
-from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.preflight import Preflight
@@ -95,12 +94,14 @@ class Plan:
     @cached_property
     def deadlines(self) -> dict[str, float]:
         """Deadline of an experiment, in s, by the id of its point; refused points have none."""
-        configs = {point.id: point.config for point in self.points if point.id not in self.refused}
-        execution, preflight = self.study.execution, self.preflight
-        return {
-            name: deadline_seconds(config, execution, preflight.footprint(config), preflight.host_of(config))
-            for name, config in configs.items()
-        }
+        points = [point for point in self.points if point.id not in self.refused]
+        return {point.id: self.preflight.deadline_seconds(point.config) for point in points}
+
+    @cached_property
+    def gpus(self) -> dict[str, int | None]:
+        """Number of GPUs that an experiment leases, by the id of its point; None for all that are visible."""
+        points = [point for point in self.points if point.id not in self.refused]
+        return {point.id: self.preflight.needs(point.config).gpus for point in points}
 
     @cached_property
     def memory_bytes(self) -> float | None:
@@ -114,7 +115,8 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON text: experiments in run order, unknown estimates as null.
 
-        ``deadline_seconds`` is null for an experiment that will not be started.
+        ``deadline_seconds`` is null for an experiment that will not be started. ``gpus`` is null for one that
+        leases all visible GPUs.
         """
         content: dict[str, Any] = {
             "study": self.study.name,
@@ -146,6 +148,7 @@ class Plan:
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
                     "deadline_seconds": self.deadlines.get(experiment.point.id),
+                    "gpus": self.gpus.get(experiment.point.id),
                     "replayed_from": self.replay.results[experiment.id].directory.name
                     if self.replay and self.is_replayed(experiment)
                     else None,

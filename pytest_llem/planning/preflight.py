@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -21,10 +21,15 @@ from pytest_llem.engines.models import (
     resolve_model,
     too_long,
 )
+from pytest_llem.engines.options import LORA
+from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.engines.pytorch.requirements import LORA, THIS_ENVIRONMENT, Packages, unmet_requirements
+from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
-from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
+from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
+from pytest_llem.isolation.interpreter import Interpreter, ask
+from pytest_llem.machine.devices import Allocation, allocate
+from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
@@ -32,8 +37,10 @@ from pytest_llem.planning.runner_environment import check_runner_environment, ho
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
+from pytest_llem.study.document import Document, KeyPath, load_document
+from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
-from pytest_llem.study.problems import printable
+from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.runners import is_class, is_container
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 
@@ -65,6 +72,8 @@ class Preflight:
         self.host = host or this_host()
         self._reasons: dict[str, str | None] = {}
         self._interpreters: dict[str, Interpreter | str | None] = {}
+        self._engines: dict[Path | None, dict[str, EngineAnswer]] = {}
+        self._allocations: dict[tuple[Path | None, int | None, bool], Allocation] = {}
 
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run, and what to do, in one line; None if no reason is known."""
@@ -75,6 +84,53 @@ class Preflight:
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
         """Return the size of an experiment's model; None if unknown."""
         return _footprint(config.model, _revision(config), self._model_path)
+
+    def needs(self, config: ExperimentConfig) -> Needs:
+        """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
+        question = self._question(config)
+        if (stated := shipped_needs(config, question.parameters)) is not None:
+            return stated
+        answer = self._answer(config)
+        return Needs() if answer is None else answer.needs(question)
+
+    def _question(self, config: ExperimentConfig) -> ConfigQuestion:
+        footprint = self.footprint(config)
+        return ConfigQuestion(config, footprint.parameters if footprint else None)
+
+    def _answer(self, config: ExperimentConfig) -> EngineAnswer | None:
+        """Return what the engine of an experiment answers, without importing it here; None if it does not."""
+        backend, python = config.backend, self._study.interpreter(config.backend)
+        if self._study.execution.skip_preflight or self._unusable(backend) is not None:
+            return None
+        if backend not in (known := self._engines.setdefault(python, {})):
+            names = {point.config.backend for point in self._study.points if point.skip is None} - SHIPPED.keys()
+            same = [name for name in names if self._study.interpreter(name) == python]
+            usable = [name for name in same if self._unusable(name) is None]
+            asked = sorted({*usable, backend})
+            known |= dict.fromkeys(asked, EngineAnswer()) | self._answers(python, asked)
+        return known[backend]
+
+    def _answers(self, python: Path | None, backends: Sequence[str]) -> dict[str, EngineAnswer]:
+        """Return what engines answer about the study's configurations in the interpreter that will run them."""
+        configs = [point.config for point in self._study.points if point.skip is None]
+        questions = {
+            name: [self._question(one) for one in configs if one.backend == name and name not in SHIPPED]
+            for name in backends
+        }
+        return probe_engines(python, questions, self._import_path)
+
+    def deadline_seconds(self, config: ExperimentConfig) -> float:
+        """Return the maximum time from the start of an experiment's process, in s, without downloads."""
+        execution, needs = self._study.execution, self.needs(config)
+        return deadline_seconds(config, execution, needs, self.footprint(config), self.host_of(config))
+
+    def allocation(self, config: ExperimentConfig) -> Allocation:
+        """Return the devices for an experiment. Experiments with equal needs query NVML once."""
+        needs, python = self.needs(config), self._study.interpreter(config.backend)
+        key = python, needs.gpus, needs.uses_torch
+        if key not in self._allocations:
+            self._allocations[key] = allocate(needs, python)
+        return self._allocations[key]
 
     def unusable_engines(self, backends: Iterable[str]) -> Iterator[str]:
         """Yield an error line for each engine that cannot run or be imported.
@@ -89,8 +145,9 @@ class Preflight:
                 importable.setdefault(self._study.interpreter(backend), []).append(backend)
         for python, names in importable.items():
             where = "" if python is None else f" with {python}"
-            for name, problem in import_problems(python, names, self._import_path).items():
-                yield printable(f"engine {name!r} cannot be used{where}: {problem}")
+            for name, answer in self._answers(python, names).items():
+                if name in names and answer.problem is not None:
+                    yield printable(f"engine {name!r} cannot be used{where}: {answer.problem}")
 
     def _unusable(self, backend: str) -> str | None:
         """Return why no experiment of an engine can run; None if no reason is known without importing it."""
@@ -118,16 +175,64 @@ class Preflight:
         packages = Packages(there.modules.__contains__, self._pip(config.backend)) if there else THIS_ENVIRONMENT
         if problem := dataset_problem(config, self._study.path.parent, packages):
             yield problem
-        if config.backend != "pytorch":
-            if config.lora is not None:
-                yield LORA
+        if config.lora is not None:
+            yield LORA
+        if (shipped := SHIPPED.get(config.backend)) is not None:
+            yield from shipped.unmet_requirements(config, packages)
+        else:
+            yield from self._engine_problems(config)
+        needs = self.needs(config)
+        if (
+            config.measurement.prefill_split
+            and needs.supports is not None
+            and "prefill_only" not in needs.supports
+        ):
+            reason = f"engine {config.backend!r} cannot stop after the first token (it has no generate_first)"
+            yield f"{reason}: leave measurement.prefill_split out"
+        if needs.gpus and (problem := self.allocation(config).problem):
+            yield f"engine {config.backend!r} {problem}"
+        if not needs.resolves_model:
             return
-        yield from unmet_requirements(config, packages)
-        if missing := _missing_model(config.model, _revision(config), self._model_path):
+        if missing := _missing_model(config.model, needs.model_revision, self._model_path):
             yield missing
             return
-        yield from self._context_problems(config)
-        yield from self._hardware_problems(config)
+        yield from self._context_problems(config, needs)
+        yield from self._hardware_problems(config, needs)
+
+    def _engine_problems(self, config: ExperimentConfig) -> Iterator[str]:
+        """Yield why an engine cannot be used, or each of its options that is wrong, with its place."""
+        answer = self._answer(config)
+        if answer is None:
+            return
+        if answer.problem is not None:
+            python = self._study.interpreter(config.backend)
+            where = "" if python is None else f" with {python}"
+            yield f"engine {config.backend!r} cannot be used{where}: {answer.problem}"
+        else:
+            for key_path, message in answer.problems(self._question(config)):
+                yield f"{self._place(key_path)}: {message}"
+
+    def _place(self, key_path: KeyPath) -> str:
+        """Return the place of a configuration's key, ``file:line:column: key``; without a file, the key."""
+        name = ".".join(map(str, key_path))
+        if self._document is None:
+            return name
+        marks = self._document.marks
+        axis, section = ".".join(map(str, key_path[:2])), str(key_path[0])
+        below = [(), ("sweep",), *(("experiments", at) for at in range(len(self._study.points)))]
+        written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in below)]
+        # A problem of the whole section: at one of its axes, or at the section.
+        written += [one for one in marks if one[:1] == ("sweep",) and str(one[-1]).startswith(f"{section}.")]
+        found = next((marks[one] for one in (*written, (section,)) if one in marks), None)
+        return name if found is None else f"{self._study.path.name}:{found[0]}:{found[1]}: {name}"
+
+    @cached_property
+    def _document(self) -> Document | None:
+        try:
+            document = load_document(self._study.path)
+        except StudyError:  # a configuration without a file
+            return None
+        return document if isinstance(document.data, dict) else None
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
         """Return the contents of an engine's interpreter, or why it cannot be used; None for this interpreter."""
@@ -175,28 +280,27 @@ class Preflight:
         interpreter = None if self._given_host else self._interpreter(config.backend)
         return host_for(interpreter.packages.get("torch")) if isinstance(interpreter, Interpreter) else self.host
 
-    def _context_problems(self, config: ExperimentConfig) -> Iterator[str]:
+    def _context_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
-        limit = _context_length(config.model, _revision(config), self._model_path)
+        limit = _context_length(config.model, needs.model_revision, self._model_path)
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
             yield too_long(config.model, shortest, shape.output_len, limit)
 
-    def _hardware_problems(self, config: ExperimentConfig) -> Iterator[str]:
+    def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error for a precision that the GPUs do not support, and for a model larger than the memory."""
         host = self.host_of(config)
         if config.precision == "bf16" and host.gpus and all(gpu.capability < _BF16 for gpu in host.gpus):
             yield f"{host.gpus[0].name} does not support bf16: use precision: fp16 or fp32"
         footprint = self.footprint(config)
-        spread = config.pytorch is not None and config.pytorch.device_map is not None
-        if footprint is None or spread:
+        if footprint is None or needs.gpus is None:
             return
-        weights, memory = weight_bytes(config, footprint), host.device_memory_bytes
+        weights, memory = weight_bytes(config, needs, footprint), host.device_memory_bytes * (needs.gpus or 1)
         if host.memory_is_limited and not host.gpus:
             # The kernel kills a process that exceeds the limit, so here the whole estimate counts. Otherwise only
             # the weights and the runtime do, because the rest of the estimate is rough.
-            if (needed := memory_bytes(config, footprint)) > memory:
+            if (needed := memory_bytes(config, needs, footprint)) > memory:
                 yield (
                     f"model {config.model!r} needs about {gib(needed)} in {config.precision} with its batches, "
                     f"and the memory limit here is {gib(memory)}: raise the limit of the container or of its "
@@ -213,12 +317,13 @@ class Preflight:
         """Return whether an experiment's model or dataset is from the Hugging Face hub, cached or not."""
         if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
             return True
-        return config.backend == "pytorch" and _is_on_hub(config.model, _revision(config), self._model_path)
+        needs = self.needs(config)
+        return needs.resolves_model and _is_on_hub(config.model, needs.model_revision, self._model_path)
 
     def memory_bytes(self, config: ExperimentConfig) -> float | None:
         """Return the estimated memory of an experiment, in bytes; None if the model's size is unknown."""
         footprint = self.footprint(config)
-        return None if footprint is None else memory_bytes(config, footprint)
+        return None if footprint is None else memory_bytes(config, self.needs(config), footprint)
 
 
 def hub_unreachable() -> str | None:
@@ -231,7 +336,10 @@ def rough_seconds(
 ) -> float | None:
     """Return the estimated time of an experiment on this machine, in s; None if its model's size is unknown."""
     footprint = _footprint(config.model, _revision(config), model_path)
-    return None if footprint is None else seconds(config, execution, footprint, this_host())
+    if footprint is None:
+        return None
+    needs = shipped_needs(config, footprint.parameters) or Needs()
+    return seconds(config, execution, needs, footprint, this_host())
 
 
 def _module(engine_class: str) -> str:
@@ -245,7 +353,8 @@ def gib(size: float) -> str:
 
 
 def _revision(config: ExperimentConfig) -> str | None:
-    return config.pytorch.revision if config.pytorch else None
+    stated = shipped_needs(config)
+    return stated.model_revision if stated else None
 
 
 @cache

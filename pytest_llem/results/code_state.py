@@ -2,8 +2,8 @@
 
     python -m pytest_llem.results.code_state FILE
 
-FILE holds the arguments of :func:`current` as JSON; the result is printed as JSON. The module runs in any
-interpreter: it imports only the standard library, and none of the code that it digests.
+FILE holds the arguments of :func:`current` or :func:`sources` as JSON; the result is printed as JSON. The module
+runs in any interpreter: it imports only the standard library, and none of the code that it digests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions, entry_points
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -83,6 +83,40 @@ def current(modules: Iterable[str], packages: Iterable[str], path: Sequence[str]
         modules={name: _digest(str(spec.origin)) if spec else None for name, spec in files.items()},
         distributions={name: _installed_version(name) for name in packages},
     )
+
+
+def sources(names: Iterable[str], group: str, path: Sequence[str]) -> dict[str, str | None]:
+    """Return what identifies the code of plugins, as :func:`source` does, by their names."""
+    return {name: source(name, group, path) for name in names}
+
+
+def source(name: str, group: str, path: Sequence[str]) -> str | None:
+    """Return a text that changes with the code of a plugin, without importing it; None if it is not found.
+
+    It is the version of the distribution, for one that was installed from an index. Otherwise it also has a digest
+    of all ``.py`` files of the plugin's top-level package.
+
+    Args:
+        name: The name of an entry point, ``package.module:Class``, or a package.
+        group: The entry-point group.
+        path: Folders to search, in place of ``sys.path``.
+    """
+    package, target = None, name
+    for point in entry_points(group=group):
+        if point.name == name:
+            package, target = point.dist, point.value
+    top = target.partition(":")[0].partition(".")[0]
+    spec = PathFinder.find_spec(top, path) or _by_hook(top)
+    if spec is None:
+        return None
+    version = f"{package.metadata['Name']} {_version(package)}" if package else ""
+    folders = [*(spec.submodule_search_locations or ())]
+    is_installed = all(_INSTALLED.intersection(Path(one).parts) for one in (*folders, spec.origin or "/"))
+    if package is not None and is_installed:
+        return version
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.py"))] or [Path(str(spec.origin))]
+    content = "\n".join(f"{file} {_digest(str(file))}" for file in files)
+    return f"{version} {hashlib.sha256(content.encode()).hexdigest()[:_LENGTH]}".strip()
 
 
 def _specs() -> Iterator[ModuleSpec]:
@@ -200,4 +234,8 @@ def working_tree(directory: Path, seconds: float = SECONDS) -> dict[str, Any] | 
 
 if __name__ == "__main__":
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(current(request["modules"], request["packages"], [*sys.path, *request["path"]])))
+    searched = [*sys.path, *request["path"]]
+    if "engines" in request:
+        print(json.dumps(sources(request["engines"], request["group"], searched)))
+    else:
+        print(json.dumps(current(request["modules"], request["packages"], searched)))

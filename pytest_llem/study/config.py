@@ -158,8 +158,8 @@ class ExperimentConfig(Section):
     Face hub. Required.
     """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    """The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own, which is
-    imported in the experiment's process only. Default ``pytorch``.
+    """The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own. Default
+    ``pytorch``.
     """
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from pytest_llem.study.section import NullableSection, Section, single_error
+
+if TYPE_CHECKING:  # which imports this module
+    from pytest_llem.study.config import ExperimentConfig
 
 #: Engines whose sections are part of the grammar, installed or not.
 ENGINES = ("pytorch", "vllm", "tensorrt")
@@ -20,7 +24,87 @@ DeviceMap = Annotated[
 MaxMemory = Annotated[dict[str, int | str], single_error("must be a mapping of devices to sizes")]
 
 
-class PyTorchConfig(NullableSection):
+#: Bytes per weight in bitsandbytes' formats, quantisation constants and unquantised layers included.
+BYTES_4BIT, BYTES_8BIT = 0.6, 1.1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an experiment needs from the machine, as its engine states it before it is loaded.
+
+    Attributes:
+        gpus: Number of GPUs, all of one kind: 0 for none, None if the engine may use every visible one. With 1,
+            the engine runs on the CPU if there is no GPU.
+        sequences: Sequences that are generated at a time; None if unknown.
+        compiles: Whether the engine may compile the model, which takes long.
+        weight_bytes: Size of the weights in memory, in bytes; None to estimate it from ``precision``.
+        seconds: Time of one pass over the prompts, in s; None to estimate it from the size of the model.
+        recomputes: Whether every step computes all earlier tokens again, because there is no KV cache.
+        offloads: Whether a part of the model is kept on the CPU or on disk.
+        uses_torch: Whether the engine uses GPUs through PyTorch only. With a CPU build it then uses none.
+        resolves_model: Whether the engine looks for ``model`` as the engine ``pytorch`` does. A missing or damaged
+            model, and one that does not fit the device, is then reported before the run.
+        model_revision: Branch, tag or commit of the model on the Hugging Face hub; None for its main branch.
+        supports: Optional abilities of the engine's class, such as ``prefill_only``; None if unknown. It is filled
+            in from the class: an engine does not state it.
+
+    Example:
+        >>> Needs(gpus=2, sequences=64, compiles=False)
+    """
+
+    gpus: int | None = None
+    sequences: int | None = None
+    compiles: bool = True
+    weight_bytes: float | None = None
+    seconds: float | None = None
+    recomputes: bool = False
+    offloads: bool = False
+    uses_torch: bool = False
+    resolves_model: bool = False
+    model_revision: str | None = None
+    supports: frozenset[str] | None = None
+
+
+class EngineOptions(NullableSection):
+    """Base class of an engine's options: the fields of its section in a study.
+
+    A field that is not given, or is null, has its default. Unknown fields and wrong values are refused.
+
+    Example:
+        >>> class MyOptions(EngineOptions):
+        ...     batch_size: int = 1
+        ...
+        ...     def needs(self, config, parameters):
+        ...         return Needs(gpus=0, sequences=self.batch_size, compiles=False)
+        >>> class MyEngine:
+        ...     options = MyOptions
+    """
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig) -> Self:
+        """Return the options in the section of an experiment's engine.
+
+        Raises:
+            pydantic.ValidationError: An option is unknown, or its value is wrong.
+        """
+        return cls.model_validate(config.engine_section)
+
+    def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
+        """Return what an experiment with these options needs. The default states nothing.
+
+        Called without a device, and before the model is loaded.
+
+        Args:
+            config: The experiment.
+            parameters: Number of the model's weights; None if unknown.
+
+        Raises:
+            ValueError: The options contradict other fields of the experiment. The message says why.
+        """
+        return Needs()
+
+
+class PyTorchConfig(EngineOptions):
     """Options of the engine ``pytorch``, which uses transformers."""
 
     batch_size: int = Field(1, ge=1, le=1_000_000)
@@ -91,6 +175,22 @@ class PyTorchConfig(NullableSection):
         """
         if self.batch_size > n:
             raise ValueError(f"batch_size {self.batch_size} is more than n {n}: no batch of a pass is that large")
+
+    def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
+        self.check_batch_size(config.n)
+        each = BYTES_4BIT if self.load_in_4bit else BYTES_8BIT if self.load_in_8bit else None
+        places = self.device_map.values() if isinstance(self.device_map, dict) else [self.device_map]
+        return Needs(
+            gpus=1 if self.device_map is None else None,
+            sequences=self.batch_size * self.num_beams,
+            compiles=self.torch_compile,
+            weight_bytes=None if each is None or parameters is None else parameters * each,
+            recomputes=not self.use_cache,
+            offloads=any(str(place).startswith(("cpu", "disk")) for place in (*places, *(self.max_memory or {}))),
+            uses_torch=True,
+            resolves_model=True,
+            model_revision=self.revision,
+        )
 
     @model_validator(mode="after")
     def _goes_together(self) -> PyTorchConfig:

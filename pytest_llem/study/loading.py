@@ -19,11 +19,11 @@ from pytest_llem.study.gates import read_gates
 from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
 from pytest_llem.study.limits import apply_budgets
-from pytest_llem.study.problems import Problem, StudyError, shown
+from pytest_llem.study.problems import REQUIRED, Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
 from pytest_llem.study.unreachable_gates import unreachable_gates
-from pytest_llem.study.validation import REQUIRED, first_config, section_problems, validate
+from pytest_llem.study.validation import first_config, section_problems, validate
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]
 

@@ -9,7 +9,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+REQUIRED = "is required"
+
+_SENTENCES = {
+    "missing": REQUIRED,
+    "extra_forbidden": "unknown key",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "too_short": "must not be empty",
+}
 
 
 @dataclass(frozen=True)
@@ -93,3 +117,11 @@ def did_you_mean(given: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean …?)`` for a misspelt name, or an empty text."""
     close = difflib.get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def error_sentence(error: ErrorDetails) -> str:
+    """Return what is wrong with a value, such as ``must be at least 1``, from one of pydantic's errors."""
+    # Bounds of float fields are floats; a message shows 0 rather than 0.0.
+    limits = {name: f"{one:.15g}" if isinstance(one, float) else one for name, one in error.get("ctx", {}).items()}
+    text = _SENTENCES.get(error["type"])
+    return text.format(**limits) if text else error["msg"][:1].lower() + error["msg"][1:]

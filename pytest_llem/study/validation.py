@@ -27,9 +27,7 @@ from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
-from pytest_llem.study.problems import Problem, did_you_mean, shown
-
-REQUIRED = "is required"
+from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
@@ -59,25 +57,6 @@ _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
 #: Fields that are a value or a section: after them, pydantic inserts the alternative into an error's location.
 #: Index of that part in the location, and the field's name.
 _VALUE_OR_SECTION = {(1, "dataset"), (3, "input_len"), (1, "delta")}
-
-_SENTENCES = {
-    "missing": REQUIRED,
-    "extra_forbidden": "unknown key",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be one of {expected}",
-    "string_type": "must be a string",
-    "string_too_short": "must not be empty",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "model_type": "must be a mapping",
-    "dict_type": "must be a mapping",
-    "list_type": "must be a list",
-    "too_short": "must not be empty",
-}
 
 
 @dataclass
@@ -358,12 +337,7 @@ def _sentence(
     document: Document, at: KeyPath, location: KeyPath, detail: ErrorDetails, model: type[BaseModel]
 ) -> str:
     kind = detail["type"]
-    text = _SENTENCES.get(kind)
-    # Bounds of float fields are floats; a message shows 0 rather than 0.0.
-    limits = {
-        name: f"{one:.15g}" if isinstance(one, float) else one for name, one in detail.get("ctx", {}).items()
-    }
-    sentence = text.format(**limits) if text else detail["msg"][:1].lower() + detail["msg"][1:]
+    sentence = error_sentence(detail)
     if kind == "missing":
         return sentence
     if kind == "extra_forbidden":

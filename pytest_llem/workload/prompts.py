@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import BatchEngine, PreflightError
-from pytest_llem.engines.pytorch.requirements import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.workload.files import Prompt, file_problem, read_file

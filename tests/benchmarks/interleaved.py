@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
 
 NAME = "interleaved:InterleavedEngine"
 
@@ -20,13 +21,19 @@ INSIDE, SCRIPT, FOUND = "inside", "script", "found.json"
 GO, STOP = b".", b"x"
 
 
+class InterleavedOptions(PyTorchConfig):
+    """The options of ``pytorch``, and ``folder``."""
+
+    folder: str
+
+
 class InterleavedEngine(PyTorchEngine):
     """Times each pass of the window, from its seed until the device is idle, and then lets the other process run.
 
     Its options are those of ``pytorch``, and ``folder``, which holds the FIFOs.
     """
 
-    option_names = (*PyTorchEngine.option_names, "folder")
+    options = InterleavedOptions
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)

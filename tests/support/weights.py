@@ -35,9 +35,13 @@ class WeightsUnavailableError(Exception):
     """The weights are not available; the message says why."""
 
 
+#: The user's cache when this module is imported: tests have another one.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+
+
 def cache() -> Path:
     """Return the folder for models that tests have made."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pytest-llem-tests"
+    return _CACHE / "pytest-llem-tests"
 
 
 def model_path() -> Path:

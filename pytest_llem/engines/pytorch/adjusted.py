@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,19 +51,15 @@ def _precision(model: Any, config: ExperimentConfig) -> Iterator[AdjustedSetting
             reason="the files of the model are quantised; precision is that of the rest",
         )
         return
-    sizes = Counter[Any]()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            sizes[parameter.dtype] += parameter.numel()
-    names = {dtype: name for name, dtype in loading.DTYPES.items()}
-    for main, _ in sizes.most_common(1):
-        if main != loading.DTYPES[config.precision]:
-            yield AdjustedSetting(
-                setting="precision",
-                given=config.precision,
-                effective=names.get(main, str(main).removeprefix("torch.")),
-                reason="most of the model's weights are loaded in it",
-            )
+    main = loading.main_dtype(model)
+    if main != loading.DTYPES[config.precision]:
+        names = {dtype: name for name, dtype in loading.DTYPES.items()}
+        yield AdjustedSetting(
+            setting="precision",
+            given=config.precision,
+            effective=names.get(main, str(main).removeprefix("torch.")),
+            reason="most of the model's weights are loaded in it",
+        )
 
 
 def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[AdjustedSetting]:

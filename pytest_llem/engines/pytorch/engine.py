@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +35,9 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.options import with_pytorch_options
-from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight, one_line
 from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
+from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -103,23 +103,25 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # transformers has no ty
 class PyTorchEngine:
     """The engine ``pytorch``: one model, batches of ``batch_size`` prompts.
 
-    A subclass has the same options in its own section of the study. It adds its own options to ``option_names``.
+    A subclass has the same options in its own section of the study, and may add some.
 
     Example:
+        >>> class MyOptions(PyTorchConfig):
+        ...     my_option: int = 0
         >>> class MyEngine(PyTorchEngine):
-        ...     option_names = {*PyTorchEngine.option_names, "my_option"}
+        ...     options = MyOptions
     """
 
-    option_names: Collection[str] = frozenset(PyTorchConfig.model_fields)
+    options: type[PyTorchConfig] = PyTorchConfig
     reads_passthrough_kwargs = True
 
     @classmethod
     def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
         with suppress(PreflightError):  # reported when the experiment runs
-            loading.preload_classes(with_pytorch_options(config), context)
+            loading.preload_classes(with_pytorch_options(cls, config), context)
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        config = with_pytorch_options(config)
+        config = with_pytorch_options(type(self), config)
         if missing := unmet_requirements(config):
             raise PreflightError("; ".join(missing))
         self._config = config
@@ -205,7 +207,7 @@ class PyTorchEngine:
             device="cuda" if gpus else "cpu",
             device_names=[torch.cuda.get_device_name(index) for index in gpus],
             settings={
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": str(loading.main_dtype(model)).removeprefix("torch."),
                 "attn_implementation": loading.text_config(model.config)._attn_implementation,
                 "torch_compile": loading.compilation(options),
                 "quantization": loading.quantised(model),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -25,7 +26,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from pytest_llem.engines.models import ModelSource, cached_snapshot, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
-from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight, one_line
+from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
@@ -68,6 +69,15 @@ def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
             with suppress(Exception):
                 name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
                 tokenizer_class_from_name(name)
+
+
+def main_dtype(model: Any) -> torch.dtype:
+    """Return the data type of most of a model's weights that are floating-point numbers."""
+    sizes = Counter[torch.dtype]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return max(sizes, key=sizes.__getitem__, default=model.dtype)
 
 
 def text_config(config: Any) -> Any:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Iterator
 
+from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import DecoderConfig, ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
-
-LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
 
 #: Attention kernels and the packages of which one must be installed, each as module and pip name. If ``kernels``
 #: is installed, transformers downloads a kernel from the hub.
@@ -21,14 +18,10 @@ ATTENTION = {
 #: Packages that quantise a cache, as module and pip name, by backend in transformers' ``cache_config``.
 CACHES = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
-#: The package that reads datasets of the Hugging Face hub, for every engine.
-DATASETS = "datasets"
-
 #: Modules that only some experiments need.
 OPTIONAL = (
     "accelerate",
     "bitsandbytes",
-    DATASETS,
     *(module for module, _ in CACHES.values()),
     *(module for kernels in ATTENTION.values() for module, _ in kernels),
 )
@@ -70,29 +63,6 @@ SET_BY_ENGINE = {
 }
 
 
-def _is_here(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # its parent package is missing
-        return False
-
-
-@dataclass(frozen=True)
-class Packages:
-    """The environment that an experiment runs in.
-
-    Attributes:
-        has: Whether one of the OPTIONAL modules is installed.
-        pip: The command that installs packages into it.
-    """
-
-    has: Callable[[str], bool] = _is_here
-    pip: str = "pip"
-
-
-THIS_ENVIRONMENT = Packages()
-
-
 def unmet_requirements(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> list[str]:
     """Return why *config* cannot run: one sentence for each problem, with what to do.
 
@@ -106,8 +76,6 @@ def unmet_requirements(config: ExperimentConfig, packages: Packages = THIS_ENVIR
 
 
 def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages) -> Iterator[str]:
-    if config.lora is not None:
-        yield LORA
     if options.num_processes > 1:
         yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
     for name in ("load_in_4bit", "load_in_8bit"):

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
 from pytest_llem.engines.pytorch import generation, loading
-from pytest_llem.engines.pytorch.refusals import one_line
+from pytest_llem.engines.refusals import one_line
 
 PRECISIONS = {dtype: name for name, dtype in loading.DTYPES.items()}
 

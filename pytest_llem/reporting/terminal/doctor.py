@@ -140,11 +140,17 @@ def _processor(found: Examination, width: int) -> Iterator[str]:
 def _engines(found: Examination, width: int) -> Iterator[str]:
     software = found.software
     title = f"Engines (Python {_text(software.python)}, {software.executable})"
-    rows = [
-        (one.name, f"{_text(one.distribution)} {_text(one.version)}", one.error or "yes", _text(one.torch_cuda))
+    engines = [
+        (
+            one.name,
+            f"{_text(one.distribution)} {_text(one.version)}",
+            one.error or "yes",
+            _text(one.torch_cuda),
+            "-" if one.error else "all" if one.gpus is None else str(one.gpus),
+        )
         for one in software.engines
     ]
-    yield from _table(title, ("engine", "from", "importable", "CUDA"), rows, width)
+    yield from _table(title, ("engine", "from", "importable", "CUDA", "GPUs"), engines, width)
     rows = [
         (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
     ]

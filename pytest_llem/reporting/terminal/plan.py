@@ -41,6 +41,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f", about {duration_text(plan.seconds)}"
     if plan.deadlines:
         text += f" · deadline {_deadline(plan)}"
+    if (gpus := max((number or 0 for number in plan.gpus.values()), default=0)) > 1:
+        text += f" · {'up to ' if len(set(plan.gpus.values())) > 1 else ''}{gpus} GPUs each"
     if study.execution.start_method != "spawn":
         text += f" · {study.execution.start_method}"
     if study.excluded:

@@ -33,9 +33,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import EngineOptions
 
 Batch = Sequence[Sequence[int]]
 
@@ -151,31 +154,44 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
-OPTIONS = {
-    *("fault", "seconds", "first_seconds", "ids", "report", "size"),
-    *("span", "fail_once", "family", "filler", "break", "fetch", "gpu", "watts"),
-}
+class NoopOptions(EngineOptions):
+    """The options: any value, as tests also give wrong ones."""
+
+    fault: Any = None
+    seconds: Any = None
+    first_seconds: Any = None
+    ids: Any = None
+    report: Any = None
+    size: Any = None
+    span: Any = None
+    fail_once: Any = None
+    family: Any = None
+    filler: Any = None
+    break_: Any = Field(None, alias="break")
+    fetch: Any = None
+    gpu: Any = None
+    watts: Any = None
 
 
 class NoopEngine:
-    option_names = OPTIONS
+    options = NoopOptions
     no_latency = None
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        self.options: dict[str, Any] = config.engine_section
+        self.given: dict[str, Any] = config.engine_section
         self.output_len = config.workload.output_len
-        gpus = self.options.get("gpu", [])
+        gpus = self.given.get("gpu", [])
         self.gpus: list[str] = [gpus] if isinstance(gpus, str) else gpus
         self._span("begins")
 
     def _span(self, what: str) -> None:
-        if path := self.options.get("span"):
+        if path := self.given.get("span"):
             with Path(path).open("a") as file:
                 file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
     def _draw(self, busy: bool) -> None:
         """Set the power of the script's last GPU from now on: while a batch runs, or while idle."""
-        if watts := self.options.get("watts"):
+        if watts := self.given.get("watts"):
             script = Path(os.environ["LLEM_SCRIPTED_NVML"])
             text = script.read_text()
             found = re.search(r"^start (.*)$", text, re.MULTILINE)
@@ -186,16 +202,16 @@ class NoopEngine:
             new.replace(script)
 
     def fetch(self) -> None:
-        time.sleep(self.options.get("fetch", 0))
+        time.sleep(self.given.get("fetch", 0))
 
     def load(self) -> None:
-        if folder := self.options.get("report"):
+        if folder := self.given.get("report"):
             note = {"pid": os.getpid(), "modules": sorted(sys.modules), "argv": sys.argv, "sid": os.getsid(0)}
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
 
     def describe(self) -> EngineRecord:
         device = "cuda" if self.gpus else "cpu"
-        return EngineRecord(name="noop", device=device, settings={"filler": "x" * self.options.get("filler", 0)})
+        return EngineRecord(name="noop", device=device, settings={"filler": "x" * self.given.get("filler", 0)})
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -204,11 +220,11 @@ class NoopEngine:
         return range(10, 20)
 
     def prepare(self, prompts: Batch) -> list[Batch]:
-        size = self.options.get("size", 1)
+        size = self.given.get("size", 1)
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
     def positions(self, batch: Batch) -> float:
-        if self.options.get("fault") == "nan":
+        if self.given.get("fault") == "nan":
             return float("nan")
         return len(batch) * max(map(len, batch))
 
@@ -216,30 +232,30 @@ class NoopEngine:
         pass
 
     def generate(self, batch: Batch) -> tuple[float, float]:
-        if (made := self.options.get("fail_once")) and not Path(made).exists():
+        if (made := self.given.get("fail_once")) and not Path(made).exists():
             Path(made).touch()
             raise ValueError("not the first time")
-        if folder := self.options.get("family"):
+        if folder := self.given.get("family"):
             _family(folder)
-        fault, only_while_broken, _ = self.options.get("fault", "none").strip().partition(" while broken")
-        if not only_while_broken or Path(self.options["break"]).exists():
+        fault, only_while_broken, _ = self.given.get("fault", "none").strip().partition(" while broken")
+        if not only_while_broken or Path(self.given["break"]).exists():
             FAULTS.get(fault, lambda: None)()
         began = time.monotonic()
         self._draw(busy=True)
-        time.sleep(max(self.options.get("seconds", 0), 5e-5))  # no engine takes less
+        time.sleep(max(self.given.get("seconds", 0), 5e-5))  # no engine takes less
         self._draw(busy=False)
         return began, time.monotonic()
 
     def generate_first(self, batch: Batch) -> None:
         self._draw(busy=True)
-        time.sleep(self.options.get("first_seconds", 0))
+        time.sleep(self.given.get("first_seconds", 0))
         self._draw(busy=False)
 
     def synchronize(self) -> None:
         pass
 
     def requests(self, batch: Batch, generated: tuple[float, float] | None) -> list[RequestRecord]:
-        ids = self.options.get("ids", [7] * self.output_len)
+        ids = self.given.get("ids", [7] * self.output_len)
         if generated is None:  # the first token alone
             return [RequestRecord(len(prompt), ids[:1]) for prompt in batch]
         began, ended = generated

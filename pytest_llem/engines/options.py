@@ -1,0 +1,114 @@
+"""Check the options that a study gives an engine against those that the engine's class states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.problems import did_you_mean, error_sentence, shown
+
+LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
+
+#: The method that shows that an engine's class has an optional ability, by the name of the ability.
+ABILITIES = {
+    "cache_memory": "cache_memory",
+    "model_shape": "shape",
+    "prefill_only": "generate_first",
+    "preload": "preload",
+}
+
+_NO_OPTIONS = "the engine has no such option (it has none: an engine names the class of its options as options)"
+
+
+@dataclass(frozen=True)
+class OptionProblem:
+    """An option that an engine cannot use.
+
+    Attributes:
+        path: Path of the key in an experiment's configuration.
+        message: What is wrong, with the value that was given.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.message}"
+
+
+def option_problems(engine: Any, config: ExperimentConfig) -> list[OptionProblem]:
+    """Return the options in *config* that an engine cannot use.
+
+    Args:
+        engine: The engine's class.
+        config: The experiment.
+    """
+    problems = _section_problems(getattr(engine, "options", None), config)
+    if config.passthrough_kwargs and not getattr(engine, "reads_passthrough_kwargs", False):
+        message = f"engine {config.backend!r} does not read them: leave them out"
+        problems.append(OptionProblem(("passthrough_kwargs",), message))
+    return problems
+
+
+def check_options(engine: Any, config: ExperimentConfig) -> None:
+    """Refuse options in *config* that its engine cannot use.
+
+    Args:
+        engine: The engine's class.
+        config: The experiment.
+
+    Raises:
+        PreflightError: There are such options. The message names each with its key in the study.
+    """
+    problems = [*map(str, option_problems(engine, config))]
+    if config.lora is not None:
+        problems.append(LORA)
+    if problems:
+        raise PreflightError("; ".join(problems))
+
+
+def abilities(engine: Any) -> frozenset[str]:
+    """Return the optional abilities of an engine's class: names in :data:`ABILITIES`."""
+    return frozenset(name for name, method in ABILITIES.items() if hasattr(engine, method))
+
+
+def needs_of_class(engine: Any, config: ExperimentConfig, parameters: int | None) -> Needs:
+    """Return what an engine's class states about *config*, without its abilities. The options must be valid."""
+    options = getattr(engine, "options", None)
+    return Needs() if options is None else options.from_config(config).needs(config, parameters)
+
+
+def _section_problems(options: Any, config: ExperimentConfig) -> list[OptionProblem]:
+    section = config.backend
+    if options is None:
+        given = [name for name, value in config.engine_section.items() if value is not None]
+        return [OptionProblem((section, name), _NO_OPTIONS) for name in given]
+    if not (isinstance(options, type) and issubclass(options, EngineOptions)):
+        message = f"options of the engine must be a subclass of pytest_llem.EngineOptions (got {shown(options)})"
+        return [OptionProblem((section,), message)]
+    try:
+        options.from_config(config).needs(config, None)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        return [OptionProblem((section, *one["loc"]), _sentence(options, one)) for one in details]
+    except ValueError as error:
+        return [OptionProblem((section,), str(error))]
+    return []
+
+
+def _sentence(options: type[EngineOptions], error: ErrorDetails) -> str:
+    if error["type"] == "value_error":  # options that contradict each other
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        known = tuple(sorted(options.model_fields))
+        if len(error["loc"]) > 1:  # a key within an option
+            return "unknown key"
+        hint = did_you_mean(str(error["loc"][0]), known)
+        return f"the engine has no such option{hint}" + ("" if hint else f" (there are: {', '.join(known)})")
+    return f"{error_sentence(error)} (got {shown(error['input'])})"
