@@ -17,6 +17,7 @@ from pytest_llem.engines.protocol import PreflightError, RequestRecord
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
+from pytest_llem.study.engines import Needs
 from tests.conftest import NOOP_STUDY
 from tests.support.measured import record
 from tests.support.narrow import not_none
@@ -297,6 +298,34 @@ def test_an_unsettled_warm_up_is_a_warning() -> None:
     result = run(warmup=warmup).result
     assert result.warmup.converged is False
     assert any(warning.startswith("warm-up stopped after 6 runs") for warning in texts(result.warnings))
+
+
+@pytest.mark.parametrize(
+    ("sequences", "sizes"),
+    [
+        (None, [8, 8] * 5 + [40]),
+        (16, [16, 16] * 5 + [40]),
+        (40, [40, 40] * 5),  # as many as a pass has
+        (64, [40, 40] * 5),
+    ],
+)
+def test_engine_with_one_batch_warms_up_with_as_many_requests_as_it_runs_at_a_time(
+    noop_engine: None, monkeypatch: pytest.MonkeyPatch, sequences: int | None, sizes: list[int]
+) -> None:
+    from noop_engine import NoopEngine, NoopOptions
+
+    ran: list[int] = []
+    generate = NoopEngine.generate
+
+    def logged(made: NoopEngine, batch: Any) -> Any:
+        ran.append(len(batch))
+        return generate(made, batch)
+
+    monkeypatch.setattr(NoopEngine, "generate", logged)
+    monkeypatch.setattr(NoopOptions, "needs", lambda made, config, parameters: Needs(sequences=sequences))
+    run(n=40, noop={"size": 40}, warmup={"n_warmup": 5, "convergence_detection": False})
+    assert ran[: len(sizes)] == sizes
+    assert set(ran[len(sizes) :]) == {40}, "the window"
 
 
 def test_latency_percentiles_are_over_requests_and_gaps() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_llem import registry
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.models import folder_state
-from pytest_llem.engines.options import check_options
+from pytest_llem.engines.options import check_options, needs_of_class
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
@@ -133,7 +133,7 @@ class ExperimentOrchestrator:
                 meters = self._meters(engine)
             self._report_phase("preparing")
             workload = build_workload(config, engine, texts)
-            driver = PassDriver(engine, config, workload)
+            driver = PassDriver(engine, config, workload, needs_of_class(engine, config, None).sequences)
             idle_power = measure_idle_power(
                 driver.run_once,
                 meters,

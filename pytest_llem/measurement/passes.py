@@ -23,6 +23,9 @@ from pytest_llem.workload.prompts import Workload, warmup_prompts
 #: Maximum number of restarts of a window because something was compiled in it.
 MAX_RESTARTS = 3
 
+#: Requests of a warm-up run of an engine that has one batch and does not state how many it generates at a time.
+REQUESTS_AT_A_TIME = 8
+
 
 @dataclass(frozen=True)
 class PassWindow(Window):
@@ -73,11 +76,14 @@ class PassDriver:
         engine: A loaded engine.
         config: The experiment.
         workload: The prompts of a pass.
+        sequences: Number of requests that the engine generates at a time; None if unknown.
     """
 
-    def __init__(self, engine: BatchEngine, config: ExperimentConfig, workload: Workload) -> None:
+    def __init__(
+        self, engine: BatchEngine, config: ExperimentConfig, workload: Workload, sequences: int | None = None
+    ) -> None:
         self._engine, self._config = engine, config
-        self._warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
+        self._warmup = _WarmupBatches(engine, warmup_prompts(config, engine, workload), sequences)
         self.batches = engine.prepare(workload.prompts)
         engine.seed(config.random_seed)
 
@@ -89,17 +95,18 @@ class PassDriver:
 
     def run_once(self) -> None:
         """Generate for one warm-up batch, so that the engine allocates all that it needs."""
-        self._engine.generate(self._warmup_batches[0])
+        self._engine.generate(self._warmup.batches[0])
         self._engine.synchronize()
 
     def warm_up(self, on_run: Callable[[int, int | None], None], compiled_before: int) -> WarmupRecord | None:
         """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.warmup.warm_up`."""
         return warm_up(
             self._engine,
-            self._warmup_batches,
+            self._warmup.batches,
             self._config.warmup,
             on_run,
             compiled_before=compiled_before,
+            finally_run=self._warmup.whole,
         )
 
     def measure(self, meters: Meters, before: Callable[[], None]) -> PassWindow:
@@ -153,6 +160,29 @@ class PassDriver:
             before=before,
             keep=recorded_passes(self._config),
         )
+
+
+class _WarmupBatches:
+    """Batches for warm-up, of no more requests than the engine generates at a time.
+
+    An engine that schedules requests itself has one batch for the whole pass: warming up with it would take ten
+    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end.
+
+    Attributes:
+        batches: The batches to warm up with.
+        whole: Batches of a whole pass if ``batches`` are parts of them, else empty.
+    """
+
+    def __init__(self, engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None) -> None:
+        self.batches = engine.prepare(prompts)
+        self.whole: Sequence[Any] = ()
+        size = sequences or (len(prompts) if len(self.batches) > 1 else REQUESTS_AT_A_TIME)
+        if len(prompts) > size * len(self.batches):
+            by_length = sorted(prompts, key=len)
+            middle = (len(prompts) - size) // 2
+            parts = by_length[middle : middle + size], by_length[-size:]
+            self.whole = self.batches
+            self.batches = [batch for part in parts for batch in engine.prepare(part)]
 
 
 class _KeptPasses:

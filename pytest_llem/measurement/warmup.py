@@ -24,6 +24,7 @@ def warm_up(
     on_run: Callable[[int, int | None], None],
     *,
     compiled_before: int | None = None,
+    finally_run: Sequence[Any] = (),
 ) -> WarmupRecord | None:
     """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
 
@@ -42,6 +43,7 @@ def warm_up(
             once runs only fill ``thermal_floor_seconds``.
         compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the engine was
             created; None for the current value.
+        finally_run: Batches to run once at the end.
 
     Returns:
         The record of the warm-up, or None if it is switched off.
@@ -87,6 +89,9 @@ def warm_up(
         while not converged and runs < max_runs:
             latencies.append(run(median))
             converged = _settled(latencies, config)
+    max_runs += len(finally_run)
+    for batch in finally_run:
+        run(batch)
     while time.monotonic() - began < config.thermal_floor_seconds:
         latencies.append(run(median))
     return WarmupRecord(
