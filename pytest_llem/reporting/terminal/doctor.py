@@ -144,7 +144,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
         (one.name, f"{_text(one.distribution)} {_text(one.version)}", one.error or "yes", _text(one.torch_cuda))
         for one in software.engines
     ]
-    yield from _table(title, ("engine", "from", "importable", "CUDA"), rows, width)
+    yield from _table(title, ("engine", "from", "usable", "CUDA"), rows, width)
     rows = [
         (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
     ]
