@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bare install")]
+pytestmark = pytest.mark.slow
 
 CONSTRAINTS = ROOT / "constraints.txt"
 
@@ -40,26 +39,40 @@ gates: {delta: 0.9, metrics: [output_tokens_per_second]}
 
 
 class Bare:
-    """A fresh environment with the wheel, and a folder to work in.
+    """An environment with the wheel, and a folder to work in.
 
     Args:
-        folder: Folder of both.
+        environment: Folder of the environment, which is made if it does not exist.
+        work: Folder in which commands run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.work = folder / "work"
-        self.work.mkdir()
-        build: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
-        subprocess.run(build, check=True)
-        (self.wheel,) = folder.glob("*.whl")
-        subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
-        self.bin = folder / "env" / "bin"
+    def __init__(self, environment: Path, work: Path) -> None:
+        self.folder, self.work, self.bin = environment, work, environment / "bin"
+        with filelock.FileLock(environment.with_suffix(".lock")):  # the workers of xdist share it
+            if not (environment / "installed.json").is_file():
+                self._install()
+        self.size, self.seconds = json.loads((environment / "installed.json").read_text())
+
+    def _install(self) -> None:
+        build = ("-m", "pip", "wheel", "-q", "--no-deps", "-w", self.folder, ROOT)
+        subprocess.run([sys.executable, *build], check=True)
+        subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
         # Newer versions of Python install no setuptools, and an older one would be a difference of versions.
         self.pip("uninstall", "-y", "setuptools")
-        (self.site_packages,) = (folder / "env" / "lib").glob("*/site-packages")
         empty, began = self.megabytes(), time.monotonic()
         self.pip("install", "-c", str(CONSTRAINTS), str(self.wheel))
-        self.seconds, self.size = time.monotonic() - began, self.megabytes() - empty
+        found = (self.megabytes() - empty, time.monotonic() - began)
+        (self.folder / "installed.json").write_text(json.dumps(found))
+
+    @property
+    def wheel(self) -> Path:
+        (found,) = self.folder.glob("*.whl")
+        return found
+
+    @property
+    def site_packages(self) -> Path:
+        (found,) = (self.folder / "lib").glob("*/site-packages")
+        return found
 
     def pip(self, *arguments: str) -> None:
         subprocess.run([self.bin / "python", "-m", "pip", "-q", *arguments], check=True)
@@ -88,20 +101,22 @@ class Bare:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
-    return Bare(tmp_path_factory.mktemp("bare"))
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    return Bare(shared / "bare", tmp_path_factory.mktemp("work"))
 
 
-@pytest.fixture
-def measured(bare: Bare) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def measured(bare: Bare) -> Path:
     """The study's results and its baseline, measured with torch in the environment of the tests."""
     (bare.work / "tiny.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "pytest", "-p", "llem", "-p", "no:randomly", "-p", "no:random_order"]
-    for _ in range(2):  # the second run is the candidate, and independent of the baseline
-        extra = [] if (bare.work / ".llem").exists() else ["--llem-save", "main"]
-        subprocess.run([*command, "tiny.yaml", *extra], cwd=bare.work, check=True, stdout=subprocess.PIPE)
-        time.sleep(1)  # directories are named by the second
-    yield sorted((bare.work / "results").glob("tiny_*"))[-1]
-    shutil.rmtree(bare.work / "results")
+    for save in (
+        ["--llem-save", "main"],
+        [],
+    ):  # the second is the candidate
+        subprocess.run([*command, "tiny.yaml", *save], cwd=bare.work, check=True, stdout=subprocess.PIPE)
+    return sorted((bare.work / "results").glob("tiny_*"))[-1]
 
 
 def test_bare_install_has_no_torch_and_is_small(bare: Bare, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +190,7 @@ def test_engine_without_torch_runs(bare: Bare) -> None:
 
 def test_runner_with_torch_runs_the_engine(bare: Bare) -> None:
     (bare.work / "runner.yaml").write_text(f"{STUDY}runners: {{pytorch: {sys.executable}}}\n")
-    status, output = bare.pytest("runner.yaml", "--llem-save", "of-a-runner")
+    status, output = bare.pytest("runner.yaml", "--llem-save", "of-a-runner", "--llem-results-dir", "elsewhere")
     assert (status, "2 passed" in output) == (0, True), output
     assert (bare.work / ".llem" / "baselines" / "of-a-runner" / "tiny.json").is_file()
 

@@ -20,7 +20,13 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
+from pytest_llem.planning import runner_environment
+from pytest_llem.planning.runner_environment import (
+    WORKER_PACKAGES,
+    check_runner_environment,
+    how_to_add,
+    missing_here,
+)
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -230,6 +236,13 @@ class TestRequirements:
             "needs a and torch>=99 (found 2.13.0+cpu): PIP install 'other[theirs]'"
         )
         assert check_runner_environment(make_interpreter("torch; extra == 'theirs'"), "theirs", "PIP") is None
+
+    def test_missing_packages_of_an_engine_are_found_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        here = make_interpreter("a; extra == 'theirs'")
+        monkeypatch.setattr(runner_environment, "this_interpreter", lambda: here)
+        monkeypatch.syspath_prepend("/nowhere")  # answers are kept for each sys.path
+        assert missing_here("theirs") == "needs a: pip install 'other[theirs]'"
+        assert missing_here("package.module:Class") is None
 
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
     def test_missing_plugin_is_an_error(self, change: dict[str, Any]) -> None:
