@@ -65,7 +65,7 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", "dist")
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
     [built] = Path("dist").glob("*.whl")
-    session.install("-c", CONSTRAINTS, f"{built}[report]")
+    session.install("-c", CONSTRAINTS, f"{built}[pytorch,report]")
     study, elsewhere = Path("studies/quickstart.yaml").resolve(), session.create_tmp()
     shutil.copy(study, elsewhere)
     session.chdir(elsewhere)

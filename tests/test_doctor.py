@@ -72,7 +72,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: None)
     monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
     # The versions of all packages would take half the time of an examination.
-    monkeypatch.setattr(software, "PACKAGES", ("pytest-llem",))
+    monkeypatch.setattr("pytest_llem.isolation.interpreter.PACKAGES", ("pytest-llem",))
     # The GPUs of this machine, if it has any, must not be found.
     monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", 'print(\'{"driver": {"error": "no NVML"}}\')'))
     imports(monkeypatch, torch_cuda="12.8")

@@ -21,7 +21,13 @@ from pytest_llem.engines.packages import Packages
 from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_install
+from pytest_llem.planning import runner_environment
+from pytest_llem.planning.runner_environment import (
+    WORKER_PACKAGES,
+    check_runner_environment,
+    how_to_install,
+    missing_here,
+)
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -225,6 +231,20 @@ class TestRequirements:
         )
         assert check_runner_environment(other, None, "PIP") == check_runner_environment(other, "theirs", "PIP")
 
+    def test_extra_of_the_engines_name_is_required(self) -> None:
+        requires = ["a; extra == 'theirs'", "torch>=99; extra == 'theirs'", "b; extra == 'test'"]
+        assert check_runner_environment(make_interpreter(*requires), "theirs", "PIP") == (
+            "needs a and torch>=99 (found 2.13.0+cpu): PIP install 'other[theirs]'"
+        )
+        assert check_runner_environment(make_interpreter("torch; extra == 'theirs'"), "theirs", "PIP") is None
+
+    def test_missing_packages_of_an_engine_are_found_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        here = make_interpreter("a; extra == 'theirs'")
+        monkeypatch.setattr(runner_environment, "this_interpreter", lambda: here)
+        monkeypatch.syspath_prepend("/nowhere")  # answers are kept for each sys.path
+        assert missing_here("theirs") == "needs a: pip install 'other[theirs]'"
+        assert missing_here("package.module:Class") is None
+
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
     def test_missing_plugin_is_an_error(self, change: dict[str, Any]) -> None:
         assert check_runner_environment(make_interpreter(**change), "theirs", "PIP") == (
@@ -328,7 +348,10 @@ class TestRunning:
         found = ask(environment.python)
         assert isinstance(found, Interpreter)
         assert check_runner_environment(found, "noop", "PIP") is None
-        assert (check_runner_environment(found, "pytorch", "PIP") or "").startswith("is missing torch>=")
+        assert (
+            check_runner_environment(found, "pytorch", "PIP")
+            == "needs torch and transformers: PIP install 'pytest-llem[pytorch]'"
+        )
 
     @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_two_environments_in_one_study(

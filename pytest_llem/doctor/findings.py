@@ -139,7 +139,7 @@ def _engines(software: Software) -> Iterator[Finding]:
             yield Finding(
                 severity="hinders" if usable else "blocks",
                 about=f"engine {engine.name}",
-                what=f"cannot be imported: {engine.error}",
+                what=f"cannot be used: {engine.error}",
             )
 
 

@@ -177,7 +177,7 @@ class Engine(Record):
     version: str | None = None
     """Version of the distribution."""
     error: str | None = None
-    """Why the engine cannot be imported; null if it can."""
+    """Why the engine cannot be used: a package is missing, or it cannot be imported; null if it can be used."""
     torch_cuda: str | None = None
     """CUDA version that the engine's torch is built for; null without torch or for a CPU-only build."""
     gpus: int | None = None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
 from pytest_llem.engines.shipped import OPTIONAL_MODULES
-from pytest_llem.isolation.interpreter import ask
+from pytest_llem.isolation.interpreter import ask, this_interpreter
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
-from pytest_llem.isolation.probe import answer
-from pytest_llem.planning.runner_environment import check_runner_environment
+from pytest_llem.planning.runner_environment import check_runner_environment, missing_engine_packages
 from pytest_llem.registry import ENGINE_GROUP, METER_GROUP
-from pytest_llem.results.environment import PACKAGES, package_version
+from pytest_llem.results.environment import package_version
 
 _MARKER = "llem doctor: "
 
@@ -73,6 +70,8 @@ class Imports:
         self._probes: dict[str, ProbeProcess] = {}
         self._software = _installed(python)
         for engine in self._software.engines:
+            if engine.error is not None:
+                continue
             command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
             without = PYTHON_VARIABLES if python is not None else ()
             self._probes[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
@@ -90,6 +89,8 @@ class Imports:
             seconds: Time limit of the imports in s, from their start.
         """
         for engine in self._software.engines:
+            if engine.name not in self._probes:
+                continue
             output, failure = self._probes[engine.name].answer(seconds)
             report = _report(output)
             engine.error = report.get("error") if report else failure or "the process reported nothing"
@@ -99,26 +100,24 @@ class Imports:
 
 def _installed(python: Path | None) -> Software:
     """Return the installed engines and packages, from their metadata."""
-    distributions = {*PACKAGES, *PURPOSES}
-    if python is None:
-        question = {"group": ENGINE_GROUP, "packages": sorted(distributions), "modules": []}
-        found, executable, error = answer(question), sys.executable, None
-        found["python"] = platform.python_version()
-    else:
-        other = ask(python, OPTIONAL_MODULES)
-        executable = str(python)
-        if isinstance(other, str):
-            return Software(executable=executable, error=other)
-        found, error = other.model_dump(), check_runner_environment(other, None, f"{executable} -m pip")
-        found["packages"] |= {name: version for name in _OF_PYTEST if (version := package_version(name))}
-    packages: Mapping[str, str] = found["packages"]
+    executable = sys.executable if python is None else str(python)
+    found = this_interpreter() if python is None else ask(python, OPTIONAL_MODULES)
+    if isinstance(found, str):
+        return Software(executable=executable, error=found)
+    pip = f"{executable} -m pip"
+    packages = found.packages | {name: version for name in _OF_PYTEST if (version := package_version(name))}
     return Software(
-        python=found["python"],
+        python=found.python,
         executable=executable,
-        error=error,
+        error=None if python is None else check_runner_environment(found, None, pip),
         engines=[
-            Engine(name=name, distribution=provider, version=packages.get(provider))
-            for name, provider in sorted(found["engines"].items())
+            Engine(
+                name=name,
+                distribution=provider,
+                version=packages.get(provider),
+                error=missing_engine_packages(found, name, pip),
+            )
+            for name, provider in sorted(found.engines.items())
         ],
         packages=[Package(name=name, version=packages.get(name), what_for=use) for name, use in PURPOSES.items()],
     )

@@ -62,6 +62,9 @@ def resolve_model(
             folder = tiny_llama() if download else model_folder()
         except OSError as error:
             raise ModelNotFoundError(f"model {name!r} cannot be made: {error}") from error
+        except ImportError as error:
+            needs = "it needs torch and transformers: pip install 'pytest-llem[pytorch]'"
+            raise ModelNotFoundError(f"model {name!r} cannot be made: {needs} ({error})") from error
         return ModelSource(str(folder), "builtin", random_weights=True)
     if (local := _local(name, model_path)) is not None:
         return local

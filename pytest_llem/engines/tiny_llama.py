@@ -116,6 +116,7 @@ def tiny_llama() -> Path:
 
     Raises:
         OSError: Neither the cache nor a temporary folder can be written.
+        ImportError: It does not exist, and torch or transformers is not installed.
     """
     folder = model_folder()
     if folder.parent == _temporary_cache():

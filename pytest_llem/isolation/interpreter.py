@@ -82,6 +82,11 @@ def package_versions(python: Path | None) -> dict[str, str]:
     return {} if isinstance(there, str) else there.packages
 
 
+def this_interpreter() -> Interpreter:
+    """Return what this interpreter has installed, from the metadata of its packages."""
+    return Interpreter.model_validate(probe.answer({"group": ENGINE_GROUP, "packages": PACKAGES, "modules": ()}))
+
+
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
     """Return what an interpreter has installed, or what is wrong with it and what to do. Answers are cached.
 

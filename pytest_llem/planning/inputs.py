@@ -16,6 +16,7 @@ from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
+from pytest_llem.planning.runner_environment import missing_here
 from pytest_llem.results import code_state
 from pytest_llem.results.code_state import CodeState
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
@@ -55,9 +56,8 @@ class CurrentInputs:
         """Return the changes since *result* was measured with *config*; unknown states count as changes."""
         if result.inputs is None:
             return [f"pytest-llem {result.pytest_llem_version} did not record the code that ran"]
-        python = self.study.interpreter(config.backend)
         return [
-            *self._changed_code(result.inputs, python),
+            *self._changed_code(result.inputs, config.backend),
             *self._changed_model(result, config),
             *self._changed_dataset(result, config),
         ]
@@ -71,7 +71,8 @@ class CurrentInputs:
                 found |= dict.fromkeys(self.changes(ExperimentResult.model_validate_json(text), config))
         return list(found)
 
-    def _changed_code(self, inputs: InputsRecord, python: Path | None) -> Iterator[str]:
+    def _changed_code(self, inputs: InputsRecord, backend: str) -> Iterator[str]:
+        python = self.study.interpreter(backend)
         known = self._code.setdefault(python, CodeState(modules={}, distributions={}))
         modules = inputs.modules.keys() - known["modules"].keys()
         packages = inputs.distributions.keys() - known["distributions"].keys()
@@ -88,8 +89,11 @@ class CurrentInputs:
             yield f"code is not found any more: {_listed(missing)}"
         if unknown := [name for name, digest in inputs.modules.items() if digest is None]:
             yield f"code was edited while it ran: {_listed(unknown)}"
+        # Where the engine cannot run, nothing would be measured without these packages: they are no change.
+        absent_counts = python is not None or missing_here(backend) is None
         for name, version in inputs.distributions.items():
-            if (current := known["distributions"][name]) != version:
+            current = known["distributions"][name]
+            if current != version and (absent_counts or current is not None):
                 then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))
                 yield f"{name} {then} then, {now_} now" if then != now_ else f"{name} {then} has changed files"
 

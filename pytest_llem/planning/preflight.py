@@ -33,7 +33,7 @@ from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
-from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install
+from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
@@ -268,8 +268,11 @@ class Preflight:
                 return None
             return f"engine {name!r}: module {module!r} not found (add its folder to the ini option pythonpath)"
         engines = installed(ENGINE_GROUP)
-        if interpreter or name in engines:
+        if interpreter:
             return None
+        if name in engines:
+            missing = missing_here(name)
+            return None if missing is None else f"engine {name!r} {missing}"
         return (
             f"engine {name!r} is not installed here (there are: {', '.join(engines)}): {how_to_install(name)}, "
             "or name in runners a Python interpreter that has it"

@@ -1,28 +1,27 @@
-"""Check whether an engine can run in another Python interpreter."""
+"""Check whether a Python interpreter, this one or a runner, has what an engine needs."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import entry_points
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from pytest_llem.isolation.interpreter import Interpreter
+from pytest_llem.isolation.interpreter import Interpreter, this_interpreter
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results.environment import package_version
 from pytest_llem.study.engines import ENGINES as KNOWN_ENGINES
 
 PLUGIN = "pytest-llem"
 
-#: Requirements of the plugin that every experiment process needs.
+#: Requirements of the plugin that every experiment process needs; pytest's process needs the rest.
 WORKER_PACKAGES = ("nvidia-ml-py", "psutil", "pydantic")
-
-#: Requirements of the plugin that its own engines need in addition; pytest's process needs the rest.
-ENGINE_PACKAGES = ("torch", "transformers")
 
 
 def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: str) -> str | None:
@@ -46,24 +45,54 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
             return f"{what}: install its package there: {pip} install {package}"
         return f"{what}: {how_to_install(engine)}"
     provider = interpreter.engines[engine] if engine is not None else None
-    from_plugin = WORKER_PACKAGES + (ENGINE_PACKAGES if provider == PLUGIN else ())
-    needed = [one for one in _requirements(interpreter, PLUGIN) if canonicalize_name(one.name) in from_plugin]
+    needed = [one for one in _requirements(interpreter, PLUGIN) if canonicalize_name(one.name) in WORKER_PACKAGES]
     if provider not in (None, PLUGIN):
         needed += _requirements(interpreter, provider)
     lines = list(dict.fromkeys(_line(one) for one in needed if not _meets(interpreter, one)))
     if lines:
         return f"is missing {' and '.join(lines)}: {pip} install {shlex.join(lines)}"
-    return None
+    return missing_engine_packages(interpreter, engine, pip) if engine is not None else None
 
 
-def _requirements(interpreter: Interpreter, distribution: str) -> Iterator[Requirement]:
-    """Yield the requirements of a distribution that apply to an interpreter's version of Python."""
+def missing_engine_packages(interpreter: Interpreter, engine: str, pip: str) -> str | None:
+    """Return what is missing of the extra that has an engine's name, and what to do; None if nothing is.
+
+    The extra belongs to the distribution that provides the engine, and lists what only this engine needs. Without
+    an extra of that name, the engine needs nothing in addition.
+
+    Args:
+        interpreter: The interpreter that runs the engine.
+        engine: Name of an engine that is installed there.
+        pip: The pip command of the interpreter's environment.
+    """
+    provider = interpreter.engines[engine]
+    plain = {str(one) for one in _requirements(interpreter, provider)}
+    needed = (one for one in _requirements(interpreter, provider, engine) if str(one) not in plain)
+    missing = list(dict.fromkeys(_found(interpreter, one) for one in needed if not _meets(interpreter, one)))
+    if not missing:
+        return None
+    return f"needs {' and '.join(missing)}: {pip} install {shlex.quote(f'{provider}[{engine}]')}"
+
+
+def missing_here(engine: str) -> str | None:
+    """Return what :func:`missing_engine_packages` does here; None for an engine that is not installed."""
+    return _missing_here(engine, tuple(sys.path))
+
+
+@lru_cache(maxsize=64)  # called for each point of a study
+def _missing_here(engine: str, path: tuple[str, ...]) -> str | None:
+    here = this_interpreter()
+    return missing_engine_packages(here, engine, "pip") if engine in here.engines else None
+
+
+def _requirements(interpreter: Interpreter, distribution: str, extra: str = "") -> Iterator[Requirement]:
+    """Yield the requirements of a distribution, and those of an extra, for an interpreter's version of Python."""
     version = interpreter.python
     markers = {"python_version": ".".join(version.split(".")[:2]), "python_full_version": version}
     for line in interpreter.requires.get(distribution, ()):
         with suppress(InvalidRequirement):  # old distributions have requirements that predate the standard
             one = Requirement(line)
-            if one.marker is None or one.marker.evaluate({**markers, "extra": ""}):
+            if one.marker is None or one.marker.evaluate({**markers, "extra": extra}):
                 yield one
 
 
@@ -92,6 +121,12 @@ def _providing(engine: str) -> str | None:
         if point.dist is not None:
             return f"{point.dist.name}=={point.dist.version}"
     return None
+
+
+def _found(interpreter: Interpreter, requirement: Requirement) -> str:
+    """Return the name of a missing package; with its required and its installed version if that is another one."""
+    version = interpreter.packages.get(requirement.name)
+    return requirement.name if version is None else f"{_line(requirement)} (found {version})"
 
 
 def _line(requirement: Requirement) -> str:

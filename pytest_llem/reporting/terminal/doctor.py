@@ -150,7 +150,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
         )
         for one in software.engines
     ]
-    yield from _table(title, ("engine", "from", "importable", "CUDA", "GPUs"), engines, width)
+    yield from _table(title, ("engine", "from", "usable", "CUDA", "GPUs"), engines, width)
     rows = [
         (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
     ]
