@@ -18,10 +18,9 @@ import pytest
 from huggingface_hub import constants
 
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.engines import hub
+from pytest_llem.engines import hub, tokenizer
 from pytest_llem.engines.models import damaged_file
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.engines.pytorch import loading
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
 from pytest_llem.execution.session_resources import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
@@ -82,7 +81,7 @@ class TestConfigurationsInParts:
 
     def test_synthetic_prompts_contain_no_image_placeholder(self) -> None:
         parts = transformers.AutoConfig.for_model("gemma3", **IN_PARTS["gemma3"])
-        allowed = loading.vocabulary(parts, None)
+        allowed = tokenizer.vocabulary(parts, None)
         assert set(range(97)) - set(allowed) == {0, 1, 2, 7}
 
     @pytest.mark.slow
@@ -90,7 +89,7 @@ class TestConfigurationsInParts:
         sizes = {}
         for kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping:
             if kind != "gemma4_assistant":  # its own defaults are invalid
-                sizes[kind] = loading.text_config(transformers.CONFIG_MAPPING[kind]()).vocab_size
+                sizes[kind] = tokenizer.text_config(transformers.CONFIG_MAPPING[kind]()).vocab_size
         assert len(sizes) > 100
         assert [kind for kind, size in sizes.items() if type(size) is not int or size < 1] == []
 

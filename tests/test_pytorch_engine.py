@@ -414,8 +414,8 @@ def chatty(tmp_path: Path) -> Callable[..., Any]:
 
 def test_chat_applies_the_models_template(chatty: Callable[..., Any], tmp_path: Path, tiny: PyTorchEngine) -> None:
     made = engine(model=chatty(TEMPLATE), prompt_format="chat", dataset="prompts.txt")
-    assert made.encode("hi") == tiny._tokenizer("<user>hi<a>", add_special_tokens=False)["input_ids"]
-    assert tiny.encode("hi") == tiny._tokenizer("hi")["input_ids"]
+    assert made.encode("hi") == tiny._prompts.tokenizer("<user>hi<a>", add_special_tokens=False)["input_ids"]
+    assert tiny.encode("hi") == tiny._prompts.tokenizer("hi")["input_ids"]
 
 
 @pytest.mark.slow

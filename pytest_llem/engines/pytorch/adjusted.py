@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_llem.engines.models import ModelSource
 from pytest_llem.engines.pytorch import generation, loading
+from pytest_llem.engines.tokenizer import text_config
 from pytest_llem.results.experiment import AdjustedSetting
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.effects import given_value, without_effect
@@ -86,7 +87,7 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
 def _others(
     model: Any, config: ExperimentConfig, options: PyTorchConfig, source: ModelSource
 ) -> Iterator[AdjustedSetting]:
-    section, runs = config.backend, loading.text_config(model.config)._attn_implementation
+    section, runs = config.backend, text_config(model.config)._attn_implementation
     if options.attn_implementation and options.attn_implementation != runs:
         yield AdjustedSetting(
             setting=f"{section}.attn_implementation",

@@ -37,7 +37,8 @@ from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.options import with_pytorch_options
 from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
-from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
+from pytest_llem.engines.refusals import library_errors_as_preflight
+from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -141,7 +142,7 @@ class PyTorchEngine:
         self._generation = self._generation_config(generation.SpecialTokens())
         self.no_latency = generation.no_latency(self._generation)
         self._model: Any = None
-        self._tokenizer: Any = None
+        self._prompts: PromptTokenizer
         self._source: ModelSource | None = None
         self._peak_is_known = False
 
@@ -160,32 +161,16 @@ class PyTorchEngine:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
         self.seed(config.random_seed)  # weights missing in the model's files are initialised at random
-        self._tokenizer = loading.load_tokenizer(source, config)
-        self._try_template()
+        self._prompts = PromptTokenizer(source, config, loading.origin(self._options))
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
         self.gpus = _uuids(self._indices)
-        self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
+        self._generation = self._generation_config(
+            generation.SpecialTokens.of(self._model, self._prompts.tokenizer)
+        )
         # transformers fills unset fields of a call's configuration from the model's: replace that one, too.
         self._model.generation_config = self._generation
         self.synchronize()
-
-    def _try_template(self) -> None:
-        """Check that the chat template works, if the experiment uses it.
-
-        Raises:
-            PreflightError: The model has no chat template, or it fails.
-        """
-        if self._config.prompt_format != "chat":
-            return
-        name = self._config.model
-        if not self._tokenizer.chat_template:
-            raise PreflightError(f"model {name!r} has no chat template: take prompt_format: raw, or another model")
-        try:
-            self.encode("Hello")
-        except Exception as error:  # a template is a program of the model's author
-            message = f"the chat template of model {name!r} does not take a prompt: {one_line(error)}"
-            raise PreflightError(message) from error
 
     def describe(self) -> EngineRecord:
         model, source, options = self._model, self._source, self._options
@@ -208,7 +193,7 @@ class PyTorchEngine:
             device_names=[torch.cuda.get_device_name(index) for index in gpus],
             settings={
                 "dtype": str(loading.main_dtype(model)).removeprefix("torch."),
-                "attn_implementation": loading.text_config(model.config)._attn_implementation,
+                "attn_implementation": text_config(model.config)._attn_implementation,
                 "torch_compile": loading.compilation(options),
                 "quantization": loading.quantised(model),
                 "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
@@ -219,7 +204,7 @@ class PyTorchEngine:
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),
                 "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
-                **({"tokenizer": "none"} if self._tokenizer is None else {}),
+                **({"tokenizer": "none"} if self._prompts.tokenizer is None else {}),
             },
             adjusted=adjusted_settings(model, self._config, source),
             model_source=source.kind,
@@ -229,18 +214,14 @@ class PyTorchEngine:
         )
 
     def encode(self, text: str) -> list[int]:
-        if self._config.prompt_format == "chat":
-            messages = [{"role": "user", "content": text}]
-            chat = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return list(chat["input_ids"])
-        return list(self._tokenizer(text)["input_ids"])
+        return self._prompts.encode(text)
 
     def vocabulary(self) -> Sequence[int]:
-        return loading.vocabulary(self._model.config, self._tokenizer)
+        return self._prompts.vocabulary(self._model.config)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids* without special tokens. The model must have a tokenizer."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return self._prompts.decode(ids)
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
         self._check_context(prompts)
@@ -253,7 +234,7 @@ class PyTorchEngine:
         Raises:
             PreflightError: They do not fit.
         """
-        limit = context_length(loading.text_config(self._model.config).to_dict())
+        limit = context_length(text_config(self._model.config).to_dict())
         longest, output = max(map(len, prompts)), self._config.workload.output_len
         if limit is not None and longest + output > limit:
             raise PreflightError(too_long(self._config.model, longest, output, limit))

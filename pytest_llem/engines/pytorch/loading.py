@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
 )
@@ -78,53 +76,6 @@ def main_dtype(model: Any) -> torch.dtype:
         if parameter.is_floating_point():
             sizes[parameter.dtype] += parameter.numel()
     return max(sizes, key=sizes.__getitem__, default=model.dtype)
-
-
-def text_config(config: Any) -> Any:
-    """Return the decoder's part of a model's configuration.
-
-    It is *config* itself, unless the model has other parts, such as an image encoder.
-    """
-    return config.get_text_config(decoder=True)
-
-
-def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
-    """Return the model's tokenizer; None if it has none and the prompts are token ids anyway.
-
-    Raises:
-        PreflightError: The prompts are texts, and the model has no tokenizer.
-    """
-    what = f"the tokenizer of model {config.model!r} cannot be loaded"
-    try:
-        with library_errors_as_preflight(what):
-            options = config.pytorch or PyTorchConfig()
-            found = AutoTokenizer.from_pretrained(source.location, **origin(options))
-        if len(found) > len(found.all_special_ids):
-            return found
-        # If the files are missing, transformers makes some tokenizers without a vocabulary.
-        missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")
-    except PreflightError as error:
-        missing = error
-    if config.has_texts:
-        raise missing
-    return None
-
-
-def vocabulary(config: Any, tokenizer: Any) -> list[int]:
-    """Return the token ids that a synthetic prompt may hold, without special tokens.
-
-    Args:
-        config: The model's configuration.
-        tokenizer: The model's tokenizer; None if it has none.
-    """
-    text = text_config(config)
-    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
-    if tokenizer is None or text is not config:  # a tokenizer may not mark image placeholders as special
-        named = {**config.to_dict(), **text.to_dict()}
-        given = (named[name] for name in named if name.endswith(("_token_id", "_token_index")))
-        special.update(chain.from_iterable(one if isinstance(one, list) else [one] for one in given))
-    size = text.vocab_size if tokenizer is None else min(len(tokenizer), text.vocab_size)
-    return [token for token in range(size) if token not in special]
 
 
 def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:

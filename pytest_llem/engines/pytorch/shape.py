@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.refusals import one_line
+from pytest_llem.engines.tokenizer import text_config
 
 PRECISIONS = {dtype: name for name, dtype in loading.DTYPES.items()}
 
@@ -47,7 +48,7 @@ def model_shape(model: Any) -> ModelShape:
     """
     if loading.quantised(model) is not None:
         raise ShapeUnknownError("the weights are quantised")
-    config = loading.text_config(model.config)
+    config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ShapeUnknownError("the model is an encoder and a decoder")
     if any("expert" in name and value for name, value in config.to_dict().items()):
