@@ -184,9 +184,8 @@ class TestInTheGap:
     ) -> None:
         study(0.5)
         file = pytester.path / "slow_engine.py"
-        file.write_text(
-            file.read_text() + "\nif Path('first').exists():\n    os._exit(5)\nPath('first').touch()\n"
-        )
+        dies = "if Path('first').exists():\n        os._exit(5)\n    Path('first').touch()"
+        file.write_text(f"{file.read_text()}\nif sys.argv[0] != '-c':\n    {dies}\n")
         pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
         (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]
         assert error["message"] == "the process ended with status 5 and left no result"

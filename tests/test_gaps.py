@@ -255,7 +255,7 @@ def test_gpus_that_cuda_may_use(visible: str | None, found: list[Any]) -> None:
 
 def test_index_is_unknown_where_cuda_orders_otherwise() -> None:
     assert cuda_order([A, B], "1", is_bus_order=False) == ([A, B], False)
-    assert cuda_order([A, B], None, is_bus_order=False) == ([A, B], False)
+    assert cuda_order([A, B], None, is_bus_order=False) == ([A, B], True), "experiments get PCI_BUS_ID"
     assert cuda_order([A, B], f"{B},{A}", is_bus_order=False) == ([B, A], True)
     assert cuda_order([A, B], "MIG-GPU-aaaaaaaa/1/0") == ([A, B], False)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.engines import packages
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.engines.pytorch import loading, requirements
+from pytest_llem.engines.pytorch import loading
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support import torch_forks
 from tests.support.decoders import decoder

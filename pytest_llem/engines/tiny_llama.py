@@ -43,12 +43,30 @@ SHAPE = {
 
 
 def model_folder() -> Path:
-    """Return the model's folder in the user's cache, which may be missing (``$XDG_CACHE_HOME`` or ``~/.cache``).
+    """Return the model's folder in the cache, which may be missing."""
+    return _cached(f"{NAME}-v{VERSION}")
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder in the cache, made if it is missing.
+
+    Raises:
+        OSError: Neither the cache nor a temporary folder can be written.
+    """
+    folder = _cached(name)
+    if folder.parent == _temporary_cache():
+        _make_own(folder.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _cached(name: str) -> Path:
+    """Return the path of a folder in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
 
     If the cache cannot be written, as without a home directory or with a read-only one, the folder is in a
     temporary folder of this user.
     """
-    name, own = f"{NAME}-v{VERSION}", user_cache()
+    own = _user_cache()
     if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
         return own / name
     return _temporary_cache() / name
@@ -56,15 +74,14 @@ def model_folder() -> Path:
 
 def cache_note() -> str | None:
     """Return a note that the model is kept in a temporary folder, and why; None if it is in the user's cache."""
-    folder, own = model_folder(), user_cache()
+    folder, own = model_folder(), _user_cache()
     if own is not None and folder.parent == own:
         return None
     what = f"{own} cannot be written" if own is not None else "there is no home directory"
     return f"{what}: {BUILTIN_NAME} is kept in {folder.parent} (XDG_CACHE_HOME names another folder)"
 
 
-def user_cache() -> Path | None:
-    """Return this package's folder in the user's cache, which may be missing; None without a home directory."""
+def _user_cache() -> Path | None:
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"

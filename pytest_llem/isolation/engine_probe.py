@@ -18,10 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from pytest_llem.engines.shipped import SHIPPED
-from pytest_llem.engines.tiny_llama import user_cache
+from pytest_llem.engines.tiny_llama import cache_folder
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS, STATUS, run_supervised
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
@@ -239,33 +239,30 @@ def _sources(python: Path | None, names: Sequence[str], path: Sequence[str]) -> 
     return found
 
 
-def _file(python: Path | None, name: str) -> Path | None:
-    """Return the cache file of an engine in an interpreter; None if there is no folder for caches."""
-    folder = user_cache()
-    if folder is None:
-        return None
+def _file(python: Path | None, name: str) -> Path:
+    """Return the cache file of an engine in an interpreter.
+
+    Raises:
+        OSError: There is no folder for it.
+    """
     version = "" if python else sys.version
     digest = hashlib.sha256(f"{python or sys.executable}\n{version}\n{name}".encode()).hexdigest()[:16]
-    return folder / "engines" / f"{digest}.json"
+    return cache_folder("engines") / f"{digest}.json"
 
 
 def _read(python: Path | None, name: str, key: str) -> EngineAnswer | None:
     """Return the cached answer of an engine; None if there is none, or the code has changed, or it is damaged."""
-    file = _file(python, name)
     try:
-        found = json.loads(file.read_text()) if file else {}
+        found = json.loads(_file(python, name).read_text())
         return EngineAnswer.model_validate(found["answer"]) if found["code"] == key else None
-    except (OSError, ValueError, ValidationError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(python: Path | None, name: str, key: str, answer: EngineAnswer) -> None:
     """Keep an answer. Without a cache, the engine is imported again in the next run."""
-    file = _file(python, name)
-    if file is None:
-        return
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = _file(python, name)
         fresh = file.with_suffix(f".{os.getpid()}")
         fresh.write_text(json.dumps({"engine": name, "code": key, "answer": answer.model_dump(mode="json")}))
         fresh.replace(file)
