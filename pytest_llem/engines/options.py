@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.protocol import PreflightError, SupportsOptionCheck
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions, Needs
 from pytest_llem.study.problems import did_you_mean, error_sentence, shown
@@ -50,6 +50,8 @@ def option_problems(engine: Any, config: ExperimentConfig) -> list[OptionProblem
         config: The experiment.
     """
     problems = _section_problems(getattr(engine, "options", None), config)
+    if isinstance(engine, type) and issubclass(engine, SupportsOptionCheck) and not problems:
+        problems += [OptionProblem(path, message) for path, message in engine.check_options(config)]
     if config.passthrough_kwargs and not getattr(engine, "reads_passthrough_kwargs", False):
         message = f"engine {config.backend!r} does not read them: leave them out"
         problems.append(OptionProblem(("passthrough_kwargs",), message))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -312,6 +312,15 @@ class SupportsPrefillOnly(Protocol):
 
     def generate_first(self, batch: Any) -> Any:
         """Do the same as ``generate``, with only one new token for each prompt of *batch*."""
+
+
+@runtime_checkable
+class SupportsOptionCheck(Protocol):
+    """Optional: an engine whose options are checked by its library, beyond what the class of the options says."""
+
+    @classmethod
+    def check_options(cls, config: ExperimentConfig) -> Iterable[tuple[tuple[str, ...], str]]:
+        """Return the options that the library refuses: key path in the configuration, and what is wrong."""
 
 
 @runtime_checkable

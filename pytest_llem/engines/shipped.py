@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from pytest_llem.engines.packages import DATASETS, Packages
 from pytest_llem.engines.pytorch import requirements as pytorch
+from pytest_llem.engines.vllm import requirements as vllm
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs, PyTorchConfig
+from pytest_llem.study.engines import EngineOptions, Needs, PyTorchConfig, VLLMConfig
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class ShippedEngine:
         supports: Abilities of its class, as :func:`pytest_llem.engines.options.abilities` returns them.
         unmet_requirements: Returns why an experiment cannot run in an environment, one sentence for each reason.
         optional_modules: Modules that only some of its experiments need.
+        checks_options: Whether only the library that it runs can check its options.
     """
 
     options: type[EngineOptions]
     supports: frozenset[str]
     unmet_requirements: Callable[[ExperimentConfig, Packages], list[str]]
     optional_modules: tuple[str, ...] = ()
+    checks_options: bool = False
 
 
 SHIPPED = {
@@ -34,8 +37,18 @@ SHIPPED = {
         supports=frozenset({"model_shape", "prefill_only", "preload"}),
         unmet_requirements=pytorch.unmet_requirements,
         optional_modules=pytorch.OPTIONAL,
-    )
+    ),
+    "vllm": ShippedEngine(
+        options=VLLMConfig,
+        supports=frozenset({"cache_memory", "prefill_only"}),
+        unmet_requirements=vllm.unmet_requirements,
+        optional_modules=("vllm",),
+        checks_options=True,
+    ),
 }
+
+#: Engines about which everything is known without importing them.
+KNOWN_WHOLLY = {name for name, engine in SHIPPED.items() if not engine.checks_options}
 
 #: Modules that only some experiments need.
 OPTIONAL_MODULES = (DATASETS, *(module for engine in SHIPPED.values() for module in engine.optional_modules))

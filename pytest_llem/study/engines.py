@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pytest_llem.study.section import NullableSection, Section, single_error
 
@@ -215,17 +216,39 @@ class PyTorchConfig(EngineOptions):
         return self
 
 
-class VLLMConfig(Section):
-    """Options of the engine ``vllm``, under vLLM's own names. Other keys are passed to the engine unchecked."""
+#: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given.
+VLLM_SEQUENCES = 256
 
-    model_config = ConfigDict(extra="allow")
+
+class VLLMConfig(EngineOptions):
+    """Options of the engine ``vllm``, under vLLM's own names. The vLLM that will run checks them."""
 
     engine: dict[str, Any] | None = None
-    """Arguments of ``vllm.LLM``. Default null: none."""
+    """Arguments of ``vllm.LLM``, such as ``max_num_seqs`` or ``tensor_parallel_size``. ``enable_prefix_caching``
+    is false unless given. Default null: none.
+    """
     sampling: dict[str, Any] | None = None
-    """Further arguments of ``vllm.SamplingParams``. Default null: none."""
+    """Further arguments of ``vllm.SamplingParams``, such as ``presence_penalty``. Default null: none."""
     beam_search: dict[str, Any] | None = None
-    """Arguments of ``vllm.BeamSearchParams``. Default null: no beam search."""
+    """Arguments of ``vllm.BeamSearchParams``. Not supported. Default null: no beam search."""
+
+    def gpus(self) -> int:
+        """Return the number of GPUs: the product of the sizes by which the model is split or copied."""
+        given = self.engine or {}
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        return math.prod(size for name in sizes if isinstance(size := given.get(name, 1), int))
+
+    def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
+        given = self.engine or {}
+        sequences = given.get("max_num_seqs")
+        return Needs(
+            gpus=self.gpus(),
+            sequences=min(config.n, sequences if isinstance(sequences, int) else VLLM_SEQUENCES),
+            compiles=not given.get("enforce_eager"),
+            uses_torch=True,
+            resolves_model=True,
+            model_revision=given.get("revision"),
+        )
 
 
 class LoRAConfig(Section):

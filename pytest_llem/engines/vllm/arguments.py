@@ -1,0 +1,117 @@
+"""Turn an experiment into the arguments of vLLM, and check those that a study gives under vLLM's own names."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import RequestOutputKind
+
+from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import VLLMConfig
+from pytest_llem.study.problems import did_you_mean, shown
+
+#: vLLM's names of precisions.
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+#: An extension of vLLM's worker, which runs where the model is.
+WORKER_EXTENSION = "pytest_llem.engines.vllm.worker.WorkerExtension"
+
+
+def engine_arguments(config: ExperimentConfig, location: str, *, has_tokenizer: bool) -> dict[str, Any]:
+    """Return the arguments of ``vllm.EngineArgs`` for an experiment.
+
+    Prefix caching is off unless the study asks for it: every pass has the same prompts. vLLM loads a tokenizer only
+    if it has to know the end-of-sequence token: prompts and answers are token ids.
+
+    Args:
+        config: The experiment.
+        location: Folder or hub name of the model.
+        has_tokenizer: Whether the model has a tokenizer.
+    """
+    given = (config.vllm or VLLMConfig()).engine or {}
+    return {
+        "enable_prefix_caching": False,
+        "skip_tokenizer_init": config.measurement.length_mode == "fixed" or not has_tokenizer,
+        **given,
+        "model": location,
+        "dtype": DTYPES[config.precision],
+        "seed": config.random_seed % 2**32,
+        "disable_log_stats": False,
+        "worker_extension_cls": WORKER_EXTENSION,
+    }
+
+
+def sampling_arguments(config: ExperimentConfig, index: int = 0) -> dict[str, Any]:
+    """Return the arguments of ``vllm.SamplingParams`` for a request of an experiment.
+
+    Args:
+        config: The experiment.
+        index: Number of the prompt in its pass. Each has its own seed, the same in every pass.
+    """
+    decoder, tokens = config.decoder, config.workload.output_len
+    given = (config.vllm or VLLMConfig()).sampling or {}
+    fixed = config.measurement.length_mode == "fixed"
+    return {
+        "detokenize": False,
+        **given,
+        "max_tokens": tokens,
+        "min_tokens": 0 if fixed else decoder.min_new_tokens or 0,
+        "ignore_eos": fixed,
+        "temperature": 0.0 if decoder.greedy else decoder.temperature,
+        "top_k": decoder.top_k,
+        "top_p": decoder.top_p,
+        "min_p": decoder.min_p or 0.0,
+        "repetition_penalty": decoder.repetition_penalty,
+        "seed": None if decoder.greedy else (config.random_seed + index) % 2**63,
+        "output_kind": RequestOutputKind.DELTA,
+    }
+
+
+def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the arguments of a study that vLLM does not have, or whose type is wrong: key path and message."""
+    options = config.vllm or VLLMConfig()
+    engine = {one.name for one in dataclasses.fields(EngineArgs)} - ENGINE_FIELDS.keys()
+    sampling = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    for section, given, known, kind in (
+        ("engine", options.engine, engine, EngineArgs),
+        ("sampling", options.sampling, sampling - SAMPLING_FIELDS.keys(), SamplingParams),
+    ):
+        hints = _hints(kind)
+        for name, value in (given or {}).items():
+            if name in ENGINE_FIELDS if section == "engine" else name in SAMPLING_FIELDS:
+                continue  # reported without vLLM, too
+            if name not in known:
+                hint = did_you_mean(name, tuple(sorted(known)))
+                yield ("vllm", section, name), f"vLLM has no such argument{hint}"
+            elif (problem := _type_problem(hints.get(name), value)) is not None:
+                yield ("vllm", section, name), problem
+
+
+def _hints(kind: type) -> Mapping[str, Any]:
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, TypeError):  # a type that is only imported for type checkers; vLLM checks it when it loads
+        return {}
+
+
+def _type_problem(hint: Any, value: Any) -> str | None:
+    """Return what is wrong with a value of the type *hint*; None if it is right, or cannot be checked here."""
+    if hint is None:
+        return None
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except (PydanticSchemaGenerationError, TypeError):
+        return None
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        return f"{message[:1].lower()}{message[1:]} (got {shown(value)})"
+    except Exception:  # a validator of vLLM's own needs the whole configuration
+        return None
+    return None

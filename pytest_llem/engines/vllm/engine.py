@@ -1,0 +1,331 @@
+"""The engine ``vllm``: run a model with vLLM, offline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+import vllm
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from pytest_llem.engines.models import (
+    context_length,
+    damaged_model,
+    fingerprint,
+    hub_revision,
+    resolve_model,
+    too_long,
+)
+from pytest_llem.engines.protocol import BatchEngine, CacheMemory, EngineContext, PreflightError, RequestRecord
+from pytest_llem.engines.refusals import one_line
+from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
+from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
+from pytest_llem.results.environment import package_version
+from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import VLLMConfig
+
+#: Reason for missing inter-token latencies if tokens do not come one at a time.
+SEVERAL_AT_ONCE = "speculative decoding returns several tokens at once"
+
+
+@dataclass
+class Answer:
+    """The answer to one request, as it grows.
+
+    Attributes:
+        sent: Time at which the request was submitted, in s, from ``time.monotonic``.
+        ids: Generated token ids.
+        times: Time at which each of them arrived; empty if some arrived together.
+        admitted: Time at which vLLM scheduled the request.
+        first: Time at which the first token arrived.
+        last: Time at which the last token arrived.
+        error: Why the request failed.
+    """
+
+    sent: float
+    ids: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    admitted: float | None = None
+    first: float | None = None
+    last: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The prompts of a pass. vLLM schedules them itself.
+
+    Attributes:
+        prompts: Token ids of each prompt.
+        sampling: Sampling of each prompt.
+        first: The same, with one new token.
+    """
+
+    prompts: Sequence[list[int]]
+    sampling: Sequence[SamplingParams]
+    first: Sequence[SamplingParams]
+
+
+class _CacheUse(StatLoggerBase):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """Observes the KV cache. vLLM calls it after every step."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.peak_share, self.queries, self.hits = 0.0, 0, 0
+
+    def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, **more: Any) -> None:
+        if scheduler_stats is not None:
+            self.peak_share = max(self.peak_share, scheduler_stats.kv_cache_usage)
+            self.queries += scheduler_stats.prefix_cache_stats.queries
+            self.hits += scheduler_stats.prefix_cache_stats.hits
+
+    def log_engine_initialized(self) -> None:
+        """Do nothing: the result has the settings."""
+
+
+class VLLMEngine(BatchEngine):
+    """The engine ``vllm``: one model, all prompts of a pass submitted at once.
+
+    The experiment's process submits the requests and receives their tokens; vLLM's own processes run the model.
+    """
+
+    options = VLLMConfig
+
+    @classmethod
+    def check_options(cls, config: ExperimentConfig) -> Iterable[tuple[tuple[str, ...], str]]:
+        return argument_problems(config)
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        self._config, self._context = config, context
+        self._options = config.vllm or VLLMConfig()
+        for name, value in (
+            ("TOKENIZERS_PARALLELISM", "false"),
+            ("VLLM_NO_USAGE_STATS", "1"),  # a measurement sends nothing to anybody
+            ("VLLM_LOG_STATS_INTERVAL", "3600"),
+        ):
+            os.environ.setdefault(name, value)
+        size = self._options.gpus()
+        self.gpus: Sequence[str] = _gpus(size) if current_platform.is_cuda() else ()
+        self._given = self._options.engine or {}
+        self._ids = count()
+        self._engine: Any = None
+
+    def fetch(self) -> None:
+        name, revision = self._config.model, self._given.get("revision")
+        self._source = resolve_model(name, self._context.model_path, revision)
+        if not self._random_weights and (damage := damaged_model(name, self._source, revision)):
+            raise PreflightError(damage)
+
+    @property
+    def _random_weights(self) -> bool:
+        return self._given.get("load_format") == "dummy"
+
+    def load(self) -> None:
+        config = self._config
+        named = ("revision", "trust_remote_code")
+        origin: dict[str, Any] = {name: self._given[name] for name in named if name in self._given}
+        self._prompts = PromptTokenizer(self._source, config, origin)
+        with _refusals():
+            has_tokenizer = self._prompts.tokenizer is not None
+            arguments = EngineArgs(
+                **engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer)
+            )
+            self._cache: list[_CacheUse] = []
+            self._engine = LLMEngine.from_engine_args(arguments, stat_loggers=[self._observe_cache])
+        gpus = self._call("llem_gpu")
+        self.gpus = [gpu for gpu in gpus if gpu is not None]
+
+    def _observe_cache(self, vllm_config: Any, engine_index: int = 0) -> _CacheUse:
+        self._cache.append(_CacheUse(vllm_config, engine_index))
+        return self._cache[-1]
+
+    def _call(self, method: str) -> list[Any]:
+        """Return what a method of the worker extension returns in each worker."""
+        return list(self._engine.collective_rpc(method))
+
+    def describe(self) -> EngineRecord:
+        found, source = self._engine.vllm_config, self._source
+        model, cache, scheduler = found.model_config, found.cache_config, found.scheduler_config
+        versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
+        versions["vllm"] = vllm.__version__
+        if torch.version.cuda:
+            versions["cuda"] = torch.version.cuda
+        queries = sum(one.queries for one in self._cache)
+        return EngineRecord(
+            name="vllm",
+            versions={name: version for name, version in versions.items() if version},
+            device="cuda" if self.gpus else "cpu",
+            device_names=[current_platform.get_device_name(at) for at in range(len(self.gpus))],
+            settings={
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "quantization": model.quantization,
+                "max_model_len": model.max_model_len,
+                "enforce_eager": model.enforce_eager,
+                "architecture": next(iter(model.architectures or []), None),
+                "max_num_seqs": scheduler.max_num_seqs,
+                "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+                "enable_chunked_prefill": scheduler.enable_chunked_prefill,
+                "enable_prefix_caching": cache.enable_prefix_caching,
+                "prefix_cache_hit_rate": sum(one.hits for one in self._cache) / queries if queries else None,
+                "kv_cache_dtype": str(cache.cache_dtype),
+                "block_size": cache.block_size,
+                "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
+                "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
+                "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
+                "sampling": _plain(sampling_arguments(self._config)),
+            },
+            adjusted=list(self._adjusted(scheduler)),
+            model_source=source.kind,
+            model_revision=hub_revision(source, self._given.get("revision")),
+            model_fingerprint=fingerprint(source, self._given.get("revision")),
+            random_weights=source.random_weights or self._random_weights,
+        )
+
+    def _adjusted(self, scheduler: Any) -> Iterator[AdjustedSetting]:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            given, effective = self._given.get(name), getattr(scheduler, name)
+            if given is not None and given != effective:
+                yield AdjustedSetting(
+                    setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
+                )
+
+    def encode(self, text: str) -> list[int]:
+        return self._prompts.encode(text)
+
+    def vocabulary(self) -> Sequence[int]:
+        return self._prompts.vocabulary(self._engine.vllm_config.model_config.hf_config)
+
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
+        self._check_context(prompts)
+        each = [sampling_arguments(self._config, index) for index in range(len(prompts))]
+        one_token = {"max_tokens": 1, "min_tokens": 0}
+        with _refusals():
+            sampling = [SamplingParams(**one) for one in each]
+            first = [SamplingParams(**one | one_token) for one in each]
+        return [Batch([list(prompt) for prompt in prompts], sampling, first)]
+
+    def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Check that the longest prompt and its answer fit: vLLM would end the answer early.
+
+        Raises:
+            PreflightError: They do not fit.
+        """
+        model = self._engine.vllm_config.model_config
+        own = context_length(text_config(model.hf_config).to_dict())
+        longest, output = max(map(len, prompts)), self._config.workload.output_len
+        if longest + output <= model.max_model_len:
+            return
+        if own is None or model.max_model_len < own:
+            raise PreflightError(
+                f"vllm.engine.max_model_len {model.max_model_len:,} is less than a prompt of {longest:,} tokens "
+                f"with max_output_tokens {output:,}: raise it"
+            )
+        raise PreflightError(too_long(self._config.model, longest, output, own))
+
+    def positions(self, batch: Batch) -> int:
+        return sum(map(len, batch.prompts))  # vLLM pads nothing
+
+    def seed(self, seed: int) -> None:
+        """Forget cached prompts, which every pass repeats. Each request has a seed of its own."""
+        if self._engine.vllm_config.cache_config.enable_prefix_caching:
+            self._engine.reset_prefix_cache()
+
+    def generate(self, batch: Batch) -> list[Answer]:
+        return self._run(batch.prompts, batch.sampling)
+
+    def generate_first(self, batch: Batch) -> list[Answer]:
+        return self._run(batch.prompts, batch.first)
+
+    def _run(self, prompts: Sequence[list[int]], sampling: Sequence[SamplingParams]) -> list[Answer]:
+        """Submit all requests, and receive their tokens until none is left: a window ends with an empty queue."""
+        engine, answers = self._engine, {}
+        for prompt, params in zip(prompts, sampling, strict=True):
+            name = str(next(self._ids))
+            answers[name] = Answer(time.monotonic())
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            now = time.monotonic()
+            for output in outputs:
+                answer, new = answers[output.request_id], output.outputs[0]
+                if new.token_ids:
+                    answer.ids += new.token_ids
+                    answer.times += [now] * len(new.token_ids)
+                    answer.first = answer.first or now
+                    answer.last = now
+                if output.finished:
+                    answer.admitted = getattr(output.metrics, "scheduled_ts", None) or None
+                    if new.finish_reason not in ("stop", "length"):
+                        answer.error = f"vLLM ended the request with the reason {new.finish_reason!r}"
+        return list(answers.values())
+
+    def synchronize(self) -> None:
+        """Do nothing: ``generate`` returns when vLLM has finished every request."""
+
+    def requests(self, batch: Batch, generated: Sequence[Answer]) -> list[RequestRecord]:
+        return [
+            RequestRecord(
+                len(prompt),
+                answer.ids,
+                answer.sent,
+                answer.times if len({*answer.times}) == len(answer.times) else (),
+                first_token=answer.first,
+                last_token=answer.last,
+                admitted=answer.admitted,
+                error=answer.error,
+            )
+            for prompt, answer in zip(batch.prompts, generated, strict=True)
+        ]
+
+    def model_memory_bytes(self) -> int:
+        return sum(self._call("llem_weight_bytes"))
+
+    def reset_peak_memory(self) -> None:
+        for one in self._cache:
+            one.reset()
+        self._peak_is_known = all(self._call("llem_reset_peak_memory"))
+
+    def peak_memory_bytes(self) -> int | None:
+        peaks = self._call("llem_peak_memory_bytes") if self._peak_is_known else [None]
+        return None if None in peaks else sum(peaks)
+
+    def cache_memory(self) -> CacheMemory:
+        allocated = sum(self._call("llem_cache_bytes"))
+        return CacheMemory(allocated, round(max(one.peak_share for one in self._cache) * allocated))
+
+    def close(self) -> None:
+        if self._engine is not None:
+            with suppress(Exception):  # a process of vLLM may have died
+                self._engine.engine_core.shutdown()
+            self._engine = None
+
+
+def _gpus(size: int) -> list[str]:
+    """Return the UUIDs of the first *size* visible GPUs. No GPU is opened."""
+    return [current_platform.get_device_uuid(at) for at in range(size)]
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name != "output_kind"}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn vLLM's refusal of arguments into a PreflightError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:  # pydantic's are ValueErrors
+        raise PreflightError(f"vLLM cannot do what the experiment asks for: {one_line(error)}") from error
