@@ -9,7 +9,7 @@ import pytest
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.measurement import accounting
-from pytest_llem.measurement import window as windows
+from pytest_llem.measurement import passes as windows
 from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord

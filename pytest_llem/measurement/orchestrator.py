@@ -35,6 +35,7 @@ from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord
 from pytest_llem.results.metrics import metric
+from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 from pytest_llem.times import now
@@ -57,7 +58,10 @@ class Measured:
 
     def files(self) -> dict[str, str]:
         """Return the files to save with the result: their contents by file name suffix."""
-        files = {"requests.csv": self.requests.to_csv(self.window.began)}
+        files = {
+            "requests.csv": self.requests.to_csv(self.window.began),
+            OUTPUTS: self.requests.outputs_to_csv(),
+        }
         if samples := self.window.account.samples:
             files["power.csv"] = to_csv(samples, self.window.began)
         return files

@@ -18,6 +18,9 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
 
+#: Number of output tokens, or characters of text, that are written to a file for comparisons between engines.
+MAX_OUTPUT_TOKENS = 100_000
+
 #: Metrics that are measured before the window.
 BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
 
@@ -206,6 +209,18 @@ class Requests:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(self._rows(began))
+        return text.getvalue()
+
+    def outputs_to_csv(self) -> str:
+        """Return the outputs of the first pass as CSV, up to :data:`MAX_OUTPUT_TOKENS`."""
+        text, tokens = io.StringIO(), 0
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("request", "output_ids", "output_text"))
+        for index, request in enumerate(self.passes[0]):
+            tokens += request.output_tokens or len(request.output_text or "")
+            if _output(request) is None or tokens > MAX_OUTPUT_TOKENS:
+                break
+            writer.writerow((index, " ".join(map(str, request.output_ids or ())), request.output_text))
         return text.getvalue()
 
     def _rows(self, began: float) -> Iterator[Sequence[object]]:

@@ -176,6 +176,21 @@ class PointResult(Record):
     """
 
 
+class TokenAgreement(Record):
+    """How far the greedy outputs of two engines agree for the same prompts, model and settings."""
+
+    point: str
+    """Id of a point."""
+    reference: str
+    """Id of the point of the study's first engine that it is compared with."""
+    share: float
+    """Tokens before the first difference of each request ÷ tokens, 0 to 1."""
+    requests: int
+    """Number of compared requests, of the first pass of the first cycle."""
+    tokens: int
+    """Number of their tokens."""
+
+
 class StudyResult(Document):
     """The result of a study.
 
@@ -201,6 +216,8 @@ class StudyResult(Document):
     """Totals."""
     points: list[PointResult]
     """All points with their statistics, in the study's order."""
+    token_agreement: list[TokenAgreement] = Field(default_factory=list)
+    """Agreement of the greedy outputs of several engines."""
     comparison: ComparisonRecord | None = None
     """Comparison with a reference; null if the study was not compared."""
     experiments: list[ManifestEntry] = Field(default_factory=list)

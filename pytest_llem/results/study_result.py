@@ -21,6 +21,7 @@ from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
 from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
 from pytest_llem.results.statistics import Summary, mean_interval
+from pytest_llem.results.token_agreement import GreedyOutputs
 from pytest_llem.study.dataset import SYNTHETIC
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.times import seconds_between
@@ -90,7 +91,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
     for entry in manifest.experiments:
         if entry.status == "completed":
             by_point.setdefault(entry.config_hash, []).append(entry)
-    found = Findings()
+    found, outputs = Findings(), GreedyOutputs(directory)
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
         by_cycle = [(entry.cycle, _result(directory, entry)) for entry in entries]
@@ -106,7 +107,10 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
+        if results and entries[0].result_file is not None:
+            outputs.add(results[0], point.id, entries[0].result_file)
         found.warn_of_differing(results, point)
+    design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
     _set_concurrent(found, manifest.experiments)
     return found

@@ -56,6 +56,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
         lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
     if made.has_tied:
         lines.append(f"{TIED} tied for that: the intervals overlap")
+    for one in result.token_agreement:
+        lines.append(f"greedy tokens of {one.point} equal to {one.reference}: {one.share:.1%} of {one.tokens:,}")
     lines.append(_done(run, result))
     has_reference = (run.directory / REFERENCE).exists()  # an interleaved run cannot be resumed
     if result.status != "completed" and not has_reference:

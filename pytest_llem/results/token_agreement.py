@@ -1,0 +1,70 @@
+"""Compare the greedy outputs of several engines, to show whether they did the same work."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import TokenAgreement
+
+#: Suffix of the file of output token ids, beside a result.
+OUTPUTS = "outputs.csv"
+
+
+class GreedyOutputs:
+    """The points of a study whose greedy outputs can be compared, by what they have in common.
+
+    Args:
+        directory: The study's results directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        #: The first point of each engine and its result file, by prompts and settings.
+        self._points: dict[tuple[object, ...], dict[str, tuple[str, str]]] = {}
+
+    def add(self, result: ExperimentResult, point: str, result_file: str) -> None:
+        """Add the first cycle of a *point*, unless it samples, or the same engine has an earlier point."""
+        config = result.effective_config
+        decoder = config["decoder"]
+        if decoder["do_sample"] and decoder["temperature"] != 0:
+            return
+        key = (
+            *(config[name] for name in ("model", "precision", "prompt_format", "max_output_tokens")),
+            *(repr(decoder), config["measurement"]["length_mode"], result.tokens.dataset_hash),
+        )
+        self._points.setdefault(key, {}).setdefault(config["backend"], (point, result_file))
+
+    def agreements(self) -> Iterator[TokenAgreement]:
+        """Yield the agreement of each engine's outputs with those of the first engine."""
+        for by_engine in self._points.values():
+            (reference, file), *others = by_engine.values()
+            for point, other in others:
+                first, second = self._read(file), self._read(other)
+                pairs = [(ids, second[name]) for name, ids in first.items() if name in second]
+                tokens = sum(max(len(a), len(b)) for a, b in pairs)
+                if tokens:
+                    equal = sum(_common_prefix(a, b) for a, b in pairs)
+                    yield TokenAgreement(
+                        point=point, reference=reference, share=equal / tokens, requests=len(pairs), tokens=tokens
+                    )
+
+    def _read(self, result_file: str) -> dict[str, list[str]]:
+        """Return the output token ids of each request of the first pass; empty without a file of them."""
+        file = (self._directory / result_file).with_suffix(f".{OUTPUTS}")
+        found: dict[str, list[str]] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError, csv.Error), file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row["output_ids"]:
+                    found[row["request"]] = row["output_ids"].split()
+        return found
+
+
+def _common_prefix(a: list[str], b: list[str]) -> int:
+    """Return the number of equal tokens before the first that differs: all later ones follow from it."""
+    return next(
+        (at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b))
+    )
