@@ -65,6 +65,5 @@ class GreedyOutputs:
 
 def _common_prefix(a: list[str], b: list[str]) -> int:
     """Return the number of equal tokens before the first that differs: all later ones follow from it."""
-    return next(
-        (at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b))
-    )
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(a), len(b)))

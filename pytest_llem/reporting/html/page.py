@@ -174,6 +174,9 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {counted(len(verdicts), 'gate')}" + (f", {open_} undecided" if open_ else "")
         figure_ = f"{bad} failed" if bad else "none failed"
         facts.append(Fact("Gates", figure_, about, "bad" if bad else "good"))
+    for one in result.token_agreement:
+        about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
+        facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:
