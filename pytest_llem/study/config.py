@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from pytest_llem.study.dataset import MAX_COUNT, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
@@ -153,7 +162,7 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = Field(None, min_length=1)
+    model: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(None, min_length=1)
     """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
     Face hub. Required, unless ``backend`` is an engine or a function of your own that needs none. Default null.
     """
@@ -237,8 +246,9 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> ExperimentConfig:
         if self.model is None and ":" not in self.backend:
-            missing: Any = {"type": "missing", "loc": ("model",), "input": {}}
-            raise ValidationError.from_exception_data(type(self).__name__, [missing])
+            kind = "string_type" if "model" in self.model_fields_set else "missing"
+            error = InitErrorDetails(type=kind, loc=("model",), input=None)
+            raise ValidationError.from_exception_data(type(self).__name__, [error])
         extra = self.model_extra or {}
         for name, section in (*((name, getattr(self, name)) for name in ENGINES), *extra.items()):
             if name == self.backend or section is None:
