@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import ConfigDict, Field, TypeAdapter, create_model
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema, create_model
 from pydantic_core import PydanticUndefined
 
 from pytest_llem import registry
@@ -133,21 +133,22 @@ def _checked(annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return Any
     try:
-        TypeAdapter(annotation).json_schema()
+        adapter = TypeAdapter(annotation)
+        schema = adapter.json_schema()
     except Exception:  # pydantic has an error of its own for each kind of unknown type
         return Any
-    return annotation
+
+    def validate(value: Any) -> Any:
+        # As JSON, a list is right for a tuple, and a string for an enumeration or a path.
+        return adapter.validate_json(json.dumps(value), strict=True)
+
+    return Annotated[Any, PlainValidator(validate), WithJsonSchema(schema)]
 
 
 class FunctionOptions(EngineOptions):
     """Options of a function: its parameters."""
 
     signature: ClassVar[Signature]
-
-    @classmethod
-    def from_config(cls, config: ExperimentConfig) -> Self:
-        # As JSON, a list is right for a tuple, and a string for an enumeration or a path.
-        return cls.model_validate_json(json.dumps(config.engine_section))
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
 
 
 def _is_only_per_request(metric: str, instead: str, point: PointResult) -> bool:
-    """Return whether a point has no value per output token for lack of tokens, as of a function that returns text."""
+    """Return whether a point has values per request only, as of a function that returns text."""
     unknown, known = (_per_request(point, name) for name in (metric, instead))
     return unknown is None and known is not None and _per_request(point, "output_tokens") is None
 
