@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
+import textwrap
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results, RunPytest
 from tests.support.environments import ROOT, SITE_PACKAGES, Environment
 from tests.support.narrow import not_none
+from tests.support.pages import blocks, files, page
 
 FIELDS: dict[str, Any] = {
     "n": 2,
@@ -645,3 +648,22 @@ def test_function_with_real_weights(pytester: pytest.Pytester, results: Results,
     assert result.effective_config["max_output_tokens"] == 12
     assert {"torch", "transformers"} <= {*result.engine.versions}
     assert not_none(result.metrics["load_seconds"].value) > 0.1
+
+
+@pytest.mark.slow
+def test_tutorial_runs_and_its_sleep_is_a_regression(pytester: pytest.Pytester, results: Results) -> None:
+    tutorial = page("tutorials/own-function.md")
+    for name, text in files(tutorial).items():
+        (pytester.path / name).write_text(text)
+    (prompts,) = (line for line in blocks(tutorial, "bash") if line.startswith("printf"))
+    subprocess.run(["bash", "-c", prompts], cwd=pytester.path, check=True)
+    options = ("answers.yaml", "-p", "llem", "--llem-cycles=3", "-k", "batch_size=8")
+    pytester.runpytest_subprocess(*options, "--llem-save=main").assert_outcomes(passed=3, deselected=3)
+    script, loop = pytester.path / "answers.py", "    for start in range(0, len(prompts), batch_size):\n"
+    (added,) = (block for block in blocks(tutorial, "python") if "time.sleep" in block)
+    assert loop in script.read_text()
+    slower = script.read_text().replace(loop, textwrap.indent(added, "    "))
+    script.write_text(slower.replace("import torch", "import time\n\nimport torch", 1))
+    run = pytester.runpytest_subprocess(*options, "--llem-baseline=main")
+    run.assert_outcomes(passed=3, failed=1, deselected=4)
+    run.stdout.fnmatch_lines(["*1 REGRESSION*"])
