@@ -115,6 +115,10 @@ def yields_both(prompt: str) -> Iterator[Any]:
     yield 2
 
 
+def returns_list_of_text(prompt: str) -> list[str]:
+    return [prompt]
+
+
 def returns_one_too_few(prompts: list[list[int]]) -> list[list[int]]:
     return prompts[1:]
 
@@ -130,6 +134,7 @@ def takes_options(  # type: ignore[no-untyped-def]
     share: Annotated[float, Field(gt=0, le=1)] = 0.5,
     pair: tuple[int, int] = (1, 2),
     anything=None,
+    dtype: str = "float32",
     unknown: types.ModuleType | None = None,
     copy: str = "a name that pydantic's models have",
 ) -> list[int]:
@@ -288,7 +293,7 @@ def test_token_ids_are_counted_and_yielded_ones_have_times() -> None:
     whole = measure(returns_ids).metrics
     assert whole["output_tokens"].value == 4
     assert whole["e2e_p50_ms"].value is not None
-    assert "token ids that it yields have times" in not_none(whole["ttft_p50_ms"].reason)
+    assert "pieces that it yields have times" in not_none(whole["ttft_p50_ms"].reason)
 
 
 def test_outputs_that_are_yielded_end_one_after_the_other() -> None:
@@ -316,6 +321,7 @@ def test_empty_text_is_a_failed_request() -> None:
     [
         (returns_none, False, "must return a text, a list of token ids, or an iterator of either, .* (got null)"),
         (yields_both, True, "must return a text, a list of token ids, or an iterator of either, .* (got 'one')"),
+        (returns_list_of_text, True, "must return a text, a list of token ids, or an iterator of either, "),
         (returns_one_too_few, False, "must return an output for each prompt (got 1 for 2 prompts)"),
         (returns_one_text, True, "must return a sequence with an output for each prompt (got 'all in one')"),
     ],
@@ -331,10 +337,18 @@ def test_wrong_output_is_one_clear_error(function: Callable[..., Any], texts: bo
 
 
 def test_parameters_are_options_by_their_annotations() -> None:
-    section = {"batch_size": 8, "mode": "slow", "share": 1, "pair": [3, 4], "anything": {"a": [1]}, "copy": "b"}
+    section = {
+        "dtype": "float16",
+        "batch_size": 8,
+        "mode": "slow",
+        "share": 1,
+        "pair": [3, 4],
+        "anything": {"a": [1]},
+        "copy": "b",
+    }
     result = measure(takes_options, {name_of(takes_options): section})
     assert calls[0] == (8, "slow", 1.0, (3, 4), {"a": [1]}, "b")
-    assert result.engine.settings == section
+    assert result.engine.settings == {"arguments": section}
     assert (result.adjusted, result.tokens.batches) == ([], None)
     measure(takes_options)
     assert calls[0] == (1, "fast", 0.5, (1, 2), None, "a name that pydantic's models have")

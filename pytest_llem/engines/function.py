@@ -32,7 +32,7 @@ STUDY_FIELDS = ("model", "precision", "decoder", "max_output_tokens", "random_se
 SYNTHETIC_IDS = range(32, 256)
 
 TEXT_TOKENS_UNKNOWN = "the function returns text, whose tokens are not known"
-_RETURNED_WHOLE = "the function returns each output whole, or as text: token ids that it yields have times"
+_RETURNED_WHOLE = "the function returns outputs whole: pieces that it yields have times"
 
 #: Packages whose versions are recorded if the function has imported them.
 _LIBRARIES = ("torch", "transformers", "vllm", "llama_cpp", "onnxruntime")
@@ -200,7 +200,7 @@ def _unused(signature: Signature, config: ExperimentConfig) -> dict[str, str]:
 
 
 def load_engine(name: str, *, defer: bool = False) -> Any:
-    """Return the engine that a study names: a class, one that wraps a function, or an object that is no engine.
+    """Return the engine that a study names: a class, which may wrap a function, or another object.
 
     Args:
         name: The name of an entry point, or ``package.module:Class`` or ``package.module:function``.
@@ -300,7 +300,8 @@ class FunctionEngine(BatchEngine):
             versions={name: found for name in loaded if (found := package_version(name))},
             device="cuda" if self.gpus else "cpu",
             device_names=[_torch().cuda.get_device_name(index) for index in gpus],
-            settings=json.loads(json.dumps(self._given, default=str)),
+            # Within a key of their own: a parameter may have the name of a setting of another engine.
+            settings={"arguments": json.loads(json.dumps(self._given, default=str))},
         )
 
     def vocabulary(self) -> Sequence[int]:
@@ -336,7 +337,7 @@ class FunctionEngine(BatchEngine):
                 found.times.append(time.monotonic())
         else:
             output = _plain(output)
-            if not isinstance(output, Sequence):
+            if not isinstance(output, Sequence) or any(isinstance(one, str) for one in output):
                 raise self._wrong(output)
             found.tokens = list(map(_plain, output))
         found.ended = found.times[-1] if found.times else time.monotonic()
@@ -357,7 +358,8 @@ class FunctionEngine(BatchEngine):
         return PreflightError(f"function {self.name!r} {message}")
 
     def requests(self, batch: Sequence[Any], generated: Sequence[_Output]) -> list[RequestRecord]:
-        self.no_latency = _RETURNED_WHOLE
+        if not all(one.times for one in generated):
+            self.no_latency = _RETURNED_WHOLE
         if any(one.is_text for one in generated):
             self.no_tokens = TEXT_TOKENS_UNKNOWN
         return [self._record(prompt, output) for prompt, output in zip(batch, generated, strict=True)]
