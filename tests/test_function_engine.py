@@ -672,7 +672,9 @@ def test_tutorial_runs_and_its_sleep_is_a_regression(pytester: pytest.Pytester, 
     (prompts,) = (line for line in blocks(tutorial, "bash") if line.startswith("printf"))
     subprocess.run(["bash", "-c", prompts], cwd=pytester.path, check=True)
     options = ("answers.yaml", "-p", "llem", "--llem-cycles=3", "-k", "batch_size=8")
-    pytester.runpytest_subprocess(*options, "--llem-save=main").assert_outcomes(passed=3, deselected=3)
+    pytester.runpytest_subprocess(*options, "--llem-save=main", "--llem-save-partial").assert_outcomes(
+        passed=3, deselected=3
+    )
     script, loop = pytester.path / "answers.py", "    for start in range(0, len(prompts), batch_size):\n"
     (added,) = (block for block in blocks(tutorial, "python") if "time.sleep" in block)
     assert loop in script.read_text()
