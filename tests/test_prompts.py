@@ -160,6 +160,8 @@ def test_existing_dataset_has_no_problem(tmp_path: Path) -> None:
 class Vocabulary:
     """The part of an engine that synthetic prompts need."""
 
+    takes_texts = False
+
     def vocabulary(self) -> Any:
         return range(3, 259)
 

@@ -241,7 +241,7 @@ def _kind(kind: dict[str, Any], definitions: dict[str, Any]) -> str:
             return "list of [metrics](metrics.md)"
         return f"list of {' or '.join(dict.fromkeys(one for one in words if one))}".removesuffix(" of ")
     if "pattern" in kind and "`" not in kind["pattern"] and ":" in kind["pattern"]:
-        return "`package.module:Class`"
+        return "`package.module:name`"
     names = {"object": "mapping", "array": "list", "string": "text", "boolean": "true or false"}
     kinds = kind.get("type", "")
     name = names.get(kinds, kinds) if isinstance(kinds, str) else " or ".join(kinds)

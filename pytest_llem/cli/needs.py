@@ -12,6 +12,7 @@ from pathlib import Path
 from pytest_llem import registry
 from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
+from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.models import cached_snapshot, resolve_model
 from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import EngineContext, PreflightError
@@ -31,7 +32,7 @@ class Need:
     """A model or dataset that experiments need.
 
     Attributes:
-        name: Name of the model or dataset, as in the study.
+        name: Name of the model or dataset, as in the study; empty for an experiment without a model.
         revision: Revision on the hub, or None.
         engine: Name of the engine that fetches the model itself, or None if it is fetched by name.
         configs: Configurations of the experiments to pass to that engine.
@@ -48,7 +49,7 @@ class Need:
         if self.dataset is not None:
             return f"dataset {self.name}" + (f" (revision {self.revision})" if self.revision else "")
         if self.engine is not None:
-            return f"{self.name} (by engine {self.engine})"
+            return f"{self.name} (by engine {self.engine})" if self.name else f"engine {self.engine}"
         return f"{self.name} (revision {self.revision})" if self.revision else self.name
 
 
@@ -99,14 +100,16 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
                 )  # the whole dataset is fetched, whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
             stated = shipped_needs(config)
-            if stated is not None and stated.resolves_model:
+            if stated is not None and stated.resolves_model and config.model is not None:
                 by_name[Need(config.model, stated.model_revision)] = None
-            elif config.backend in study.runners and config.backend not in registry.installed(
-                registry.ENGINE_GROUP
+            elif (
+                config.model is not None
+                and config.backend in study.runners
+                and config.backend not in registry.installed(registry.ENGINE_GROUP)
             ):
                 by_name[Need(config.model)] = None  # its engine is installed only in the runner's environment
             else:
-                configs = by_engine.setdefault((config.backend, config.model), {})
+                configs = by_engine.setdefault((config.backend, config.model or ""), {})
                 configs.setdefault(json.dumps(config.engine_section, sort_keys=True), config)
     return [
         *by_name,
@@ -150,7 +153,7 @@ def _fetch(need: Need, model_path: tuple[Path, ...]) -> str:
 
 def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineContext) -> str:
     try:
-        engine = registry.load(registry.ENGINE_GROUP, name)
+        engine = load_engine(name, defer=True)
     except (LookupError, ImportError) as error:
         raise PreflightError(f"engine {name!r} cannot be loaded: {one_line(error)}") from error
     for config in configs:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pytest_llem.engines.protocol import PreflightError, SupportsOptionCheck
@@ -42,16 +43,24 @@ class OptionProblem:
         return f"{'.'.join(map(str, self.path))}: {self.message}"
 
 
-def option_problems(engine: Any, config: ExperimentConfig) -> list[OptionProblem]:
-    """Return the options in *config* that an engine cannot use.
+def option_problems(
+    engine: Any, config: ExperimentConfig, given: Collection[str] | None = None
+) -> list[OptionProblem]:
+    """Return the options in *config* that an engine cannot use, and the fields that do not reach it.
 
     Args:
         engine: The engine's class.
         config: The experiment.
+        given: Fields that the study sets, from :func:`given_fields`; None for those that differ from the
+            default.
     """
     problems = _section_problems(getattr(engine, "options", None), config)
     if isinstance(engine, type) and issubclass(engine, SupportsOptionCheck) and not problems:
         problems += [OptionProblem(path, message) for path, message in engine.check_options(config)]
+    if not problems:
+        unused = needs_of_class(engine, config, None).unused
+        found = _changed_fields(config) if given is None else given
+        problems = [OptionProblem(tuple(name.split(".")), why) for name, why in unused.items() if name in found]
     if config.passthrough_kwargs and not getattr(engine, "reads_passthrough_kwargs", False):
         message = f"engine {config.backend!r} does not read them: leave them out"
         problems.append(OptionProblem(("passthrough_kwargs",), message))
@@ -73,6 +82,35 @@ def check_options(engine: Any, config: ExperimentConfig) -> None:
         problems.append(LORA)
     if problems:
         raise PreflightError("; ".join(problems))
+
+
+def given_fields(config: ExperimentConfig) -> list[str]:
+    """Return the fields that a study sets, sorted, with those of sections by their dotted names.
+
+    A configuration that was read from JSON sets all of them.
+    """
+    return sorted(_fields(config, lambda section, name: name in section.model_fields_set))
+
+
+def _changed_fields(config: ExperimentConfig) -> list[str]:
+    def is_changed(section: BaseModel, name: str) -> bool:
+        default = type(section).model_fields[name].get_default(call_default_factory=True)
+        return bool(getattr(section, name) != default)
+
+    return _fields(config, is_changed)
+
+
+def _fields(section: BaseModel, is_given: Callable[[BaseModel, str], bool], prefix: str = "") -> list[str]:
+    """Return the dotted names of given fields. A section is given if one of its fields is."""
+    found: list[str] = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            within = _fields(value, is_given, f"{prefix}{name}.")
+            found += [f"{prefix}{name}", *within] if within else []
+        elif is_given(section, name):
+            found.append(f"{prefix}{name}")
+    return found
 
 
 def abilities(engine: Any) -> frozenset[str]:
@@ -108,9 +146,13 @@ def _sentence(options: type[EngineOptions], error: ErrorDetails) -> str:
     if error["type"] == "value_error":  # options that contradict each other
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
-        known = tuple(sorted(options.model_fields))
+        known = tuple(sorted(field.alias or name for name, field in options.model_fields.items()))
         if len(error["loc"]) > 1:  # a key within an option
             return "unknown key"
         hint = did_you_mean(str(error["loc"][0]), known)
-        return f"the engine has no such option{hint}" + ("" if hint else f" (there are: {', '.join(known)})")
+        return f"the engine has no such option{hint}" + (
+            "" if hint else f" (there are: {', '.join(known) or 'none'})"
+        )
+    if error["type"] == "missing":
+        return error_sentence(error)
     return f"{error_sentence(error)} (got {shown(error['input'])})"

@@ -35,9 +35,11 @@ class EngineContext:
 
     Attributes:
         model_path: Folders that hold models by name (the ini option ``llem_model_path``).
+        gpus: UUIDs of the GPUs that are leased for the experiment; empty if it has none, or is not leased any.
     """
 
     model_path: tuple[Path, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,17 @@ class BatchEngine(Engine, Protocol):
     #: Why the requests have no latencies; None if they have.
     no_latency: str | None = None
 
+    #: Why the numbers of output tokens are unknown; None if they are known.
+    no_tokens: str | None = None
+
+    #: Whether ``prepare`` gets the texts of a dataset as they are, and not the token ids of :meth:`encode`. The
+    #: number of input tokens is then unknown.
+    takes_texts: bool = False
+
+    #: Whether the engine generates for the prompts of one ``generate`` call together. If it divides them further,
+    #: the result has no batch sizes.
+    batch_sizes_known: bool = True
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt with special tokens.
 
@@ -269,8 +282,10 @@ class BatchEngine(Engine, Protocol):
         """Return the token ids that a synthetic prompt may hold, without special tokens."""
 
     @abstractmethod
-    def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
+    def prepare(self, prompts: Sequence[Any]) -> Sequence[Any]:
         """Return the batches of *prompts* in their order, ready on the device.
+
+        A prompt is a list of token ids, or a text if ``takes_texts`` is true.
 
         Called with the window's prompts, and with warm-up prompts of the same lengths. No gate judges an engine
         that answers repeated prompts faster.

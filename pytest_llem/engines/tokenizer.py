@@ -30,7 +30,7 @@ class PromptTokenizer:
     """
 
     def __init__(self, source: ModelSource, config: ExperimentConfig, origin: dict[str, Any]) -> None:
-        self._model, self._is_chat = config.model, config.prompt_format == "chat"
+        self._model, self._is_chat = config.model_name, config.prompt_format == "chat"
         self.tokenizer = _load(source, config, origin)
         if self._is_chat:
             self._try_template()
@@ -100,7 +100,7 @@ def vocabulary(config: Any, tokenizer: Any) -> list[int]:
 
 
 def _load(source: ModelSource, config: ExperimentConfig, origin: dict[str, Any]) -> Any:
-    what = f"the tokenizer of model {config.model!r} cannot be loaded"
+    what = f"the tokenizer of model {config.model_name!r} cannot be loaded"
     try:
         with library_errors_as_preflight(what):
             found = AutoTokenizer.from_pretrained(source.location, **origin)

@@ -121,10 +121,20 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
         reference: The point that it is compared with.
     """
     instead = PER_REQUEST.get(metric)
-    difference = _tokens_differ("output_tokens", candidate, reference) if instead is not None else None
+    difference = None
+    if instead is not None:
+        difference = _tokens_differ("output_tokens", candidate, reference)
+        if all(_is_only_per_request(metric, instead, point) for point in (candidate, reference)):
+            difference = "the numbers of output tokens are not known"
     if instead is None or difference is None:
         return metric, None
     return instead, f"{instead} in place of {metric}: {difference}"
+
+
+def _is_only_per_request(metric: str, instead: str, point: PointResult) -> bool:
+    """Return whether a point has values per request only, as of a function that returns text."""
+    unknown, known = (_per_request(point, name) for name in (metric, instead))
+    return unknown is None and known is not None and _per_request(point, "output_tokens") is None
 
 
 def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from pytest_llem.engines.options import given_fields
 from pytest_llem.engines.shipped import KNOWN_WHOLLY
 from pytest_llem.engines.tiny_llama import cache_folder
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS, STATUS, run_supervised
@@ -69,7 +70,11 @@ class ConfigQuestion(NamedTuple):
 
     def as_data(self) -> dict[str, Any]:
         """Return the question as plain data."""
-        return {"config": self.config.model_dump(mode="json"), "parameters": self.parameters}
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "given": given_fields(self.config),
+            "parameters": self.parameters,
+        }
 
 
 class ConfigAnswer(BaseModel):

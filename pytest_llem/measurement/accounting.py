@@ -45,7 +45,7 @@ def token_record(workload: Workload, requests: Requests, positions: int | None) 
         dataset_revision=workload.revision,
         requests=requests.total,
         failed_requests=requests.failed,
-        batches=dict(sorted(Counter(requests.sizes).items())),
+        batches=dict(sorted(Counter(requests.sizes).items())) or None,
     )
 
 
@@ -75,11 +75,10 @@ def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, M
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
-def _share(name: str, total: Total, number: float | None, reason_if_0: str) -> Metric:
-    """Return *total* ÷ *number* as the metric *name*; unavailable if *number* is 0 or None."""
+def _share(name: str, total: Total, number: float | None, reason: str) -> Metric:
+    """Return *total* ÷ *number* as the metric *name*; unavailable for the *reason* if *number* is 0 or None."""
     if number:
         return energy(name, total, 1 / number)
-    reason = _OUTPUT_TOKENS_UNKNOWN if number is None else reason_if_0
     return metric(name, None, method="unavailable", reason=reason)
 
 
@@ -97,7 +96,7 @@ def energy_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
             "energy_per_output_token_j",
             total,
             None if output_tokens is None else passes * output_tokens,
-            _NOTHING_GENERATED,
+            _no_tokens(requests),
         ),
         "edp_js": energy("edp_js", total, 1 / passes * window.seconds / passes),
         "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or window.seconds)),
@@ -105,14 +104,20 @@ def energy_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
     for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
         key = f"{name}_energy_j"
         metrics[key] = energy(key, account.over(boundary), 1 / passes)
-    metrics["tokens_per_joule"] = _tokens_per_joule(output_tokens, metrics["energy_j"])
+    metrics["tokens_per_joule"] = _tokens_per_joule(requests, metrics["energy_j"])
     return metrics
 
 
-def _tokens_per_joule(output_tokens: float | None, energy_j: Metric) -> Metric:
+def _no_tokens(requests: Requests) -> str:
+    """Return why there is no figure per output token, if their number is unknown or 0."""
+    return _NOTHING_GENERATED if requests.output_tokens == 0 else requests.no_tokens or _OUTPUT_TOKENS_UNKNOWN
+
+
+def _tokens_per_joule(requests: Requests, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
+    output_tokens = requests.output_tokens
     if not output_tokens:
-        reason = _OUTPUT_TOKENS_UNKNOWN if output_tokens is None else _NOTHING_GENERATED
+        reason = _no_tokens(requests)
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": reason}
     elif energy_j.value == 0:  # only a third-party meter can report 0 J
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
@@ -129,10 +134,10 @@ def speed_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
     return {
         "seconds": metric("seconds", seconds),
         "output_tokens_per_second": _rate(
-            "output_tokens_per_second", requests.output_tokens, seconds, _NOTHING_GENERATED
+            "output_tokens_per_second", requests.output_tokens, seconds, _no_tokens(requests)
         ),
         "input_tokens": _count("input_tokens", requests.input_tokens, INPUT_TOKENS_UNKNOWN),
-        "output_tokens": _count("output_tokens", requests.output_tokens, _OUTPUT_TOKENS_UNKNOWN),
+        "output_tokens": _count("output_tokens", requests.output_tokens, _no_tokens(requests)),
         "requests_per_second": _rate("requests_per_second", requests.served, seconds, _NOT_SERVED),
     }
 
@@ -141,10 +146,8 @@ def _count(name: str, number: float | None, reason: str) -> Metric:
     return metric(name, number, reason=reason if number is None else None)
 
 
-def _rate(name: str, number: float | None, seconds: float, reason_if_0: str) -> Metric:
-    if number:
-        return metric(name, number / seconds)
-    return metric(name, None, reason=_OUTPUT_TOKENS_UNKNOWN if number is None else reason_if_0)
+def _rate(name: str, number: float | None, seconds: float, reason: str) -> Metric:
+    return metric(name, number / seconds) if number else metric(name, None, reason=reason)
 
 
 def condition_metrics(account: Account) -> dict[str, Metric]:

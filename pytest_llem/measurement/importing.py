@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pytest_llem import registry
+from pytest_llem.engines.function import is_function, load_engine
 from pytest_llem.engines.options import abilities, needs_of_class, option_problems
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext
 from pytest_llem.study.config import ExperimentConfig
@@ -38,14 +38,15 @@ def answer(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, di
     """Import engines and return what they answer, as the fields of an ``EngineAnswer`` by the engine's name.
 
     Args:
-        questions: By engine: fields of the configurations to ask about, and the number of their model's weights.
+        questions: By engine: fields of the configurations to ask about, those that the study sets, and the number
+            of their model's weights.
     """
     return {name: _answer(name, asked) for name, asked in questions.items()}
 
 
 def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
-        engine = registry.load(registry.ENGINE_GROUP, name)
+        engine = load_engine(name)
         if (problem := missing_methods(engine)) is not None:
             return {"problem": problem}
         options: Any = getattr(engine, "options", None)
@@ -55,7 +56,7 @@ def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "supports": sorted(abilities(engine)),
             "takes_any": options is None or (is_class and _takes_any(options)),
             "reads_passthrough_kwargs": bool(getattr(engine, "reads_passthrough_kwargs", False)),
-            "configs": [_of_config(engine, one["config"], one["parameters"]) for one in asked],
+            "configs": [_of_config(engine, one) for one in asked],
         }
     except (LookupError, ImportError) as error:
         return {"problem": str(error)}
@@ -73,11 +74,11 @@ def default_gpus(name: str, engine: Any) -> int | None:
     return needs_of_class(engine, ExperimentConfig(model="none", backend=name), None).gpus
 
 
-def _of_config(engine: Any, fields: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
-    config = ExperimentConfig.model_validate(fields)
-    if problems := option_problems(engine, config):
+def _of_config(engine: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+    config = ExperimentConfig.model_validate(question["config"])
+    if problems := option_problems(engine, config, question.get("given")):
         return {"problems": [(one.path, one.message) for one in problems]}
-    stated = asdict(needs_of_class(engine, config, parameters))
+    stated = asdict(needs_of_class(engine, config, question["parameters"]))
     del stated["supports"]
     return {"needs": stated}
 
@@ -98,6 +99,8 @@ def _takes_any(options: type[EngineOptions]) -> bool:
 def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
     """Import an experiment's engine, and call its ``preload`` if it is a :class:`SupportsPreload`.
 
+    A function's module is not imported: it may load a model on a device that is not leased yet.
+
     Args:
         config: The experiment.
         model_path: Folders that contain models by name.
@@ -106,6 +109,8 @@ def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
         Exception: The engine cannot be imported.
     """
     import_module("pytest_llem.measurement.orchestrator")  # which imports this module
-    engine = registry.load(registry.ENGINE_GROUP, config.backend)
+    if is_function(config.backend):
+        return
+    engine = load_engine(config.backend)
     if hasattr(engine, "preload"):
         engine.preload(config, EngineContext(model_path))

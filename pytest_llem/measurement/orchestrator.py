@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pytest_llem import registry
 from pytest_llem.energy.account import Account, Meters
+from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.models import folder_state
 from pytest_llem.engines.options import check_options, needs_of_class
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
@@ -135,6 +136,7 @@ class ExperimentOrchestrator:
                     load_energy = load_account.of(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
+            unused = needs_of_class(engine, config, None).unused
             self._report_phase("preparing")
             workload = build_workload(config, engine, texts)
             driver = PassDriver(engine, config, workload, needs_of_class(engine, config, None).sequences)
@@ -176,7 +178,7 @@ class ExperimentOrchestrator:
             )
             self._report_phase("accounting")
             requests = driver.requests(window)
-            requests.check(config)
+            requests.check(config, has_limit="max_output_tokens" not in unused)
             check_engine_reports(requests.passes, workload.prompts, driver.positions, window.pass_seconds, window)
             repeats = repeats_are_faster(window, requests)
             record = engine.describe()
@@ -207,7 +209,7 @@ class ExperimentOrchestrator:
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _standalone_identity(config),
-                effective_config=config.model_dump(mode="json"),
+                effective_config=effective_config(config, unused),
                 metrics=accounting.not_judged(
                     metrics, requests.not_judged or window.compiled or repeats or tracer
                 ),
@@ -223,7 +225,8 @@ class ExperimentOrchestrator:
                 harness_cpu_seconds=harness_cpu_seconds,
                 contention=contention,
                 inputs=InputsRecord(
-                    **code_state.imported(), model_folder=folder_state(config.model, self.context.model_path)
+                    **code_state.imported(),
+                    model_folder=folder_state(config.model, self.context.model_path) if config.model else None,
                 ),
                 started_at=started_at,
                 completed_at=now(),
@@ -277,7 +280,7 @@ class ExperimentOrchestrator:
     def _engine(self) -> BatchEngine:
         name = self.config.backend
         try:
-            make = registry.load(registry.ENGINE_GROUP, name)
+            make = load_engine(name, defer=True)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         if (missing := missing_methods(make)) is not None:
@@ -287,7 +290,8 @@ class ExperimentOrchestrator:
             reason = f"engine {name!r} cannot stop after the first token (it has no generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
-            engine: BatchEngine = make(self.config, self.context)
+            gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
+            engine: BatchEngine = make(self.config, replace(self.context, gpus=gpus))
         except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine
@@ -310,6 +314,21 @@ class _WindowObservers:
         self._engine.reset_peak_memory()
         self.contention = ContentionWatch(root_of(self._pids), self._pids)
         self.harness = Harness(self._pids)
+
+
+def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:
+    """Return *config* as it ran, as plain data.
+
+    Args:
+        config: The experiment.
+        unused: Fields that did not reach the engine. They are null, and without a fixed length it is natural.
+    """
+    data = config.model_dump(mode="json")
+    for name in unused:
+        section, _, key = name.rpartition(".")
+        place = data[section] if section else data
+        place[key] = "natural" if name == "measurement.length_mode" else None
+    return data
 
 
 def _standalone_identity(config: ExperimentConfig) -> Identity:

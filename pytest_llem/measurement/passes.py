@@ -147,7 +147,9 @@ class PassDriver:
             [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
             for one in window.passes
         ]
-        return Requests.of(batches, self._engine.no_latency, window.stride, window.pass_seconds)
+        requests = Requests.of(batches, self._engine.no_latency, window.stride, window.pass_seconds)
+        sizes = requests.sizes if self._engine.batch_sizes_known else ()
+        return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens)
 
     def _measure(self, generate: Callable[[Any], Any], meters: Meters, before: Callable[[], None]) -> PassWindow:
         return measure(

@@ -48,9 +48,10 @@ class Requests:
     Attributes:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Reason why the engine reports no latencies; None if it does.
-        sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch.
+        sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
         stride: Every how many passes of the window one is in ``passes``.
         too_fast: Reason why no engine can have generated them in that time; None if one can.
+        no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
@@ -58,6 +59,7 @@ class Requests:
     sizes: Sequence[int] = ()
     stride: int = 1
     too_fast: str | None = None
+    no_tokens: str | None = None
 
     @classmethod
     def of(
@@ -90,8 +92,12 @@ class Requests:
             for size in self.sizes or [len(one)]:
                 yield list(islice(rest, size))
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self, config: ExperimentConfig, *, has_limit: bool = True) -> None:
         """Raise if the engine did not answer every prompt with the configured lengths.
+
+        Args:
+            config: The experiment.
+            has_limit: Whether ``max_output_tokens`` reaches the engine.
 
         Raises:
             ValueError: Metrics per token or request would be wrong.
@@ -105,11 +111,12 @@ class Requests:
                 given = request.output_tokens
                 if (request.input_tokens or 0) < 0 or (given or 0) < 0:
                     raise ValueError(f"the engine reported a negative value: {request}")
-                if given is None:
+                if given is None or not has_limit:
                     continue
                 if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
-                    raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
+                    hint = " (measurement.length_mode: natural lets it end earlier)" if given < asked else ""
+                    raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for{hint}")
 
     @property
     def input_tokens(self) -> int | None:
@@ -195,6 +202,10 @@ class Requests:
 
     def _no_latency_reason(self, kind: str, given: int, expected: int) -> str:
         """Return why there is no latency of a *kind*, if the engine gave only some of the values or none."""
+        if self.no_tokens and kind in ("itl", "tpot"):
+            return self.no_tokens
+        if kind == "queue" and not given:
+            return _MISSING[kind]
         if self.no_latency or not given:
             return self.no_latency or _MISSING[kind]
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"

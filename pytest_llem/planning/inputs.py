@@ -129,6 +129,8 @@ class CurrentInputs:
     def _changed_model(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:
         assert result.inputs is not None
         name = config.model
+        if name is None:
+            return
         if name not in self._models:
             self._models[name] = folder_state(name, self.model_path)
         if self._models[name] != result.inputs.model_folder:

@@ -83,7 +83,7 @@ class Preflight:
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
         """Return the size of an experiment's model; None if unknown."""
-        return _footprint(config.model, _revision(config), self._model_path)
+        return _footprint(config.model, _revision(config), self._model_path) if config.model else None
 
     def needs(self, config: ExperimentConfig) -> Needs:
         """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
@@ -194,6 +194,9 @@ class Preflight:
             yield f"engine {config.backend!r} {problem}"
         if not needs.resolves_model:
             return
+        if config.model is None:
+            yield f"engine {config.backend!r} needs a model: give model in the study"
+            return
         if missing := _missing_model(config.model, needs.model_revision, self._model_path):
             yield missing
             return
@@ -224,7 +227,7 @@ class Preflight:
         written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in below)]
         # A problem of the whole section: at one of its axes, or at the section.
         written += [one for one in marks if one[:1] == ("sweep",) and str(one[-1]).startswith(f"{section}.")]
-        found = next((marks[one] for one in (*written, (section,)) if one in marks), None)
+        found = next((marks[one] for one in (*written, (section,), ("backend",)) if one in marks), None)
         return name if found is None else f"{self._study.path.name}:{found[0]}:{found[1]}: {name}"
 
     @cached_property
@@ -288,9 +291,9 @@ class Preflight:
         """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
-        limit = _context_length(config.model, needs.model_revision, self._model_path)
+        limit = _context_length(config.model_name, needs.model_revision, self._model_path)
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
-            yield too_long(config.model, shortest, shape.output_len, limit)
+            yield too_long(config.model_name, shortest, shape.output_len, limit)
 
     def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error for a precision that the GPUs do not support, and for a model larger than the memory."""

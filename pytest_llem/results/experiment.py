@@ -102,7 +102,8 @@ class TokenRecord(Record):
     failed_requests: int | None = None
     """Those of ``requests`` that failed or returned no token."""
     batches: dict[int, int] | None = None
-    """Number of batches in a pass, by the number of their prompts. Null in results of schema 1.3 and older."""
+    """Number of batches in a pass, by the number of their prompts. Null if unknown, as of a function, and in
+    results of schema 1.3 and older."""
 
 
 class WarmupRecord(Record):
@@ -335,7 +336,7 @@ class ExperimentResult(Document):
     identity: Identity
     """Identity of the experiment."""
     effective_config: dict[str, Any]
-    """Configuration that ran, with all defaults filled in."""
+    """Configuration that ran, with all defaults filled in. A field that does not reach the engine is null."""
     metrics: dict[str, Metric]
     """Every metric of the catalogue, by name. A metric that is not available has a null value and its reason.
     Totals are per pass.

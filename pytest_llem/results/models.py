@@ -151,9 +151,9 @@ class PointResult(Record):
     axes: dict[str, Any]
     """Values of the point's axes, by dotted key."""
     config: dict[str, Any]
-    """Resolved configuration."""
+    """Resolved configuration; once there are results, their ``effective_config``."""
     config_hash: str
-    """Hash of ``config``."""
+    """Hash of the configuration."""
     cycles: list[int] = Field(default_factory=list)
     """Numbers of the completed cycles, in order."""
     metrics: dict[str, Summary]

@@ -101,6 +101,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
         mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
+        if results:  # fields that do not reach the engine are null
+            point.config = results[0].effective_config
         point.metrics = summarise(results)
         point.testbed = found.shared(testbed_facts(results))
         point.sut = found.shared(sut_facts(results))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from pytest_llem.study.dataset import MAX_COUNT, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
@@ -153,13 +162,13 @@ class ExperimentConfig(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str = Field(min_length=1)
+    model: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(None, min_length=1)
     """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
-    Face hub. Required.
+    Face hub. Required, unless ``backend`` is an engine or a function of your own that needs none. Default null.
     """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    """The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own. Default
-    ``pytorch``.
+    """The engine: ``pytorch``, an installed one, or ``package.module:name`` for a class or a function of your own.
+    Default ``pytorch``.
     """
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""
@@ -236,6 +245,10 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> ExperimentConfig:
+        if self.model is None and ":" not in self.backend:
+            kind = "string_type" if "model" in self.model_fields_set else "missing"
+            error = InitErrorDetails(type=kind, loc=("model",), input=None)
+            raise ValidationError.from_exception_data(type(self).__name__, [error])
         extra = self.model_extra or {}
         for name, section in (*((name, getattr(self, name)) for name in ENGINES), *extra.items()):
             if name == self.backend or section is None:
@@ -258,6 +271,12 @@ class ExperimentConfig(Section):
         if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
             raise ValueError(f"passthrough_kwargs must not contain {min(taken)!r}: use the field of that name")
         return self
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, where the engine has checked that there is one."""
+        assert self.model is not None
+        return self.model
 
     @property
     def has_texts(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -46,6 +47,8 @@ class Needs:
         resolves_model: Whether the engine looks for ``model`` as the engine ``pytorch`` does. A missing or damaged
             model, and one that does not fit the device, is then reported before the run.
         model_revision: Branch, tag or commit of the model on the Hugging Face hub; None for its main branch.
+        unused: Fields of the study that do not reach the engine, by dotted name, and why. A study that sets one is
+            refused, and the field is null in the result.
         supports: Optional abilities of the engine's class, such as ``prefill_only``; None if unknown. It is filled
             in from the class: an engine does not state it.
 
@@ -63,6 +66,7 @@ class Needs:
     uses_torch: bool = False
     resolves_model: bool = False
     model_revision: str | None = None
+    unused: Mapping[str, str] = field(default_factory=dict)
     supports: frozenset[str] | None = None
 
 

@@ -99,7 +99,6 @@ def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
         model.__name__: _described(model, made["$defs"][model.__name__]) for model in _MODELS
     }
     experiment = defs[ExperimentConfig.__name__]
-    del experiment["required"]  # the model may be given in the base, the sweep or the experiments
     experiment["additionalProperties"] = False
     fields = experiment["properties"]
     fields["backend"] = {

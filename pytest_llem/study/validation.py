@@ -100,8 +100,9 @@ def validate(grid: Grid) -> Checked:
             checked.problems += found
             checked.excluded.append((draft, "; ".join(reasons)))
             continue
-        # A point without axes is named by its model.
-        checked.valid.append((draft.at, draft.axes or {"model": config.model}, config))
+        # A point without axes is named by its model, or else by its engine.
+        named = {"backend": config.backend} if config.model is None else {"model": config.model}
+        checked.valid.append((draft.at, draft.axes or named, config))
         if wrong_meter := _meter_problem(document, draft, config, meters):
             checked.problems.append(wrong_meter)
         if former := _former_meter(draft):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import BatchEngine, PreflightError
@@ -36,13 +37,13 @@ class Workload:
     """The prompts of a pass.
 
     Attributes:
-        prompts: Token ids of each prompt.
+        prompts: Token ids of each prompt; texts for an engine that takes them.
         digest: SHA-256 of the prompts, from :func:`prompts_digest`.
         truncated: Number of prompts that were cut to ``max_input_tokens``.
         revision: Commit of their hub dataset; None if they are not from the hub.
     """
 
-    prompts: list[list[int]]
+    prompts: Sequence[Any]
     digest: str
     truncated: int = 0
     revision: str | None = None
@@ -124,6 +125,8 @@ def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt
 def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts | None) -> Workload:
     """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths.
 
+    An engine that takes texts gets them whole.
+
     Raises:
         PreflightError: The tokenizer returns no tokens for a text.
     """
@@ -136,6 +139,8 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
             for _ in range(shape.n)
         ]
         return Workload(prompts, prompts_digest(prompts))
+    if engine.takes_texts:
+        return Workload(texts.prompts, prompts_digest(texts.prompts), revision=texts.revision)
     encoded = [engine.encode(text) for text in texts.prompts]
     if [] in encoded:
         text = texts.prompts[encoded.index([])]
@@ -147,13 +152,17 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
     return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
 
 
-def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> list[list[int]]:
+def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> Sequence[Any]:
     """Return prompts as long as those of the pass, with other tokens: a repeated prompt may be cached.
 
-    They hold random token ids of the vocabulary or, if the pass has texts, of these texts.
+    They hold random token ids of the vocabulary or, if the pass has texts, of these texts. For an engine that
+    takes texts, they hold random words of these texts.
     """
-    ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
     rng = random.Random(f"warm-up {config.random_seed}")
+    if engine.takes_texts:
+        words = [word for text in workload.prompts for word in text.split()]
+        return [" ".join(rng.choices(words, k=len(text.split()))) for text in workload.prompts]
+    ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
     return [rng.choices(ids, k=len(prompt)) for prompt in workload.prompts]
 
 

@@ -26,6 +26,7 @@ from pytest_llem.engines.models import (
 )
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
+    BatchEngine,
     EngineContext,
     ModelShape,
     PreflightError,
@@ -101,7 +102,7 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # transformers has no ty
         """Do nothing: every token has already been recorded."""
 
 
-class PyTorchEngine:
+class PyTorchEngine(BatchEngine):
     """The engine ``pytorch``: one model, batches of ``batch_size`` prompts.
 
     A subclass has the same options in its own section of the study, and may add some.
@@ -122,6 +123,8 @@ class PyTorchEngine:
             loading.preload_classes(with_pytorch_options(cls, config), context)
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        if config.model is None:
+            raise PreflightError("the engine needs a model: give model in the study")
         config = with_pytorch_options(type(self), config)
         if missing := unmet_requirements(config):
             raise PreflightError("; ".join(missing))
@@ -151,7 +154,7 @@ class PyTorchEngine:
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
-        name, revision = self._config.model, self._options.revision
+        name, revision = self._config.model_name, self._options.revision
         self._source = resolve_model(name, self._context.model_path, revision)
         if damage := damaged_model(name, self._source, revision):
             raise PreflightError(damage)
@@ -237,7 +240,7 @@ class PyTorchEngine:
         limit = context_length(text_config(self._model.config).to_dict())
         longest, output = max(map(len, prompts)), self._config.workload.output_len
         if limit is not None and longest + output > limit:
-            raise PreflightError(too_long(self._config.model, longest, output, limit))
+            raise PreflightError(too_long(self._config.model_name, longest, output, limit))
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
         lengths = tuple(map(len, prompts))

@@ -58,7 +58,7 @@ def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
     if options.trust_remote_code:
         return
     with suppress(ModelNotFoundError):
-        source = resolve_model(config.model, context.model_path, options.revision, download=False)
+        source = resolve_model(config.model_name, context.model_path, options.revision, download=False)
         folder = cached_snapshot(source.location, options.revision) if source.kind == "hub" else source.location
         if source.kind == "builtin" and not Path(source.location).is_dir():  # generated later
             MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
@@ -106,14 +106,14 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
             output_loading_info=True,
             **wanted,
         )
-    _check_weights(config.model, model, found)
+    _check_weights(config.model_name, model, found)
     if isinstance(options.device_map, dict):
         _check_modules(model, options.device_map)
     # bitsandbytes has placed its model, which cannot be moved.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
-    _check_causal(config.model, model)
+    _check_causal(config.model_name, model)
     if how := compilation(options):
         _compile(model, how)
     return model

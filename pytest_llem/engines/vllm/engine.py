@@ -124,7 +124,7 @@ class VLLMEngine(BatchEngine):
         self._engine: Any = None
 
     def fetch(self) -> None:
-        name, revision = self._config.model, self._given.get("revision")
+        name, revision = self._config.model_name, self._given.get("revision")
         self._source = resolve_model(name, self._context.model_path, revision)
         if not self._random_weights and (damage := damaged_model(name, self._source, revision)):
             raise PreflightError(damage)
@@ -231,7 +231,7 @@ class VLLMEngine(BatchEngine):
                 f"vllm.engine.max_model_len {model.max_model_len:,} is less than a prompt of {longest:,} tokens "
                 f"with max_output_tokens {output:,}: raise it"
             )
-        raise PreflightError(too_long(self._config.model, longest, output, own))
+        raise PreflightError(too_long(self._config.model_name, longest, output, own))
 
     def positions(self, batch: Batch) -> int:
         return sum(map(len, batch.prompts))  # vLLM pads nothing

@@ -176,6 +176,9 @@ class NoopOptions(EngineOptions):
 class NoopEngine:
     options = NoopOptions
     no_latency = None
+    no_tokens = None
+    takes_texts = False
+    batch_sizes_known = True
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         self.given: dict[str, Any] = config.engine_section
