@@ -1,0 +1,52 @@
+"""Run the conformance suite's experiments in this process, at a fraction of the cost of a process each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pytest_llem.execution.isolated import ExperimentError
+from pytest_llem.isolation.engine_probe import EngineAnswer
+from pytest_llem.isolation.worker import describe
+from pytest_llem.measurement.importing import answer
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.measurement.progress import Progress
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import ErrorRecord
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.testing import EngineConformance, Experiments
+
+
+def run(fields: Mapping[str, Any]) -> ExperimentResult:
+    """Run an experiment as ``isolated_experiment`` does, without a process of its own."""
+    phases = ["importing"]
+
+    def note(progress: Progress) -> None:
+        phases.append(progress.phase)
+
+    try:
+        config = ExperimentConfig.model_validate(dict(fields))
+        return ExperimentOrchestrator(config, on_progress=note).run().result
+    except Exception as error:
+        record = ErrorRecord.model_validate(describe(error, phases[-1]))
+        raise ExperimentError(record.message, record) from None
+
+
+class InProcess(EngineConformance):
+    """The suite without the check that kills the process."""
+
+    batch_invariant = True
+
+    @pytest.fixture
+    def isolated_experiment(self) -> object:
+        return run
+
+    @pytest.fixture
+    def engine_answer(self, experiments: Experiments) -> EngineAnswer:
+        fields = answer({experiments.backend: []})[experiments.backend]
+        return EngineAnswer.model_validate({**fields, "configs": {}})
+
+    def test_no_process_is_left_after_sigkill(self, experiments: Experiments) -> None:
+        pytest.skip("would kill this process")
