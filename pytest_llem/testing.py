@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,19 @@ _MB = 1_000_000
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment of the suite: its result or its error, and the notes of the observed engine."""
+    """One experiment of the suite.
+
+    Attributes:
+        result: Its result; None if it failed.
+        error: Why it failed; None if it did not.
+        notes: Notes of the observed engine.
+        minimal: The minimal experiment; None if this is the one.
+    """
 
     result: ExperimentResult | None
     error: ErrorRecord | None
     notes: Sequence[Mapping[str, Any]]
+    minimal: Run | None
 
     def noted(self, call: str) -> Iterator[Mapping[str, Any]]:
         """Yield the notes about a *call*."""
@@ -101,13 +110,20 @@ class Run:
         message = self.error.message if self.error is not None else ""
         return next((check for start, check in _REPORTED_BY.items() if message.startswith(start)), None)
 
-    def require_result(self) -> ExperimentResult:
-        """Return the result. Skip the test if there is none and another check reports why."""
-        if self.error is not None:
-            where = self.reported_by or "test_experiment_completes"
-            pytest.skip(f"the experiment failed ({self.error.message.splitlines()[0]}): see {where}")
-        assert self.result is not None
-        return self.result
+    def require_result(self, reported_by: str | None = None) -> ExperimentResult:
+        """Return the result. If there is none, skip the test if another one reports why, and else fail.
+
+        Args:
+            reported_by: The test that reports an error of this experiment; None if this test has to.
+        """
+        if self.error is None:
+            assert self.result is not None
+            return self.result
+        if self.minimal is None or self.minimal.error is not None:
+            reported_by = (self.minimal or self).reported_by or "test_experiment_completes"
+        if reported_by is not None:
+            pytest.skip(f"the experiment failed ({_first_line(self.error)}): see {reported_by}")
+        _fail(f"the experiment failed while {self.error.phase} ({_first_line(self.error)})", "experiments")
 
 
 class Experiments:
@@ -149,20 +165,21 @@ class Experiments:
         notes = self._folder / f"{time.monotonic_ns()}.jsonl"
         section = self.config(**changes).engine_section
         observed = {"engine": self.backend, "section": section, "notes": str(notes), "fault": fault}
-        return self._of({**fields, "backend": _OBSERVED, _OBSERVED: observed}, notes)
+        minimal = self() if fault or changes else None
+        return self._of({**fields, "backend": _OBSERVED, _OBSERVED: observed}, minimal, notes)
 
     def directly(self, **changes: Any) -> Run:
         """Run the minimal experiment with *changes*, without observation: as a study names the engine."""
-        return self._of(_merged(self._fields, changes))
+        return self._of(_merged(self._fields, changes), self())
 
-    def _of(self, fields: Mapping[str, Any], notes: Path | None = None) -> Run:
+    def _of(self, fields: Mapping[str, Any], minimal: Run | None, notes: Path | None = None) -> Run:
         result = error = None
         try:
             result = self._run(fields)
         except ExperimentError as caught:
             error = caught.error
         lines = notes.read_text(encoding="utf-8").splitlines() if notes and notes.exists() else []
-        return Run(result, error, [json.loads(line) for line in lines])
+        return Run(result, error, [json.loads(line) for line in lines], minimal)
 
 
 _EXPERIMENTS = pytest.StashKey[Experiments]()
@@ -171,8 +188,8 @@ _EXPERIMENTS = pytest.StashKey[Experiments]()
 class EngineConformance:
     """Tests of an engine. A subclass whose name begins with ``Test`` names the engine and a minimal experiment.
 
-    Every experiment runs in a fresh process, as in a study, with a few prompts and tokens and a window of one pass.
-    A check that the engine cannot be asked is skipped, with the reason.
+    Every experiment runs in a fresh process, as in a study, with a few prompts and tokens and a window of one
+    pass. A check that the engine cannot be asked is skipped, with the reason.
 
     Example:
         >>> class TestBigram(EngineConformance):
@@ -210,7 +227,8 @@ class EngineConformance:
         if _EXPERIMENTS not in suite.stash:
             folder = tmp_path_factory.mktemp("conformance")
             suite.stash[_EXPERIMENTS] = Experiments(isolated_experiment, self.experiment, folder)
-        return suite.stash[_EXPERIMENTS]
+        experiments: Experiments = suite.stash[_EXPERIMENTS]
+        return experiments
 
     @pytest.fixture
     def engine_answer(self, experiments: Experiments, pytestconfig: pytest.Config) -> EngineAnswer:
@@ -228,64 +246,65 @@ class EngineConformance:
             return lambda size: {}
         return lambda size: {experiments.backend: {self.batch_option: size}}
 
+    @pytest.fixture
+    def pairs(self, experiments: Experiments, batches: Callable[[int], dict[str, Any]]) -> Run:
+        """The minimal experiment with batches of two prompts, the last of one."""
+        return experiments(**batches(2))
+
     # ---- records ----
 
     def test_experiment_completes(self, experiments: Experiments) -> None:
         run = experiments()
         if run.error is not None and run.reported_by is None:
-            _fail(
-                f"the minimal experiment failed while {run.error.phase or 'checking it before the run'} "
-                f"({run.error.type}: {run.error.message.splitlines()[0]}), and should give a result",
-                "what-can-go-wrong",
-                page="docs/how-to/own-engine.md",
-            )
+            phase = run.error.phase or "checking it before the run"
+            _fail(f"the minimal experiment failed while {phase} ({_first_line(run.error)})", "experiments")
 
     @pytest.mark.parametrize("tokens", [1, 5])
-    def test_number_of_output_tokens_is_exact(
-        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]], tokens: int
-    ) -> None:
-        run = experiments(max_output_tokens=tokens, **batches(2))
-        _fail_if_reported(run, "test_number_of_output_tokens_is_exact", "length_mode: fixed asks for that number")
-        result = run.require_result()
-        if result.tokens.output_tokens is None:
-            pytest.skip("the engine does not report the number of output tokens")
-
-    def test_records_are_one_for_each_prompt_in_order(
-        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]]
-    ) -> None:
-        run = experiments(**batches(2))
-        _fail_if_reported(run, "test_records_are_one_for_each_prompt_in_order", "requests returns one for each")
-        lengths, reported = _input_tokens(run)
-        if None not in reported and sorted(reported) == sorted(lengths) and reported != lengths:
-            _fail(
-                f"requests returned the records of prompts of {lengths} tokens in the order {reported}, and has to "
-                "keep the order of the prompts",
-                "records",
+    def test_number_of_output_tokens_is_exact(self, experiments: Experiments, pairs: Run, tokens: int) -> None:
+        runs = (
+            [experiments(), pairs] if tokens == _SMALL["max_output_tokens"] else [experiments(max_output_tokens=1)]
+        )
+        for run in runs:
+            _fail_if_reported(
+                run, "test_number_of_output_tokens_is_exact", "length_mode: fixed asks for that number"
             )
+            if run.require_result(run.reported_by).tokens.output_tokens is None:
+                pytest.skip("the engine does not report the number of output tokens")
 
-    def test_input_tokens_are_those_of_the_prompt(
-        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]]
-    ) -> None:
-        run = experiments(**batches(2))
-        lengths, reported = _input_tokens(run)
-        if None in reported:
-            pytest.skip("the engine does not report input tokens")
-        if len(reported) == len(lengths) and sorted(reported) != sorted(lengths):
-            _fail(
-                f"the records of prompts of {lengths} tokens report {reported} input tokens, and have to report the "
-                "prompts' tokens without padding",
-                "records",
-            )
+    def test_records_are_one_for_each_prompt_in_order(self, experiments: Experiments, pairs: Run) -> None:
+        for run in (experiments(), pairs):
+            check = "test_records_are_one_for_each_prompt_in_order"
+            _fail_if_reported(run, check, "requests has to return one for each prompt of the batch")
+            lengths, reported = _input_tokens(run)
+            if reported != lengths and Counter(reported) == Counter(lengths):
+                _fail(
+                    f"requests returned the records of prompts of {lengths} tokens in the order {reported}, and has "
+                    "to keep the order of the prompts",
+                    "records",
+                )
 
-    def test_times_are_in_order_and_within_the_window(
-        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]]
-    ) -> None:
-        run = experiments(**batches(2))
-        check = "test_times_are_in_order_and_within_the_window"
-        _fail_if_reported(run, check, "times are from time.monotonic, one for each token")
-        metric = run.require_result().metrics["e2e_p50_ms"]
-        if metric.value is None:
-            pytest.skip(f"there are no times to check: {metric.reason}")
+    def test_input_tokens_are_those_of_the_prompt(self, experiments: Experiments, pairs: Run) -> None:
+        for run in (experiments(), pairs):
+            lengths, reported = _input_tokens(run)
+            if None in reported:
+                pytest.skip("the engine does not report input tokens")
+            if len(reported) == len(lengths) and Counter(reported) != Counter(lengths):
+                _fail(
+                    f"the records of prompts of {lengths} tokens report {reported} input tokens, and have to report "
+                    "the prompts' tokens without padding",
+                    "records",
+                )
+            if reported == lengths:
+                check = "test_input_tokens_are_those_of_the_prompt"
+                _fail_if_reported(run, check, "positions has to count each token of a batch, and padding")
+
+    def test_times_are_in_order_and_within_the_window(self, experiments: Experiments, pairs: Run) -> None:
+        for run in (experiments(), pairs):
+            check = "test_times_are_in_order_and_within_the_window"
+            _fail_if_reported(run, check, "times have to be from time.monotonic, one for each token")
+            metric = run.require_result(run.reported_by).metrics["e2e_p50_ms"]
+            if metric.value is None:
+                pytest.skip(f"there are no times to check: {metric.reason}")
 
     # ---- seeds ----
 
@@ -304,8 +323,8 @@ class EngineConformance:
         first = _digest(experiments())
         if first != _digest(experiments(measurement={"min_window_seconds": _PASSES_SECONDS})):
             _fail(
-                "two processes with the same random_seed gave different outputs, and the output has to follow from "
-                "model, prompts and seed",
+                "two processes with the same random_seed gave different outputs, and the output has to follow "
+                "from model, prompts and seed",
                 "seeds",
             )
 
@@ -337,15 +356,15 @@ class EngineConformance:
             )
 
     def test_output_does_not_depend_on_the_batch_size(
-        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]]
+        self, experiments: Experiments, batches: Callable[[int], dict[str, Any]], pairs: Run
     ) -> None:
         if not self.batch_invariant:
             pytest.skip("the suite does not state batch_invariant = True")
         if not batches(2):
             pytest.skip(f"the engine has no option {self.batch_option!r}")
-        if _digest(experiments(**batches(1))) != _digest(experiments(**batches(2))):
+        if _digest(experiments(**batches(1))) != _digest(pairs, pairs.reported_by):
             _fail(
-                "batches of 1 and of 2 prompts gave different outputs, and the suite states batch_invariant = True",
+                "batches of 1 and of 2 prompts gave different outputs, and the suite states batch_invariant",
                 "seeds",
             )
 
@@ -397,8 +416,8 @@ class EngineConformance:
         given = known.effective_config["precision"]
         if "fp32" in (given, precision) and given != precision and sizes[0] == sizes[1]:
             _fail(
-                f"the model is as large with precision {precision} as with {given} ({sizes[0]:g} MB), and the engine "
-                "has to honour precision, to refuse it, or to report it as adjusted in describe",
+                f"the model is as large with precision {precision} as with {given} ({sizes[0]:g} MB), and the "
+                "engine has to honour precision, to refuse it, or to report it as adjusted in describe",
                 "settings",
             )
 
@@ -417,8 +436,8 @@ class EngineConformance:
         _skip_if_refused(raw, "texts")
         chat = experiments(**experiments.of_texts(prompt_format="chat"))
         _skip_if_refused(chat, "prompt_format: chat")
-        results = [raw.require_result(), chat.require_result()]
-        if _is_adjusted(results[1], "prompt_format"):
+        raw.require_result("test_texts_are_encoded")
+        if _is_adjusted(chat.require_result(), "prompt_format"):
             return
         ids = [[note.get("ids") for note in run.noted("encode")] for run in (raw, chat)]
         if ids[0] == ids[1]:
@@ -432,11 +451,9 @@ class EngineConformance:
 
     @pytest.mark.parametrize("method", ["fetch", "load", "generate"])
     def test_close_works_after_a_failure(self, experiments: Experiments, method: str) -> None:
+        experiments().require_result()
         run = experiments(fault=method)
-        closed = [*run.noted("close")]
-        if not [*run.noted("new")] or run.refusal is not None:
-            run.require_result()
-        for note in closed:
+        for note in run.noted("close"):
             if note["error"] is not None:
                 _fail(
                     f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has to release "
@@ -445,31 +462,29 @@ class EngineConformance:
                 )
         error = run.error
         if error is None or (error.type, error.message) != ("RuntimeError", FAULT.format(method)):
-            ended = "a result" if error is None else f"{error.type}: {error.message.splitlines()[0]}"
+            ended = "a result" if error is None else _first_line(error)
             _fail(f"{method} failed and the experiment ended with {ended}, and has to report that error", "close")
 
     # ---- what is left ----
 
     @pytest.mark.parametrize("fault", [None, "generate"], ids=["success", "exception"])
     def test_close_ends_all_processes(self, experiments: Experiments, fault: str | None) -> None:
+        experiments().require_result()
         run = experiments(fault=fault)
-        if fault is None:
-            run.require_result()
         left = [name for note in run.noted("close") for name in note["left"]]
         if left:
             _fail(
-                f"{', '.join(left)} still ran {observed_engine.END_SECONDS:g} s after close, which has to end every "
-                "process that the engine started",
+                f"{', '.join(left)} still ran {observed_engine.END_SECONDS:g} s after close, which has to end "
+                "every process that the engine started",
                 "processes",
             )
         _fail_if_alive(run)
 
     def test_no_process_is_left_after_sigkill(self, experiments: Experiments) -> None:
+        experiments().require_result()
         run = experiments(fault="kill")
-        if not [*run.noted("processes")]:
-            experiments().require_result()
         if run.error is None or (run.error.kind, run.error.type) != ("crash", "SIGKILL"):
-            ended = "a result" if run.error is None else f"{run.error.type}: {run.error.message.splitlines()[0]}"
+            ended = "a result" if run.error is None else _first_line(run.error)
             _fail(f"the process was killed in generate and the experiment ended with {ended}", "processes")
         _fail_if_alive(run)
 
@@ -480,7 +495,8 @@ class EngineConformance:
         if files:
             size = sum(Path(name).stat().st_size for name in files) / _MB
             _fail(
-                f"the engine left {', '.join(files)} ({size:.3g} MB) in shared memory, and close has to remove them",
+                f"the engine left {', '.join(files)} ({size:.3g} MB) in shared memory, and close has to remove "
+                "what the engine created there",
                 "memory",
             )
 
@@ -501,17 +517,14 @@ class EngineConformance:
 
     # ---- optional abilities, and devices ----
 
-    def test_prefill_only_generates_one_token(
-        self, experiments: Experiments, engine_answer: EngineAnswer
-    ) -> None:
+    def test_prefill_only_generates_one_token(self, experiments: Experiments, engine_answer: EngineAnswer) -> None:
         if "prefill_only" not in (engine_answer.supports or ()):
             pytest.skip("the engine has no generate_first")
         experiments().require_result()
         run = experiments.directly(measurement={"prefill_split": True})
         if run.error is not None:
             _fail(
-                f"measurement.prefill_split failed ({run.error.type}: {run.error.message.splitlines()[0]}), and "
-                "generate_first has to generate one token for each prompt",
+                f"measurement.prefill_split failed ({_first_line(run.error)}), and generate_first has to generate one token for each prompt",
                 "abilities",
             )
 
@@ -526,8 +539,8 @@ class EngineConformance:
             _fail(f"shape returned {wrong[0]} {shape[wrong[0]]}, which has to be greater than 0", "abilities")
         if weights is not None and shape["weight_bytes"] > weights:
             _fail(
-                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, which has to be at "
-                f"least that, is {weights:,}",
+                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, which has to be "
+                f"at least that, is {weights:,}",
                 "abilities",
             )
 
@@ -539,7 +552,8 @@ class EngineConformance:
         allocated, used = note["cache"]["allocated_bytes"], note["cache"]["used_bytes"]
         if used is not None and not 0 <= used <= allocated:
             _fail(
-                f"cache_memory returned used_bytes {used:,}, which has to be at most allocated_bytes {allocated:,}",
+                f"cache_memory returned used_bytes {used:,}, which has to be at most allocated_bytes "
+                f"{allocated:,}",
                 "abilities",
             )
         gpus = {uuid for load in experiments().noted("load") for uuid in load["gpus"]}
@@ -563,8 +577,8 @@ class EngineConformance:
         if others or not_leased:
             named = ", ".join(sorted(others or gpus))
             _fail(
-                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs of the GPUs of "
-                "CUDA_VISIBLE_DEVICES only",
+                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs of the GPUs "
+                "of CUDA_VISIBLE_DEVICES only",
                 "devices",
             )
 
@@ -585,14 +599,19 @@ def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     merged = dict(fields)
     for name, value in changes.items():
         old = merged.get(name)
-        whole = name in ("decoder", "dataset") or not (isinstance(old, Mapping) and isinstance(value, Mapping))
-        merged[name] = value if whole else {**old, **value}
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and name not in ("decoder", "dataset"):
+            value = {**old, **value}
+        merged[name] = value
     return merged
 
 
-def _fail(sentence: str, section: str, page: str = PAGE) -> NoReturn:
-    """Fail with one sentence and where the protocol says so."""
-    pytest.fail(f"{sentence}: see {page}#{section}", pytrace=False)
+def _fail(sentence: str, section: str) -> NoReturn:
+    """Fail with one sentence, and the section of the page that describes the rule."""
+    pytest.fail(f"{sentence}: see {PAGE}#{section}", pytrace=False)
+
+
+def _first_line(error: ErrorRecord) -> str:
+    return f"{error.type}: {error.message.strip().partition(chr(10))[0]}"
 
 
 def _fail_if_reported(run: Run, check: str, rule: str) -> None:
@@ -617,19 +636,19 @@ def _require_refusal(run: Run, given: str) -> None:
 def _input_tokens(run: Run) -> tuple[list[int], list[int | None]]:
     """Return the tokens of each prompt of a pass, and those that the records of the first pass report.
 
-    Skip the test if there are no records, or not as many as prompts.
+    Skip the test if there are none, or not as many as prompts.
     """
     prepared = [note["lengths"] for note in run.noted("prepare")]
     reported = [tokens for note in run.noted("requests") for tokens in note["input_tokens"]]
     if not prepared or not reported or run.reported_by == "test_records_are_one_for_each_prompt_in_order":
-        run.require_result()
+        run.require_result(run.reported_by)
         pytest.skip("the engine returned no records")
     lengths: list[int] = prepared[-1]
     return lengths, reported[: len(lengths)]
 
 
-def _digest(run: Run) -> str:
-    digest = run.require_result().tokens.output_digest
+def _digest(run: Run, reported_by: str | None = None) -> str:
+    digest = run.require_result(reported_by).tokens.output_digest
     if digest is None:
         pytest.skip("the engine does not return its output")
     return digest

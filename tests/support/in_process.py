@@ -10,9 +10,12 @@ import pytest
 from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.isolation.worker import describe
+from pytest_llem import testing
+from pytest_llem.measurement import observed_engine, orchestrator
 from pytest_llem.measurement.importing import answer
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.progress import Progress
+from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -40,7 +43,12 @@ class InProcess(EngineConformance):
     batch_invariant = True
 
     @pytest.fixture
-    def isolated_experiment(self) -> object:
+    def isolated_experiment(self, monkeypatch: pytest.MonkeyPatch) -> object:
+        """Run without a record of the machine and of the code, which takes most of the time."""
+        monkeypatch.setattr(orchestrator, "environment", lambda gpus, root: {})
+        monkeypatch.setattr(code_state, "imported", lambda: {"modules": {}, "distributions": {}})
+        monkeypatch.setattr(observed_engine, "END_SECONDS", 0.2)
+        monkeypatch.setattr(testing, "_GONE_SECONDS", 0.2)
         return run
 
     @pytest.fixture

@@ -1,0 +1,212 @@
+"""The conformance suite: engines that pass it, and a fault that each of its checks finds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import testing
+from pytest_llem.machine.gpu_memory import Settled
+from pytest_llem.testing import EngineConformance
+from tests.support import nonconforming
+
+#: For each variant: the only check that fails, and its message.
+FAULTS = {
+    "FailsToLoad": (
+        "test_experiment_completes",
+        "the minimal experiment failed while loading (OSError: there is no such file)",
+    ),
+    "OneTokenLess": (
+        "test_number_of_output_tokens_is_exact",
+        "the engine generated 4 tokens where exactly 5 were asked for, and length_mode: fixed asks for that number",
+    ),
+    "NoRecordOfTheLast": (
+        "test_records_are_one_for_each_prompt_in_order",
+        "the engine returned records for 0 of 5 prompts, and requests has to return one for each prompt of the batch",
+    ),
+    "RecordsReversed": (
+        "test_records_are_one_for_each_prompt_in_order",
+        "requests returned the records of prompts of [*] tokens in the order [*], and has to keep the order of the "
+        "prompts",
+    ),
+    "CountsPadding": (
+        "test_input_tokens_are_those_of_the_prompt",
+        "the records of prompts of [*] tokens report [*] input tokens, and have to report the prompts' tokens "
+        "without padding",
+    ),
+    "TooFewPositions": (
+        "test_input_tokens_are_those_of_the_prompt",
+        "the engine contradicts its input: it reports 5 positions for * tokens, and positions has to count each "
+        "token of a batch, and padding",
+    ),
+    "OtherClock": (
+        "test_times_are_in_order_and_within_the_window",
+        "the engine contradicts the clock: its times are * after the start of the window, *, and times have to be "
+        "from time.monotonic, one for each token",
+    ),
+    "DifferentPasses": (
+        "test_every_pass_gives_the_same_output",
+        "passes with the same seed gave different outputs, and seed, *, has to reset every random number generator",
+    ),
+    "DifferentProcesses": (
+        "test_same_seed_gives_the_same_output_in_another_process",
+        "two processes with the same random_seed gave different outputs, and the output has to follow from model, "
+        "prompts and seed",
+    ),
+    "IgnoresSeed": (
+        "test_sampling_is_honoured_or_refused",
+        "with do_sample: true and temperature 2 the engine gave the same output for two seeds, and has to *",
+    ),
+    "IgnoresGreedy": (
+        "test_greedy_decoding_is_honoured_or_refused",
+        "with do_sample: false the engine gave different outputs for two seeds, and has to *",
+    ),
+    "DependsOnBatch": (
+        "test_output_does_not_depend_on_the_batch_size",
+        "batches of 1 and of 2 prompts gave different outputs, and the suite states batch_invariant",
+    ),
+    "EncodesNothing": (
+        "test_texts_are_encoded",
+        "encode returned no token ids for a text of several words, and has to return them",
+    ),
+    "EncodesDifferently": (
+        "test_texts_are_encoded",
+        "encode returned different token ids for the same text, and has to return the same",
+    ),
+    "RaisesInEncode": (
+        "test_texts_are_encoded",
+        "encode raised NotImplementedError: no tokenizer, and has to raise PreflightError if the engine takes no "
+        "texts",
+    ),
+    "FailsWithTexts": (
+        "test_texts_are_encoded",
+        "the experiment failed while measuring (ValueError: prompts are too long)",
+    ),
+    "TakesAnyOption": (
+        "test_unknown_option_is_refused_before_load",
+        "an experiment with the option no_such_option: 1, which the engine does not have, gave a result, and has to "
+        "be refused before the model is loaded",
+    ),
+    "TakesAnyValue": (
+        "test_wrong_value_of_an_option_is_refused_before_load",
+        "an experiment with the option batch_size: {'not': 'a value'}, which has a wrong type, gave a result, and "
+        "has to be refused before the model is loaded",
+    ),
+    "IgnoresPrecision": (
+        "test_precision_is_honoured_or_refused",
+        "the model is as large with precision fp32 as with bf16 (4 MB), and the engine has to honour precision, *",
+    ),
+    "TooLongIfNatural": (
+        "test_natural_length_is_honoured_or_refused",
+        "with length_mode: natural the engine generated 6 tokens where at most 5 were asked for, and has to end at "
+        "max_output_tokens or before",
+    ),
+    "IgnoresChat": (
+        "test_chat_format_is_honoured_or_refused",
+        "encode returned the same token ids for prompt_format raw and chat, and has to add the chat template, *",
+    ),
+    "ClosesWhatItHasNotLoaded": (
+        "test_close_works_after_a_failure",
+        "close raised AttributeError: 'Engine' object has no attribute 'model' after fetch had failed, and has to "
+        "release what there is, so that the first error is reported",
+    ),
+    "LeavesAProcess": (
+        "test_close_ends_all_processes",
+        "* (pid *) still ran 0.2 s after close, which has to end every process that the engine started",
+    ),
+    "LeavesSharedMemory": (
+        "test_host_memory_is_released",
+        "the engine left /dev/shm/llem-left-* (0.0041 MB) in shared memory, and close has to remove what the engine "
+        "created there",
+    ),
+    "TwoTokensForPrefill": (
+        "test_prefill_only_generates_one_token",
+        "measurement.prefill_split failed (ValueError: the engine returned 2 tokens for a request for one *), and "
+        "generate_first has to generate one token for each prompt",
+    ),
+    "NoParameters": (
+        "test_model_shape_is_plausible",
+        "shape returned parameters 0, which has to be greater than 0",
+    ),
+    "ShapeLargerThanMemory": (
+        "test_model_shape_is_plausible",
+        "shape returned weight_bytes 5,000,000, and model_memory_bytes, which has to be at least that, is 2,000,000",
+    ),
+    "UsesMoreCacheThanThereIs": (
+        "test_cache_memory_is_plausible",
+        "cache_memory returned used_bytes 11, which has to be at most allocated_bytes 10",
+    ),
+    "CacheLargerThanMemory": (
+        "test_cache_memory_is_plausible",
+        "cache_memory returned allocated_bytes 1,000,000,000,000,000,000, which has to be at most the memory of its "
+        "devices, *",
+    ),
+    "OnAnotherGpu": (
+        "test_reported_gpus_are_leased",
+        "gpus holds GPU-00000000-0000-0000-0000-000000000000, which were not leased for the experiment, and has to *",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide GPUs, keep pytest from shortening its lines, and remove what engines leave."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("COLUMNS", "1000")
+    yield
+    for file in Path("/dev/shm").glob(f"{nonconforming.LEFT}*"):
+        file.unlink()
+
+
+def run_suite(pytester: pytest.Pytester, backend: str, *options: str) -> pytest.RunResult:
+    """Run the suite in this process, its experiments included."""
+    pytester.makepyfile(
+        test_engine=f"""
+        from tests.support.in_process import InProcess
+
+        class TestEngine(InProcess):
+            experiment = {{"model": "none", "backend": "tests.support.{backend}"}}
+        """
+    )
+    return pytester.runpytest_inprocess("test_engine.py", "-rfEs", *options)
+
+
+def failed(run: pytest.RunResult) -> dict[str, str]:
+    """Return the message of each check that failed."""
+    return dict(
+        re.findall(r"^FAILED test_engine.py::TestEngine::(\w+)\S* - (.*)$", run.stdout.str(), re.MULTILINE)
+    )
+
+
+def test_suite_passes_for_an_engine_with_every_ability(pytester: pytest.Pytester) -> None:
+    run = run_suite(pytester, "conforming:ConformingEngine")
+    run.assert_outcomes(passed=28, skipped=3)
+    assert sorted(re.findall(r"^SKIPPED \[(\d)\] \S+: (.*)$", run.stdout.str(), re.MULTILINE)) == [
+        ("1", "the engine uses no GPU"),
+        ("1", "the engine uses no GPU"),
+        ("1", "would kill this process"),
+    ]
+
+
+@pytest.mark.parametrize("variant", FAULTS)
+def test_each_fault_fails_the_check_for_it_only(pytester: pytest.Pytester, variant: str) -> None:
+    run = run_suite(pytester, f"nonconforming:{variant}")
+    check, message = FAULTS[variant]
+    assert failed(run).keys() == {check}, run.stdout.str()
+    run.stdout.fnmatch_lines([f"{message.replace('[*]', '[[]*[]]')}: see {testing.PAGE}#*"])
+    assert run.parseoutcomes().get("errors") is None
+
+
+def test_every_check_has_a_fault_that_it_finds() -> None:
+    checks = {name for name in vars(EngineConformance) if name.startswith("test_")}
+    others = {"test_gpu_memory_is_released", "test_no_process_is_left_after_sigkill"}  # which have tests below
+    assert {check for check, _ in FAULTS.values()} == checks - others
+    variants = {
+        name
+        for name, one in vars(nonconforming).items()
+        if isinstance(one, type) and one.__module__ == nonconforming.__name__ and not name.startswith("_")
+    }
+    assert variants == FAULTS.keys()
