@@ -278,7 +278,8 @@ class EngineConformance:
             lengths, reported = _input_tokens(run)
             if reported != lengths and Counter(reported) == Counter(lengths):
                 _fail(
-                    f"requests returned the records of prompts of {lengths} tokens in the order {reported}, and has "
+                    f"requests returned the records of prompts of {lengths} tokens in the order "
+                    f"{reported}, and has "
                     "to keep the order of the prompts",
                     "records",
                 )
@@ -290,7 +291,8 @@ class EngineConformance:
                 pytest.skip("the engine does not report input tokens")
             if len(reported) == len(lengths) and Counter(reported) != Counter(lengths):
                 _fail(
-                    f"the records of prompts of {lengths} tokens report {reported} input tokens, and have to report "
+                    f"the records of prompts of {lengths} tokens report {reported} input tokens, and "
+                    "have to report "
                     "the prompts' tokens without padding",
                     "records",
                 )
@@ -314,7 +316,8 @@ class EngineConformance:
             pytest.skip("the window has one pass, or the engine does not return its output")
         if not result.tokens.deterministic:
             _fail(
-                "passes with the same seed gave different outputs, and seed, which is called at the start of each "
+                "passes with the same seed gave different outputs, and seed, which is called at the "
+                "start of each "
                 "pass, has to reset every random number generator",
                 "seeds",
             )
@@ -337,7 +340,8 @@ class EngineConformance:
             return
         if _digest(runs[0]) == _digest(runs[1]):
             _fail(
-                "with do_sample: true and temperature 2 the engine gave the same output for two seeds, and has to "
+                "with do_sample: true and temperature 2 the engine gave the same output for two "
+                "seeds, and has to "
                 "sample with the seed, to refuse sampling, or to report decoder as adjusted in describe",
                 "settings",
             )
@@ -389,7 +393,7 @@ class EngineConformance:
     def test_unknown_option_is_refused_before_load(self, experiments: Experiments) -> None:
         name = "no_such_option"
         run = experiments.directly(**{experiments.backend: {name: 1}})
-        _require_refusal(run, f"the option {name}: 1, which it does not have")
+        _require_refusal(run, f"the option {name}: 1, which the engine does not have")
 
     def test_wrong_value_of_an_option_is_refused_before_load(
         self, experiments: Experiments, engine_answer: EngineAnswer
@@ -456,7 +460,8 @@ class EngineConformance:
         for note in run.noted("close"):
             if note["error"] is not None:
                 _fail(
-                    f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has to release "
+                    f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has "
+                    "to release "
                     "what there is, so that the first error is reported",
                     "close",
                 )
@@ -524,7 +529,8 @@ class EngineConformance:
         run = experiments.directly(measurement={"prefill_split": True})
         if run.error is not None:
             _fail(
-                f"measurement.prefill_split failed ({_first_line(run.error)}), and generate_first has to generate one token for each prompt",
+                f"measurement.prefill_split failed ({_first_line(run.error)}), and generate_first has "
+                "to generate one token for each prompt",
                 "abilities",
             )
 
@@ -539,7 +545,8 @@ class EngineConformance:
             _fail(f"shape returned {wrong[0]} {shape[wrong[0]]}, which has to be greater than 0", "abilities")
         if weights is not None and shape["weight_bytes"] > weights:
             _fail(
-                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, which has to be "
+                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, "
+                "which has to be "
                 f"at least that, is {weights:,}",
                 "abilities",
             )
@@ -561,7 +568,8 @@ class EngineConformance:
         available = sum(sizes) if gpus else psutil.virtual_memory().total
         if available and allocated > available:
             _fail(
-                f"cache_memory returned allocated_bytes {allocated:,}, which has to be at most the memory of its "
+                f"cache_memory returned allocated_bytes {allocated:,}, which has to be at most the "
+                "memory of its "
                 f"devices, {available:,}",
                 "abilities",
             )
@@ -577,7 +585,8 @@ class EngineConformance:
         if others or not_leased:
             named = ", ".join(sorted(others or gpus))
             _fail(
-                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs of the GPUs "
+                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs "
+                "of the GPUs "
                 "of CUDA_VISIBLE_DEVICES only",
                 "devices",
             )

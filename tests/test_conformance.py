@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import testing
-from pytest_llem.machine.gpu_memory import Settled
 from pytest_llem.testing import EngineConformance
 from tests.support import nonconforming
 
@@ -21,15 +20,18 @@ FAULTS = {
     ),
     "OneTokenLess": (
         "test_number_of_output_tokens_is_exact",
-        "the engine generated 4 tokens where exactly 5 were asked for, and length_mode: fixed asks for that number",
+        "the engine generated 4 tokens where exactly 5 were asked for, and length_mode: fixed asks "
+        "for that number",
     ),
     "NoRecordOfTheLast": (
         "test_records_are_one_for_each_prompt_in_order",
-        "the engine returned records for 0 of 5 prompts, and requests has to return one for each prompt of the batch",
+        "the engine returned records for 0 of 5 prompts, and requests has to return one for each "
+        "prompt of the batch",
     ),
     "RecordsReversed": (
         "test_records_are_one_for_each_prompt_in_order",
-        "requests returned the records of prompts of [*] tokens in the order [*], and has to keep the order of the "
+        "requests returned the records of prompts of [*] tokens in the order [*], and has to keep "
+        "the order of the "
         "prompts",
     ),
     "CountsPadding": (
@@ -39,21 +41,25 @@ FAULTS = {
     ),
     "TooFewPositions": (
         "test_input_tokens_are_those_of_the_prompt",
-        "the engine contradicts its input: it reports 5 positions for * tokens, and positions has to count each "
+        "the engine contradicts its input: it reports 5 positions for * tokens, and positions has to "
+        "count each "
         "token of a batch, and padding",
     ),
     "OtherClock": (
         "test_times_are_in_order_and_within_the_window",
-        "the engine contradicts the clock: its times are * after the start of the window, *, and times have to be "
+        "the engine contradicts the clock: its times are * after the start of the window, *, and "
+        "times have to be "
         "from time.monotonic, one for each token",
     ),
     "DifferentPasses": (
         "test_every_pass_gives_the_same_output",
-        "passes with the same seed gave different outputs, and seed, *, has to reset every random number generator",
+        "passes with the same seed gave different outputs, and seed, *, has to reset every random "
+        "number generator",
     ),
     "DifferentProcesses": (
         "test_same_seed_gives_the_same_output_in_another_process",
-        "two processes with the same random_seed gave different outputs, and the output has to follow from model, "
+        "two processes with the same random_seed gave different outputs, and the output has to "
+        "follow from model, "
         "prompts and seed",
     ),
     "IgnoresSeed": (
@@ -78,7 +84,8 @@ FAULTS = {
     ),
     "RaisesInEncode": (
         "test_texts_are_encoded",
-        "encode raised NotImplementedError: no tokenizer, and has to raise PreflightError if the engine takes no "
+        "encode raised NotImplementedError: no tokenizer, and has to raise PreflightError if the "
+        "engine takes no "
         "texts",
     ),
     "FailsWithTexts": (
@@ -87,12 +94,14 @@ FAULTS = {
     ),
     "TakesAnyOption": (
         "test_unknown_option_is_refused_before_load",
-        "an experiment with the option no_such_option: 1, which the engine does not have, gave a result, and has to "
+        "an experiment with the option no_such_option: 1, which the engine does not have, gave a "
+        "result, and has to "
         "be refused before the model is loaded",
     ),
     "TakesAnyValue": (
         "test_wrong_value_of_an_option_is_refused_before_load",
-        "an experiment with the option batch_size: {'not': 'a value'}, which has a wrong type, gave a result, and "
+        "an experiment with the option batch_size: {'not': 'a value'}, which has a wrong type, gave "
+        "a result, and "
         "has to be refused before the model is loaded",
     ),
     "IgnoresPrecision": (
@@ -101,7 +110,8 @@ FAULTS = {
     ),
     "TooLongIfNatural": (
         "test_natural_length_is_honoured_or_refused",
-        "with length_mode: natural the engine generated 6 tokens where at most 5 were asked for, and has to end at "
+        "with length_mode: natural the engine generated 6 tokens where at most 5 were asked for, and "
+        "has to end at "
         "max_output_tokens or before",
     ),
     "IgnoresChat": (
@@ -110,7 +120,8 @@ FAULTS = {
     ),
     "ClosesWhatItHasNotLoaded": (
         "test_close_works_after_a_failure",
-        "close raised AttributeError: 'Engine' object has no attribute 'model' after fetch had failed, and has to "
+        "close raised AttributeError: 'Engine' object has no attribute 'model' after fetch had "
+        "failed, and has to "
         "release what there is, so that the first error is reported",
     ),
     "LeavesAProcess": (
@@ -119,12 +130,14 @@ FAULTS = {
     ),
     "LeavesSharedMemory": (
         "test_host_memory_is_released",
-        "the engine left /dev/shm/llem-left-* (0.0041 MB) in shared memory, and close has to remove what the engine "
+        "the engine left /dev/shm/llem-left-* (0.0041 MB) in shared memory, and close has to remove "
+        "what the engine "
         "created there",
     ),
     "TwoTokensForPrefill": (
         "test_prefill_only_generates_one_token",
-        "measurement.prefill_split failed (ValueError: the engine returned 2 tokens for a request for one *), and "
+        "measurement.prefill_split failed (ValueError: the engine returned 2 tokens for a request "
+        "for one *), and "
         "generate_first has to generate one token for each prompt",
     ),
     "NoParameters": (
@@ -133,7 +146,8 @@ FAULTS = {
     ),
     "ShapeLargerThanMemory": (
         "test_model_shape_is_plausible",
-        "shape returned weight_bytes 5,000,000, and model_memory_bytes, which has to be at least that, is 2,000,000",
+        "shape returned weight_bytes 5,000,000, and model_memory_bytes, which has to be at least "
+        "that, is 2,000,000",
     ),
     "UsesMoreCacheThanThereIs": (
         "test_cache_memory_is_plausible",
@@ -141,12 +155,14 @@ FAULTS = {
     ),
     "CacheLargerThanMemory": (
         "test_cache_memory_is_plausible",
-        "cache_memory returned allocated_bytes 1,000,000,000,000,000,000, which has to be at most the memory of its "
+        "cache_memory returned allocated_bytes 1,000,000,000,000,000,000, which has to be at most "
+        "the memory of its "
         "devices, *",
     ),
     "OnAnotherGpu": (
         "test_reported_gpus_are_leased",
-        "gpus holds GPU-00000000-0000-0000-0000-000000000000, which were not leased for the experiment, and has to *",
+        "gpus holds GPU-00000000-0000-0000-0000-000000000000, which were not leased for the "
+        "experiment, and has to *",
     ),
 }
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from pytest_llem import testing
 from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.isolation.worker import describe
-from pytest_llem import testing
-from pytest_llem.measurement import observed_engine, orchestrator
+from pytest_llem.measurement import cpu_activity, observed_engine, orchestrator
 from pytest_llem.measurement.importing import answer
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.progress import Progress
@@ -44,8 +44,9 @@ class InProcess(EngineConformance):
 
     @pytest.fixture
     def isolated_experiment(self, monkeypatch: pytest.MonkeyPatch) -> object:
-        """Run without a record of the machine and of the code, which takes most of the time."""
+        """Run without looking at the machine and the code, which takes most of the time."""
         monkeypatch.setattr(orchestrator, "environment", lambda gpus, root: {})
+        monkeypatch.setattr(cpu_activity, "_processes", lambda proc: ())
         monkeypatch.setattr(code_state, "imported", lambda: {"modules": {}, "distributions": {}})
         monkeypatch.setattr(observed_engine, "END_SECONDS", 0.2)
         monkeypatch.setattr(testing, "_GONE_SECONDS", 0.2)
