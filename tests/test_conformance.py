@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem import testing
 from pytest_llem.testing import EngineConformance
-from tests.support import nonconforming
+from tests.support import in_process, nonconforming  # here, because pytester forgets what an inner run imports
 
 #: For each variant: the only check that fails, and its message.
 FAULTS = {
@@ -181,7 +181,7 @@ def run_suite(pytester: pytest.Pytester, backend: str, *options: str) -> pytest.
     """Run the suite in this process, its experiments included."""
     pytester.makepyfile(
         test_engine=f"""
-        from tests.support.in_process import InProcess
+        from {in_process.__name__} import InProcess
 
         class TestEngine(InProcess):
             experiment = {{"model": "none", "backend": "tests.support.{backend}"}}
