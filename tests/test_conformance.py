@@ -10,7 +10,9 @@ import pytest
 
 from pytest_llem import testing
 from pytest_llem.testing import EngineConformance
-from tests.support import in_process, nonconforming  # here, because pytester forgets what an inner run imports
+from tests.conftest import RunPytest
+from tests.support import in_process, nonconforming  # here: pytester forgets what an inner run imports
+from tests.support.pages import files, page
 
 #: For each variant: the only check that fails, and its message.
 FAULTS = {
@@ -214,6 +216,76 @@ def test_each_fault_fails_the_check_for_it_only(pytester: pytest.Pytester, varia
     assert failed(run).keys() == {check}, run.stdout.str()
     run.stdout.fnmatch_lines([f"{message.replace('[*]', '[[]*[]]')}: see {testing.PAGE}#*"])
     assert run.parseoutcomes().get("errors") is None
+
+
+#: Engines that conform: fields of the experiment, and attributes of the suite.
+BIGRAM = """
+    experiment = {
+        "model": "none",
+        "backend": "my_engine:BigramEngine",
+        "precision": "fp32",
+        "decoder": {"do_sample": False},
+    }
+    batch_invariant = True
+"""
+NOOP = """
+    experiment = {"model": "none", "backend": "honest:Engine", "decoder": {"do_sample": False}}
+    batch_option = "size"
+    batch_invariant = True
+"""
+PYTORCH = """
+    experiment = {"model": "builtin:tiny-llama", "precision": "fp32"}
+"""
+
+#: The do-nothing engine ignores all settings, so this one refuses them.
+HONEST = """
+from noop_engine import NoopEngine
+from pytest_llem.engines.protocol import PreflightError
+
+class Engine(NoopEngine):
+    def __init__(self, config, context):
+        if config.decoder.do_sample or config.precision != "bf16" or config.prompt_format != "raw":
+            raise PreflightError("needs do_sample: false, precision: bf16 and prompt_format: raw")
+        super().__init__(config, context)
+"""
+
+
+@pytest.fixture
+def run_real(pytester: pytest.Pytester, noop_engine: None) -> RunPytest:
+    """Run the suite with experiments in processes of their own, for the text of a class's body."""
+
+    def run(body: str, *options: str) -> pytest.RunResult:
+        source = f"from pytest_llem.testing import EngineConformance\n\nclass TestEngine(EngineConformance):{body}"
+        for name, text in files(page("how-to/own-engine.md")).items():
+            (pytester.path / name).write_text(text)
+        pytester.makepyfile(test_engine=source, honest=HONEST)
+        start = "--llem-start-method=forkserver"
+        return pytester.runpytest_inprocess("test_engine.py", "-rfEs", "-p", "llem", start, *options)
+
+    return run
+
+
+def test_bigram_engine_of_the_page_conforms(run_real: RunPytest) -> None:
+    run = run_real(BIGRAM, "--durations=8")
+    run.assert_outcomes(passed=28, skipped=3)
+
+
+@pytest.mark.slow
+def test_do_nothing_engine_conforms_if_it_refuses_settings(run_real: RunPytest) -> None:
+    run = run_real(NOOP)
+    run.assert_outcomes(passed=28, skipped=3)
+
+
+@pytest.mark.slow
+def test_do_nothing_engine_ignores_settings(run_real: RunPytest) -> None:
+    run = run_real(NOOP.replace("honest:Engine", "noop"))
+    assert failed(run).keys() == {"x"}
+
+
+@pytest.mark.slow
+def test_pytorch_engine_conforms(run_real: RunPytest) -> None:
+    run = run_real(PYTORCH, "--durations=8")
+    run.assert_outcomes(passed=28, skipped=3)
 
 
 def test_every_check_has_a_fault_that_it_finds() -> None:
