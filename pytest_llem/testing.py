@@ -26,6 +26,7 @@ from typing import Any, ClassVar, NoReturn, get_args
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.execution.session_resources import import_path
@@ -39,7 +40,7 @@ from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig, Precision
 
 #: Runs one experiment and returns its result, as the fixture ``isolated_experiment`` does.
-RunExperiment = Callable[[Mapping[str, Any]], ExperimentResult]
+RunExperiment = Callable[[ExperimentConfig], ExperimentResult]
 
 #: The page that describes each check.
 PAGE = "docs/how-to/engine-conformance.md"
@@ -175,9 +176,12 @@ class Experiments:
     def _of(self, fields: Mapping[str, Any], minimal: Run | None, notes: Path | None = None) -> Run:
         result = error = None
         try:
-            result = self._run(fields)
+            result = self._run(ExperimentConfig.model_validate(fields))
         except ExperimentError as caught:
             error = caught.error
+        except ValidationError as caught:  # as the study would be refused
+            message = caught.errors()[0]["msg"]
+            error = ErrorRecord(kind="preflight", type=type(caught).__name__, message=message)
         lines = notes.read_text(encoding="utf-8").splitlines() if notes and notes.exists() else []
         return Run(result, error, [json.loads(line) for line in lines], minimal)
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from pytest_llem import testing
-from pytest_llem.testing import EngineConformance
+from pytest_llem.machine.gpu_memory import Settled
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import ErrorRecord
+from pytest_llem.testing import EngineConformance, Run
 from tests.conftest import RunPytest
 from tests.support import in_process, nonconforming  # here: pytester forgets what an inner run imports
 from tests.support.pages import files, page
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
 
 #: For each variant: the only check that fails, and its message.
 FAULTS = {
@@ -187,6 +197,7 @@ def run_suite(pytester: pytest.Pytester, backend: str, *options: str) -> pytest.
 
         class TestEngine(InProcess):
             experiment = {{"model": "none", "backend": "tests.support.{backend}"}}
+            has_processes = {backend.endswith("LeavesAProcess")}
         """
     )
     return pytester.runpytest_inprocess("test_engine.py", "-rfEs", *options)
@@ -235,6 +246,7 @@ NOOP = """
 """
 PYTORCH = """
     experiment = {"model": "builtin:tiny-llama", "precision": "fp32"}
+    batch_invariant = True  # with float32 on a CPU
 """
 
 #: The do-nothing engine ignores all settings, so this one refuses them.
@@ -266,26 +278,87 @@ def run_real(pytester: pytest.Pytester, noop_engine: None) -> RunPytest:
 
 
 def test_bigram_engine_of_the_page_conforms(run_real: RunPytest) -> None:
-    run = run_real(BIGRAM, "--durations=8")
-    run.assert_outcomes(passed=28, skipped=3)
+    run = run_real(BIGRAM)
+    run.assert_outcomes(passed=20, skipped=11)
+    run.stdout.fnmatch_lines(["SKIPPED * the engine refuses sampling: needs precision: fp32 and decoder: *"])
 
 
 @pytest.mark.slow
 def test_do_nothing_engine_conforms_if_it_refuses_settings(run_real: RunPytest) -> None:
-    run = run_real(NOOP)
-    run.assert_outcomes(passed=28, skipped=3)
+    run_real(NOOP).assert_outcomes(passed=22, skipped=9)
 
 
 @pytest.mark.slow
 def test_do_nothing_engine_ignores_settings(run_real: RunPytest) -> None:
     run = run_real(NOOP.replace("honest:Engine", "noop"))
-    assert failed(run).keys() == {"x"}
+    assert failed(run).keys() == {
+        "test_sampling_is_honoured_or_refused",
+        "test_precision_is_honoured_or_refused",
+        "test_chat_format_is_honoured_or_refused",
+    }
 
 
 @pytest.mark.slow
 def test_pytorch_engine_conforms(run_real: RunPytest) -> None:
-    run = run_real(PYTORCH, "--durations=8")
-    run.assert_outcomes(passed=28, skipped=3)
+    run = run_real(PYTORCH)
+    assert not failed(run), run.stdout.str()
+    run.assert_outcomes(passed=26, skipped=5)
+
+
+def _fake(note: dict[str, Any], error: ErrorRecord | None = None) -> Any:
+    """Return experiments that all have the note, and that fail with the error if they have a fault."""
+    result = ExperimentResult.read(next((GOLDEN / "experiments").glob("*.json")))
+    completed = Run(result, None, [note], None)
+
+    class Fake:
+        def __call__(self, fault: str | None = None) -> Run:
+            return Run(None, error, [note], completed) if fault else completed
+
+        fresh = __call__
+
+    return Fake()
+
+
+def test_process_that_survives_sigkill_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor leaves none, so this one is not of an experiment."""
+    monkeypatch.setattr(testing, "_GONE_SECONDS", 0.1)
+    killed = ErrorRecord(kind="crash", type="SIGKILL", message="the process was ended by SIGKILL")
+    with subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(60)"]) as child:
+        created = psutil.Process(child.pid).create_time()
+        experiments = _fake({"call": "processes", "processes": [[child.pid, created]], "files": []}, killed)
+        with pytest.raises(pytest.fail.Exception, match=f"processes {child.pid} still ran after the experiment"):
+            EngineConformance().test_no_process_is_left_after_sigkill(experiments)
+        child.kill()
+        child.wait()
+    EngineConformance().test_no_process_is_left_after_sigkill(experiments)
+
+
+@pytest.mark.parametrize("left", [{}, {"GPU-1": 512.0}])
+def test_gpu_memory_that_is_not_released_is_found(monkeypatch: pytest.MonkeyPatch, left: dict[str, float]) -> None:
+    class Memory:
+        def settle(self, uuids: Collection[str], before: Mapping[str, int]) -> Settled:
+            return Settled(1.0, left if before else None, dict.fromkeys(uuids, 10))
+
+    monkeypatch.setattr(testing, "GpuMemory", Memory)
+    experiments = _fake({"call": "load", "gpus": ["GPU-1"]})
+    with pytest.raises(pytest.fail.Exception, match="512 MB on GPU-1 is still") if left else nullcontext():
+        EngineConformance().test_gpu_memory_is_released(experiments)
+
+
+def test_suite_without_an_experiment_fails_with_one_sentence(run_real: RunPytest) -> None:
+    run = run_real(" pass", "-k", "completes")
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines([f"TestEngine needs the attribute experiment: see {testing.PAGE}"])
+
+
+def test_suite_imports_no_torch_and_the_plugin_does_not_import_it() -> None:
+    code = (
+        "import sys, pytest_llem.plugin, pytest_llem.session\n"
+        "assert 'pytest_llem.testing' not in sys.modules\n"
+        "import pytest_llem.testing\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_check_has_a_fault_that_it_finds() -> None:

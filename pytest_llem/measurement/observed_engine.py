@@ -27,6 +27,7 @@ from pytest_llem.engines.protocol import (
     SupportsCacheMemory,
     SupportsModelShape,
 )
+from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions, Needs
@@ -58,6 +59,8 @@ class ObservedOptions(EngineOptions):
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
         observed = self.observed_config(config)
+        if self.engine in SHIPPED:  # whose section has been validated, and whose import takes seconds
+            return SHIPPED[self.engine].options.from_config(observed).needs(observed, parameters)
         engine = registry.load(registry.ENGINE_GROUP, self.engine)
         if problems := option_problems(engine, observed):
             raise ValueError("; ".join(map(str, problems)))
@@ -91,7 +94,6 @@ class ObservedEngine(BatchEngine):
         from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 
         self._options = ObservedOptions.from_config(config)
-        self._before = {process.pid for process in _children()}
         self._files_before = set(_shared_files([os.getpid()]))
         observed = self._options.observed_config(config)
         self._engine = ExperimentOrchestrator(observed, context=context)._engine()
@@ -108,7 +110,7 @@ class ObservedEngine(BatchEngine):
             file.write(json.dumps({"call": call, **values}, default=str) + "\n")
 
     def _note_processes(self) -> None:
-        own = [process for process in _children() if process.pid not in self._before]
+        own = _children()
         files = set(_shared_files([os.getpid(), *(process.pid for process in own)])) - self._files_before
         processes = [(process.pid, process.create_time()) for process in own]
         this = psutil.Process()
@@ -202,8 +204,7 @@ class ObservedEngine(BatchEngine):
             self._note("close", error=error, left=[*map(_shown, self._processes_left())])
 
     def _processes_left(self) -> list[psutil.Process]:
-        own = [one for one in _children() if one.pid not in self._before and not _is_helper(one)]
-        _, left = psutil.wait_procs(own, timeout=END_SECONDS)
+        _, left = psutil.wait_procs([one for one in _children() if not _is_helper(one)], timeout=END_SECONDS)
         return [one for one in left if _is_alive(one)]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import psutil
 import pytest
 
 from pytest_llem import testing
@@ -22,7 +20,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.testing import EngineConformance, Experiments
 
 
-def run(fields: Mapping[str, Any]) -> ExperimentResult:
+def run(config: ExperimentConfig) -> ExperimentResult:
     """Run an experiment as ``isolated_experiment`` does, without a process of its own."""
     phases = ["importing"]
 
@@ -30,7 +28,6 @@ def run(fields: Mapping[str, Any]) -> ExperimentResult:
         phases.append(progress.phase)
 
     try:
-        config = ExperimentConfig.model_validate(dict(fields))
         return ExperimentOrchestrator(config, on_progress=note).run().result
     except Exception as error:
         record = ErrorRecord.model_validate(describe(error, phases[-1]))
@@ -41,6 +38,8 @@ class InProcess(EngineConformance):
     """The suite without the check that kills the process."""
 
     batch_invariant = True
+    #: Whether the engine starts processes.
+    has_processes = False
 
     @pytest.fixture
     def isolated_experiment(self, monkeypatch: pytest.MonkeyPatch) -> object:
@@ -48,6 +47,9 @@ class InProcess(EngineConformance):
         monkeypatch.setattr(orchestrator, "environment", lambda gpus, root: {})
         monkeypatch.setattr(cpu_activity, "_processes", lambda proc: ())
         monkeypatch.setattr(code_state, "imported", lambda: {"modules": {}, "distributions": {}})
+        before, children = {child.pid for child in psutil.Process().children()}, observed_engine._children
+        new = (lambda: [one for one in children() if one.pid not in before]) if self.has_processes else list
+        monkeypatch.setattr(observed_engine, "_children", new)
         monkeypatch.setattr(observed_engine, "END_SECONDS", 0.2)
         monkeypatch.setattr(testing, "_GONE_SECONDS", 0.2)
         return run
