@@ -43,7 +43,7 @@ from pytest_llem.study.config import ExperimentConfig, Precision
 RunExperiment = Callable[[ExperimentConfig], ExperimentResult]
 
 #: The page that describes each check.
-PAGE = "docs/how-to/engine-conformance.md"
+PAGE = "https://github.com/pytest-llem/pytest-llem/blob/main/docs/how-to/engine-conformance.md"
 
 _OBSERVED = f"{observed_engine.__name__}:{ObservedEngine.__qualname__}"
 
