@@ -210,6 +210,13 @@ def failed(run: pytest.RunResult) -> dict[str, str]:
     )
 
 
+def assert_conforms(run: pytest.RunResult, passed: int) -> None:
+    """Check how many checks passed; the one that compares passes is skipped if a slow window has one only."""
+    output = run.stdout.str()
+    passed -= "the window has one pass" in output
+    assert run.parseoutcomes() == {"passed": passed, "skipped": 31 - passed}, output
+
+
 def test_suite_passes_for_an_engine_with_every_ability(pytester: pytest.Pytester) -> None:
     run = run_suite(pytester, "conforming:ConformingEngine")
     run.assert_outcomes(passed=28, skipped=3)
@@ -246,7 +253,6 @@ NOOP = """
 """
 PYTORCH = """
     experiment = {"model": "builtin:tiny-llama", "precision": "fp32"}
-    batch_invariant = True  # with float32 on a CPU
 """
 
 #: The do-nothing engine ignores all settings, so this one refuses them.
@@ -279,13 +285,13 @@ def run_real(pytester: pytest.Pytester, noop_engine: None) -> RunPytest:
 
 def test_bigram_engine_of_the_page_conforms(run_real: RunPytest) -> None:
     run = run_real(BIGRAM)
-    run.assert_outcomes(passed=20, skipped=11)
+    assert_conforms(run, passed=20)
     run.stdout.fnmatch_lines(["SKIPPED * the engine refuses sampling: needs precision: fp32 and decoder: *"])
 
 
 @pytest.mark.slow
 def test_do_nothing_engine_conforms_if_it_refuses_settings(run_real: RunPytest) -> None:
-    run_real(NOOP).assert_outcomes(passed=22, skipped=9)
+    assert_conforms(run_real(NOOP), passed=22)
 
 
 @pytest.mark.slow
@@ -301,8 +307,7 @@ def test_do_nothing_engine_ignores_settings(run_real: RunPytest) -> None:
 @pytest.mark.slow
 def test_pytorch_engine_conforms(run_real: RunPytest) -> None:
     run = run_real(PYTORCH)
-    assert not failed(run), run.stdout.str()
-    run.assert_outcomes(passed=26, skipped=5)
+    assert_conforms(run, passed=26)
 
 
 def _fake(note: dict[str, Any], error: ErrorRecord | None = None) -> Any:
