@@ -228,7 +228,11 @@ class Engine(Protocol):
         """Return the peak memory use since ``reset_peak_memory`` in bytes; None if unknown."""
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model, and end every process that the engine has started.
+
+        Called also if another method has raised, so there may be nothing to release. An error of ``close`` would
+        hide the first one.
+        """
 
 
 class BatchEngine(Engine, Protocol):
