@@ -140,9 +140,7 @@ class VLLMEngine(BatchEngine):
         self._prompts = PromptTokenizer(self._source, config, origin)
         with _refusals():
             has_tokenizer = self._prompts.tokenizer is not None
-            arguments = EngineArgs(
-                **engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer)
-            )
+            arguments = EngineArgs(**engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer))
             self._cache: list[_CacheUse] = []
             self._engine = LLMEngine.from_engine_args(arguments, stat_loggers=[self._observe_cache])
         gpus = self._call("llem_gpu")
