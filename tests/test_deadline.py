@@ -228,7 +228,7 @@ class TestInThePlan:
             **{
                 **TINY,
                 "sweep": {"measurement.min_window_seconds": [0, 600]},
-                "experiments": [{"backend": "vllm"}, {"n": 7}],
+                "experiments": [{"backend": "tensorrt"}, {"n": 7}],
                 "skip": [{"where": {"n": 7}}],
             }
         )
@@ -243,7 +243,7 @@ class TestInThePlan:
         assert found == {
             ("pytorch", 2, 0): 360,
             ("pytorch", 2, 600): 960,
-            ("vllm", 2, 0): None,
+            ("tensorrt", 2, 0): None,
             ("pytorch", 7, 0): None,
         }
 

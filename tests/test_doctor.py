@@ -26,6 +26,7 @@ from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.machine.devices import FOLDER, note_file
 from pytest_llem.machine.owner import Owner
+from pytest_llem.reporting.terminal.doctor import lines as table_of
 from pytest_llem.results.environment import processor as processor_facts
 from tests.conftest import ROOT
 from tests.support import nvml
@@ -49,6 +50,9 @@ SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 
 #: The command that queries NVML.
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
+
+#: What is missing for the engine vllm, which the environment of the tests does not have.
+VLLM_NEEDS = f"needs vllm: {sys.executable} -m pip install 'pytest-llem[vllm]'"
 
 #: Reports what an engine's import would, without the time that importing torch takes.
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
@@ -81,9 +85,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
     """Install metadata of torch in that version."""
-    metadata = tmp_path / f"site-{version}" / f"torch-{version}.dist-info" / "METADATA"
+    install(tmp_path, monkeypatch, "torch", version)
+
+
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+    """Install metadata of a distribution."""
+    metadata = tmp_path / f"site-{name}-{version}" / f"{name}-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
-    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     monkeypatch.syspath_prepend(metadata.parents[1])
 
 
@@ -562,9 +571,29 @@ class TestSoftware:
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert [(one.name, one.error) for one in found.software.engines] == [
-            ("pytorch", "ImportError: libcudart.so.12")
+            ("pytorch", "ImportError: libcudart.so.12"),
+            ("vllm", VLLM_NEEDS),
         ]
         assert about(found, "blocks", "engine pytorch")
+        assert about(found, "blocks", "engine vllm")
+
+    def test_shipped_engine_that_is_not_installed_is_only_noted(
+        self, one_gpu: None, doctor: Callable[..., Any]
+    ) -> None:
+        status, found = doctor()
+        assert (status, about(found, "hinders", "engine vllm")) == (0, [])
+        assert {one.name: one.installed for one in found.software.engines} == {"pytorch": True, "vllm": False}
+        (finding,) = about(found, "note", "engine vllm")
+        assert finding.what == f"is not installed: it {VLLM_NEEDS}"
+        (line,) = [one for one in table_of(found, 100) if re.match(r"^  vllm +pytest-llem", one)]
+        assert "not installed" in line
+
+    def test_package_of_an_engine_that_is_too_old_hinders(
+        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        install(tmp_path, monkeypatch, "vllm", "0.7.0")
+        _, found = doctor()
+        assert "needs vllm>=0.20 (found 0.7.0): " in about(found, "hinders", "engine vllm")[0].what
 
     def test_one_of_several_engines_that_cannot_be_imported_hinders(
         self,
@@ -579,6 +608,7 @@ class TestSoftware:
         assert {one.name: one.error for one in found.software.engines} == {
             "noop": None,
             "pytorch": "the process ended with status 3",
+            "vllm": VLLM_NEEDS,
         }
         assert status == 0
         assert about(found, "hinders", "engine pytorch")
@@ -607,7 +637,7 @@ class TestSoftware:
     def test_engines_of_another_interpreter_are_examined(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor("--python", sys.executable)
         assert found.software.executable == sys.executable
-        assert [one.name for one in found.software.engines] == ["pytorch"]
+        assert [one.name for one in found.software.engines] == ["pytorch", "vllm"]
 
     def test_interpreter_without_pytest_llem_blocks(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
@@ -670,7 +700,8 @@ class TestSurroundings:
         usage = SimpleNamespace(free=500_000_000)
         monkeypatch.setattr("pytest_llem.doctor.host.shutil.disk_usage", lambda _: usage)
         _, found = doctor()
-        assert [one.about for one in about(found, "note")] == ["temporary files", "results", "the hub's cache"]
+        of_folders = [one.about for one in about(found, "note") if not one.about.startswith("engine ")]
+        assert of_folders == ["temporary files", "results", "the hub's cache"]
 
     def test_hub_cache_is_found_by_environment_variable(
         self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

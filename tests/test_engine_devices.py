@@ -38,10 +38,12 @@ TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
 @pytest.mark.parametrize(
     ("backend", "torch", "visible", "leased"),
     [
-        ("vllm", None, TWO, {CPU, A, B}),
-        ("vllm", "2.13.0+cpu", TWO, {CPU, A, B}),
-        ("vllm", "2.13.0+cu130", TWO, {A, B}),
-        ("vllm", None, VisibleGpus(), {CPU}),
+        ("tensorrt", None, TWO, {CPU, A, B}),
+        ("tensorrt", "2.13.0+cpu", TWO, {CPU, A, B}),
+        ("tensorrt", "2.13.0+cu130", TWO, {A, B}),
+        ("tensorrt", None, VisibleGpus(), {CPU}),
+        ("vllm", "2.13.0+cpu", TWO, {CPU}),
+        ("vllm", "2.13.0+cu130", TWO, {A}),
         ("pytorch", "2.13.0+cpu", TWO, {CPU}),
         ("pytorch", "2.13.0+cu130", TWO, {A}),
     ],

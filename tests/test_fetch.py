@@ -14,7 +14,6 @@ import pytest
 
 from pytest_llem.cli.needs import Need, needs
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
 from tests.support import command
@@ -326,20 +325,19 @@ class TestOwnEngine:
         ]
 
     def test_missing_engine_is_reported_in_one_line(self, study: Callable[..., str]) -> None:
-        file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
+        file = study("model: m\nbackend: [tensorrt, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1
-        assert first.startswith("not available: m (by engine vllm): engine 'vllm' cannot be loaded: ")
+        assert first.startswith("not available: m (by engine tensorrt): engine 'tensorrt' cannot be loaded: ")
         assert second == (
             "not available: m (by engine nowhere.to_be:Found): engine 'nowhere.to_be:Found' cannot be loaded: "
             "No module named 'nowhere'"
         )
 
-    @pytest.mark.skipif("vllm" in installed(ENGINE_GROUP), reason="it is installed here")
     def test_models_of_engines_with_a_runner_are_fetched(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(
-            "model: owner/name\nbackend: [vllm, tensorrt]\nrunners: {vllm: /opt/vllm/bin/python}"
+            "model: owner/name\nbackend: [tensorrt, 'own:Engine']\nrunners: {tensorrt: /opt/trt/bin/python}"
         )
         found = needs([load_study(tmp_path / "s.yaml")])
         assert found[0] == Need("owner/name")
-        assert (found[1].name, found[1].engine) == ("owner/name", "tensorrt")
+        assert (found[1].name, found[1].engine) == ("owner/name", "own:Engine")

@@ -49,7 +49,8 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
     ("text", "reason"),
     [
         ("model: builtin:tiny-llama", None),
-        ("model: m\nbackend: vllm", "engine 'vllm' is not installed here (there are: "),
+        ("model: m\nbackend: tensorrt", "engine 'tensorrt' is not installed here (there are: "),
+        ("model: m\nbackend: vllm", "engine 'vllm' needs vllm: pip install 'pytest-llem[vllm]'"),
         ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': module 'nowhere' not found "),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: docker}",
@@ -160,12 +161,13 @@ class TestAnotherInterpreter:
 
     def test_engine_missing_in_the_runner_is_reported(self, tmp_path: Path, elsewhere: Environment) -> None:
         text = (
-            f"model: m\nbackend: [vllm, mine]\nrunners: {{vllm: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
+            f"model: m\nbackend: [tensorrt, mine]\n"
+            f"runners: {{tensorrt: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
         )
-        message = "has no engine of that name (there are: noop, pytorch): "
+        message = "has no engine of that name (there are: noop, pytorch, vllm): "
         assert reasons(tmp_path, text) == [
             f"runner '{elsewhere.python}' of engine '{name}' {message}{how_to_install(name)}"
-            for name in ("vllm", "mine")
+            for name in ("tensorrt", "mine")
         ]
 
     def test_class_is_searched_in_the_runner_and_next_to_the_study(
@@ -268,8 +270,8 @@ def test_failing_preflight_is_in_the_plan_and_other_points_run(
         backend=None,
         experiments=[
             {"backend": "noop", "n": 2},
-            {"backend": "vllm", "n": 3},
-            {"backend": "vllm", "n": 4},
+            {"backend": "tensorrt", "n": 3},
+            {"backend": "tensorrt", "n": 4},
         ],
         sweep=None,
         execution={"n_cycles": 1},
@@ -279,14 +281,14 @@ def test_failing_preflight_is_in_the_plan_and_other_points_run(
     result.stdout.fnmatch_lines(
         [
             "llem: noop *",
-            "  preflight, will fail: backend=vllm-n=3 and 1 more: engine 'vllm' is not installed here (*",
-            "preflight: engine 'vllm' is not installed here (there are: *",
+            "  preflight, will fail: backend=tensorrt-n=? and 1 more: engine 'tensorrt' is not installed here (*",
+            "preflight: engine 'tensorrt' is not installed here (there are: *",
         ]
     )
     assert results.statuses() == {
         "backend=noop-n=2": "completed",
-        "backend=vllm-n=3": "failed",
-        "backend=vllm-n=4": "failed",
+        "backend=tensorrt-n=3": "failed",
+        "backend=tensorrt-n=4": "failed",
     }
     error = results.manifest["experiments"][-1]["error"] or results.manifest["experiments"][0]["error"]
     assert error["kind"] == "preflight"
@@ -316,6 +318,6 @@ def test_no_gap_before_an_experiment_that_fails_preflight(
 def test_only_selected_experiments_are_checked(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
-    write_study(backend=None, sweep={"backend": ["noop", "vllm"]}, execution={"n_cycles": 1})
+    write_study(backend=None, sweep={"backend": ["noop", "tensorrt"]}, execution={"n_cycles": 1})
     result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "backend=noop")
     result.stdout.no_fnmatch_line("*preflight*")

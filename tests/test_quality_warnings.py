@@ -8,8 +8,7 @@ import pytest
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.measurement import accounting
-from pytest_llem.measurement import passes as windows
+from pytest_llem.measurement import accounting, passes
 from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
@@ -231,7 +230,7 @@ class Engine:
 
 def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
-    monkeypatch.setattr(windows, "time", clock(lambda: now[0]))
+    monkeypatch.setattr(passes, "time", clock(lambda: now[0]))
     engine: Any = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

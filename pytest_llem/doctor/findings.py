@@ -135,12 +135,14 @@ def _engines(software: Software) -> Iterator[Finding]:
         )
     usable = any(engine.error is None for engine in software.engines)
     for engine in software.engines:
-        if engine.error is not None:
-            yield Finding(
-                severity="hinders" if usable else "blocks",
-                about=f"engine {engine.name}",
-                what=f"cannot be used: {engine.error}",
-            )
+        about = f"engine {engine.name}"
+        if engine.error is None:
+            continue
+        if usable and not engine.installed:
+            yield Finding(severity="note", about=about, what=f"is not installed: it {engine.error}")
+        else:
+            severity: Severity = "hinders" if usable else "blocks"
+            yield Finding(severity=severity, about=about, what=f"cannot be used: {engine.error}")
 
 
 def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:

@@ -178,6 +178,8 @@ class Engine(Record):
     """Version of the distribution."""
     error: str | None = None
     """Why the engine cannot be used: a package is missing, or it cannot be imported; null if it can be used."""
+    installed: bool = True
+    """Whether a package of the extra that has the engine's name is installed; true without such an extra."""
     torch_cuda: str | None = None
     """CUDA version that the engine's torch is built for; null without torch or for a CPU-only build."""
     gpus: int | None = None

@@ -14,7 +14,7 @@ from pytest_llem.doctor.records import Engine, Meter, Package, Software
 from pytest_llem.engines.shipped import OPTIONAL_MODULES
 from pytest_llem.isolation.interpreter import ask, this_interpreter
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
-from pytest_llem.planning.runner_environment import check_runner_environment, missing_engine_packages
+from pytest_llem.planning.runner_environment import check_runner_environment, is_installed, missing_engine_packages
 from pytest_llem.registry import ENGINE_GROUP, METER_GROUP
 from pytest_llem.results.environment import package_version
 
@@ -44,6 +44,7 @@ print("\\n" + {_MARKER!r} + json.dumps(report), flush=True)
 PURPOSES = {
     "torch": "the engine pytorch",
     "transformers": "the engine pytorch",
+    "vllm": "the engine vllm",
     "accelerate": "device maps, quantised weights",
     "bitsandbytes": "quantised weights",
     "kernels": "attention kernels of the hub",
@@ -116,6 +117,7 @@ def _installed(python: Path | None) -> Software:
                 distribution=provider,
                 version=packages.get(provider),
                 error=missing_engine_packages(found, name, pip),
+                installed=is_installed(found, name),
             )
             for name, provider in sorted(found.engines.items())
         ],

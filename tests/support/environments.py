@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sysconfig
 import textwrap
 import venv
@@ -54,6 +55,10 @@ class Environment:
             (metadata / "entry_points.txt").write_text(entry_points)
         for module, source in modules.items():
             (self.site_packages / f"{module}.py").write_text(textwrap.dedent(source))
+
+    def remove(self, name: str, version: str) -> None:
+        """Uninstall a distribution that has no modules."""
+        shutil.rmtree(self.site_packages / f"{name.replace('-', '_')}-{version}.dist-info")
 
     def share(self, *names: str) -> None:
         """Add distributions of this environment, and their requirements."""

@@ -27,8 +27,8 @@ WORKER_EXTENSION = "pytest_llem.engines.vllm.worker.WorkerExtension"
 def engine_arguments(config: ExperimentConfig, location: str, *, has_tokenizer: bool) -> dict[str, Any]:
     """Return the arguments of ``vllm.EngineArgs`` for an experiment.
 
-    Prefix caching is off unless the study asks for it: every pass has the same prompts. Prompts and answers are
-    token ids, so vLLM loads a tokenizer only to know the end-of-sequence token.
+    Prefix caching is off unless the study asks for it: every pass has the same prompts. vLLM loads a tokenizer
+    only if it has to know the end-of-sequence token: prompts and answers are token ids.
 
     Args:
         config: The experiment.

@@ -35,9 +35,6 @@ from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import VLLMConfig
 
-#: Reason for missing inter-token latencies if tokens do not come one at a time.
-SEVERAL_AT_ONCE = "speculative decoding returns several tokens at once"
-
 
 @dataclass
 class Answer:
@@ -122,6 +119,7 @@ class VLLMEngine(BatchEngine):
         self._given = self._options.engine or {}
         self._ids = count()
         self._engine: Any = None
+        self._hit_rate: float | None = None
 
     def fetch(self) -> None:
         name, revision = self._config.model_name, self._given.get("revision")
@@ -161,7 +159,6 @@ class VLLMEngine(BatchEngine):
         versions["vllm"] = vllm.__version__
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
-        queries = sum(one.queries for one in self._cache)
         return EngineRecord(
             name="vllm",
             versions={name: version for name, version in versions.items() if version},
@@ -177,7 +174,7 @@ class VLLMEngine(BatchEngine):
                 "max_num_batched_tokens": scheduler.max_num_batched_tokens,
                 "enable_chunked_prefill": scheduler.enable_chunked_prefill,
                 "enable_prefix_caching": cache.enable_prefix_caching,
-                "prefix_cache_hit_rate": sum(one.hits for one in self._cache) / queries if queries else None,
+                "prefix_cache_hit_rate": self._hit_rate,
                 "kv_cache_dtype": str(cache.cache_dtype),
                 "block_size": cache.block_size,
                 "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
@@ -301,6 +298,8 @@ class VLLMEngine(BatchEngine):
         return None if None in peaks else sum(peaks)
 
     def cache_memory(self) -> CacheMemory:
+        queries = sum(one.queries for one in self._cache)  # now, before other requests than the window's
+        self._hit_rate = sum(one.hits for one in self._cache) / queries if queries else None
         allocated = sum(self._call("llem_cache_bytes"))
         return CacheMemory(allocated, round(max(one.peak_share for one in self._cache) * allocated))
 

@@ -144,7 +144,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
         (
             one.name,
             f"{_text(one.distribution)} {_text(one.version)}",
-            one.error or "yes",
+            (one.error if one.installed else "not installed") or "yes",
             _text(one.torch_cuda),
             "-" if one.error else "all" if one.gpus is None else str(one.gpus),
         )
