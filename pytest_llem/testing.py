@@ -163,7 +163,7 @@ class Experiments:
 
     def fresh(self, *, fault: str | None = None, **changes: Any) -> Run:
         """Run the experiment in any case, in a new process."""
-        fields = self.config(**changes).model_dump(mode="json", exclude={self.backend})
+        fields = self.config(**changes).model_dump(mode="json", exclude={self.backend}, exclude_unset=True)
         notes = self._folder / f"{time.monotonic_ns()}.jsonl"
         section = self.config(**changes).engine_section
         observed = {"engine": self.backend, "section": section, "notes": str(notes), "fault": fault}
@@ -384,6 +384,8 @@ class EngineConformance:
 
     def test_texts_are_encoded(self, experiments: Experiments) -> None:
         run = experiments(**experiments.of_texts())
+        if run.refusal is not None and not run.notes:
+            pytest.skip(f"the engine takes no texts of a limited number of tokens: {run.refusal}")
         encoded = [*run.noted("encode")]
         refused = next((note["refused"] for note in encoded if "refused" in note), None)
         if refused is not None and run.refusal is not None:

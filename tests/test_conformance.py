@@ -376,3 +376,26 @@ def test_every_check_has_a_fault_that_it_finds() -> None:
         if isinstance(one, type) and one.__module__ == nonconforming.__name__ and not name.startswith("_")
     }
     assert variants == FAULTS.keys()
+
+
+FUNCTION = """
+    experiment = {"backend": "functions:answer", "max_output_tokens": 4}
+    batch_option = "batch_size"
+"""
+
+ANSWER = """
+import time
+
+
+def answer(prompts, max_output_tokens, batch_size: int = 1):
+    for prompt in prompts:
+        time.sleep(0.001)
+        yield iter([sum(prompt) % 97] * max_output_tokens)
+"""
+
+
+def test_function_conforms(pytester: pytest.Pytester, run_real: RunPytest) -> None:
+    pytester.makepyfile(functions=ANSWER)
+    run = run_real(FUNCTION)
+
+    assert_conforms(run, passed=18)
