@@ -309,7 +309,7 @@ def test_an_unsettled_warm_up_is_a_warning() -> None:
         (64, [40, 40] * 5),
     ],
 )
-def test_engine_with_one_batch_warms_up_with_as_many_requests_as_it_runs_at_a_time(
+def test_one_batch_warms_up_with_as_many_requests_as_run_at_a_time(
     noop_engine: None, monkeypatch: pytest.MonkeyPatch, sequences: int | None, sizes: list[int]
 ) -> None:
     from noop_engine import NoopEngine, NoopOptions
