@@ -77,7 +77,8 @@ def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _generated(folder: Path, backend: str, precision: str, model_path: Path) -> list[list[int]]:
-    fields = {key: value for key, value in STUDY.items() if key not in ("name", "execution", "runners")}
+    of_others = {"name", "execution", "runners", "vllm"} - {backend}
+    fields = {key: value for key, value in STUDY.items() if key not in of_others}
     fields |= {"backend": backend, "precision": precision}
     (folder / "generate.py").write_text(GENERATE)
     output = folder / f"{backend}-{precision}.json"
