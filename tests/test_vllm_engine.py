@@ -413,6 +413,14 @@ def test_memory_of_the_kv_cache_is_allocated_and_used(load: Make) -> None:
     assert made.model_memory_bytes() == 256
 
 
+def test_weights_that_vllm_moved_into_its_kernels_have_no_size(load: Make) -> None:
+    """On a CPU, vLLM packs the weights of linear layers, and leaves empty ones."""
+    made = load(config())
+    model = made._engine._worker.model_runner.get_model()
+    model.weight = type(model.weight)(model.weight[:0])
+    assert made.model_memory_bytes() is None
+
+
 def test_setting_that_vllm_changed_is_reported() -> None:
     one = config({"max_num_seqs": 64, "hf_overrides": {"fake_max_num_seqs": 2}})
     found = measure(one).result

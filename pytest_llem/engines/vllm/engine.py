@@ -285,8 +285,9 @@ class VLLMEngine(BatchEngine):
             for prompt, answer in zip(batch.prompts, generated, strict=True)
         ]
 
-    def model_memory_bytes(self) -> int:
-        return sum(self._call("llem_weight_bytes"))
+    def model_memory_bytes(self) -> int | None:
+        parts = self._call("llem_weight_bytes")
+        return None if None in parts else sum(parts)
 
     def reset_peak_memory(self) -> None:
         for one in self._cache:

@@ -20,10 +20,15 @@ class WorkerExtension:
             return None
         return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
-    def llem_weight_bytes(self) -> int:
-        """Return the size of the weights and buffers of this worker's part of the model, in bytes."""
+    def llem_weight_bytes(self) -> int | None:
+        """Return the size of the weights and buffers of this worker's part of the model, in bytes.
+
+        On a CPU, vLLM may move weights into memory of its kernels, and leave empty ones. The size is then unknown.
+        """
         model = self.model_runner.get_model()
-        return sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+        if not all(one.numel() for one in model.parameters()):
+            return None
+        return sum(int(one.nbytes) for one in (*model.parameters(), *model.buffers()))
 
     def llem_cache_bytes(self) -> int:
         """Return the size of this worker's KV cache, in bytes."""
