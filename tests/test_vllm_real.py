@@ -105,7 +105,8 @@ def test_greedy_tokens_are_those_of_pytorch(
 
 def _start(folder: Path, model_path: Path, **changes: Any) -> subprocess.Popen[str]:
     (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
-    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "-o", f"llem_model_path={model_path}"]
+    options = [f"--rootdir={folder}", "-o", f"llem_model_path={model_path}"]
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *options]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
