@@ -115,6 +115,8 @@ class TestPromptsWithoutText:
 
     def test_prompt_without_tokens_is_refused(self) -> None:
         class NoZeroWidth:
+            takes_texts = False
+
             def encode(self, text: str) -> list[int]:
                 return list(text.replace("\u200b", "").encode())
 

@@ -27,10 +27,10 @@ class GreedyOutputs:
         self._points: dict[tuple[object, ...], dict[str, tuple[str, str]]] = {}
 
     def add(self, result: ExperimentResult, point: str, result_file: str) -> None:
-        """Add the first cycle of a *point*, unless it samples, or the same engine has an earlier point."""
+        """Add the first cycle of a *point*, unless it samples or the same engine has an earlier point."""
         config = result.effective_config
         decoder = config["decoder"]
-        if decoder["do_sample"] and decoder["temperature"] != 0:
+        if decoder is None or (decoder["do_sample"] and decoder["temperature"] != 0):
             return
         key = (
             *(config[name] for name in ("model", "precision", "prompt_format", "max_output_tokens")),
