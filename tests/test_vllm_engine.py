@@ -549,12 +549,6 @@ def run(warm_servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return start
 
 
-def result_of(outcome: Outcome) -> ExperimentResult:
-    assert outcome.error is None
-    assert outcome.result is not None
-    return ExperimentResult.model_validate_json(outcome.result)
-
-
 def noted(tmp_path: Path) -> dict[str, int]:
     """Return the process ids of vLLM's processes."""
     lines = (tmp_path / "notes").read_text().splitlines() if (tmp_path / "notes").exists() else []
@@ -601,13 +595,15 @@ def test_killed_process_is_an_error_and_leaves_no_process(
 
 def test_finished_experiment_leaves_no_process(run: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = run(None)
-    assert result_of(outcome).engine.name == "vllm"
+    assert outcome.error is None
+    assert outcome.result is not None
+    assert ExperimentResult.model_validate_json(outcome.result).engine.name == "vllm"
     assert noted(tmp_path).keys() == {"EngineCore", "Worker"}
     assert all(map(gone, noted(tmp_path).values()))
 
 
-def test_aborted_request_is_a_failed_request_and_the_others_count(run: Callable[..., Outcome]) -> None:
-    result = result_of(run("abort"))
+def test_aborted_request_is_a_failed_request_and_the_others_count() -> None:
+    result = measure(config({"hf_overrides": {"fake_fault": "abort"}})).result
     assert result.tokens is not None
     assert (result.tokens.requests, result.tokens.failed_requests) == (3, 1)
     assert any("vLLM ended the request with the reason 'abort'" in line for line in texts(result.warnings))
