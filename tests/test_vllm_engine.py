@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ def test_decoder_settings_arrive_in_vllm(arguments: Any) -> None:
     assert (first.seed, second.seed) == (5, 6), "each request has its own, the same in every pass"
 
 
+def test_keys_of_a_mapping_are_numbers_again_in_vllm(arguments: Any) -> None:
+    """The experiment's process gets its configuration as JSON."""
+    one = config(sampling={"logit_bias": {5: -1.5}})
+    _, [first, _], _ = arguments(ExperimentConfig.model_validate(one.model_dump(mode="json")))
+    assert first.logit_bias == {5: -1.5}
+
+
 def test_greedy_decoding_has_temperature_zero_and_no_seed(arguments: Any) -> None:
     _, [one, _], settings = arguments(config(decoder={"do_sample": False}))
     assert (one.temperature, one.seed) == (0.0, None)
@@ -191,6 +199,41 @@ def test_length_mode_decides_whether_the_end_token_ends_answers(
     assert args.skip_tokenizer_init is skips_tokenizer
 
 
+def test_every_argument_is_forwarded_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+
+    from pytest_llem.engines.vllm import arguments
+    from pytest_llem.engines.vllm.arguments import engine_arguments, sampling_arguments
+
+    monkeypatch.setattr(arguments, "_value", lambda hint, value: value)
+    engine = {one.name for one in fields(EngineArgs)} - ENGINE_FIELDS.keys()
+    sampling = {name for name in SamplingParams.__struct_fields__ if name[0] != "_"} - SAMPLING_FIELDS.keys()
+    one = config(dict.fromkeys(engine, "given"), dict.fromkeys(sampling, "given"))
+    found = engine_arguments(one, "model", has_tokenizer=True)
+    assert {name for name, value in found.items() if value == "given"} == engine
+    assert found.keys() - engine <= ENGINE_FIELDS.keys(), "what the engine sets is refused in a study"
+    found = sampling_arguments(one)
+    assert {name for name, value in found.items() if value == "given"} == sampling
+    assert found.keys() - sampling <= SAMPLING_FIELDS.keys()
+
+
+def test_default_of_every_argument_is_accepted() -> None:
+    """Also of one whose type is not importable at run time, and of those whose type does not allow null."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+
+    from pytest_llem.engines.vllm.engine import VLLMEngine
+
+    defaults = {one.name: one.default for one in fields(EngineArgs) if one.default is not MISSING}
+    engine = {name: value for name, value in defaults.items() if name not in ENGINE_FIELDS}
+    sampling = {name: getattr(SamplingParams(), name) for name in ("stop", "logprobs", "frequency_penalty")}
+    assert "profiler_config" in engine
+    assert list(VLLMEngine.check_options(config(engine, sampling))) == []
+    by_name = {"attention_backend": "FLASH_ATTN", "compilation_config": {"mode": 0}, "hf_overrides": {"a": 1}}
+    assert list(VLLMEngine.check_options(config(by_name))) == [], "vLLM makes enums and objects of them"
+
+
 @pytest.mark.parametrize(
     ("section", "given", "message"),
     [
@@ -200,6 +243,8 @@ def test_length_mode_decides_whether_the_end_token_ends_answers(
         ("engine", {"enforce_eager": [1]}, "(got [1])"),
         ("sampling", {"presence_penalti": 0.1}, "vLLM has no such argument (did you mean 'presence_penalty'?)"),
         ("sampling", {"logit_bias": {"a": "b"}}, "(got {'a': 'b'})"),
+        ("engine", {"max_model_len": 1.5}, "got a number with a fractional part (got 1.5)"),
+        ("sampling", {"stop": [1]}, "(got [1])"),
         ("sampling", {"_all_stop_token_ids": []}, "vLLM has no such argument"),
     ],
 )
@@ -216,9 +261,9 @@ def test_wrong_argument_is_refused_with_its_key(section: str, given: dict[str, A
     [*(("engine", name) for name in ENGINE_FIELDS), *(("sampling", name) for name in SAMPLING_FIELDS)],
 )
 def test_argument_that_a_study_field_sets_is_refused(section: str, name: str) -> None:
-    fields = ENGINE_FIELDS if section == "engine" else SAMPLING_FIELDS
+    reasons = ENGINE_FIELDS if section == "engine" else SAMPLING_FIELDS
     [found] = unmet_requirements(config(**{section: {name: 1}}), Packages(lambda module: True))
-    assert found == f"vllm.{section}.{name} cannot be given: {fields[name]}"
+    assert found == f"vllm.{section}.{name} cannot be given: {reasons[name]}"
 
 
 def test_beam_search_is_refused() -> None:
@@ -479,8 +524,7 @@ def test_parallel_sizes_lease_that_many_gpus(
     script.write()
     env = nvml.environment(nvml_library, script)
     env.pop("CUDA_VISIBLE_DEVICES", None)
-    fields = config(engine).model_dump(mode="json")
-    assert nvml.run(env, _leased, fields) == uuids[:count]
+    assert nvml.run(env, _leased, config(engine).model_dump(mode="json")) == uuids[:count]
 
 
 # ---- faults ----
@@ -503,12 +547,6 @@ def run(warm_servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return run_isolated(job, servers=warm_servers, timeout=timeout)
 
     return start
-
-
-def result_of(outcome: Outcome) -> ExperimentResult:
-    assert outcome.error is None
-    assert outcome.result is not None
-    return ExperimentResult.model_validate_json(outcome.result)
 
 
 def noted(tmp_path: Path) -> dict[str, int]:
@@ -557,13 +595,15 @@ def test_killed_process_is_an_error_and_leaves_no_process(
 
 def test_finished_experiment_leaves_no_process(run: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = run(None)
-    assert result_of(outcome).engine.name == "vllm"
+    assert outcome.error is None
+    assert outcome.result is not None
+    assert ExperimentResult.model_validate_json(outcome.result).engine.name == "vllm"
     assert noted(tmp_path).keys() == {"EngineCore", "Worker"}
     assert all(map(gone, noted(tmp_path).values()))
 
 
-def test_aborted_request_is_a_failed_request_and_the_others_count(run: Callable[..., Outcome]) -> None:
-    result = result_of(run("abort"))
+def test_aborted_request_is_a_failed_request_and_the_others_count() -> None:
+    result = measure(config({"hf_overrides": {"fake_fault": "abort"}})).result
     assert result.tokens is not None
     assert (result.tokens.requests, result.tokens.failed_requests) == (3, 1)
     assert any("vLLM ended the request with the reason 'abort'" in line for line in texts(result.warnings))

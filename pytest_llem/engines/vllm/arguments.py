@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from types import UnionType
 from typing import Any
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
@@ -19,6 +23,9 @@ from pytest_llem.study.problems import did_you_mean, shown
 
 #: vLLM's names of precisions.
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+#: Types of plain values that contain others.
+_PLAIN = (typing.Union, UnionType, list, dict, tuple)
 
 #: An extension of vLLM's worker, which runs where the model is.
 WORKER_EXTENSION = "pytest_llem.engines.vllm.worker.WorkerExtension"
@@ -35,7 +42,7 @@ def engine_arguments(config: ExperimentConfig, location: str, *, has_tokenizer: 
         location: Folder or hub name of the model.
         has_tokenizer: Whether the model has a tokenizer.
     """
-    given = (config.vllm or VLLMConfig()).engine or {}
+    given = _typed(EngineArgs, (config.vllm or VLLMConfig()).engine)
     return {
         "enable_prefix_caching": False,
         "skip_tokenizer_init": config.measurement.length_mode == "fixed" or not has_tokenizer,
@@ -56,7 +63,7 @@ def sampling_arguments(config: ExperimentConfig, index: int = 0) -> dict[str, An
         index: Number of the prompt in its pass. Each has its own seed, the same in every pass.
     """
     decoder, tokens = config.decoder, config.workload.output_len
-    given = (config.vllm or VLLMConfig()).sampling or {}
+    given = _typed(SamplingParams, (config.vllm or VLLMConfig()).sampling)
     fixed = config.measurement.length_mode == "fixed"
     return {
         "detokenize": False,
@@ -94,24 +101,46 @@ def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...
                 yield ("vllm", section, name), problem
 
 
+@cache
 def _hints(kind: type) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(kind)
-    except (NameError, TypeError):  # a type that is only imported for type checkers; vLLM checks it when it loads
-        return {}
+    """Return the types of a class's fields, without those that only type checkers import."""
+    found: dict[str, Any] = {}
+    for name, hint in inspect.get_annotations(kind).items():
+        alone = type(kind.__name__, (), {"__annotations__": {name: hint}, "__module__": kind.__module__})
+        with suppress(NameError, TypeError):
+            found |= typing.get_type_hints(alone)
+    return found
+
+
+def _typed(kind: type, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return arguments with values of their types: in an experiment's JSON, ``logit_bias`` has texts as keys."""
+    hints = _hints(kind)
+    return {name: _value(hints.get(name), value) for name, value in (given or {}).items()}
+
+
+def _is_plain(hint: Any) -> bool:
+    """Return whether a type has only values that YAML has. vLLM makes its own types of them when it loads."""
+    if hint in (int, float, bool, str, type(None), Any) or typing.get_origin(hint) is typing.Literal:
+        return True
+    return typing.get_origin(hint) in _PLAIN and all(map(_is_plain, typing.get_args(hint)))
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """Return *value* as one of the type *hint*, unless only vLLM can check it.
+
+    Raises:
+        ValidationError: It is none of that type.
+    """
+    if value is None or not _is_plain(hint):  # null is the default of arguments whose type does not say so
+        return value
+    return TypeAdapter(hint).validate_python(value)
 
 
 def _type_problem(hint: Any, value: Any) -> str | None:
-    """Return what is wrong with a value of the type *hint*; None if it is right, or cannot be checked here."""
-    if hint is None:
-        return None
+    """Return what is wrong with a value of the type *hint*; None if it is right, or only vLLM can check it."""
     try:
-        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except (PydanticSchemaGenerationError, TypeError):
-        return None
+        _value(hint, value)
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"]
         return f"{message[:1].lower()}{message[1:]} (got {shown(value)})"
-    except Exception:  # a validator of vLLM's own needs the whole configuration
-        return None
     return None

@@ -131,10 +131,10 @@ def main() -> None:
     if config["notes"]:
         pids = [("EngineCore", os.getpid()), *(("Worker", worker.pid) for worker in workers)]
         Path(config["notes"]).write_text("".join(f"{name} {pid}\n" for name, pid in pids))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    print("{}", flush=True)
     core = Core(config, workers)
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        print("{}", flush=True)  # it is ready, and may be ended from now on
         while True:
             core.receive()
             core.step()

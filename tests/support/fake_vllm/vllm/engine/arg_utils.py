@@ -1,14 +1,27 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig
 
+if TYPE_CHECKING:  # as in vLLM: types of some arguments are not importable at run time
+    from vllm.config import ProfilerConfig
+
 #: Defaults of arguments that the machine and the model determine.
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 128, 2048
+
+
+class AttentionBackendEnum(Enum):
+    FLASH_ATTN = "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend"
+
+
+@dataclass
+class CompilationConfig:
+    mode: int = 3
 
 
 @dataclass
@@ -20,7 +33,7 @@ class EngineArgs:
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
     kv_cache_dtype: Literal["auto", "bfloat16", "fp8"] = "auto"
     seed: int = 0
-    max_model_len: int | None = None
+    max_model_len: int = None  # type: ignore[assignment]  # as in vLLM
     revision: str | None = None
     quantization: str | None = None
     enforce_eager: bool = False
@@ -35,6 +48,9 @@ class EngineArgs:
     enable_chunked_prefill: bool | None = None
     disable_log_stats: bool = False
     speculative_config: dict[str, Any] | None = None
+    attention_backend: AttentionBackendEnum | None = None
+    compilation_config: CompilationConfig = field(default_factory=CompilationConfig)
+    profiler_config: ProfilerConfig | None = None
     hf_overrides: dict[str, Any] | None = None
     worker_extension_cls: str = ""
 
