@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import filelock
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.pages import files, page
 
 pytestmark = pytest.mark.slow
 
@@ -180,10 +180,8 @@ def test_report_is_written_with_its_extra(bare: Bare, measured: Path) -> None:
 
 
 def test_engine_without_torch_runs(bare: Bare) -> None:
-    page = (ROOT / "docs" / "how-to" / "own-engine.md").read_text()
-    engine, study = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
-    (bare.work / "my_engine.py").write_text(textwrap.dedent(engine))
-    (bare.work / "bigram.yaml").write_text(study)
+    for name, text in files(page("how-to/own-engine.md")).items():
+        (bare.work / name).write_text(text)
     status, output = bare.pytest("bigram.yaml", "--llem-cycles", "1")
     assert (status, "2 passed" in output) == (0, True), output
 

@@ -46,7 +46,7 @@ for name, one in json.loads(options).items():
     (request,) = engine.requests(batch, engine.generate(batch))
     record = engine.describe()
     found[name] = {
-        "text": engine.decode(output_ids(request)),
+        "text": engine.decode(request.output_ids),
         "bytes": engine.model_memory_bytes(),
         "layer": type(engine._model.model.layers[0].mlp.up_proj).__name__,
         "recorded": record.settings["quantization"],

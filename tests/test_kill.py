@@ -81,4 +81,4 @@ def test_concurrent_runs_have_their_own_directories(
         names = sorted(path.name for path in directory.iterdir())
         written = ["manifest.json", "study.yaml", "study_result.json", "summary.csv"]
         assert names == ["experiments", "experiments.csv", *written]
-        assert len(list((directory / "experiments").iterdir())) == 2
+        assert len(list((directory / "experiments").iterdir())) == 3, "the result, its requests and its outputs"
