@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,7 @@ from pydantic import BaseModel, Field
 from pytest_llem.engines.options import given_fields
 from pytest_llem.engines.shipped import KNOWN_WHOLLY
 from pytest_llem.engines.tiny_llama import cache_folder
-from pytest_llem.isolation.interpreter import ANSWER_SECONDS, STATUS, run_supervised
-from pytest_llem.isolation.launcher import PYTHON_VARIABLES
+from pytest_llem.isolation.interpreter import STATUS, ask_code_state, run_supervised
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results import code_state
 from pytest_llem.study.config import ExperimentConfig
@@ -226,21 +224,8 @@ def _own_code() -> str:
 def _sources(python: Path | None, names: Sequence[str], path: Sequence[str]) -> dict[str, str | None]:
     if python is None:
         return code_state.sources(names, ENGINE_GROUP, [*sys.path, *path])
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as question:
-        json.dump({"engines": list(names), "group": ENGINE_GROUP, "path": list(path)}, question)
-        question.flush()
-        try:
-            answer = subprocess.run(
-                [python, "-P", "-m", code_state.__name__, question.name],
-                env={name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=ANSWER_SECONDS,
-                check=True,
-            )
-            found: dict[str, str | None] = json.loads(answer.stdout)
-        except (OSError, subprocess.SubprocessError, ValueError):  # the probe reports the interpreter's error
-            return {}
+    question = {"engines": list(names), "group": ENGINE_GROUP, "path": list(path)}
+    found: dict[str, str | None] = ask_code_state(python, question) or {}
     return found
 
 

@@ -7,10 +7,12 @@ import json
 import os
 import selectors
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +20,7 @@ from pytest_llem.engines.shipped import OPTIONAL_MODULES
 from pytest_llem.isolation import probe, supervisor
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
+from pytest_llem.results import code_state
 from pytest_llem.results.environment import PACKAGES, package_version
 from pytest_llem.study.problems import shown
 
@@ -71,6 +74,30 @@ class Interpreter(BaseModel):
     def version(self, distribution: str) -> str | None:
         """Return the installed version of a distribution, or of another build of it; None if there is neither."""
         return self.packages.get(distribution) or self.builds.get(distribution)
+
+
+def ask_code_state(python: Path, question: Mapping[str, Any]) -> Any:
+    """Return what :mod:`pytest_llem.results.code_state` answers in another interpreter; None if it does not.
+
+    Args:
+        python: The interpreter, which has pytest-llem.
+        question: The question, as that module reads it.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(question, file)
+        file.flush()
+        try:
+            answer = subprocess.run(
+                [python, "-P", "-m", code_state.__name__, file.name],
+                env={name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=ANSWER_SECONDS,
+                check=True,
+            )
+            return json.loads(answer.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError):  # preflight reports the interpreter's error
+            return None
 
 
 def package_versions(python: Path | None) -> dict[str, str]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +10,7 @@ from pathlib import Path
 from pytest_llem.engines.models import ModelSource, folder_state, hub_revision
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.shipped import shipped_needs
-from pytest_llem.isolation.interpreter import ANSWER_SECONDS
-from pytest_llem.isolation.launcher import PYTHON_VARIABLES
+from pytest_llem.isolation.interpreter import ask_code_state
 from pytest_llem.planning.runner_environment import missing_here
 from pytest_llem.results import code_state
 from pytest_llem.results.code_state import CodeState
@@ -109,21 +104,8 @@ class CurrentInputs:
         if python is None:
             return code_state.current(modules, packages, [*sys.path, *path])
         unknown = CodeState(modules=dict.fromkeys(modules), distributions=dict.fromkeys(packages))
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as question:
-            json.dump({"modules": modules, "packages": packages, "path": path}, question)
-            question.flush()
-            try:
-                answer = subprocess.run(
-                    [python, "-P", "-m", code_state.__name__, question.name],
-                    env={name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES},
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=ANSWER_SECONDS,
-                    check=True,
-                )
-                found: CodeState = json.loads(answer.stdout)
-            except (OSError, subprocess.SubprocessError, ValueError):  # preflight reports the interpreter's error
-                return unknown
+        question = {"modules": modules, "packages": packages, "path": path}
+        found: CodeState = ask_code_state(python, question) or unknown
         return found
 
     def _changed_model(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:

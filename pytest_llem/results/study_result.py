@@ -109,8 +109,9 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
-        if results and entries[0].result_file is not None:
-            outputs.add(results[0], point.id, entries[0].result_file)
+        file = next((entry.result_file for entry in entries if entry.result_file is not None), None)
+        if results and file is not None:  # an entry whose result is missing has no file any more
+            outputs.add(results[0], point.id, file)
         found.warn_of_differing(results, point)
     design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
