@@ -24,7 +24,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
 from tests.support.marks import slow
-from tests.support.processes import gone, wait_until
+from tests.support.processes import children_called, gone, wait_until
 
 #: An engine with code of each test in its module.
 ENGINE = """
@@ -83,10 +83,7 @@ def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
 
 def _server() -> psutil.Process:
     """Return the only forkserver of this process: the child of a supervisor, which is this process's child."""
-    supervisors = [
-        one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()
-    ]
-    (supervisor,) = supervisors
+    (supervisor,) = children_called("pytest_llem.isolation.forkserver")
     (server,) = supervisor.children()
     return server
 
@@ -239,7 +236,7 @@ class TestTheServer:
         error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
         assert (error.kind, error.message) == ("timeout", "not finished after 5 s")
         assert "forked_engine.py" in (error.traceback or ""), "where it was"
-        assert not [one for one in psutil.Process().children() if "supervisor" in " ".join(one.cmdline())]
+        assert not children_called("supervisor")
 
 
 class TestTheProcess:
@@ -436,9 +433,7 @@ def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob
     for _ in range(2):
         for python in (None, str(other)):
             assert run_isolated(job(python=python), servers=servers).error is None
-    supervisors = [
-        one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()
-    ]
+    supervisors = children_called("pytest_llem.isolation.forkserver")
     assert len(supervisors) == 2
     assert {one.cmdline()[6] for one in supervisors} == {sys.executable, str(other)}
 
@@ -451,14 +446,12 @@ def test_each_study_has_a_server_of_its_own(
         write_study(name, name=name[0], sweep={"n": [1, 2]}, execution={"n_cycles": 1, "start_method": method})
     pytester.makeconftest(
         """
-        import pathlib, psutil
+        from tests.support.processes import children_called
 
         def pytest_runtest_logfinish(nodeid):
-            children = psutil.Process().children()  # supervisors
-            running = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
-            found = [one.pid for one in running if "pytest_llem.isolation.forkserver" in one.cmdline()]
+            found = children_called("pytest_llem.isolation.forkserver")  # supervisors
             with open("seen", "a") as file:
-                print(nodeid[0], *found, file=file)
+                print(nodeid[0], *(one.pid for one in found), file=file)
         """
     )
     pytester.runpytest_inprocess("a.yaml", "b.yaml", "c.yaml", "-p", "llem").assert_outcomes(passed=6)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pytest_llem.engines.tiny_llama import tiny_llama
@@ -15,6 +13,7 @@ from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.support.narrow import not_none
+from tests.support.processes import children_called
 
 FIELDS = {
     "model": "builtin:tiny-llama",
@@ -47,9 +46,7 @@ def test_the_server_opens_no_device_and_its_processes_do(
             result = ExperimentResult.model_validate_json(not_none(outcome.result))
             assert result.engine.device == "cuda"
             digests.add(result.tokens.output_digest)
-            (supervisor,) = [
-                one for one in psutil.Process(os.getpid()).children() if "forkserver" in " ".join(one.cmdline())
-            ]
+            (supervisor,) = children_called("forkserver")
             (server,) = supervisor.children()
             assert server.num_threads() == 1
             assert not [link for link in _links(server.pid) if link.startswith("/dev/nvidia")]

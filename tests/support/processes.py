@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 
 def gone(pid: int) -> bool:
@@ -13,6 +16,16 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def children_called(name: str) -> list[psutil.Process]:
+    """Return this process's living children that have *name* in an argument; one may end during the look."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if any(name in argument for argument in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
