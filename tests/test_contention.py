@@ -27,7 +27,7 @@ from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, assess_contention, contention_warnings
-from pytest_llem.measurement.cpu_activity import CpuActivity, Snapshot, activity, snapshot
+from pytest_llem.measurement.cpu_activity import CpuActivity, Snapshot, cpu_activity, snapshot
 from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
@@ -81,7 +81,7 @@ def test_cpu_time_received_and_used_by_others(proc: Proc) -> None:
     proc.process(HARNESS, 1, 7.5)
     proc.process(OTHER, 1, 16.5, name="cc1 (x) y")
     proc.pressure(34.0)
-    found = activity(before, look(proc, 110.0), [HARNESS])
+    found = cpu_activity(before, look(proc, 110.0), [HARNESS])
     assert found == CpuActivity(
         seconds=10.0,
         cpus=2,
@@ -103,7 +103,7 @@ def test_a_child_counts_only_what_it_used_in_the_window(proc: Proc) -> None:
     (proc.proc / str(CHILD) / "stat").unlink()
     proc.process(WORKER, ROOT, 20.0, reaped=5.0 + 3.2 + 1.0, threads={11: (15.0, 1.0, 10), 110: (5.0, 0.0, 0)})
     proc.cpus(101.2, 50.0)
-    found = activity(before, look(proc, 1.0))
+    found = cpu_activity(before, look(proc, 1.0))
     assert found.own_cpu_seconds == near(1.2)
     assert found.others_cpu_share == near(0.0)
 
@@ -114,23 +114,23 @@ def test_processes_missed_by_ticks_count_by_their_own_cpu_time(proc: Proc) -> No
     proc.process(WORKER, ROOT, 25.0, reaped=5.0)
     proc.process(OTHER, 1, 13.0)
     proc.cpus(104.0, 50.0)
-    assert activity(before, look(proc, 10.0)).others_cpu_share == near(4.0 / 20)
+    assert cpu_activity(before, look(proc, 10.0)).others_cpu_share == near(4.0 / 20)
     pinned = replace(before, all_cpus=False), replace(look(proc, 10.0), all_cpus=False)
-    assert activity(*pinned).others_cpu_share == 0.0, "on which CPU that was is not known"
+    assert cpu_activity(*pinned).others_cpu_share == 0.0, "on which CPU that was is not known"
 
 
 def test_threads_that_begin_in_the_window_count_from_zero(proc: Proc) -> None:
     before = look(proc, 0.0)
     threads = {11: (15.0, 1.0, 10), 111: (2.0, 0.5, 4), 110: (1.0, 0.25, 1)}  # 110 ended, and its id was reused
     proc.process(WORKER, ROOT, 23.0, threads=threads)
-    found = activity(before, look(proc, 10.0))
+    found = cpu_activity(before, look(proc, 10.0))
     assert (found.cpu_seconds, found.cpu_wait_seconds, found.involuntary_switches) == (3.0, 0.75, 5)
 
 
 def test_a_pid_that_is_used_again_is_another_process(proc: Proc) -> None:
     before = look(proc, 0.0)
     proc.process(OTHER, 1, 2.0, name="make", started=999)
-    assert activity(before, look(proc, 10.0)).others == (f"make ({OTHER})",)
+    assert cpu_activity(before, look(proc, 10.0)).others == (f"make ({OTHER})",)
 
 
 @pytest.mark.parametrize("text", ["0 0 0\n", "", None], ids=["zeros", "empty", "no file"])
@@ -139,7 +139,7 @@ def test_kernel_that_does_not_count_waiting_gives_none(proc: Proc, text: str | N
         file.unlink()
         if text is not None:
             file.write_text(text)
-    found = activity(look(proc, 0.0), look(proc, 10.0))
+    found = cpu_activity(look(proc, 0.0), look(proc, 10.0))
     assert (found.cpu_seconds, found.cpu_wait_seconds, found.involuntary_switches) == (None, None, None)
     assert assess_contention(found, [], 10.0).state == "unknown"
 
@@ -149,14 +149,14 @@ def test_proc_stat_without_every_cpu_gives_none(proc: Proc, text: str | None) ->
     (proc.proc / "stat").unlink()
     if text is not None:
         (proc.proc / "stat").write_text(text)
-    found = activity(look(proc, 0.0), look(proc, 10.0))
+    found = cpu_activity(look(proc, 0.0), look(proc, 10.0))
     assert (found.others_cpu_share, found.steal_share) == (None, None)
     assert assess_contention(found, [], 10.0).state == "unknown"
 
 
 def test_nothing_is_known_without_proc(tmp_path: Path) -> None:
     nowhere = snapshot(ROOT, tmp_path / "proc", tmp_path / "cgroup", cpus=(0,))
-    found = activity(nowhere, replace(nowhere, at=nowhere.at + 10.0))
+    found = cpu_activity(nowhere, replace(nowhere, at=nowhere.at + 10.0))
     assert assess_contention(found, [], 10.0).state == "unknown"
     figures = {name: value for name, value in vars(found).items() if name not in ("seconds", "cpus", "others")}
     assert set(figures.values()) == {None}
@@ -175,9 +175,9 @@ def test_throttling_by_the_quota_is_read(proc: Proc, line: str, path: str, text:
     proc.group(line, path, {"cpu.stat": f"usage_usec 5\n{text.format(100, 50, 20)}"})
     before = look(proc, 0.0)
     proc.group(line, path, {"cpu.stat": f"usage_usec 9\n{text.format(200, 80, 23)}"})
-    found = activity(before, look(proc, 10.0))
+    found = cpu_activity(before, look(proc, 10.0))
     assert (found.throttled_share, found.throttled_seconds) == (near(0.3), near(3.0))
-    still = activity(look(proc, 0.0), look(proc, 10.0))
+    still = cpu_activity(look(proc, 0.0), look(proc, 10.0))
     assert (still.throttled_share, still.throttled_seconds) == (0.0, 0.0)
 
 
@@ -185,7 +185,7 @@ def test_pressure_on_the_control_group_is_read(proc: Proc) -> None:
     proc.group("0::/a", "a", {"cpu.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=1000000\n"})
     before = look(proc, 0.0)
     proc.group("0::/a", "a", {"cpu.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=3500000\n"})
-    assert activity(before, look(proc, 10.0)).cgroup_pressure_share == near(0.25)
+    assert cpu_activity(before, look(proc, 10.0)).cgroup_pressure_share == near(0.25)
 
 
 # ---- values from the driver ----
@@ -403,10 +403,10 @@ def test_a_busy_process_among_others_receives_less_than_it_wants(busy_machine: N
     watch = ContentionWatch(0)  # no process belongs to the experiment
     code = """
 import os, time
-from pytest_llem.measurement.contention import ContentionWatch
+from pytest_llem.measurement.contention import ContentionWatch, assess_contention
 watch, began = ContentionWatch(os.getpid()), time.monotonic()
 while time.monotonic() < began + 1.5: pass
-print(watch.end(1.5, []).model_dump_json())
+print(assess_contention(*watch.activity([]), 1.5).model_dump_json())
 """
     output = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout
     found = Contention.model_validate_json(output)
@@ -414,7 +414,7 @@ print(watch.end(1.5, []).model_dump_json())
     assert found.cpu_received_share is not None
     assert found.cpu_received_share < 0.9
     assert any(reason.startswith("waited for a CPU") for reason in found.reasons)
-    assert watch.end(1.5, []).state == "unknown", "its own processes cannot be seen"
+    assert assess_contention(*watch.activity([]), 1.5).state == "unknown", "its own processes cannot be seen"
 
 
 # ---- a contended cycle is repeated ----

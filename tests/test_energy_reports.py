@@ -23,7 +23,8 @@ from pytest_llem.execution.energy_budget import EnergyBudget
 from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus
 from pytest_llem.measurement import orchestrator
-from pytest_llem.measurement.contention import ContentionWatch, with_prefill
+from pytest_llem.measurement.contention import with_prefill
+from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.reporting.html.formatting import details
 from pytest_llem.results import facts
 from pytest_llem.results.contention import Contention
@@ -115,7 +116,7 @@ def _measure(**changes: Any) -> ExperimentResult:
 def test_contended_prefill_window_is_contended(monkeypatch: pytest.MonkeyPatch, noop_engine: None) -> None:
     busy = Contention(state="contended", reasons=["other processes used the CPUs: 40 % of 2 CPUs"])
     windows = iter([Contention(state="uncontended", cpus=2), busy])
-    monkeypatch.setattr(ContentionWatch, "end", lambda *_: next(windows))
+    monkeypatch.setattr(WindowObservers, "contention", lambda *_: next(windows))
     result = _measure(measurement={"min_window_seconds": 0, "prefill_split": True})
     assert result.contention is not None
     assert (result.contention.state, result.contention.cpus) == ("contended", 2)

@@ -176,24 +176,24 @@ class Counting:
 
 class TestRecords:
     @pytest.mark.parametrize(
-        ("passes", "keep", "kept", "stride"),
+        ("passes", "keep", "kept", "numbers"),
         [
-            (7, sys.maxsize, [1, 2, 3, 4, 5, 6, 7], 1),
-            (4, 4, [1, 2, 3, 4], 1),
-            (5, 4, [1, 3, 5], 2),
-            (100, 8, [1, 17, 33, 49, 65, 81, 97], 16),
-            (1000, 2, [1, 513], 512),
+            (7, sys.maxsize, [1, 2, 3, 4, 5, 6, 7], []),
+            (4, 4, [1, 2, 3, 4], []),
+            (5, 4, [1, 3, 5], [1, 3, 5]),
+            (100, 8, [1, 17, 33, 49, 65, 81, 97], [1, 17, 33, 49, 65, 81, 97]),
+            (1000, 2, [1, 513], [1, 513]),
         ],
     )
     def test_kept_passes_are_spread_over_the_window(
-        self, monkeypatch: pytest.MonkeyPatch, passes: int, keep: int, kept: list[int], stride: int
+        self, monkeypatch: pytest.MonkeyPatch, passes: int, keep: int, kept: list[int], numbers: list[int]
     ) -> None:
         now = [0.0]
         monkeypatch.setattr(drivers, "time", clock(lambda: now[0]))
         engine: Any = Counting(now, 1.0)
         window = measure(engine, ["batch"], Meters(), min_seconds=passes, seed=0, keep=keep)
         assert [outputs for (outputs,) in window.passes] == kept
-        assert (window.count, window.seconds, window.stride) == (passes, passes, stride)
+        assert (window.count, window.seconds, [*window.numbers]) == (passes, passes, numbers)
         assert window.pass_seconds == [1.0] * len(kept)
 
     def test_number_of_kept_passes_depends_on_their_size(self) -> None:
@@ -230,5 +230,5 @@ class TestRecords:
         assert not [one for one in result.warnings if one.code == "passes_not_recorded"]
 
     def test_requests_know_their_pass(self) -> None:
-        requests = Requests([[RECORD], [RECORD]], stride=8)
+        requests = Requests([[RECORD], [RECORD]], numbers=[1, 9])
         assert [row.split(",")[0] for row in requests.to_csv(0.0).splitlines()[1:]] == ["1", "9"]

@@ -32,6 +32,7 @@ INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
         "verdicts that fail a comparison: regression, or inconclusive (both); default regression",
     ),
     "llem_order": ("string", "", "order of experiments: sequential, interleaved or shuffled; overrides the study"),
+    "llem_interleave": ("string", "", "what alternates with --llem-against: pass or cycle; overrides the study"),
     "llem_timeout": ("string", "", "seconds after which an experiment is ended, above 0; overrides the study"),
     "llem_start_method": (
         "string",
@@ -115,7 +116,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-against",
         metavar="PYTHON",
-        help="compare with the interpreter PYTHON: both are measured, interleaved cycle by cycle",
+        help="compare with the interpreter PYTHON: both are measured, interleaved",
+    )
+    group.addoption(
+        "--llem-interleave",
+        metavar="WHAT",
+        help="what alternates with --llem-against: pass (both are loaded, and measure in turns) or cycle (one "
+        "whole experiment after the other); overrides the study (ini: llem_interleave; default: pass)",
     )
     group.addoption(
         "--llem-compare-mismatch",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # The same as in study.execution, which is imported only if there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+_INTERLEAVE = ("pass", "cycle")
 _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
 #: Verdicts that fail a comparison: regressions only, or inconclusive ones too.
@@ -53,6 +54,7 @@ class Settings:
         strict: Report excluded combinations as errors.
         baseline: Name of a saved baseline, or path of a result, to compare with; or None.
         against: Python interpreter to compare with, or None.
+        interleave: What alternates in an interleaved comparison; None for the study's own setting.
         save: Name of the baseline to save, or None.
         save_partial: Save even if results are missing.
         save_force: Save even results that are contended, replayed or invalid, or that fail the comparison with the
@@ -82,6 +84,7 @@ class Settings:
     strict: bool
     baseline: str | None
     against: Path | None
+    interleave: str | None
     save: str | None
     save_partial: bool
     save_force: bool
@@ -149,6 +152,7 @@ class Settings:
             strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
             baseline=baseline,
             against=against,
+            interleave=_one_of(config, "llem_interleave", _INTERLEAVE),
             save=save,
             save_partial=config.getoption("llem_save_partial"),
             save_force=config.getoption("llem_save_force"),
@@ -183,6 +187,7 @@ class Settings:
             strict=self.strict,
             max_experiments=self.max_experiments,
             timeout_seconds=self.timeout,
+            interleave=self.interleave,
         )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
-#: marks of a gate; claims of repetitions of contended cycles.
-STOPPED, REPLAYED, MARKED, REPEATED = "stopped", "replayed", "marked", "repeated"
+#: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was measured in
+#: turns with its reference.
+STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
 
 
 class SharedState:
@@ -72,6 +73,14 @@ class SharedState:
             except FileNotFoundError:
                 return None
         return self._values.get(name)
+
+    def take(self, study: str, topic: str) -> Any:
+        """Return the value of *topic* and remove it; None if it is not set."""
+        content, name = self.read(study, topic), _name(study, topic)
+        self._values.pop(name, None)
+        if self._folder is not None:
+            (self._folder / name).unlink(missing_ok=True)
+        return content
 
     def register_worker(self) -> None:
         """Add this process to ``worker_pids()``; errors are ignored."""

@@ -135,6 +135,12 @@ def is_gate(item: pytest.Item) -> bool:
     return isinstance(item.parent, StudyFile) and not is_experiment(item)
 
 
+def is_skipped(item: pytest.Item) -> bool:
+    """Return whether *item* is marked to be skipped. Conditions given as text are left to pytest."""
+    conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
+    return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)
+
+
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     """Return the experiment of a study item."""
     assert isinstance(item, pytest.Function)

@@ -17,8 +17,10 @@ from pytest_llem.energy.protocol import (
     PowerSample,
     Reading,
     StreamsTelemetry,
+    join_readings,
 )
 from pytest_llem.results.metrics import Method, weakest
+from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import AUTO
 
 #: Reason for missing energy if a study switches metering off.
@@ -56,6 +58,7 @@ class Account:
         read_skew_seconds: Largest difference between the starts, or the ends, of its devices' windows, in s.
         samples: Samples of all meters, in order of time.
         harness_cpu_seconds: CPU time of the meters' own processes, in s.
+        windows: Number of windows that were joined to this one.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -65,6 +68,17 @@ class Account:
     read_skew_seconds: float | None = None
     samples: tuple[PowerSample, ...] = ()
     harness_cpu_seconds: float | None = None
+    windows: int = 1
+
+    @property
+    def ticks(self) -> float | None:
+        """Number of ticks that a single window with the same relative resolution would hold; None if unknown.
+
+        The errors at the edges of joined windows are independent, so that they add up as squares.
+        """
+        if not self.tick_seconds or not self.seconds:
+            return None
+        return self.seconds / self.tick_seconds / math.sqrt(self.windows)
 
     def of(self, devices: Collection[str]) -> Total:
         """Return the part of the total that *devices* used."""
@@ -80,6 +94,35 @@ class Account:
         if not parts:
             return Total(None, "unavailable", boundary=boundary, reason=f"no meter read {boundary}")
         return _sum(parts, self.seconds, self.tick_seconds)
+
+
+def join_accounts(accounts: Sequence[Account]) -> Account:
+    """Return the account of windows that the same meters measured one after the other, as of one window."""
+    first = accounts[0]
+    if len(accounts) == 1:
+        return first
+    names = [(device.device, device.boundary) for device in first.devices]
+    readings = [{(one.device, one.boundary): one for one in account.devices} for account in accounts]
+    # A meter that failed in one window is missing in its readings: without that part there is no sum.
+    complete = [name for name in names if all(name in found for found in readings)]
+    devices = tuple(join_readings([found[name] for found in readings]) for name in complete)
+    seconds = total_of(account.seconds for account in accounts)
+    ticks = [account.tick_seconds for account in accounts if account.tick_seconds is not None]
+    skews = [account.read_skew_seconds for account in accounts if account.read_skew_seconds is not None]
+    tick = max(ticks, default=None)
+    missing = next((account.total for account in accounts if account.total.energy_j is None), None)
+    parts = [device for device in devices if device.device in first.total.devices]
+    parts = [device for device in parts if device.boundary in (first.total.boundary or "").split("+")]
+    return Account(
+        devices,
+        missing or _sum(parts, seconds, tick),
+        seconds,
+        tick,
+        max(skews, default=None),
+        tuple(chain.from_iterable(account.samples for account in accounts)),
+        total_of(account.harness_cpu_seconds for account in accounts),
+        windows=len(accounts),
+    )
 
 
 @dataclass

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 from pytest_llem.results.metrics import METHODS, Method
+from pytest_llem.results.statistics import total_of
 
 
 class MeterUnavailableError(Exception):
@@ -124,6 +126,61 @@ class DeviceReading(_Finite):
         super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)} (got {self.method!r})")
+
+
+def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
+    """Return the reading of one device over several windows, as of one window.
+
+    Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at the
+    edges are independent, and their squares are summed.
+    """
+    first = readings[0]
+    missing = next((one for one in readings if one.energy_j is None), None)
+    return replace(
+        missing or first,
+        energy_j=total_of(one.energy_j for one in readings),
+        seconds=total_of(one.seconds for one in readings),
+        uncertainty_j=_root_sum_square(one.uncertainty_j for one in readings),
+        integral_j=total_of(one.integral_j for one in readings),
+        integral_uncertainty_j=_root_sum_square(one.integral_uncertainty_j for one in readings),
+        integral_reason=next((one.integral_reason for one in readings if one.integral_reason), None),
+        conditions=_join_conditions([(one.conditions, one.seconds) for one in readings]),
+    )
+
+
+def _root_sum_square(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else math.hypot(*(value for value in known if value is not None))
+
+
+def _join_conditions(parts: Sequence[tuple[Conditions | None, float | None]]) -> Conditions | None:
+    """Return a device's conditions over several windows, given those and the length of each, in s."""
+    known = [(one, seconds or 1.0) for one, seconds in parts if one is not None]
+    if not known:
+        return None
+    peaks = [one.peak_temperature_c for one, _ in known if one.peak_temperature_c is not None]
+    throttled = [one.throttled_seconds for one, _ in known]
+    return Conditions(
+        start_temperature_c=known[0][0].start_temperature_c,
+        end_temperature_c=known[-1][0].end_temperature_c,
+        peak_temperature_c=max(peaks, default=None),
+        mean_sm_clock_mhz=_mean([(one.mean_sm_clock_mhz, seconds) for one, seconds in known]),
+        mean_memory_clock_mhz=_mean([(one.mean_memory_clock_mhz, seconds) for one, seconds in known]),
+        throttled_seconds=None
+        if None in throttled
+        else {
+            reason: math.fsum(one.get(reason, 0.0) for one in throttled if one is not None)
+            for reason in dict.fromkeys(chain.from_iterable(one for one in throttled if one is not None))
+        },
+    )
+
+
+def _mean(weighted: Sequence[tuple[float | None, float]]) -> float | None:
+    """Return the weighted mean of values and their weights; None if a value is None."""
+    known = [(value, weight) for value, weight in weighted if value is not None]
+    if len(known) < len(weighted):
+        return None
+    return math.fsum(value * weight for value, weight in known) / math.fsum(weight for _, weight in known)
 
 
 @dataclass(frozen=True)

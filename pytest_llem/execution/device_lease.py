@@ -15,9 +15,16 @@ import pytest
 
 from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.draining import DrainingProcesses
-from pytest_llem.execution.experiment import LEASE, DeviceLease, preflight_of, start_early, stopped
+from pytest_llem.execution.experiment import (
+    LEASE,
+    DeviceLease,
+    preflight_of,
+    start_early,
+    stopped,
+    was_measured_with_partner,
+)
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.replay import replayed
@@ -195,15 +202,9 @@ def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecor
 
 def _is_started(item: pytest.Item) -> bool:
     """Return whether *item* is an experiment for which a process will be started."""
-    if not is_experiment(item) or _is_skipped(item):
+    if not is_experiment(item) or is_skipped(item):
         return False
     experiment, run = experiment_of(item), run_of(item)
-    if replayed(item, experiment) is not None or stopped(item) is not None:
+    if replayed(item, experiment) is not None or stopped(item) is not None or was_measured_with_partner(item):
         return False
     return preflight_of(item.config, run, item.config.stash[STUDIES][run]).reason(experiment.point) is None
-
-
-def _is_skipped(item: pytest.Item) -> bool:
-    """Return whether *item* is marked to be skipped. Conditions given as text are left to pytest."""
-    conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
-    return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,20 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
+from pytest_llem._plugin.node_ids import (
+    EXPERIMENT,
+    PAYLOAD_ATTRIBUTE,
+    REFERENCE,
+    file_of,
+    is_reference,
+    run_key,
+)
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import REPEATED, STOPPED
+from pytest_llem._plugin.shared_state import IN_TURNS, REPEATED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import run_of
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import forget_replayed, replayed
 from pytest_llem.execution.servers import servers_of
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
+from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
+from pytest_llem.measurement.turns import MIN_TURNS
+from pytest_llem.planning.interleaving import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.experiment import GapRecord, Identity
@@ -36,6 +48,9 @@ if TYPE_CHECKING:
 
 #: The outcome of an item's experiment: plain data that the report carries to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
+
+#: The items of experiments by the key of their run and their id.
+_ITEMS = pytest.StashKey[dict[tuple[str, str], pytest.Item]]()
 
 #: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
@@ -102,6 +117,9 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
     forget_replayed(item)
     if stored is not None:
         return _keep(item, experiment, stored.outcome, stored.source, stored.mismatch)
+    if (taken := _take_from_partner(item, experiment)) is not None:
+        add_section(item, taken.output, failed=taken.error is not None)
+        return _keep(item, experiment, taken)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, run, study)
@@ -113,7 +131,10 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         config = experiment.point.config
         item.config.stash[SHARED_STATE].register_worker()
         timeout = preflight.deadline_seconds(config)
-        outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
+        if (partner := _partner_of(item, experiment)) is not None:
+            outcome = _run_in_turns(item, partner, experiment, lease, timeout)
+        else:
+            outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
             keep_idle_power(item.config.stash[SHARED_STATE], experiment.point.config_hash, python, outcome.data)
@@ -137,7 +158,8 @@ def _run_until_uncontended(
     output = ""
     while True:
         job = replace(
-            _job(study, experiment, item, lease), repeats=[one.model_dump(mode="json") for one in repeats]
+            _job(study, experiment, item, lease, lease.take_gap()),
+            repeats=[one.model_dump(mode="json") for one in repeats],
         )
         outcome = _run(item, job, study.execution, lease, timeout)
         output += outcome.output
@@ -148,6 +170,82 @@ def _run_until_uncontended(
         print_line(
             item.config, f"{experiment.id} is contended and is measured again: {'; '.join(contended.reasons)}"
         )
+
+
+def _run_in_turns(
+    item: pytest.Item, partner: pytest.Item, experiment: Experiment, lease: DeviceLease, timeout: float
+) -> Outcome:
+    """Run *experiment* and that of *partner*, which is the other side of a comparison, in turns.
+
+    The partner's outcome is put where its item finds it. A contended pair is not repeated: what else ran affected
+    both sides alike.
+    """
+    gates = item.config.stash[STUDIES][run_of(item)].gates
+    config, live_progress = experiment.point.config, lease.progress
+    max_seconds = config.measurement.min_window_seconds / MIN_TURNS
+    turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_seconds)}
+    timeout += _preflight(partner).deadline_seconds(config)
+    gap, erase = lease.take_gap(), live_progress.erase if live_progress is not None else lambda: None
+
+    def side(one: pytest.Item) -> Side:
+        run = run_of(one)
+        study = one.config.stash[STUDIES][run]
+        return Side(
+            REFERENCE if is_reference(run) else "candidate",
+            replace(_job(study, experiment, one, lease, gap), turns=turns),
+            timeout,
+            servers_of(one.config, file_of(run), study.execution),
+            lease.take_process() if one is item else None,
+            output_forwarder(one.config, erase),
+        )
+
+    try:
+        outcome, other = run_interleaved(side(item), side(partner), watcher=live_progress)
+    finally:
+        erase()  # pytest continues its own line
+    if live_progress is not None:
+        live_progress.completed = outcome.error is None
+    item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+    return outcome
+
+
+def _partner_of(item: pytest.Item, experiment: Experiment) -> pytest.Item | None:
+    """Return the item of the other side of a comparison, if it is measured in turns with *item*, else None."""
+    run, settings = run_of(item), Settings.from_config(item.config)
+    if settings.against is None or item.config.stash[STUDIES][run].gates.interleave == "cycle":
+        return None
+    known = item.config.stash.setdefault(_ITEMS, {})
+    if not known:
+        known |= {(run_of(one), experiment_of(one).id): one for one in item.session.items if is_experiment(one)}
+    function = EXPERIMENT if is_reference(run) else REFERENCE
+    partner = known.get((run_key(file_of(run), function), experiment.id))
+    if partner is None or is_skipped(partner) or stopped(partner) is not None:
+        return None
+    sides = _preflight(item), _preflight(partner)
+    if sides[1].reason(experiment.point) is not None or cycles_reason(experiment.point.config, *sides) is not None:
+        return None
+    return partner
+
+
+def was_measured_with_partner(item: pytest.Item) -> bool:
+    """Return whether *item*'s experiment has been measured already, in turns with its reference."""
+    topic = _turns_topic(experiment_of(item))
+    return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
+
+
+def _take_from_partner(item: pytest.Item, experiment: Experiment) -> Outcome | None:
+    """Return the outcome that was measured in turns by the item of the other side; None if there is none."""
+    content = item.config.stash[SHARED_STATE].take(run_of(item), _turns_topic(experiment))
+    return None if content is None else Outcome.from_plain(content)
+
+
+def _turns_topic(experiment: Experiment) -> str:
+    return f"{IN_TURNS}-{hashlib.sha256(experiment.id.encode()).hexdigest()[:16]}"
+
+
+def _preflight(item: pytest.Item) -> Preflight:
+    run = run_of(item)
+    return preflight_of(item.config, run, item.config.stash[STUDIES][run])
 
 
 def _may_repeat(item: pytest.Item, study: StudyConfig, experiment: Experiment) -> bool:
@@ -229,10 +327,11 @@ def _import_path(config: pytest.Config, run: str) -> list[Path]:
     return [] if is_reference(run) else import_path(config)
 
 
-def _job(study: StudyConfig, experiment: Experiment, item: pytest.Item, lease: DeviceLease) -> Job:
+def _job(
+    study: StudyConfig, experiment: Experiment, item: pytest.Item, lease: DeviceLease, gap: GapRecord | None
+) -> Job:
     """Return the complete job. Call it once the devices are leased and idle."""
     point, shared_state = experiment.point, item.config.stash[SHARED_STATE]
-    gap = lease.take_gap()
     return replace(
         _early_job(study, experiment, item),
         gap=gap.model_dump(mode="json") if gap else None,

@@ -110,7 +110,7 @@ class Child:
         self._fetched_for = 0.0
 
     def start(self, starter: Starter, attempt: Path, watch_pids: Sequence[int] = ()) -> None:
-        """Start the supervisor and the process, which then waits for :meth:`signal_start`.
+        """Start the supervisor and the process, which then waits for :meth:`send`.
 
         Args:
             starter: Starts the supervisor.
@@ -140,13 +140,29 @@ class Child:
             for fd in child_ends:  # an open copy would keep the readers from seeing end of file
                 os.close(fd)
 
-    def signal_start(self) -> None:
-        """Make the process begin its job."""
+    @property
+    def pid(self) -> int | None:
+        """Pid of the process, which leads a process group; None if it was not started."""
+        return self._pid
+
+    @property
+    def fetched_seconds(self) -> float:
+        """Time that downloads took so far, in s."""
+        return self._fetched_for
+
+    def send(self, line: bytes = b"\n") -> None:
+        """Send the process a line. The first one makes it begin its job."""
         assert self._start_pipe is not None
         with suppress(OSError):  # the process has ended
-            os.write(self._start_pipe, b"\n")
+            os.write(self._start_pipe, line)
 
-    def wait(self, timeout: float | None, *, until_done: bool = False) -> bool:
+    def wait(
+        self,
+        timeout: float | None,
+        *,
+        until: Callable[[], bool] = lambda: False,
+        beside: Child | None = None,
+    ) -> bool:
         """Read the pipes until the process and all its descendants have ended. Return whether it timed out.
 
         A process that has left its result may take :data:`GRACE_SECONDS` longer, and may not hang for ever in a
@@ -154,32 +170,32 @@ class Child:
 
         Args:
             timeout: Time limit in s, up to the result; None for none.
-            until_done: Return as soon as the process announces that its result, or its error, is written.
+            until: Return as soon as it returns True.
+            beside: Another process, whose pipes are read meanwhile.
         """
-        began = time.monotonic()
+        began, fetched_before = time.monotonic(), self._fetched_for
         limit = math.inf if timeout is None else timeout
         left_result: float | None = None
         while not self._is_over():
+            if until():
+                self._drain()
+                return False
             now = time.monotonic()
             if self.phase == worker.DONE and left_result is None:
-                if until_done:
-                    self._drain()
-                    return False
                 left_result = now
             if left_result is not None:
                 left = left_result + GRACE_SECONDS - now
             elif self._fetching_since is not None:
                 left = self._fetching_since + FETCH_SECONDS - now
             else:
-                left = began + self._fetched_for + limit - now
+                left = began + self._fetched_for - fetched_before + limit - now
             if left <= 0:
                 if left_result is None:
                     self._order(supervisor.TIME_IS_UP)
                 return left_result is None
-            if self.watcher is None:
-                self._read(min(left, MAX_WAIT))
-            else:
-                self._read(min(left, self.watcher.every_s))
+            every_s = MAX_WAIT if self.watcher is None else self.watcher.every_s
+            _read([self, beside] if beside else [self], min(left, every_s))
+            if self.watcher is not None:
                 self.watcher.tick()
         return False
 
@@ -234,15 +250,7 @@ class Child:
         os.close(fd)
 
     def _read(self, seconds: float) -> bool:
-        """Wait up to *seconds* for input and read once from each ready pipe. Return whether any was ready."""
-        ready = wait(list(self._sources), seconds)
-        for fd in ready:
-            assert isinstance(fd, int)
-            if chunk := os.read(fd, 1 << 16):
-                self._sources[fd](chunk)
-            else:
-                self._close(fd)
-        return bool(ready)
+        return _read([self], seconds)
 
     def _drain(self) -> None:
         """Read what is left in the pipes."""
@@ -283,3 +291,17 @@ class Child:
             with suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
         return [one for one in found if isinstance(one, dict)]
+
+
+def _read(children: Sequence[Child], seconds: float) -> bool:
+    """Wait up to *seconds* for input and read once from each ready pipe. Return whether any was ready."""
+    owners = {fd: child for child in children for fd in child._sources}
+    ready = wait(list(owners), seconds)
+    for fd in ready:
+        assert isinstance(fd, int)
+        child = owners[fd]
+        if chunk := os.read(fd, 1 << 16):
+            child._sources[fd](chunk)
+        else:
+            child._close(fd)
+    return bool(ready)

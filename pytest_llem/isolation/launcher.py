@@ -51,6 +51,7 @@ class Job:
         hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
         devices: Leased devices, which the engine has to use; empty if they are not known.
         variables: Environment variables that restrict CUDA to these devices.
+        turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
     """
 
     identity: dict[str, Any]
@@ -70,6 +71,7 @@ class Job:
     hub_unreachable: str | None = None
     devices: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    turns: dict[str, Any] | None = None
 
 
 class ExperimentProcess:
@@ -130,17 +132,40 @@ class ExperimentProcess:
         Raises:
             OSError: Its files cannot be written.
         """
-        assert self._attempt is not None
+        child = self.begin(job, watcher, on_output, watched=watcher is not None)
+        timed_out = child.wait(timeout, until=lambda: child.phase == worker.DONE)
+        return self.outcome(timeout if timed_out else None)
+
+    def begin(
+        self, job: Job, watcher: Watcher | None, on_output: Callable[[bytes], None], *, watched: bool
+    ) -> Child:
+        """Make the process begin *job*, and return it. See :meth:`run`.
+
+        Args:
+            job: The complete job.
+            watcher: Notified of progress; None for no notification.
+            on_output: Called with output of the process as it arrives.
+            watched: Whether meters report the current power, too.
+
+        Raises:
+            OSError: Its files cannot be written.
+        """
         assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
-        self._write_job(job, watched=watcher is not None)
-        self._child.signal_start()
-        timed_out = self._child.wait(timeout, until_done=True)
+        self._write_job(job, watched=watched)
+        self._child.send()
+        return self._child
+
+    def outcome(self, missed_deadline: float | None) -> Outcome:
+        """Return the outcome of a process that is done, has ended, or missed its deadline of so many s."""
+        assert self._attempt is not None
+        assert self._child is not None
         self._child.watcher = None  # later events are not progress
         if not (self._attempt / worker.RESULT).is_file():
-            timed_out = timed_out or self._child.wait(timeout)
+            if missed_deadline is None:
+                self._child.wait(None)
             run_uninterrupted(self._child.end)
-        return collect(self._attempt, self._child, timeout if timed_out else None, self._killed_before)
+        return collect(self._attempt, self._child, missed_deadline, self._killed_before)
 
     def shut_down(self) -> None:
         """Wait a limited time for the process to exit, and kill what is left. May be called again."""

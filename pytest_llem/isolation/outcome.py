@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,17 @@ class Outcome:
     files: dict[str, str] = field(default_factory=dict)
     error: ErrorRecord | None = None
     output: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the outcome as JSON-compatible data."""
+        error = None if self.error is None else self.error.model_dump(mode="json")
+        return {"result": self.result, "files": self.files, "error": error, "output": self.output}
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Outcome:
+        """Return the outcome of which :meth:`to_plain` returned *content*."""
+        error = content["error"]
+        return cls(**{**content, "error": None if error is None else ErrorRecord.model_validate(error)})
 
     @cached_property
     def data(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
     python -m pytest_llem.isolation.worker ATTEMPT EVENTS START
 
 ATTEMPT is the folder that holds the job and receives the result. EVENTS is the file descriptor on which each phase
-is announced, one JSON object a line. START is the file descriptor from which the worker reads a byte before it
-begins. Before that byte it imports what the job needs and opens no device. After it, it reads the job again, which
-may have new values by then. Nothing of pytest is imported here.
+is announced, one JSON object a line. START is the file descriptor from which the worker reads a line before it
+begins. Before that line it imports what the job needs and opens no device. After it, it reads the job again, which
+may have new values by then. If the job is measured in turns, each further line gives it a turn. Nothing of pytest
+is imported here.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_llem.isolation.supervisor import DUMP_STACKS
 from pytest_llem.times import now
+
+if TYPE_CHECKING:
+    from pytest_llem.measurement.progress import Progress
+    from pytest_llem.measurement.turns import Turn
 
 #: Files in the attempt's folder. STACKS receives the stacks of all threads when the time is up.
 JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
@@ -57,7 +62,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
     Args:
         attempt: The folder that holds the job and receives the result.
         events: File descriptor on which each phase is announced: a Progress as a line of JSON.
-        start_fd: File descriptor to read a byte from before the job begins. At end of file the job is not run.
+        start_fd: File descriptor to read a line from before the job begins. At end of file the job is not run.
     """
     for fd in (events, start_fd):
         os.set_inheritable(fd, False)
@@ -85,9 +90,9 @@ def main(attempt: str, events: int, start_fd: int) -> None:
         start = {"began_at": now()}
         import_needed(read_job(directory))
         start["ready_at"] = now()
-        if not os.read(start_fd, 1):
+        if not read_line(start_fd):
             return
-        run(read_job(directory), start, directory, announce, events)
+        run(read_job(directory), start, directory, announce, events, start_fd)
     except SystemExit:
         raise  # the exit status is reported
     except BaseException as error:
@@ -118,6 +123,16 @@ def read_job(directory: Path) -> dict[str, Any]:
     return job
 
 
+def read_line(fd: int) -> bytes:
+    """Return the next line of a pipe, with its end; empty at end of file."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (byte := os.read(fd, 1)):
+            return b""
+        line += byte
+    return line
+
+
 def import_needed(job: dict[str, Any]) -> None:
     """Import what *job* needs. An import error is ignored here: the run imports again and reports it."""
     if job["sys_path"] is not None:
@@ -131,7 +146,12 @@ def import_needed(job: dict[str, Any]) -> None:
 
 
 def run(
-    job: dict[str, Any], start: dict[str, str], directory: Path, announce: Callable[..., None], events: int
+    job: dict[str, Any],
+    start: dict[str, str],
+    directory: Path,
+    announce: Callable[..., None],
+    events: int,
+    orders: int,
 ) -> None:
     """Run *job* and write its result to *directory*.
 
@@ -141,6 +161,7 @@ def run(
         directory: The attempt's folder.
         announce: Called with the fields of a Progress at each phase.
         events: File descriptor on which these are announced.
+        orders: File descriptor from which the turns are read, one a line.
     """
     for name, value in job["environment"].items():
         if value is None:
@@ -153,10 +174,20 @@ def run(
         go_offline(job["hub_unreachable"])
     from pytest_llem.engines.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+    from pytest_llem.measurement.turns import Turns, parse_order
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
     from pytest_llem.results.experiment import GapRecord, Identity, IdlePowerRecord, StartRecord
     from pytest_llem.study.config import ExperimentConfig
+
+    def report(progress: Progress) -> None:
+        announce(**progress.as_event())
+
+    def next_turn(progress: Progress) -> Turn | None:
+        report(progress)
+        if not (line := read_line(orders)):
+            raise InterruptedError("pytest ended during the turns")
+        return parse_order(line)
 
     measured = ExperimentOrchestrator(
         config=ExperimentConfig.model_validate(job["config"]),
@@ -167,9 +198,10 @@ def run(
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
         known_idle_power=IdlePowerRecord.model_validate(job["idle_power"]) if job["idle_power"] else None,
         harness=[*job["harness"], os.getppid()],  # the supervisor
-        on_progress=lambda progress: announce(**progress.as_event()),
+        on_progress=report,
         telemetry_fd=events if job["watched"] else None,
         devices=job["devices"],
+        turns=None if job["turns"] is None else Turns(**job["turns"], next_turn=next_turn),
     ).run()
     if measured.result.idle_power is not None:
         measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])

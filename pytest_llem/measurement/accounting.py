@@ -10,9 +10,10 @@ from typing import Any
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
 from pytest_llem.measurement.passes import PassWindow
-from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests, total_of
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.statistics import total_of
 from pytest_llem.times import utc
 from pytest_llem.workload.prompts import Workload
 
@@ -194,21 +195,20 @@ def device_energies(account: Account) -> list[DeviceEnergy]:
 def window_record(window: PassWindow) -> WindowRecord:
     """Return the window's record: its length, energy, drift and resolution."""
     account = window.account
-    tick = account.tick_seconds
     return WindowRecord(
         passes=window.count,
         recorded_passes=len(window.passes),
         window_seconds=window.seconds,
         window_energy_j=account.total.energy_j,
         energy_seconds=account.seconds,
-        tick_seconds=tick,
-        quantisation_error=tick / account.seconds if tick and account.seconds else None,
+        tick_seconds=account.tick_seconds,
+        quantisation_error=1 / account.ticks if account.ticks else None,
         tail_seconds=account.seconds - window.seconds if account.seconds else None,
         read_skew_seconds=account.read_skew_seconds,
         pass_seconds_cv=window.cv,
         drift=window.drift,
         began_at=utc(window.began_at, "microseconds"),
-        ended_at=utc(window.began_at + window.seconds, "microseconds"),
+        ended_at=utc(window.began_at + window.ended - window.began, "microseconds"),
         restarts=window.restarts,
         compiled=window.compiled,
     )

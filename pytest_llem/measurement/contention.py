@@ -6,10 +6,17 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.measurement.cpu_activity import CpuActivity, activity, snapshot
-from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
+from pytest_llem.measurement.cpu_activity import (
+    CpuActivity,
+    cpu_activity,
+    descendants,
+    join_cpu_activity,
+    snapshot,
+)
+from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity, join_gpu_activity
 from pytest_llem.results.contention import Contention, GpuContention
 from pytest_llem.results.quality_warnings import QualityWarning
 
@@ -53,39 +60,53 @@ class Thresholds:
 THRESHOLDS = Thresholds()
 
 
+class Activity(NamedTuple):
+    """Use of the CPUs and of each GPU of the experiment during a window."""
+
+    cpu: CpuActivity
+    gpus: Sequence[GpuActivity]
+
+
 class ContentionWatch:
     """Compares CPU and GPU use at both edges of a window. Create it just before the window.
 
     Example:
         watch = ContentionWatch(os.getpid())
         …
-        record = watch.end(seconds, engine.gpus)
+        record = assess_contention(*watch.activity(engine.gpus), seconds)
 
     Args:
         root: Pid of the process that all processes of the experiment descend from.
         harness: Pids of other processes that take part in the measurement.
+
+    Attributes:
+        before: The counters when it was created.
+        after: The counters at its end.
     """
 
     def __init__(self, root: int, harness: Collection[int] = ()) -> None:
         self._root = root
         self._harness = harness
         self._since = time.time()
-        self._before = snapshot(root)
+        self.before = self.after = snapshot(root)
 
-    def end(self, seconds: float, gpus: Sequence[str]) -> Contention:
-        """Return the contention since this object was created.
+    def activity(self, gpus: Sequence[str], partner: int | None = None) -> Activity:
+        """Return the use of the devices since this object was created.
 
         Args:
-            seconds: Length of the window, in s.
             gpus: UUIDs of the GPUs that the experiment uses.
+            partner: Pid of an experiment that is interleaved with this one. It used the GPUs until just before:
+                the driver, whose samples are coarse, may show that as use during this turn.
         """
-        until, after = time.time(), snapshot(self._root, cpus=self._before.cpus)
+        until, self.after = time.time(), snapshot(self._root, cpus=self.before.cpus)
         used: list[GpuActivity] = []
         if gpus:
             with Nvml() as nvml:
-                own = self._before.tree | after.tree
+                own = self.before.tree | self.after.tree
+                if partner is not None:
+                    own |= descendants(partner, self.after.processes)
                 used = gpu_activity(nvml, gpus, own, (self._since, until))
-        return assess_contention(activity(self._before, after, self._harness), used, seconds)
+        return Activity(cpu_activity(self.before, self.after, self._harness), used)
 
 
 def root_of(harness: Collection[int]) -> int:
@@ -134,6 +155,12 @@ def assess_contention(
             "gpus": [GpuContention.model_validate(asdict(one)) for one in gpus],
         }
     )
+
+
+def join_activities(activities: Sequence[Activity]) -> Activity:
+    """Return the use of the devices over several windows, as of one window."""
+    gpus = zip(*(one.gpus for one in activities), strict=True)
+    return Activity(join_cpu_activity([one.cpu for one in activities]), [*map(join_gpu_activity, gpus)])
 
 
 def with_prefill(window: Contention, prefill: Contention) -> Contention:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from pytest_llem.hardware.cgroups import CGROUPS, PROC, files
+from pytest_llem.results.statistics import total_of
 
 #: /proc counts time in ticks of this many seconds.
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -131,7 +133,7 @@ def snapshot(
     busy, stolen, all_cpus = _cpu_times(proc, cpus)
     pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
     processes = dict(_processes(proc))  # the slowest, so it follows the counters that are compared with the clock
-    tree = _descendants(root, processes)
+    tree = descendants(root, processes)
     return Snapshot(
         at=at,
         cpus=frozenset(cpus),
@@ -147,7 +149,7 @@ def snapshot(
     )
 
 
-def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -> CpuActivity:
+def cpu_activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -> CpuActivity:
     """Return the CPU use between two snapshots.
 
     Args:
@@ -185,6 +187,37 @@ def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -
     )
 
 
+def join_cpu_activity(parts: Sequence[CpuActivity]) -> CpuActivity:
+    """Return the CPU use over several windows, as of one window."""
+    seconds = sum(one.seconds for one in parts)
+
+    def mean(name: str) -> float | None:
+        total = total_of(None if (share := getattr(one, name)) is None else share * one.seconds for one in parts)
+        return None if total is None or not seconds else total / seconds
+
+    return CpuActivity(
+        seconds=seconds,
+        cpus=parts[0].cpus,
+        own_cpu_seconds=total_of(one.own_cpu_seconds for one in parts),
+        cpu_seconds=total_of(one.cpu_seconds for one in parts),
+        cpu_wait_seconds=total_of(one.cpu_wait_seconds for one in parts),
+        involuntary_switches=total_of(one.involuntary_switches for one in parts),
+        throttled_seconds=total_of(one.throttled_seconds for one in parts),
+        others_cpu_share=mean("others_cpu_share"),
+        steal_share=mean("steal_share"),
+        pressure_share=mean("pressure_share"),
+        cgroup_pressure_share=mean("cgroup_pressure_share"),
+        throttled_share=mean("throttled_share"),
+        others=tuple(dict.fromkeys(chain.from_iterable(one.others for one in parts)))[:MAX_NAMED],
+    )
+
+
+def own_cpus(before: Snapshot, after: Snapshot) -> float | None:
+    """Return how many CPUs the experiment's processes used on average between two snapshots; None if unknown."""
+    own = _own_seconds(before, after)
+    return None if own is None or after.at <= before.at else own / (after.at - before.at)
+
+
 def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
     try:
         pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
@@ -201,7 +234,8 @@ def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
             continue
 
 
-def _descendants(root: int, processes: Mapping[int, Process]) -> frozenset[int]:
+def descendants(root: int, processes: Mapping[int, Process]) -> frozenset[int]:
+    """Return the pids of *root* and all its descendants among *processes*; empty if *root* is not among them."""
     children: dict[int, list[int]] = {}
     for pid, process in processes.items():
         children.setdefault(process.parent, []).append(pid)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from pytest_llem.hardware.gpus import GpuProcess, gpu_processes
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.results.statistics import total_of
 
 #: ``nvmlSamplingType_t`` for GPU utilisation.
 _UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
@@ -40,6 +42,23 @@ def gpu_activity(
         span: Start and end of the window on the system's clock, in s since 1970.
     """
     return [_activity_of(nvml, uuid, own, span) for uuid in gpus]
+
+
+def join_gpu_activity(parts: Sequence[GpuActivity]) -> GpuActivity:
+    """Return the use of one GPU over several windows, as of one window; shares are means."""
+    memory = [one.others_memory_mb for one in parts if one.others_memory_mb is not None]
+
+    def mean(shares: Sequence[float | None]) -> float | None:
+        total = total_of(shares)
+        return None if total is None else total / len(shares)
+
+    return GpuActivity(
+        parts[0].device,
+        busy_share=mean([one.busy_share for one in parts]),
+        others_share=mean([one.others_share for one in parts]),
+        others_memory_mb=max(memory, default=None),
+        others=tuple(dict.fromkeys(chain.from_iterable(one.others for one in parts))),
+    )
 
 
 def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuActivity:

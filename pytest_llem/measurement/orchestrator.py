@@ -15,14 +15,14 @@ from pytest_llem.engines.options import check_options, needs_of_class
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
-from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
+from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.engine_reports import check_engine_reports
 from pytest_llem.measurement.environment import environment
-from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
+from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.passes import PassDriver, PassWindow
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
@@ -30,16 +30,17 @@ from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings, repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
+from pytest_llem.measurement.turns import Turns
 from pytest_llem.measurement.window import compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord
+from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord, TurnRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
-from pytest_llem.times import now
+from pytest_llem.times import now, utc
 from pytest_llem.workload.prompts import Texts, build_workload, read_texts
 
 
@@ -88,6 +89,7 @@ class ExperimentOrchestrator:
         on_progress: Called at the start of each phase and of each warm-up run; never within a window.
         telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
         devices: Leased devices: the engine may use no other GPUs. Empty for any.
+        turns: Turns with another experiment; None to measure without interruption.
     """
 
     config: ExperimentConfig
@@ -101,6 +103,7 @@ class ExperimentOrchestrator:
     on_progress: Callable[[Progress], None] = lambda progress: None
     telemetry_fd: int | None = None
     devices: Sequence[str] = ()
+    turns: Turns | None = None
 
     def run(self) -> Measured:
         """Load the model, warm up, measure, and return the outcome.
@@ -154,19 +157,18 @@ class ExperimentOrchestrator:
             )
             min_seconds = config.measurement.min_window_seconds
             self._report_phase("measuring", min_seconds)
-            observers = _WindowObservers(engine, self.harness)
-            window = driver.measure(meters, observers.begin)
-            harness_cpu_seconds = observers.harness.cpu_seconds(window.account.harness_cpu_seconds)
-            contention = observers.contention.end(window.seconds, engine.gpus)
+            observers = WindowObservers(engine, self.harness)
+            window = driver.measure(meters, observers, self.turns)
+            contention = observers.contention(window.seconds)
             tracer = active_tracer()
             peak_memory = engine.peak_memory_bytes()
             cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
             prefill = None
             if config.measurement.prefill_split:
                 self._report_phase("measuring the prompts alone", min_seconds)
-                watch = ContentionWatch(root_of(self.harness), self.harness)
-                prefill = driver.measure_prefill(meters)
-                contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
+                prefill_observers = WindowObservers(engine, self.harness)
+                prefill = driver.measure_prefill(meters, prefill_observers)
+                contention = with_prefill(contention, prefill_observers.contention(prefill.seconds))
             idle_power = measure_idle_power_after(
                 idle_power,
                 meters,
@@ -216,13 +218,16 @@ class ExperimentOrchestrator:
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
+                interleaving=None
+                if self.turns is None
+                else observers.interleaving(self.turns, [_turn_record(driver, turn) for turn in window.turns]),
                 idle_power=idle_power,
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, driver.positions),
                 engine=record,
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
-                harness_cpu_seconds=harness_cpu_seconds,
+                harness_cpu_seconds=observers.harness_cpu_seconds,
                 contention=contention,
                 inputs=InputsRecord(
                     **code_state.imported(),
@@ -297,23 +302,19 @@ class ExperimentOrchestrator:
         return engine
 
 
-class _WindowObservers:
-    """Observes contention, and the CPU time of the measurement, during a window.
-
-    Attributes:
-        contention: Watches what else uses the devices.
-        harness: Counts the CPU time of the measurement.
-    """
-
-    def __init__(self, engine: Engine, harness: Sequence[int]) -> None:
-        self._engine, self._pids = engine, harness
-        self.begin()
-
-    def begin(self) -> None:
-        """Start or restart observing, at the start of a window."""
-        self._engine.reset_peak_memory()
-        self.contention = ContentionWatch(root_of(self._pids), self._pids)
-        self.harness = Harness(self._pids)
+def _turn_record(driver: PassDriver, turn: PassWindow) -> TurnRecord:
+    requests = driver.requests(turn)
+    metrics = {
+        **accounting.energy_metrics(turn, requests),
+        **accounting.speed_metrics(turn, requests),
+        **requests.latency_metrics(),
+    }
+    return TurnRecord(
+        began_at=utc(turn.began_at, "microseconds"),
+        seconds=turn.seconds,
+        passes=turn.count,
+        metrics={name: one.value for name, one in metrics.items() if one.value is not None},
+    )
 
 
 def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
-from pytest_llem.energy.account import Meters
+from pytest_llem.energy.account import Meters, join_accounts
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.engine_reports import recorded_passes
+from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.turns import Turns, progress
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
@@ -35,15 +39,22 @@ class PassWindow(Window):
         passes: For each pass whose outputs were kept, the return value of ``generate`` for each batch.
         pass_seconds: Duration of each kept pass, between device synchronisations, in s.
         call_seconds: For each kept pass, how long ``generate`` took to return for each batch, in s.
-        stride: Every how many passes one was kept; 1 if all were kept.
+        numbers: Number of each kept pass in the window, from 1; empty if all were kept.
         not_kept: Number of passes that were not kept.
+        turns: The windows that this one was joined from, if it was measured in turns with another experiment.
     """
 
     passes: Sequence[Sequence[Any]] = field(default_factory=lambda: [[]])
     pass_seconds: Sequence[float] = ()
     call_seconds: Sequence[Sequence[float]] = ()
-    stride: int = 1
+    numbers: Sequence[int] = ()
     not_kept: int = 0
+    turns: Sequence[PassWindow] = ()
+
+    @property
+    def ended(self) -> float:
+        """End on the monotonic clock, in s."""
+        return self.turns[-1].ended if self.turns else super().ended
 
     @property
     def count(self) -> int:
@@ -109,16 +120,30 @@ class PassDriver:
             finally_run=self._warmup.whole,
         )
 
-    def measure(self, meters: Meters, before: Callable[[], None]) -> PassWindow:
+    def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> PassWindow:
         """Measure whole passes for at least ``measurement.min_window_seconds``.
 
         Args:
             meters: Open meters, outside of a window.
-            before: Called at the start of each window, discarded ones included.
+            observers: Observe each window, or turn.
+            turns: Turns with another experiment; None to measure without interruption.
         """
-        return self._measure(self._engine.generate, meters, before)
+        min_seconds = self._config.measurement.min_window_seconds
+        if turns is None:
+            window = self._measure(self._engine.generate, meters, min_seconds, observers.begin)
+            observers.end(window)
+            return window
+        taken: list[PassWindow] = []
+        while True:
+            measured = math.fsum(one.seconds for one in taken)
+            turn = turns.next_turn(progress(len(taken), measured, min_seconds, observers.waiting_cpus))
+            if turn is None:
+                break
+            taken.append(self._measure(self._engine.generate, meters, turns.min_seconds, observers.begin))
+            observers.end(taken[-1], turn)
+        return join_turns(taken)
 
-    def measure_prefill(self, meters: Meters) -> PassWindow:
+    def measure_prefill(self, meters: Meters, observers: WindowObservers) -> PassWindow:
         """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
 
         Call it directly after :meth:`measure`, while the machine is equally warm. The first batch runs once
@@ -126,13 +151,16 @@ class PassDriver:
 
         Args:
             meters: Open meters, outside of a window.
+            observers: Observe the window.
 
         Raises:
             ValueError: The engine generates another number of tokens, or a request fails.
         """
         assert isinstance(self._engine, SupportsPrefillOnly)
         self._engine.generate_first(self.batches[0])
-        window = self._measure(self._engine.generate_first, meters, lambda: None)
+        min_seconds = self._config.measurement.min_window_seconds
+        window = self._measure(self._engine.generate_first, meters, min_seconds, observers.begin)
+        observers.end(window)
         for request in self.requests(window).all():
             if request.error is not None:
                 raise ValueError(f"a request for one token failed in the prefill window: {request.error}")
@@ -147,21 +175,48 @@ class PassDriver:
             [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
             for one in window.passes
         ]
-        requests = Requests.of(batches, self._engine.no_latency, window.stride, window.pass_seconds)
+        requests = Requests.of(batches, self._engine.no_latency, window.numbers, window.pass_seconds)
         sizes = requests.sizes if self._engine.batch_sizes_known else ()
         return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens)
 
-    def _measure(self, generate: Callable[[Any], Any], meters: Meters, before: Callable[[], None]) -> PassWindow:
+    def _measure(
+        self, generate: Callable[[Any], Any], meters: Meters, min_seconds: float, before: Callable[[], None]
+    ) -> PassWindow:
         return measure(
             self._engine,
             self.batches,
             meters,
-            min_seconds=self._config.measurement.min_window_seconds,
+            min_seconds=min_seconds,
             seed=self._config.random_seed,
             generate=generate,
             before=before,
             keep=recorded_passes(self._config),
         )
+
+
+def join_turns(turns: Sequence[PassWindow]) -> PassWindow:
+    """Return turns of one experiment as one window, which lasts as long as they do together."""
+    before = accumulate((turn.count for turn in turns), initial=0)
+    numbers = [
+        passed + number
+        for passed, turn in zip(before, turns, strict=False)
+        for number in turn.numbers or range(1, 1 + turn.count)
+    ]
+    call_seconds = [*chain.from_iterable(turn.call_seconds for turn in turns)]
+    return PassWindow(
+        math.fsum(turn.seconds for turn in turns),
+        join_accounts([turn.account for turn in turns]),
+        turns[0].began,
+        turns[0].began_at,
+        next((turn.compiled for turn in turns if turn.compiled is not None), _compiled(0, call_seconds)),
+        sum(turn.restarts for turn in turns),
+        passes=[*chain.from_iterable(turn.passes for turn in turns)],
+        pass_seconds=[*chain.from_iterable(turn.pass_seconds for turn in turns)],
+        call_seconds=call_seconds,
+        numbers=numbers,
+        not_kept=sum(turn.not_kept for turn in turns),
+        turns=turns,
+    )
 
 
 class _WarmupBatches:
@@ -295,7 +350,7 @@ def _measure_once(
         passes=kept.passes,
         pass_seconds=kept.seconds,
         call_seconds=kept.call_seconds,
-        stride=kept.stride,
+        numbers=range(1, 1 + kept.count, kept.stride) if kept.stride > 1 else (),
         not_kept=kept.count - len(kept.passes),
     )
 

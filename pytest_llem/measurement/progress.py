@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-#: Units of progress: runs of a batch, or seconds. The receiver counts the seconds itself.
-Unit = Literal["runs", "s"]
-UNITS: tuple[Unit, ...] = ("runs", "s")
+#: Units of progress: runs of a batch, seconds, or turns of an interleaved measurement. The receiver counts the
+#: seconds itself.
+Unit = Literal["runs", "s", "turns"]
+UNITS: tuple[Unit, ...] = ("runs", "s", "turns")
 
 #: Maximum number of characters of a phase.
 MAX_PHASE_LENGTH = 80
@@ -26,12 +27,14 @@ class Progress:
         done: Amount done so far, in ``unit``; None if it is not counted.
         total: Expected total, in ``unit``; None if unknown. The actual total may be smaller or a little larger.
         unit: Unit of ``done`` and ``total``.
+        waiting_cpus: CPUs that the experiment used while it waited for its last turn; None if unknown.
     """
 
     phase: str
     done: int | None = None
     total: float | None = None
     unit: Unit | None = None
+    waiting_cpus: float | None = None
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields that are set, for JSON."""
@@ -73,7 +76,8 @@ def parse(event: Mapping[str, Any]) -> Progress | GpuStatus | None:
     if isinstance(phase, str):
         done, total, unit = _number(event.get("done")), _number(event.get("total")), event.get("unit")
         known = unit if unit in UNITS else None
-        return Progress(phase[:MAX_PHASE_LENGTH], None if done is None else int(done), total, known)
+        count = None if done is None else int(done)
+        return Progress(phase[:MAX_PHASE_LENGTH], count, total, known, _number(event.get("waiting_cpus")))
     status = GpuStatus(_number(event.get("power_w")), _number(event.get("temperature_c")))
     return None if status == GpuStatus() else status
 

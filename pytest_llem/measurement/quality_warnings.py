@@ -155,10 +155,10 @@ def _idle_change(idle_power: IdlePowerRecord) -> Iterator[QualityWarning]:
 
 
 def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
-    if account.tick_seconds and account.seconds and account.seconds < MIN_TICKS * account.tick_seconds:
+    if account.ticks is not None and account.ticks < MIN_TICKS:
         yield QualityWarning.of(
             "few_ticks",
-            f"the {what} holds {account.seconds / account.tick_seconds:.0f} {resolution(account.total.method)}, "
+            f"the {what} holds {account.ticks:.0f} {resolution(account.total.method)}, "
             f"fewer than {MIN_TICKS}: raise measurement.min_window_seconds",
         )
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -15,7 +15,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.engine_reports import too_fast
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
-from pytest_llem.results.statistics import percentile
+from pytest_llem.results.statistics import percentile, total_of
 from pytest_llem.study.config import ExperimentConfig
 
 #: Number of output tokens, or characters of text, that are written to a file for comparisons between engines.
@@ -49,7 +49,7 @@ class Requests:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Reason why the engine reports no latencies; None if it does.
         sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
-        stride: Every how many passes of the window one is in ``passes``.
+        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``.
         too_fast: Reason why no engine can have generated them in that time; None if one can.
         no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
     """
@@ -57,7 +57,7 @@ class Requests:
     passes: Sequence[Sequence[RequestRecord]]
     no_latency: str | None = None
     sizes: Sequence[int] = ()
-    stride: int = 1
+    numbers: Sequence[int] = ()
     too_fast: str | None = None
     no_tokens: str | None = None
 
@@ -66,7 +66,7 @@ class Requests:
         cls,
         batches: Sequence[Sequence[Sequence[RequestRecord]]],
         no_latency: str | None,
-        stride: int,
+        numbers: Sequence[int],
         pass_seconds: Sequence[float],
     ) -> Requests:
         """Return the requests of passes.
@@ -74,12 +74,12 @@ class Requests:
         Args:
             batches: For each recorded pass, the records of each batch.
             no_latency: Reason why the engine reports no latencies; None if it does.
-            stride: Every how many passes one was recorded.
+            numbers: Number of each recorded pass in the window, from 1.
             pass_seconds: Duration of each recorded pass, in s.
         """
         sizes = [len(batch) for batch in batches[0]]
         passes = [list(chain.from_iterable(one)) for one in batches]
-        return cls(passes, no_latency, sizes, stride, too_fast(batches, pass_seconds))
+        return cls(passes, no_latency, sizes, numbers, too_fast(batches, pass_seconds))
 
     def all(self) -> Iterator[RequestRecord]:
         """Yield every request of every pass."""
@@ -235,8 +235,8 @@ class Requests:
         return text.getvalue()
 
     def _rows(self, began: float) -> Iterator[Sequence[object]]:
-        for place, one in enumerate(self.passes):
-            number = 1 + place * self.stride
+        numbers = self.numbers or range(1, 1 + len(self.passes))
+        for number, one in zip(numbers, self.passes, strict=True):
             for index, request in enumerate(one):
                 itl = statistics.fmean(request.itl_s) if request.itl_s else None
                 times = (request.due, request.sent, request.admitted, request.first_token, request.last_token)
@@ -255,12 +255,6 @@ class Requests:
 def _output(request: RequestRecord) -> str | None:
     """Return a request's output as text: its token ids, separated by commas, or its text; None if unknown."""
     return request.output_text if request.output_ids is None else ",".join(map(str, request.output_ids))
-
-
-def total_of(counts: Iterable[int | None]) -> int | None:
-    """Return the sum of *counts*; None if one is unknown."""
-    known = list(counts)
-    return None if None in known else sum(count for count in known if count is not None)
 
 
 def _latency(name: str, values: Sequence[float], p: int) -> Metric:

@@ -192,7 +192,7 @@ class WindowRecord(Record):
     tick_seconds: float | None = None
     """Time between ticks of the meter's counter, or between samples of power, in s."""
     quantisation_error: float | None = None
-    """Tick / window."""
+    """Tick / window; for a window of n turns, times √n, as each turn has edges of its own."""
     tail_seconds: float | None = None
     """Meter's time beyond the measured window, in s."""
     read_skew_seconds: float | None = None
@@ -208,11 +208,44 @@ class WindowRecord(Record):
     results of schema 1.3 and older.
     """
     ended_at: str | None = None
-    """``began_at`` + ``window_seconds``, whether or not the system's clock was set meanwhile."""
+    """End in UTC, ``began_at`` plus the time that passed, which includes turns of the other side of a comparison.
+    """
     restarts: int | None = None
     """Number of restarts because something was compiled in the window; null in results of schema 1.3 and older."""
     compiled: str | None = None
     """What was compiled in this window, so that no gate judges it; null if nothing was."""
+
+
+class TurnRecord(Record):
+    """One turn of an interleaved measurement."""
+
+    began_at: str
+    """Start in UTC by the system's clock, as ISO 8601 with microseconds."""
+    seconds: float
+    """Duration in s."""
+    passes: int
+    """Number of whole passes in the turn."""
+    metrics: dict[str, float]
+    """Value of each metric of the window over this turn alone, in the metric's unit; those without one are left
+    out.
+    """
+
+
+class InterleavingRecord(Record):
+    """Turns of an experiment that was measured alternately with another one, while both were alive."""
+
+    pair: str
+    """Id of the two experiments: only turns of the same pair are compared."""
+    min_turn_seconds: float
+    """Minimum duration of a turn, in s."""
+    waiting_cpus: float | None = None
+    """CPUs that this experiment used on average while the other one measured, the median over its turns; null if
+    not known.
+    """
+    stopped: bool = False
+    """Whether it was stopped by a signal while it waited, as it used a CPU otherwise."""
+    turns: list[TurnRecord]
+    """The turns, in order. Those of the same place in the other experiment are next to these in time."""
 
 
 class StartRecord(Record):
@@ -348,6 +381,8 @@ class ExperimentResult(Document):
     prefill_window: WindowRecord | None = None
     """Window of the same passes with one new token per prompt; null unless ``measurement.prefill_split`` is set.
     """
+    interleaving: InterleavingRecord | None = None
+    """Turns of the window; null if it was not interleaved with another experiment pass by pass."""
     idle_power: IdlePowerRecord | None = None
     """Idle power; null if it was not to be measured."""
     warmup: WarmupRecord | None = None

@@ -17,7 +17,7 @@ from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 if TYPE_CHECKING:
     import pandas
 
-ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
+ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
 StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+_Number = TypeVar("_Number", int, float)
 
 #: Below this number of values there is no interval: with two, Student's t is 12.7 standard errors wide.
 MIN_INTERVAL_VALUES = 3
@@ -90,6 +93,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[f
 
     half = float(stdtrit(len(values) - 1, 0.975)) * sd / len(values) ** 0.5
     return mean, sd, (mean - half, mean + half)
+
+
+def total_of(values: Iterable[_Number | None]) -> _Number | None:
+    """Return the sum of *values*; None if one is None."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def percentile(values: Sequence[float], p: int) -> float:

@@ -44,6 +44,7 @@ class Needs:
         recomputes: Whether every step computes all earlier tokens again, because there is no KV cache.
         offloads: Whether a part of the model is kept on the CPU or on disk.
         uses_torch: Whether the engine uses GPUs through PyTorch only. With a CPU build it then uses none.
+        memory_share: Share of a GPU's memory that the engine reserves, 0 to 1; None if it takes what it needs.
         resolves_model: Whether the engine looks for ``model`` as the engine ``pytorch`` does. A missing or damaged
             model, and one that does not fit the device, is then reported before the run.
         model_revision: Branch, tag or commit of the model on the Hugging Face hub; None for its main branch.
@@ -64,6 +65,7 @@ class Needs:
     recomputes: bool = False
     offloads: bool = False
     uses_torch: bool = False
+    memory_share: float | None = None
     resolves_model: bool = False
     model_revision: str | None = None
     unused: Mapping[str, str] = field(default_factory=dict)
@@ -250,9 +252,16 @@ class VLLMConfig(EngineOptions):
             sequences=min(config.n, sequences if isinstance(sequences, int) else VLLM_SEQUENCES),
             compiles=not given.get("enforce_eager"),
             uses_torch=True,
+            memory_share=_memory_share(given),
             resolves_model=True,
             model_revision=given.get("revision"),
         )
+
+
+def _memory_share(engine: Mapping[str, Any]) -> float | None:
+    """Return the share of a GPU's memory that vLLM reserves. Its own default is 0.9."""
+    given = engine.get("gpu_memory_utilization", 0.9)
+    return None if "kv_cache_memory_bytes" in engine or not isinstance(given, int | float) else float(given)
 
 
 class LoRAConfig(Section):

@@ -86,6 +86,7 @@ class Overrides:
         strict: Report excluded combinations as errors.
         max_experiments: Maximum number of experiments; None for no limit.
         timeout_seconds: Deadline of every experiment, in s; None for the file's.
+        interleave: What alternates in an interleaved comparison; None for the file's setting.
     """
 
     n_cycles: int | None = None
@@ -95,3 +96,4 @@ class Overrides:
     strict: bool = False
     max_experiments: int | None = None
     timeout_seconds: float | None = None
+    interleave: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -21,6 +21,9 @@ DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft
 DEFAULT_DELTA = 0.02
 
 Delta = Annotated[float, Field(ge=0, lt=1)]
+
+#: What alternates in an interleaved comparison: passes of two processes that are alive together, or whole cycles.
+Interleave = Literal["pass", "cycle"]
 
 #: A name in the catalogue. The enumeration is for editors only; the loader reports unknown names with a
 #: suggestion.
@@ -67,6 +70,15 @@ class GatesConfig(NullableSection):
     """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
     and ``ttft_p50_ms``; the first two per request if answers differ in length, or if
     their tokens are not known.
+    """
+    interleave: Interleave = "pass"
+    """What alternates with ``--llem-against``: ``pass`` loads both sides and lets them measure in turns of some
+    passes; ``cycle`` measures whole cycles one after the other, as ``pass`` also does for points of which two do
+    not fit into memory. Default ``pass``.
+    """
+    min_turn_seconds: float = Field(default=1.0, gt=0)
+    """Minimum length of a turn, in seconds; a turn is at least one pass, and at most a quarter of
+    ``measurement.min_window_seconds``. Default 1.
     """
 
     @property

@@ -98,6 +98,8 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     gates, wrong, gate_notes = read_gates(document)
     problems += wrong
     notes += gate_notes
+    if overrides.interleave is not None:
+        gates = gates.model_copy(update={"interleave": overrides.interleave})
     shared = shared_fields(document)
     backends = known_backends(document, shared)
     runners, wrong = read_runners(document, backends)

@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch
+from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, assess_contention
 
 ENGINES = ("one thread", "bursts", "every CPU", "2x CPUs")
 
@@ -131,7 +131,7 @@ def measure(engine: str, windows: int, seconds: float, group: Path | None) -> No
             while (now := time.monotonic()) - began < seconds:
                 if engine == "bursts" and int(1000 * now) % 2:
                     time.sleep(0.001)
-            print(watch.end(now - began, []).model_dump_json(), flush=True)
+            print(assess_contention(*watch.activity([]), now - began).model_dump_json(), flush=True)
 
 
 def show(found: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch.engine import Batch, Generated, PyTorchEngine
-from pytest_llem.measurement.contention import ContentionWatch
+from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -31,7 +31,7 @@ class ScriptedGpuEngine(PyTorchEngine):
         self.gpus = [GPU]
         # The energy of a token does not depend on other load of the CPU, so contention is not checked.
         unknown = Contention(state="unknown", reasons=["scripted board: not looked for"])
-        setattr(ContentionWatch, "end", lambda *_: unknown)  # noqa: B010 (a method, to mypy)
+        setattr(WindowObservers, "contention", lambda *_: unknown)  # noqa: B010 (a method, to mypy)
 
     def load(self) -> None:
         super().load()  # which names the devices that the model is on

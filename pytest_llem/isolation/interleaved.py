@@ -1,0 +1,236 @@
+"""Run two experiments alternately: both are loaded, and one waits while the other one measures.
+
+Each process warms up alone, the first one first. Then they take turns in the order A B B A A B B A …, so that a
+steady drift of the machine is the same for both. This process only gives the turns, and sleeps during them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pytest_llem.isolation import worker
+from pytest_llem.isolation.child import MAX_WAIT, Child
+from pytest_llem.isolation.launcher import ExperimentProcess, Job
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.isolation.server import Servers
+from pytest_llem.measurement.progress import GpuStatus, Progress, Watcher
+from pytest_llem.measurement.turns import END_OF_TURNS, WAITING, Turn
+from pytest_llem.results.models import ErrorRecord
+
+#: A process that uses more CPUs than this while it waits is stopped by a signal from then on.
+MAX_WAITING_CPUS = 0.05
+
+#: Phase shown while turns are taken.
+IN_TURNS = "measuring in turns"
+
+
+@dataclass
+class Side:
+    """One of two interleaved experiments.
+
+    Attributes:
+        name: Its name in messages: ``candidate`` or ``reference``.
+        job: Its job.
+        timeout: Time limit of both in s, without downloads.
+        servers: Forkservers to fork it from; None to start an interpreter.
+        started: A process that was started early; None if there is none.
+        on_output: Called with output of the process as it arrives.
+    """
+
+    name: str
+    job: Job
+    timeout: float
+    servers: Servers | None = None
+    started: ExperimentProcess | None = None
+    on_output: Callable[[bytes], None] = lambda chunk: None
+
+
+def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -> tuple[Outcome, Outcome]:
+    """Run two experiments in turns, and return the outcome of each.
+
+    When this returns or raises, no descendant of either process is left. If one ends before both have measured,
+    so does the other one, with an error of the kind ``partner``.
+
+    Args:
+        first: The side that loads first and has the first turn.
+        second: The other side.
+        watcher: Notified of progress; None for no notification.
+    """
+    one, other = _Running(first, watcher), _Running(second, watcher)
+    try:
+        failed = _run(one, other)
+        return one.conclude(failed), other.conclude(failed)
+    finally:
+        for side in (one, other):
+            side.process.end()
+
+
+@dataclass
+class _Running:
+    """A side and its process.
+
+    Attributes:
+        side: The side.
+        watcher: Shows the progress; None for nobody.
+        process: The process.
+        child: The process once its job has begun.
+        error: Why the process could not be started; None if it was.
+        waiting: The last report that it waits for its turn.
+        waits: Number of these reports.
+        is_stopped: Whether it is stopped by a signal while it waits.
+        timed_out: Whether the time was up while it had something to do.
+        every_s: Longest time between two calls of :meth:`tick`, in s.
+    """
+
+    side: Side
+    watcher: Watcher | None
+    process: ExperimentProcess = field(init=False)
+    child: Child | None = None
+    error: OSError | None = None
+    waiting: Progress = field(default_factory=lambda: Progress(WAITING, 0, 1))
+    waits: int = 0
+    is_stopped: bool = False
+    timed_out: bool = False
+    every_s: float = MAX_WAIT
+
+    def __post_init__(self) -> None:
+        if self.watcher is not None:
+            self.every_s = self.watcher.every_s
+        side, started = self.side, self.side.started
+        if started is not None and not started.fits(side.job, side.servers):
+            started.end()
+            side.started = started = None
+        self.process = started or ExperimentProcess(side.job, side.servers)
+
+    def begin(self) -> bool:
+        """Begin the job, and return whether the process could be started."""
+        side = self.side
+        try:
+            if side.started is None:
+                self.process.start()
+            watched = self.watcher is not None
+            self.child = self.process.begin(side.job, self, side.on_output, watched=watched)
+        except OSError as error:
+            self.error = error
+        return self.error is None
+
+    def see(self, seen: Progress | GpuStatus) -> None:
+        """Note a report of the process, and pass it on. Implements the protocol ``Watcher``."""
+        if isinstance(seen, Progress) and seen.phase == WAITING:
+            self.waiting, self.waits = seen, self.waits + 1
+            seen = Progress(IN_TURNS, seen.done, seen.total, seen.unit)
+        elif isinstance(seen, Progress):
+            seen = Progress(f"{self.side.name}: {seen.phase}", seen.done, seen.total, seen.unit)
+        if self.watcher is not None:
+            self.watcher.see(seen)
+
+    def tick(self) -> None:
+        if self.watcher is not None:
+            self.watcher.tick()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has written its result, or has ended without one."""
+        return self.child is not None and (self.child.phase == worker.DONE or self.process.has_exited)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether it has measured for as long as it has to."""
+        return self.waiting.done == self.waiting.total
+
+    def wait(self, other: _Running, left: float, condition: Callable[[], bool]) -> bool:
+        """Wait up to *left* s until *condition* holds, and return whether it does.
+
+        It does not if this process, or the *other* one, has ended meanwhile.
+        """
+        assert self.child is not None
+
+        def is_decided() -> bool:
+            return condition() or self.is_done or other.is_done
+
+        self.timed_out = self.child.wait(left, until=is_decided, beside=other.child)
+        return condition()
+
+    def take_turn(self, other: _Running, left: float) -> bool:
+        """Let it measure while *other* waits, and return whether it has."""
+        assert self.child is not None
+        assert other.child is not None
+        before, was_stopped = self.waits, self._resume()
+        self.child.send(Turn(other.child.pid or 0, was_stopped).order())
+        if not self.wait(other, left, lambda: self.waits > before):
+            return False
+        # One that was stopped has used no CPU for that reason, and is stopped again.
+        if was_stopped or (self.waiting.waiting_cpus or 0.0) > MAX_WAITING_CPUS:
+            self._signal(signal.SIGSTOP)
+            self.is_stopped = True
+        return True
+
+    def finish(self, left: float) -> None:
+        """End its turns, and wait up to *left* s for its result."""
+        assert self.child is not None
+        self._resume()
+        self.child.send(END_OF_TURNS)
+        self.timed_out = self.child.wait(left, until=lambda: self.is_done)
+
+    def conclude(self, failed: _Running | None) -> Outcome:
+        """Return the outcome, once the process is done, or one of the two, *failed*, has ended before it was."""
+        if self.error is not None:
+            message = f"the process could not be started: {self.error}"
+            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+        if failed is not None and failed is not self:
+            self.process.end()
+            name, output = failed.side.name, "" if self.child is None else self.child.output.text()
+            message = f"the {name} failed, with which it was measured in turns: see the error of the {name}"
+            return Outcome(error=ErrorRecord(kind="partner", type="PartnerFailed", message=message), output=output)
+        outcome = self.process.outcome(self.side.timeout if self.timed_out else None)
+        if outcome.result is not None:
+            self.process.shut_down()
+        return outcome
+
+    def _resume(self) -> bool:
+        """Let it run again if it was stopped, and return whether it was."""
+        was_stopped, self.is_stopped = self.is_stopped, False
+        if was_stopped:
+            self._signal(signal.SIGCONT)
+        return was_stopped
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.child is not None
+        if self.child.pid is not None:
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(self.child.pid, number)
+
+
+def _run(first: _Running, second: _Running) -> _Running | None:
+    """Run both to their results. Return the side that ended before both had measured; None if neither did."""
+    began = time.monotonic()
+
+    def left() -> float:
+        fetched = sum(side.child.fetched_seconds for side in (first, second) if side.child is not None)
+        return max(0.0, began + first.side.timeout + fetched - time.monotonic())
+
+    for side, other in ((first, second), (second, first)):
+        if not side.begin() or not side.wait(other, left(), lambda waiter=side: bool(waiter.waits)):  # type: ignore[misc]
+            return _failed(side, other)
+    for side, other in _turns(first, second):
+        if not side.take_turn(other, left()):
+            return _failed(side, other)
+    for side in (first, second):
+        side.finish(left())
+    return None
+
+
+def _turns(first: _Running, second: _Running) -> Iterator[tuple[_Running, _Running]]:
+    """Yield the side that has the next turn, and the other one, until both have measured enough."""
+    while not (first.has_enough and second.has_enough):
+        yield from ((first, second), (second, first), (second, first), (first, second))
+
+
+def _failed(active: _Running, other: _Running) -> _Running:
+    """Return the side that has ended, given that the *active* one did not do what it had to."""
+    return other if other.is_done and not (active.is_done or active.timed_out) else active

@@ -1,0 +1,30 @@
+"""Decide whether the two sides of a comparison can be measured in turns, both loaded at the same time."""
+
+from __future__ import annotations
+
+from pytest_llem.planning.preflight import Preflight, gib
+from pytest_llem.study.config import ExperimentConfig
+
+
+def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Preflight) -> str | None:
+    """Return why whole cycles have to alternate, in one line; None if passes can.
+
+    Args:
+        config: The experiment, the same on both sides.
+        candidate: Preflight of the candidate.
+        reference: Preflight of the reference.
+    """
+    sides, host = (candidate, reference), candidate.host_of(config)
+    shares = [share for side in sides if (share := side.needs(config).memory_share) is not None]
+    if host.gpus and sum(shares) > 1:
+        advice = f"{config.backend}.engine.gpu_memory_utilization" if config.backend == "vllm" else "its share"
+        return (
+            f"each side reserves {max(shares):.0%} of the GPU's memory, so that two do not fit: "
+            f"set {advice} below {1 / len(sides):.0%}"
+        )
+    sizes = [side.memory_bytes(config) for side in sides]
+    memory = host.device_memory_bytes * (candidate.needs(config).gpus or 1)
+    needed = sum(size for size in sizes if size is not None)
+    if needed > memory:
+        return f"two of them need about {gib(needed)}, and there are {gib(memory)}"
+    return None
