@@ -17,6 +17,9 @@ from tests.support.marks import slow
 
 AGAINST = f"--llem-against={sys.executable}"
 
+#: Whole cycles alternate, as figures are made up for single experiments.
+CYCLES = (AGAINST, "--llem-interleave=cycle")
+
 #: A user's own engine, whose model memory is set by the checkout.
 ENGINE = """
     from noop_engine import NoopEngine
@@ -112,7 +115,7 @@ def test_pairs_separate_drift_from_change(
         execution={"n_cycles": 4, "skip_preflight": True},
         gates={"metrics": [*wanted]},
     )
-    run = run_pytest(AGAINST)
+    run = run_pytest(*CYCLES)
     run.assert_outcomes(passed=8, failed=1)
     run.stdout.fnmatch_lines(["*: 1.060 × the reference: REGRESSION (*"])
 
@@ -138,9 +141,9 @@ def drift(
 
 
 def test_gate_alone_judges_newest_interleaved_session(drift: Callable[..., pytest.RunResult]) -> None:
-    drift(1, AGAINST, "--llem-run-id=turns").assert_outcomes(passed=8 + 1)
+    drift(1, *CYCLES, "--llem-run-id=turns").assert_outcomes(passed=8 + 1)
     drift(3, "--llem-run-id=later").assert_outcomes(passed=4)
-    run = drift(3, AGAINST, "-k", "regression", "-rP")
+    run = drift(3, *CYCLES, "-k", "regression", "-rP")
     run.assert_outcomes(passed=1, deselected=8)
     run.stdout.fnmatch_lines(
         ["*1.000 × the reference: SAME*paired*", "llem: 1 gate judged by an earlier run: results/noop_turns"]
@@ -152,14 +155,14 @@ def test_session_with_another_interpreter_is_not_judged(
 ) -> None:
     other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
-    run = drift(1, AGAINST, "-k", "regression")
+    run = drift(1, *CYCLES, "-k", "regression")
     run.assert_outcomes(failed=1, deselected=8)
     run.stdout.fnmatch_lines(["*cannot be judged: the reference has no results"])
 
 
 def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytest.RunResult]) -> None:
-    drift(1, AGAINST).assert_outcomes(passed=8 + 1)
-    run = drift(3, AGAINST, "-k", "experiment or regression")
+    drift(1, *CYCLES).assert_outcomes(passed=8 + 1)
+    run = drift(3, *CYCLES, "-k", "experiment or regression")
     run.assert_outcomes(passed=4, failed=1, deselected=4)
     run.stdout.fnmatch_lines(["*cannot be judged: no value in the reference; its reference was not selected, *"])
 
@@ -177,7 +180,7 @@ def test_resume_is_not_offered_after_interrupted_comparison(
     pytester.makeconftest(text)
     (pytester.path / "figures.json").write_text("{}")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", AGAINST)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *CYCLES)
     assert run.ret == pytest.ExitCode.INTERRUPTED
     assert (results.manifest["status"], results.manifest["completed"]) == ("interrupted", 1)
     run.stdout.no_fnmatch_line("*--llem-resume*")

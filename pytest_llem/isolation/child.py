@@ -176,7 +176,7 @@ class Child:
         began, fetched_before = time.monotonic(), self._fetched_for
         limit = math.inf if timeout is None else timeout
         left_result: float | None = None
-        while not self._is_over():
+        while not self.has_ended:
             if until():
                 self._drain()
                 return False
@@ -206,7 +206,7 @@ class Child:
             self._read(0.0)  # the supervisor may have sent its process id
             self._order(supervisor.END)
             # Do not wait for end of file: a process forked while the engine was imported may hold the pipe open.
-            while not self._is_over() and (left := give_up - time.monotonic()) > 0:
+            while not self.has_ended and (left := give_up - time.monotonic()) > 0:
                 self._read(left)
             if self.status is None and self._pid is not None:  # the supervisor itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
@@ -232,10 +232,11 @@ class Child:
     def is_over(self) -> bool:
         """Return, without waiting, whether the process and all its descendants have ended."""
         self._drain()
-        return self._is_over()
+        return self.has_ended
 
-    def _is_over(self) -> bool:
-        """Return whether the supervisor has reported the end, or has ended itself."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether the supervisor has reported the end, or has ended itself, as far as the pipes were read."""
         return self._has_status or self._reports not in self._sources
 
     def _order(self, order: bytes) -> None:

@@ -136,7 +136,7 @@ class _Running:
     @property
     def is_done(self) -> bool:
         """Whether it has written its result, or has ended without one."""
-        return self.child is not None and (self.child.phase == worker.DONE or self.process.has_exited)
+        return self.child is not None and (self.child.phase == worker.DONE or self.child.has_ended)
 
     @property
     def has_enough(self) -> bool:

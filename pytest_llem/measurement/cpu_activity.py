@@ -15,6 +15,9 @@ from pytest_llem.results.statistics import total_of
 #: /proc counts time in ticks of this many seconds.
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
+#: Minimum number of ticks between two snapshots that tell how many CPUs a process used.
+MIN_TICKS = 20
+
 #: Maximum number of other processes to name, and the minimum use of one that is named, in CPUs.
 MAX_NAMED = 3
 MIN_NAMED_CPUS = 0.05
@@ -213,9 +216,12 @@ def join_cpu_activity(parts: Sequence[CpuActivity]) -> CpuActivity:
 
 
 def own_cpus(before: Snapshot, after: Snapshot) -> float | None:
-    """Return how many CPUs the experiment's processes used on average between two snapshots; None if unknown."""
-    own = _own_seconds(before, after)
-    return None if own is None or after.at <= before.at else own / (after.at - before.at)
+    """Return how many CPUs the experiment's processes used on average between two snapshots.
+
+    None if that is unknown, or if there are too few ticks between them.
+    """
+    seconds, own = after.at - before.at, _own_seconds(before, after)
+    return None if own is None or seconds < MIN_TICKS * TICK_S else own / seconds
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
