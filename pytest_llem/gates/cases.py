@@ -17,6 +17,7 @@ from pytest_llem.gates.eligibility import (
 )
 from pytest_llem.gates.matching import Pair, is_measured, shared_cycles
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
+from pytest_llem.gates.turns import in_pairs
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 
@@ -119,8 +120,9 @@ def make_case(
         reason = f"{contended} (repeat the measurement on a machine where nothing else runs)"
         return case(reason=reason, inconclusive=True, contended=contended, testbed=testbed)
     values, reference_values = _by_cycle(candidate, metric), _by_cycle(reference, metric)
-    common = values.keys() & reference_values.keys()
-    n = len(common) if paired else min(len(values), len(reference_values))
+    if paired:
+        values, reference_values = in_pairs(candidate, reference, metric, values, reference_values)
+    n = min(len(values), len(reference_values))
     try:
         found_contrast = contrast(values, reference_values, paired=paired)
     except UndecidableError as error:

@@ -12,6 +12,7 @@ from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.machine import idle_power
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
+from pytest_llem.planning.interleaving import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.design import Experiment, Point, StudyConfig
@@ -73,6 +74,16 @@ class Plan:
         return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
+    def whole_cycles(self) -> dict[str, str]:
+        """Points of which whole cycles alternate though passes were asked for: the reason by the point's id."""
+        if self.reference is None or self.study.gates.interleave == "cycle":
+            return {}
+        sides = self.preflight, self.reference.preflight
+        points = [point for point in self.points if point.id not in self.refused]
+        reasons = ((point.id, cycles_reason(point.config, *sides)) for point in points)
+        return {name: reason for name, reason in reasons if reason is not None}
+
+    @cached_property
     def seconds(self) -> float | None:
         """Estimated time of the run, in s; None if a model's size is unknown.
 
@@ -130,6 +141,8 @@ class Plan:
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
             "reference": {
                 "python": self.reference.python,
+                "interleave": self.study.gates.interleave,
+                "whole_cycles": [{"point": name, "reason": why} for name, why in self.whole_cycles.items()],
                 "experiments": [experiment.id for experiment in self.reference.experiments],
                 "estimated_seconds": self.reference.seconds,
                 "preflight": [

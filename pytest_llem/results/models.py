@@ -143,6 +143,17 @@ class StudySummary(Record):
     """Weakest method in that sum."""
 
 
+class CycleTurns(Record):
+    """The turns of a cycle that was interleaved with the other side of a comparison, pass by pass."""
+
+    cycle: int
+    """Number of the cycle."""
+    pair: str
+    """Id of the cycle and its counterpart on the other side."""
+    metrics: dict[str, list[float]]
+    """Values of a metric over each turn alone, by metric; without metrics that a turn has no value of."""
+
+
 class PointResult(Record):
     """The result of one point over its cycles."""
 
@@ -168,6 +179,8 @@ class PointResult(Record):
     """System-under-test facts, which may differ in a comparison."""
     contention: PointContention | None = None
     """Contended cycles; null if no result records contention."""
+    turns: list[CycleTurns] = Field(default_factory=list)
+    """Turns of those cycles that were measured in turns, in order."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

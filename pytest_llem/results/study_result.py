@@ -18,7 +18,15 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, TESTBED, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
+from pytest_llem.results.models import (
+    CycleTurns,
+    ErrorRecord,
+    Manifest,
+    ManifestEntry,
+    PointResult,
+    StudyResult,
+    StudySummary,
+)
 from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.results.token_agreement import GreedyOutputs
@@ -107,6 +115,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.testbed = found.shared(testbed_facts(results))
         point.sut = found.shared(sut_facts(results))
         point.contention = _contention(results)
+        point.turns = [*_turns(results)]
         for result in results:
             found.add(result, point)
         file = next((entry.result_file for entry in entries if entry.result_file is not None), None)
@@ -322,6 +331,15 @@ def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
         unknown=[cycle for cycle, state in states.items() if state == "unknown"],
         reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
     )
+
+
+def _turns(cycles: Sequence[ExperimentResult]) -> Iterator[CycleTurns]:
+    """Yield the turns of each of a point's *cycles* that was measured in turns."""
+    for result in cycles:
+        if (found := result.interleaving) is not None:
+            shared = set.intersection(*(set(turn.metrics) for turn in found.turns))
+            metrics = {name: [turn.metrics[name] for turn in found.turns] for name in sorted(shared)}
+            yield CycleTurns(cycle=result.identity.cycle, pair=found.pair, metrics=metrics)
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:

@@ -56,6 +56,7 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines = [text]
     if plan.reference is not None:
         lines += _reference(plan.reference)
+        lines += _grouped("interleaved cycle by cycle", plan.whole_cycles.items())
     lines += [f"  {line}" for line in plan.minimum_detectable_effect]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
@@ -70,7 +71,9 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
 def _reference(plan: Plan) -> list[str]:
     """Return lines on the interleaved run of the reference."""
     time = "time unknown" if plan.seconds is None else f"about {duration_text(plan.seconds)} more"
-    text = f"  against {plan.python}: {counted(len(plan.experiments), 'experiment')} interleaved, {time}"
+    what = plan.study.gates.interleave
+    experiments = counted(len(plan.experiments), "experiment")
+    text = f"  against {plan.python}: {experiments} interleaved {what} by {what}, {time}"
     return [text, *_grouped("preflight of the reference, will fail", plan.refused.items())]
 
 
