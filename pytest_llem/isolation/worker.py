@@ -16,6 +16,7 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -62,7 +63,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
     Args:
         attempt: The folder that holds the job and receives the result.
         events: File descriptor on which each phase is announced: a Progress as a line of JSON.
-        start_fd: File descriptor to read a line from before the job begins. At end of file the job is not run.
+        start_fd: File descriptor to read a line from before the job begins.
     """
     for fd in (events, start_fd):
         os.set_inheritable(fd, False)
@@ -90,8 +91,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
         start = {"began_at": now()}
         import_needed(read_job(directory))
         start["ready_at"] = now()
-        if not read_line(start_fd):
-            return
+        read_line(start_fd)
         run(read_job(directory), start, directory, announce, events, start_fd)
     except SystemExit:
         raise  # the exit status is reported
@@ -124,11 +124,15 @@ def read_job(directory: Path) -> dict[str, Any]:
 
 
 def read_line(fd: int) -> bytes:
-    """Return the next line of a pipe, with its end; empty at end of file."""
+    """Return the next line of a pipe, with its end.
+
+    End of file means that pytest has ended. The supervisor is about to kill this process and to remove its folder,
+    which it would not if this process ended by itself.
+    """
     line = b""
     while not line.endswith(b"\n"):
-        if not (byte := os.read(fd, 1)):
-            return b""
+        while not (byte := os.read(fd, 1)):
+            signal.pause()
         line += byte
     return line
 
@@ -185,9 +189,7 @@ def run(
 
     def next_turn(progress: Progress) -> Turn | None:
         report(progress)
-        if not (line := read_line(orders)):
-            raise InterruptedError("pytest ended during the turns")
-        return parse_order(line)
+        return parse_order(read_line(orders))
 
     measured = ExperimentOrchestrator(
         config=ExperimentConfig.model_validate(job["config"]),
