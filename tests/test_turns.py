@@ -17,7 +17,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.energy.account import Account, Total, join_accounts
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.gates.turns import in_pairs
+from pytest_llem.gates.matching import in_pairs
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome

@@ -15,9 +15,8 @@ from pytest_llem.gates.eligibility import (
     judged_metric,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.matching import Pair, is_measured, shared_cycles
+from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
-from pytest_llem.gates.turns import in_pairs
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 

@@ -25,7 +25,7 @@ from pytest_llem.gates.ttests import (
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide"]
+__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide", "paired_contrast"]
 
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 
@@ -124,25 +124,56 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
     if paired:
         common = sorted(candidate.keys() & reference.keys())
         candidate, reference = ({cycle: side[cycle] for cycle in common} for side in (candidate, reference))
-        if len(common) < 2:
-            raise UndecidableError(f"needs at least 2 cycles that both sides have ({len(common)} in common)")
-    elif min(len(candidate), len(reference)) < 2:
+        return paired_contrast(_logs(candidate, "") - _logs(reference, " of the reference"))
+    if min(len(candidate), len(reference)) < 2:
         raise UndecidableError(
             "needs at least 2 cycles on either side "
             f"({len(candidate)} in the candidate, {len(reference)} in the reference)"
         )
     logs, reference_logs = _logs(candidate, ""), _logs(reference, " of the reference")
-    estimate = paired_estimate(logs - reference_logs) if paired else unpaired_estimate(logs, reference_logs)
-    log_ratio, standard_error, degrees = map(float, estimate)
+    log_ratio, standard_error, degrees = map(float, unpaired_estimate(logs, reference_logs))
     return Contrast(
         log_ratio,
         standard_error,
         degrees,
         n=len(candidate),
         n_reference=len(reference),
-        paired=paired,
-        variance=float(variance(logs - reference_logs if paired else logs)),
-        variance_reference=0.0 if paired else float(variance(reference_logs)),
+        paired=False,
+        variance=float(variance(logs)),
+        variance_reference=float(variance(reference_logs)),
+    )
+
+
+def paired_contrast(log_ratios: Sequence[float] | Array) -> Contrast:
+    """Compare cycles that were interleaved, given the log ratio of each pair.
+
+    Args:
+        log_ratios: ln(candidate / reference) of each pair of cycles, for example of
+            :func:`~pytest_llem.gates.turns.pair_log_ratio`.
+
+    Raises:
+        UndecidableError: There are fewer than two pairs.
+
+    Example:
+        >>> paired_contrast([0.01, 0.02, 0.03]).log_ratio
+        0.02
+    """
+    import numpy as np
+
+    n = len(log_ratios)
+    if n < 2:
+        raise UndecidableError(f"needs at least 2 cycles that both sides have ({n} in common)")
+    differences = np.asarray(log_ratios, dtype=float)
+    log_ratio, standard_error, degrees = map(float, paired_estimate(differences))
+    return Contrast(
+        log_ratio,
+        standard_error,
+        degrees,
+        n=n,
+        n_reference=n,
+        paired=True,
+        variance=float(variance(differences)),
+        variance_reference=0.0,
     )
 
 
