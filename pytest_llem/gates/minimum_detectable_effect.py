@@ -157,7 +157,7 @@ def _unpaired(n: int, n_reference: int, alpha: float) -> tuple[Array, Array]:
     import numpy as np
     from scipy.special import betaincinv, chdtri, stdtrit
 
-    at, weight = _points()
+    at, weight = quadrature()
     share = betaincinv((n - 1) / 2, (n_reference - 1) / 2, at)
     error, degrees = welch(share / (n - 1), n, (1 - share) / (n_reference - 1), n_reference)
     total = np.sqrt(chdtri(n + n_reference - 2, at))
@@ -169,12 +169,12 @@ def _paired(n: int, alpha: float) -> tuple[Array, Array]:
     import numpy as np
     from scipy.special import chdtri, stdtrit
 
-    at, weight = _points()
+    at, weight = quadrature()
     error = np.sqrt(2 * chdtri(n - 1, at) / (n - 1) / n)
     return np.asarray(-stdtrit(n - 1, alpha) * error), weight
 
 
-def _points() -> tuple[Array, Array]:
+def quadrature() -> tuple[Array, Array]:
     """Return the nodes of Gauss–Legendre quadrature on 0 to 1, and their weights, whose sum is 1."""
     import numpy as np
 

@@ -15,6 +15,8 @@ from pytest_llem.gates.ttests import (
     Judgement,
     holm_levels,
     judge,
+    judge_looks,
+    over_looks,
     p_beyond,
     paired_estimate,
     unpaired_estimate,
@@ -25,7 +27,7 @@ from pytest_llem.gates.ttests import (
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide", "paired_contrast"]
+__all__ = ["Contrast", "Decision", "Look", "Question", "UndecidableError", "contrast", "decide", "paired_contrast"]
 
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 
@@ -67,18 +69,39 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Candidate against reference after a number of cycles that was fixed in advance.
+
+    Attributes:
+        contrast: Candidate against reference, by the cycles until then.
+        share: Part of the gate's level that is spent on this look, up to 1.
+    """
+
+    contrast: Contrast
+    share: float
+
+
+@dataclass(frozen=True)
 class Question:
     """The question whether a metric has changed for the worse or for the better.
 
     Attributes:
-        contrast: Candidate against reference.
+        contrast: Candidate against reference, by all cycles; if there are ``looks``, that of the last one.
         better: The metric's better direction in the catalogue.
         delta: Relative change that does not count, 0 or more: ratios from 1 / (1 + delta) to 1 + delta.
+        looks: Looks so far, if cycles run until gates are decided (see :mod:`pytest_llem.gates.sequential`); empty
+            if the number of cycles was fixed.
     """
 
     contrast: Contrast
     better: Literal["lower", "higher"]
     delta: float
+    looks: tuple[Look, ...] = ()
+
+    @property
+    def all_looks(self) -> tuple[Look, ...]:
+        """The looks; a single one with the whole level if the number of cycles was fixed."""
+        return self.looks or (Look(self.contrast, 1.0),)
 
 
 @dataclass(frozen=True)
@@ -87,17 +110,21 @@ class Decision:
 
     Attributes:
         verdict: The verdict.
-        ratio: Candidate / reference.
+        n: Number of the candidate's cycles, or of pairs, from which the verdict follows: of the look with the
+            smallest p for its share, or of the last look for INCONCLUSIVE.
+        ratio: Candidate / reference, by these cycles.
         interval: Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows. It lies beyond
-            delta for REGRESSION and IMPROVEMENT, within delta for SAME, and neither for INCONCLUSIVE.
+            delta for REGRESSION and IMPROVEMENT, within delta for SAME, and neither for INCONCLUSIVE. If there are
+            several looks, ``confidence`` is that of the intervals of all looks together.
         confidence: 1 − 2 · the level that decided: alpha for SAME, for the others the part of alpha that
             Holm's procedure gave this question.
-        p: One-sided p of no change beyond delta in the direction found, adjusted over all questions.
+        p: One-sided p of no change beyond delta in the direction found, adjusted over all questions and looks.
         cycles_to_decide: For an inconclusive verdict, the smallest number of cycles per side that would decide it
             if mean and spread stayed the same; a side with more cycles keeps them. None if 1,000 would not do.
     """
 
     verdict: Change
+    n: int
     ratio: float
     interval: tuple[float, float]
     confidence: float
@@ -193,22 +220,24 @@ def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
     """
     if not questions:
         return []
-    changes, errors, degrees, margins = _arrays(questions)
-    judged = judge(changes, errors, degrees, margins, alpha)
-    worse = holm_levels(p_beyond(changes, errors, degrees, margins), judged.worse, alpha)
-    better = holm_levels(p_beyond(-changes, errors, degrees, margins), judged.better, alpha)
+    looks = _Looks(questions)
+    judged = judge_looks(*looks.t_tests, looks.margins, alpha, shares=looks.shares)
+    worse = holm_levels(over_looks(looks.p_worse, looks.shares), judged.worse, alpha)
+    better = holm_levels(over_looks(looks.p_better, looks.shares), judged.better, alpha)
     decisions = []
     for at, question in enumerate(questions):
         verdict = _verdict(judged, at)
+        look = looks.deciding(at, verdict)
         p, part = judged.p_better[at], float(better[at])
-        if _worsening(question) >= 0:
+        if _worsening(look.contrast, question) >= 0:
             p, part = judged.p_worse[at], float(worse[at])
         level = alpha if verdict == "SAME" else part
         decisions.append(
             Decision(
                 verdict=verdict,
-                ratio=_exp(question.contrast.log_ratio),
-                interval=_interval(question.contrast, level),
+                n=look.contrast.n,
+                ratio=_exp(look.contrast.log_ratio),
+                interval=_interval(look.contrast, level * look.share),
                 confidence=1 - 2 * level,
                 p=float(p),
                 cycles_to_decide=_cycles(question, alpha, part) if verdict == "INCONCLUSIVE" else None,
@@ -217,20 +246,44 @@ def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
     return decisions
 
 
-def _worsening(question: Question) -> float:
-    return question.contrast.log_ratio if question.better == "lower" else -question.contrast.log_ratio
+class _Looks:
+    """The looks of a family's questions, as arrays of looks × questions.
+
+    A question of fewer looks repeats its last one, which changes no smallest p.
+    """
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        import numpy as np
+
+        most = max(len(one.all_looks) for one in questions)
+        self._looks = [[*one.all_looks, *[one.all_looks[-1]] * (most - len(one.all_looks))] for one in questions]
+        rows = [
+            [
+                (_worsening(look.contrast, one), look.contrast.standard_error, look.contrast.degrees, look.share)
+                for look in looks
+            ]
+            for one, looks in zip(questions, self._looks, strict=True)
+        ]
+        changes, errors, degrees, self.shares = np.array(rows).T
+        self.t_tests = changes, errors, degrees
+        self.margins = np.array([math.log1p(one.delta) for one in questions])
+        self.p_worse = p_beyond(changes, errors, degrees, self.margins)
+        self.p_better = p_beyond(-changes, errors, degrees, self.margins)
+
+    def deciding(self, at: int, verdict: Change) -> Look:
+        """Return the look from which the *verdict* on the question at that position follows."""
+        import numpy as np
+
+        if verdict == "INCONCLUSIVE":
+            return self._looks[at][-1]
+        worse, better = self.p_worse[:, at], self.p_better[:, at]
+        p = {"REGRESSION": worse, "IMPROVEMENT": better, "SAME": 1 - np.minimum(worse, better)}[verdict]
+        latest_first = (p / self.shares[:, at])[::-1]  # without spread, several looks have a p of 0
+        return self._looks[at][len(p) - 1 - int(np.argmin(latest_first))]
 
 
-def _arrays(questions: Sequence[Question]) -> tuple[Array, Array, Array, Array]:
-    """Return changes, their standard errors, degrees of freedom and margins."""
-    import numpy as np
-
-    rows = [
-        (_worsening(one), one.contrast.standard_error, one.contrast.degrees, math.log1p(one.delta))
-        for one in questions
-    ]
-    changes, errors, degrees, margins = np.array(rows).T
-    return changes, errors, degrees, margins
+def _worsening(contrast: Contrast, question: Question) -> float:
+    return contrast.log_ratio if question.better == "lower" else -contrast.log_ratio
 
 
 def _verdict(judged: Judgement, at: int) -> Change:
@@ -260,10 +313,14 @@ def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | Non
         n, n_reference = np.maximum(counts, found.n), np.maximum(counts, found.n_reference)
         error, degrees = welch(found.variance, n, found.variance_reference, n_reference)
     # Each count is a family of one: part_of_alpha includes the effect of the other questions.
-    change, error, degrees = np.full((len(counts), 1), _worsening(question)), error[:, None], degrees[:, None]
-    margin = math.log1p(question.delta)
-    changed = judge(change, error, degrees, margin, part_of_alpha)
-    decided = changed.worse | changed.better | judge(change, error, degrees, margin, alpha).same
+    change, error, degrees = (
+        np.full((len(counts), 1), _worsening(found, question)),
+        error[:, None],
+        degrees[:, None],
+    )
+    margin, share = math.log1p(question.delta), question.all_looks[-1].share
+    changed = judge(change, error, degrees, margin, part_of_alpha * share)
+    decided = changed.worse | changed.better | judge(change, error, degrees, margin, alpha * share).same
     return int(counts[decided[:, 0]][0]) if decided.any() else None
 
 

@@ -1,6 +1,7 @@
 """t-tests of logarithms over arrays, so that gates and simulations of thousands of samples use the same code.
 
-The last axis of samples holds cycles; the last axis of all other arrays holds a family of gates.
+The last axis of samples holds cycles; the last axis of all other arrays holds a family of gates. Arrays over looks
+have one more axis in front, for the numbers of cycles after which the same gates were judged.
 """
 
 from __future__ import annotations
@@ -99,7 +100,17 @@ def welch(of_one: Numbers, n: Numbers, of_other: Numbers, n_other: Numbers) -> t
 
 
 def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbers, alpha: float) -> Judgement:
-    """Judge changes against *margin*, each family along the last axis.
+    """Judge changes against *margin*, each family along the last axis: :func:`judge_looks` with a single look."""
+    import numpy as np
+
+    worsening, standard_error, degrees = (np.asarray(one)[None] for one in (worsening, standard_error, degrees))
+    return judge_looks(worsening, standard_error, degrees, margin, alpha, shares=1.0)
+
+
+def judge_looks(
+    worsening: Array, standard_error: Array, degrees: Array, margin: Numbers, alpha: float, *, shares: Numbers
+) -> Judgement:
+    """Judge changes against *margin* at each look, each family along the last axis.
 
     Each direction is a family of its own for Holm's procedure. ``same`` is two one-sided tests (D. J.
     Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987): the two-sided interval at 1 − 2 · alpha lies inside the
@@ -107,17 +118,32 @@ def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbe
     at most alpha.
 
     Args:
-        worsening: Differences of logarithms, above 0 if the candidate is worse.
+        worsening: Differences of logarithms, above 0 if the candidate is worse; the first axis holds looks.
         standard_error: Standard error of each difference.
         degrees: Degrees of freedom of each standard error.
         margin: Difference of logarithms, 0 or more, that does not count.
         alpha: Probability of a false alarm, below 0.5.
+        shares: Part of its level that a gate spends at each look, see :func:`over_looks`.
     """
+    import numpy as np
+
     p_worse = p_beyond(worsening, standard_error, degrees, margin)
     p_better = p_beyond(-worsening, standard_error, degrees, margin)
-    same = (1 - p_worse <= alpha) & (1 - p_better <= alpha)
-    p_worse, p_better = holm(p_worse), holm(p_better)
+    same = over_looks(1 - np.minimum(p_worse, p_better), shares) <= alpha
+    p_worse, p_better = holm(over_looks(p_worse, shares)), holm(over_looks(p_better, shares))
     return Judgement(p_worse, p_better, p_worse <= alpha, p_better <= alpha, same)
+
+
+def over_looks(p: Array, shares: Numbers) -> Array:
+    """Return one p for all looks, along the first axis: the smallest p ÷ share.
+
+    Like each *p*, it is below a level with at most that probability if nothing has changed, whenever one stops
+    looking, since the shares of a gate add up to at most 1 (Bonferroni). That holds at any level, so also for
+    those of Holm's procedure. It can only become smaller with more looks.
+    """
+    import numpy as np
+
+    return np.asarray(np.minimum(1.0, np.min(p / shares, axis=0)))
 
 
 def holm(p: Array) -> Array:

@@ -79,11 +79,13 @@ class Summary(BaseModel):
         return f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Return mean, standard deviation and 95 % interval of *values*.
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Return mean, standard deviation and interval of *values*.
 
-    The interval is Student's: mean ± t(0.975, n − 1) · sd / √n. It is None below three values, and the standard
-    deviation is None below two.
+    The interval is Student's: mean ± t((1 + confidence) / 2, n − 1) · sd / √n. It is None below three values, and
+    the standard deviation is None below two.
     """
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else None
@@ -91,7 +93,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[f
         return mean, sd, None
     from scipy.special import stdtrit  # takes 0.1 s to import, and only a study with cycles needs it
 
-    half = float(stdtrit(len(values) - 1, 0.975)) * sd / len(values) ** 0.5
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * sd / len(values) ** 0.5
     return mean, sd, (mean - half, mean + half)
 
 

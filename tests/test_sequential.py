@@ -1,0 +1,202 @@
+"""Verdicts on cycles that run until a gate is decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pytest_llem.gates.sequential import (
+    CyclesNeeded,
+    Schedule,
+    cycles_needed,
+    is_precise,
+    mean_interval_of_stopped,
+    paired_looks,
+    unpaired_looks,
+)
+from pytest_llem.gates.statistics import Decision, Question, UndecidableError, decide, paired_contrast
+from tests.support.pairs import ALPHA
+from tests.support.sequential import Run, until_decided
+
+SCHEDULE = Schedule(4, 40)
+
+
+def question(log_ratios: Any, schedule: Schedule = SCHEDULE, delta: float = 0.02) -> Question:
+    looks = paired_looks(log_ratios, schedule)
+    return Question(looks[-1].contrast, "lower", delta, looks)
+
+
+def decision(log_ratios: Any, schedule: Schedule = SCHEDULE, delta: float = 0.02) -> Decision:
+    [only] = decide([question(log_ratios, schedule, delta)], ALPHA)
+    return only
+
+
+def noise(seed: int, n: int, mean: float = 0.0, spread: float = 0.02) -> list[float]:
+    return list(mean + spread * np.random.default_rng(seed).standard_normal(n))
+
+
+class TestSchedule:
+    def test_looks_grow_by_a_quarter(self) -> None:
+        assert SCHEDULE.sizes == (4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 40)
+        assert Schedule(2, 5).sizes == (2, 3, 4, 5)
+        assert Schedule(3, 3).sizes == (3,)
+
+    def test_shares_add_up_to_one(self) -> None:
+        for schedule in (SCHEDULE, Schedule(2, 9), Schedule(5, 5)):
+            assert schedule.share * len(schedule.sizes) == pytest.approx(1)
+
+    def test_next_size_is_none_after_the_last_look(self) -> None:
+        assert [SCHEDULE.next_size(n) for n in (0, 4, 6, 7, 39, 40)] == [4, 5, 8, 8, 40, None]
+
+
+class TestDecide:
+    def test_one_look_is_decided_as_a_fixed_number(self) -> None:
+        for seed, mean in ((1, 0.0), (2, 0.08), (3, -0.08)):
+            ratios = noise(seed, 10, mean)
+            [fixed] = decide([Question(paired_contrast(ratios), "lower", 0.02)], ALPHA)
+            assert decision(ratios, Schedule(10, 10)) == fixed
+
+    def test_p_never_grows_with_more_cycles(self) -> None:
+        ratios = noise(4, 40, 0.03)
+        ps = [decision(ratios[:n]).p for n in range(4, 41)]
+        assert ps == sorted(ps, reverse=True)
+        assert ps[0] > ps[-1]
+
+    def test_verdict_once_reached_stays(self) -> None:
+        early = [0.08, 0.081, 0.079, 0.0805]
+        later = [*early, *noise(5, 30, 0.0, 0.1)]
+        assert decision(early).verdict == "REGRESSION"
+        found = decision(later)
+        assert (found.verdict, found.n) == ("REGRESSION", 4)
+        assert found.interval == decision(early).interval
+
+    @pytest.mark.parametrize("mean", [0.0, 0.02, 0.1, -0.1])
+    def test_verdict_follows_from_the_interval(self, mean: float) -> None:
+        for seed in range(20):
+            found = decision(noise(seed, 19, mean))
+            low, high = found.interval
+            assert low <= found.ratio <= high
+            inside = high <= 1.02 and low >= 1 / 1.02
+            assert found.verdict == (
+                "REGRESSION"
+                if low > 1.02
+                else "IMPROVEMENT"
+                if high < 1 / 1.02
+                else "SAME"
+                if inside
+                else "INCONCLUSIVE"
+            )
+
+    def test_interval_uses_the_share_of_its_look(self) -> None:
+        ratios = noise(6, 6, 0.02)
+        test = stats.ttest_1samp(ratios, 0.0).confidence_interval(1 - 2 * ALPHA / 12)
+        found = decision(ratios)
+        assert found.verdict == "INCONCLUSIVE"
+        assert found.interval == pytest.approx((math.exp(test.low), math.exp(test.high)))
+        assert found.confidence == pytest.approx(1 - 2 * ALPHA)
+
+    def test_gates_stopped_at_different_numbers_are_one_family(self) -> None:
+        ratios = noise(7, 10, 0.045)
+        alone, *_ = decide([question(ratios)], ALPHA)
+        among = decide([question(noise(8, 4)), question(ratios), question(noise(9, 40))], ALPHA)
+        assert among[1].p == pytest.approx(3 * alone.p)
+        assert [one.n for one in among if one.verdict == "INCONCLUSIVE"] == [
+            len(given)
+            for given, one in zip(([0] * 4, [0] * 10, [0] * 40), among, strict=True)
+            if one.verdict == "INCONCLUSIVE"
+        ]
+
+    def test_values_without_spread_are_decided_at_the_first_look(self) -> None:
+        assert decision([0.0] * 4).verdict == "SAME"
+        assert decision([0.03] * 5).verdict == "REGRESSION"
+
+    def test_looks_of_a_saved_reference_use_all_its_cycles(self) -> None:
+        values = np.exp(noise(10, 6))
+        looks = unpaired_looks(list(values), [1.0, 1.01, 0.99], SCHEDULE)
+        assert [(look.contrast.n, look.contrast.n_reference) for look in looks] == [(4, 3), (5, 3), (6, 3)]
+
+    def test_too_few_cycles_for_a_look_raise(self) -> None:
+        with pytest.raises(UndecidableError, match=r"at least 4 cycles \(3 so far\)"):
+            paired_looks([0.1] * 3, SCHEDULE)
+
+    def test_cycles_to_decide_is_beyond_the_last_look(self) -> None:
+        found = decision(noise(11, 4, 0.05, 0.03))
+        assert found.verdict == "INCONCLUSIVE"
+        assert found.cycles_to_decide is not None
+        assert found.cycles_to_decide > 4
+        single = dataclasses.replace(question(noise(11, 4, 0.05, 0.03)), looks=())
+        [fixed] = decide([single], ALPHA)
+        assert fixed.cycles_to_decide is not None
+        assert fixed.cycles_to_decide < found.cycles_to_decide
+
+
+@pytest.mark.parametrize(("ratio", "false"), [(1.0, ("worse", "better")), (1.02, ("worse", "same"))])
+def test_false_alarms_stay_below_alpha_despite_looking(ratio: float, false: tuple[str, ...]) -> None:
+    """A small version of ``tests/benchmarks/sequential.py``, with white noise and 2,000 families of 12 gates."""
+    random = np.random.default_rng(20261129)
+    ratios = math.log(ratio) + 0.02 * random.standard_normal((2000, 12, 40))
+    run = until_decided(ratios, SCHEDULE, delta=0.02, alpha=ALPHA)
+    assert isinstance(run, Run)
+    for direction in false:
+        found = getattr(run, direction)
+        per_family = found.all(axis=-1) if direction == "same" else found.any(axis=-1)
+        assert per_family.mean() <= ALPHA
+        assert found.mean() <= ALPHA
+
+
+class TestCyclesNeeded:
+    @pytest.mark.parametrize("spread", [0.005, 0.01, 0.02])
+    @pytest.mark.parametrize(("delta", "change"), [(0.01, 0.03), (0.02, 0.05), (0.02, 0.2), (0.02, 0.0)])
+    @pytest.mark.parametrize("family", [1, 12])
+    def test_rule_is_within_half_of_theory(self, spread: float, delta: float, change: float, family: int) -> None:
+        found = cycles_needed(spread, delta=delta, change=change, alpha=ALPHA, schedule=SCHEDULE, family=family)
+        assert found.normal is not None
+        assert found.fixed is not None
+        assert found.normal <= found.fixed
+        assert found.sequential <= 1.5 * found.fixed
+
+    def test_fixed_number_matches_noncentral_t(self) -> None:
+        needed = cycles_needed(0.02, delta=0.02, change=0.05, alpha=ALPHA, schedule=SCHEDULE).fixed
+        assert needed is not None
+        distance = math.log(1.05 / 1.02) / 0.02
+        powers = [
+            stats.nct.sf(stats.t.isf(ALPHA, n - 1), n - 1, distance * math.sqrt(n)) for n in (needed - 1, needed)
+        ]
+        assert powers[0] < 0.9 <= powers[1]
+
+    def test_normal_number_matches_the_textbook(self) -> None:
+        needed = cycles_needed(0.05, delta=0.02, change=0.05, alpha=ALPHA, schedule=SCHEDULE).normal
+        quantiles = stats.norm.isf(ALPHA) + stats.norm.ppf(0.9)
+        assert needed == math.ceil((quantiles * 0.05 / math.log(1.05 / 1.02)) ** 2)
+
+    def test_change_of_delta_itself_is_never_decided(self) -> None:
+        found = cycles_needed(0.02, delta=0.02, change=0.02, alpha=ALPHA, schedule=Schedule(4, 10))
+        assert found[:2] == (None, None)
+        assert found.sequential > 9.5
+        assert isinstance(found, CyclesNeeded)
+
+
+class TestPrecision:
+    def test_mean_of_stopped_cycles_is_covered_as_stated(self) -> None:
+        random = np.random.default_rng(12)
+        covered = []
+        for _ in range(1500):
+            values = list(1 + 0.028 * random.standard_normal(40))  # the spread with the lowest coverage
+            n = next((n for n in range(3, 41) if is_precise(values[:n], 0.02)), 40)
+            interval = mean_interval_of_stopped(values[:n])
+            assert interval is not None
+            covered.append(interval[0] <= 1 <= interval[1])
+        assert np.mean(covered) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 1500)
+
+    def test_two_cycles_are_not_precise(self) -> None:
+        assert not is_precise([1.0, 1.0], 0.1)
+        assert mean_interval_of_stopped([1.0, 1.0]) is None
+
+    def test_negative_mean_is_precise_as_its_mirror_image(self) -> None:
+        assert is_precise([-1.0, -1.01, -0.99, -1.0], 0.05)
+        assert not is_precise([-1.0, -1.01, -0.99, -1.0], 0.001)
