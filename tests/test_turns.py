@@ -1,4 +1,4 @@
-"""Two experiments that measure in turns: their order, their results, and the faults of either side."""
+"""Two experiments that measure alternately: their order, their results, and the faults of either side."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pytest_llem import StudyResult
 from pytest_llem.energy.account import Account, Total, join_accounts
@@ -23,8 +24,12 @@ from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.turns import MIN_TURNS, progress
+from pytest_llem.planning.host import GpuCapacity, Host
+from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import CycleTurns, ErrorRecord, PointResult
+from pytest_llem.study.loading import load_study
 from tests.conftest import Results, RunPytest
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.narrow import not_none
@@ -109,7 +114,7 @@ def engine(job: MakeJob, tmp_path: Path) -> MakeJob:
 
 @pytest.fixture
 def pair(servers: Servers) -> Pair:
-    """Return a function that runs two jobs in turns."""
+    """Return a function that runs two jobs alternately."""
 
     def run(first: Job, second: Job) -> tuple[Outcome, Outcome]:
         sides = [Side(name, one, 60, servers) for name, one in (("candidate", first), ("reference", second))]
@@ -147,8 +152,8 @@ class TestTurns:
 
     def test_each_has_at_least_four_turns_of_one_pass(self, pair: Pair, engine: MakeJob) -> None:
         for outcome in pair(engine(), engine()):
-            turns = not_none(_result(outcome).interleaving).turns
-            assert [turn.passes for turn in turns] == [1] * MIN_TURNS
+            taken = not_none(_result(outcome).interleaving).turns
+            assert [turn.passes for turn in taken] == [1] * MIN_TURNS
 
     @pytest.mark.parametrize(
         ("done", "measured", "total"), [(0, 0.0, 4), (2, 1.0, 20), (4, 9.9, 5), (4, 10.0, 4), (7, 11.0, 7)]
@@ -332,10 +337,10 @@ def test_conditions_of_turns_are_joined() -> None:
 # ---- cycles in pairs ----
 
 
-def _point(**turns: tuple[str, list[float]]) -> PointResult:
+def _point(**cycles: tuple[str, list[float]]) -> PointResult:
     found = [
         CycleTurns(cycle=int(name[1:]), pair=pair, metrics={"seconds": values})
-        for name, (pair, values) in turns.items()
+        for name, (pair, values) in cycles.items()
     ]
     return PointResult(id="a", axes={}, config={}, config_hash="0", metrics={}, turns=found)
 
@@ -358,3 +363,31 @@ def test_metric_without_turns_is_compared_by_cycle() -> None:
     point = _point(c1=("a", [1.0]))
     values, others = in_pairs(point, point, "model_memory_mb", {1: 3.0}, {1: 2.0})
     assert (values, others) == ({1: 3.0}, {1: 2.0})
+
+
+# ---- two that cannot be loaded together ----
+
+
+def _cycles_reason(tmp_path: Path, host: Host, **changes: Any) -> str | None:
+    study = {"name": "s", "model": "builtin:tiny-llama", "sweep": {"n": [1]}, **changes}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    preflight = Preflight(load_study(tmp_path / "study.yaml"), (), [], host)
+    return cycles_reason(load_study(tmp_path / "study.yaml").points[0].config, preflight, preflight)
+
+
+def test_two_that_do_not_fit_into_memory_alternate_by_cycle(tmp_path: Path) -> None:
+    assert _cycles_reason(tmp_path, Host(2**33)) is None
+    reason = not_none(_cycles_reason(tmp_path, Host(2**29)))
+    assert reason.startswith("two of them need about ")
+    assert reason.endswith(", and there are 0.5 GiB")
+
+
+def test_engine_that_reserves_most_of_a_gpu_alternates_by_cycle(tmp_path: Path) -> None:
+    host = Host(2**40, (GpuCapacity("H200", 2**37, (9, 0)),))
+    reason = not_none(_cycles_reason(tmp_path, host, backend="vllm"))
+    assert reason == (
+        "each side reserves 90% of the GPU's memory, so that two do not fit: "
+        "set vllm.engine.gpu_memory_utilization to at most 0.45"
+    )
+    for engine in ({"gpu_memory_utilization": 0.45}, {"kv_cache_memory_bytes": 10**9}):
+        assert _cycles_reason(tmp_path, host, backend="vllm", vllm={"engine": engine}) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +18,8 @@ from pytest_llem.gates.eligibility import (
     replay_ineligible_reason,
 )
 from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles
-from pytest_llem.gates.statistics import Question, UndecidableError, contrast
+from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
+from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 
@@ -60,6 +63,7 @@ def make_case(
     paired: bool,
     allow_mismatch: bool,
     not_judged: str | None = None,
+    schedule: Schedule | None = None,
 ) -> Case:
     """Return what the gate has to decide about a pair of points, or the first reason why it cannot decide.
 
@@ -72,6 +76,7 @@ def make_case(
         allow_mismatch: Whether to compare although testbed facts differ.
         not_judged: Why nothing of the pair may be compared, for example because the two results share
             measurements; None if it may.
+        schedule: When the candidate's gates were judged, if its cycles ran until they were decided; else None.
     """
     candidate, reference = pair.candidate, pair.reference
     if reference is None:
@@ -123,13 +128,28 @@ def make_case(
         values, reference_values = in_pairs(candidate, reference, metric, values, reference_values)
     n = min(len(values), len(reference_values))
     try:
+        looks: tuple[Look, ...] = ()
         found_contrast = contrast(values, reference_values, paired=paired)
+        if schedule is not None:
+            looks = _looks(values, reference_values, schedule, paired=paired)
+            found_contrast = looks[-1].contrast
     except UndecidableError as error:
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
         return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
-    question = Question(found_contrast, better, settings.delta_of(requested))
+    question = Question(found_contrast, better, settings.delta_of(requested), looks)
     return case(question=question, contended=contended, testbed=testbed)
+
+
+def _looks(
+    values: Mapping[int, float], reference_values: Mapping[int, float], schedule: Schedule, *, paired: bool
+) -> tuple[Look, ...]:
+    """Return the looks so far at values that are given by cycle."""
+    in_order = [values[cycle] for cycle in sorted(values)]
+    if not paired:
+        return unpaired_looks(in_order, [*reference_values.values()], schedule)
+    log_ratios = [math.log(values[cycle] / reference_values[cycle]) for cycle in sorted(values)]
+    return paired_looks(log_ratios, schedule)
 
 
 def _contended(candidate: PointResult, reference: PointResult, metric: str) -> str | None:

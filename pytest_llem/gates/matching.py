@@ -105,8 +105,8 @@ def in_pairs(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Return the values of cycles that belong together, by cycle.
 
-    The ratio of a cycle that was measured in turns is that of neighbouring turns. Its candidate's value is the one
-    that has this ratio to the reference's. A cycle of which one side was measured again, alone, is left out.
+    The ratio of a cycle that was measured alternately is that of neighbouring turns. Its candidate's value is the
+    one that has this ratio to the reference's. A cycle of which one side was measured again, alone, is left out.
 
     Args:
         candidate: The candidate's point.

@@ -12,6 +12,7 @@ from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session
+from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
@@ -29,7 +30,7 @@ _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "
 
 _SAME_SUT = (
     "candidate and reference ran the same code, packages, weights and settings, so that no change can be found: "
-    "is the code of the reference installed in its environment?"
+    "does the engine import what has changed, and is it installed in the reference's environment?"
 )
 
 
@@ -93,6 +94,7 @@ def compare(
             paired=paired,
             allow_mismatch=allow_mismatch,
             not_judged=one_session or not_judged.get(pair.candidate.id),
+            schedule=schedule_of(candidate),
         )
         for pair in matched
         for requested in settings.family
@@ -139,6 +141,14 @@ def compare(
         missing_points=[point.id for point in missing],
     )
     return Comparison(record, [verdict.model_copy(update=place) for verdict in verdicts])
+
+
+def schedule_of(result: StudyResult) -> Schedule | None:
+    """Return when the gates of a result were judged, if its cycles ran until they were decided, else None."""
+    protocol = result.measurement_protocol
+    if protocol.get("n_cycles") != "auto":
+        return None
+    return Schedule(protocol["min_cycles"], protocol["max_cycles"])
 
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:

@@ -149,7 +149,8 @@ def missing_results(result: StudyResult) -> str | None:
     if any(count.values()):
         return "experiments " + " and ".join(f"{what}: {number}" for what, number in count.items() if number)
     if not result.experiments:  # a baseline has none
-        wanted = result.measurement_protocol.get("n_cycles", 1)
+        protocol = result.measurement_protocol
+        wanted = protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1)
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
     return None

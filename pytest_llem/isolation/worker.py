@@ -5,8 +5,8 @@
 ATTEMPT is the folder that holds the job and receives the result. EVENTS is the file descriptor on which each phase
 is announced, one JSON object a line. START is the file descriptor from which the worker reads a line before it
 begins. Before that line it imports what the job needs and opens no device. After it, it reads the job again, which
-may have new values by then. If the job is measured in turns, each further line gives it a turn. Nothing of pytest
-is imported here.
+may have new values by then. If the job is interleaved with another one, each further line gives it a turn. Nothing
+of pytest is imported here.
 """
 
 from __future__ import annotations
@@ -176,9 +176,10 @@ def run(
         from pytest_llem.engines.hub import go_offline
 
         go_offline(job["hub_unreachable"])
-    from pytest_llem.engines.protocol import EngineContext
+    from pytest_llem.engines.protocol import EngineContext, PreflightError
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.measurement.turns import Turns, parse_order
+    from pytest_llem.results import code_state
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
     from pytest_llem.results.experiment import GapRecord, Identity, IdlePowerRecord, StartRecord
@@ -205,6 +206,10 @@ def run(
         devices=job["devices"],
         turns=None if job["turns"] is None else Turns(**job["turns"], next_turn=next_turn),
     ).run()
+    if job["not_from"] is not None and (found := code_state.imported_from(job["not_from"])):
+        raise PreflightError(
+            f"the reference imported {found[0]} from the working tree, not from its revision: does that have it?"
+        )
     if measured.result.idle_power is not None:
         measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])
     if job["repeats"] and measured.result.contention is not None:

@@ -90,7 +90,7 @@ class GateInputs:
     @cached_property
     def points(self) -> Mapping[str, JudgedPoint]:
         """Each point's result from this session, else from the last session that measured it."""
-        own, cycles = _by_id(self.own), self._study.n_cycles
+        own, cycles = _by_id(self.own), self._study.min_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
@@ -107,7 +107,7 @@ class GateInputs:
         Args:
             interpreter: The reference's interpreter, as in the record of a comparison.
         """
-        own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.n_cycles
+        own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.min_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:

@@ -28,6 +28,7 @@ class Plan:
         preflight: Checks whether an experiment can run.
         replay: Results of earlier runs that replace some experiments; None without --llem-resume.
         reference: Plan of the reference that is measured interleaved with these experiments, or None.
+        against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
         load: Warning that the machine is busy, or None.
     """
@@ -37,6 +38,7 @@ class Plan:
     preflight: Preflight
     replay: Replay | None = None
     reference: Plan | None = None
+    against: str | None = None
     minimum_detectable_effect: Sequence[str] = ()
     load: str | None = None
 
@@ -140,6 +142,7 @@ class Plan:
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
             "reference": {
+                "name": self.against,
                 "python": self.reference.python,
                 "interleave": self.study.gates.interleave,
                 "whole_cycles": [{"point": name, "reason": why} for name, why in self.whole_cycles.items()],

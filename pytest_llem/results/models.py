@@ -180,7 +180,7 @@ class PointResult(Record):
     contention: PointContention | None = None
     """Contended cycles; null if no result records contention."""
     turns: list[CycleTurns] = Field(default_factory=list)
-    """Turns of those cycles that were measured in turns, in order."""
+    """Turns of those cycles that were measured alternately, in order."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

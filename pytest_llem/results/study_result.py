@@ -334,7 +334,7 @@ def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
 
 
 def _turns(cycles: Sequence[ExperimentResult]) -> Iterator[CycleTurns]:
-    """Yield the turns of each of a point's *cycles* that was measured in turns."""
+    """Yield the turns of each of a point's *cycles* that was measured alternately."""
     for result in cycles:
         if (found := result.interleaving) is not None:
             shared = set.intersection(*(set(turn.metrics) for turn in found.turns))
@@ -407,7 +407,12 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
     return {
         "isolation": _ISOLATION[execution.start_method],
         "start_method": execution.start_method,
-        "n_cycles": study.n_cycles,
+        "n_cycles": execution.n_cycles,
+        **(
+            {"min_cycles": execution.min_cycles, "max_cycles": execution.max_cycles}
+            if execution.until_decided
+            else {}
+        ),
         "cycle_order": execution.cycle_order,
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
         "experiment_gap_seconds": execution.experiment_gap_seconds,

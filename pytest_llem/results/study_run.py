@@ -45,6 +45,7 @@ class StudyRun:
     page: Path | None = None
     latest: ExperimentResult | None = None
     _summarised: tuple[StudyResult, Findings] | None = None
+    _ended: int = 0
 
     @classmethod
     def open(
@@ -155,11 +156,12 @@ class StudyRun:
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
     def summarise(self) -> StudyResult:
-        """Return the results of the points; to be called once all experiments have run."""
-        if self._summarised is None:
-            manifest = self.writer.manifest
+        """Return the results of the points so far. They are read again if more experiments have ended since."""
+        manifest = self.writer.manifest
+        ended = sum(entry.status not in ("pending", "running") for entry in self.entries)
+        if self._summarised is None or self._ended != ended:
             result = study_design(self.study, manifest)
-            self._summarised = result, add_results(result, manifest, self.directory)
+            self._summarised, self._ended = (result, add_results(result, manifest, self.directory)), ended
         return self._summarised[0]
 
     def finish(self, status: StudyStatus) -> StudyResult:
@@ -168,8 +170,8 @@ class StudyRun:
         Raises:
             OSError: A file could not be written.
         """
-        self.writer.finish(status)
         self.summarise()
+        self.writer.finish(status)
         assert self._summarised is not None
         design, found = self._summarised
         self.result = complete(design, self.writer.manifest, found)

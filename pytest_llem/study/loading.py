@@ -187,7 +187,7 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
 
 
 def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyExperimentsError | None:
-    cycles, points = execution.n_cycles or 1, grid.size
+    cycles, points = execution.most_cycles, grid.size
     total = points * cycles
     limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
     if total <= min(limit, MAX_EXPERIMENTS):
