@@ -17,7 +17,7 @@ from pytest_llem.gates.eligibility import (
     judged_metric,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles
+from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles, values_by_cycle
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
 from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
@@ -123,7 +123,7 @@ def make_case(
     if contended is not None and not paired:
         reason = f"{contended} (repeat the measurement on a machine where nothing else runs)"
         return case(reason=reason, inconclusive=True, contended=contended, testbed=testbed)
-    values, reference_values = _by_cycle(candidate, metric), _by_cycle(reference, metric)
+    values, reference_values = values_by_cycle(candidate, metric), values_by_cycle(reference, metric)
     if paired:
         values, reference_values = in_pairs(candidate, reference, metric, values, reference_values)
     n = min(len(values), len(reference_values))
@@ -176,9 +176,3 @@ def _missing_cycle_values(point: PointResult, metric: str, side: str) -> str | N
     if 0 < len(point.cycles) == len(point.metrics[metric].values):
         return None
     return f"the {side} was written by a version that kept no cycle values: measure it again"
-
-
-def _by_cycle(point: PointResult, metric: str) -> dict[int, float]:
-    """Return the existing values of a metric by cycle."""
-    values = zip(point.cycles, point.metrics[metric].values, strict=True)
-    return {cycle: value for cycle, value in values if value is not None}

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
@@ -185,6 +186,9 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "delta": case.question.delta,
             "cycles_to_decide": decision.cycles_to_decide,
         }
+        if decision.verdict == "REGRESSION" and reference is not None:
+            paired = case.question.contrast.paired
+            fields["associated"] = associations(candidate, reference, case.metric, paired=paired)
     return GateVerdict(
         gate="regression",
         id=f"{case.requested}-{candidate.id}",
