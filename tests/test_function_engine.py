@@ -115,6 +115,10 @@ def yields_both(prompt: str) -> Iterator[Any]:
     yield 2
 
 
+def returns_matrix(prompt: list[int]) -> Array:
+    return Array([prompt])
+
+
 def returns_list_of_text(prompt: str) -> list[str]:
     return [prompt]
 
@@ -320,7 +324,12 @@ def test_empty_text_is_a_failed_request() -> None:
     ("function", "texts", "message"),
     [
         (returns_none, False, "must return a text, a list of token ids, or an iterator of either, .* (got null)"),
-        (yields_both, True, "must return a text, a list of token ids, or an iterator of either, .* (got 'one')"),
+        (
+            yields_both,
+            True,
+            "must return a text, a list of token ids, or .* (got ['one', 2])",
+        ),
+        (returns_matrix, False, "must return a text, a list of token ids, or .* (got [["),
         (returns_list_of_text, True, "must return a text, a list of token ids, or an iterator of either, "),
         (returns_one_too_few, False, "must return an output for each prompt (got 1 for 2 prompts)"),
         (returns_one_text, True, "must return a sequence with an output for each prompt (got 'all in one')"),
