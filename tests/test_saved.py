@@ -124,6 +124,10 @@ def test_gated_metric_without_a_value_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(BaselineError, match=r"^ttft_p50_ms of n=1, which .* names, has no value: no times$"):
         save(result, "main", tmp_path)
     assert save(result, "main", tmp_path, force=True).exists()
+    result.points[0].cycles = []
+    result.points.append(point({"n": 2}, ttft_p50_ms=[1.0, 1.0]))
+    assert save(result, "main", tmp_path, partial=True).exists()
+    result = study_result(point({"n": 1}, **metrics))
     result.measurement_protocol["gates"] = {"metrics": None}
     assert save(result, "main", tmp_path).exists()
 

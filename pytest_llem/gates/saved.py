@@ -175,7 +175,7 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         f"{name} of {point.id}, which gates.metrics names, has no value: {summary.reason}"
         for point in result.points
         for name, summary in point.metrics.items()
-        if name in gated and summary.mean is None
+        if point.cycles and name in gated and summary.mean is None
     ]
     found = []
     if contended and contended[0].contention is not None:
