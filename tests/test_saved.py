@@ -13,7 +13,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
-from tests.support.study_results import point, study_result
+from tests.support.study_results import point, study_result, summary
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_points_without_a_result_are_left_out(tmp_path: Path, result: StudyResul
     assert [one.id for one in load("main", tmp_path).points] == ["precision=bf16", "precision=fp32"]
     with pytest.raises(BaselineError, match="there is no result to save"):
         save(study_result(point({})), "empty", tmp_path)
+
+
+def test_gated_metric_without_a_value_is_not_saved(tmp_path: Path) -> None:
+    metrics: dict[str, Any] = {"seconds": [1.0, 1.0], "ttft_p50_ms": summary("ttft_p50_ms", [], reason="no times")}
+    result = study_result(point({"n": 1}, **metrics))
+    result.measurement_protocol["gates"] = {"metrics": ["ttft_p50_ms"]}
+    with pytest.raises(BaselineError, match=r"^ttft_p50_ms of n=1, which .* names, has no value: no times$"):
+        save(result, "main", tmp_path)
+    assert save(result, "main", tmp_path, force=True).exists()
+    result.points[0].cycles = []
+    result.points.append(point({"n": 2}, ttft_p50_ms=[1.0, 1.0]))
+    assert save(result, "main", tmp_path, partial=True).exists()
+    result = study_result(point({"n": 1}, **metrics))
+    result.measurement_protocol["gates"] = {"metrics": None}
+    assert save(result, "main", tmp_path).exists()
 
 
 def _entry(number: Any, status: Any) -> Any:

@@ -807,6 +807,15 @@ def test_key_at_the_wrong_level_gets_a_suggestion(tmp_path: Path, key: str, home
     assert str(caught.value) == f"{path}:2:1: {key}: unknown key (did you mean '{home}.{key}'?)"
 
 
+@pytest.mark.parametrize(("key", "hint"), [("batch_size", "code:run.batch_size"), ("level", "code:run.level")])
+def test_key_without_prefix_is_suggested_for_own_engine(tmp_path: Path, key: str, hint: str) -> None:
+    check(
+        tmp_path,
+        f"backend: code:run\nsweep: {{{key}: [1, 2]}}",
+        f"3:9: {key}: unknown key (did you mean '{hint}'?)",
+    )
+
+
 def test_axis_that_the_dataset_overrides_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")

@@ -106,7 +106,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-save-force",
         action="store_true",
-        help="save even results that are contended, replayed or invalid, or that regressed from the baseline NAME",
+        help="save even results that are contended, replayed or invalid, that have no value for a gate, or that "
+        "regressed from the baseline NAME",
     )
     group.addoption(
         "--llem-baseline",

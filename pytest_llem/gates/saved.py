@@ -112,8 +112,8 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
         name: Name of the baseline.
         root: Root of the run, which contains the baselines.
         partial: Whether to save although results are missing.
-        force: Whether to save although results are contended, replayed or invalid, or fail a comparison with the
-            baseline that they replace.
+        force: Whether to save although results are contended, replayed or invalid, have no value for a gate,
+            or fail a comparison with the baseline that they replace.
 
     Returns:
         The saved file.
@@ -159,8 +159,9 @@ def missing_results(result: StudyResult) -> str | None:
 def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
     """Return why a result should not become a reference although nothing is missing; None if it may.
 
-    Reasons are that it is contended, replayed or invalid, or that it fails the comparison with the baseline *name*
-    below *root*, which it would replace: the next run would then no longer find the regression.
+    Reasons are that it is contended, replayed or invalid, that a metric of ``gates.metrics`` has no value, so that
+    no run can be judged by it, or that it fails the comparison with the baseline *name* below *root*, which it
+    would replace: the next run would then no longer find the regression.
     """
     contended = [point for point in result.points if point.contention is not None and point.contention.contended]
     replayed = [entry for entry in result.experiments if entry.replayed_from is not None]
@@ -170,6 +171,13 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         for name, summary in point.metrics.items()
         if summary.mean is not None and (reason := ineligible_reason(point, name))
     }
+    gated = (result.measurement_protocol.get("gates") or {}).get("metrics") or ()
+    no_value = [
+        f"{name} of {point.id}, which gates.metrics names, has no value: {summary.reason}"
+        for point in result.points
+        for name, summary in point.metrics.items()
+        if point.cycles and name in gated and summary.mean is None
+    ]
     found = []
     if contended and contended[0].contention is not None:
         found.append(f"contended: {named([one.id for one in contended])}: {contended[0].contention.reasons[0]}")
@@ -179,6 +187,7 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         )
     if invalid:
         found.append(next(iter(invalid.values())))
+    found += no_value[:1]
     if failed := _failed_against(result, name, root):
         found.append(f"the run fails the comparison with this baseline: {named(failed)}")
     return "; ".join(found) or None
