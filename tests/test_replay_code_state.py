@@ -17,8 +17,8 @@ from pytest_llem.engines.models import folder_state
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
+from pytest_llem.results.findings import Findings
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.study_result import Findings
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_ENGINE, Results
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
 
 

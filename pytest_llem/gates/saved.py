@@ -10,7 +10,8 @@ from typing import Any
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import MANIFEST, write_atomically
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 

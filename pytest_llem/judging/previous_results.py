@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.planning.inputs import CurrentInputs
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 
 
 class Measured(NamedTuple):

@@ -15,7 +15,8 @@ from pathlib import Path
 from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import COLUMNS, figure
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 

@@ -26,9 +26,10 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import figure, number
 from pytest_llem.results.facts import TESTBED
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import short_names, value_text
 
 #: What the status of an incomplete run means.
