@@ -161,7 +161,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
     if case.inconclusive:
         fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.reason}
     elif decision is None or case.question is None:
-        outcome = "skipped" if case.excused else "failed"
+        outcome = "skipped" if case.skip_undecided else "failed"
         fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.reason}
     else:
         fields |= {

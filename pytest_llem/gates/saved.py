@@ -78,8 +78,9 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
         raise BaselineError(f"{path}: invalid point id {invalid!a}: it must be printable ASCII")
     seen: dict[object, PointResult] = {}
     for point in result.points:
-        if (twin := seen.setdefault(axes_key(point.axes), point)) is not point:  # for example after a git merge
-            raise BaselineError(f"{path}: {twin.id} and {point.id} have the same axes")
+        first = seen.setdefault(axes_key(point.axes), point)
+        if first is not point:  # for example after a git merge
+            raise BaselineError(f"{path}: {first.id} and {point.id} have the same axes")
     if study is not None and result.name != study:
         raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
     return result
@@ -120,16 +121,16 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
         The saved file.
 
     Raises:
-        BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or unfit
-            (:func:`unfit_results`).
+        BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or
+            unsuitable (:func:`unsuitable_reason`).
         OSError: The file could not be written.
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (missing := missing_results(result)) is not None and not partial:
         raise BaselineError(f"{missing}, and a baseline is saved of a whole run only")
-    if not force and (unfit := unfit_results(result, name, root)) is not None:
-        raise BaselineError(unfit)
+    if not force and (unsuitable := unsuitable_reason(result, name, root)) is not None:
+        raise BaselineError(unsuitable)
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
@@ -156,7 +157,7 @@ def missing_results(result: StudyResult) -> str | None:
     return None
 
 
-def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
+def unsuitable_reason(result: StudyResult, name: str, root: Path) -> str | None:
     """Return why a result should not become a reference although nothing is missing; None if it may.
 
     Reasons are that it is contended, replayed or invalid, or that it fails the comparison with the baseline *name*
