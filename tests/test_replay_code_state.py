@@ -99,7 +99,7 @@ def test_no_gate_judges_replayed_results_of_other_code(project: Project) -> None
 
     (project.path / "my_kernels.py").unlink()
     (project.path / "my_engine.py").write_text(ENGINE.replace("import my_kernels\n", ""))
-    mismatch = "code has changed: my_engine; code is not found any more: my_kernels"
+    mismatch = "code has changed: my_engine; code is missing now: my_kernels"
     alone = project.run("-k", "budget")
     alone.assert_outcomes(failed=2, deselected=2)
     alone.stdout.fnmatch_lines([f"*measured before, and since then {mismatch}: measure it again*"])

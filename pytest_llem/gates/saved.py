@@ -49,8 +49,8 @@ def resolve(given: str, root: Path) -> Path:
     if not is_name or path.suffix == ".json":
         raise BaselineError(f"{given or repr(given)}: no such file or folder")
     names = sorted(one.name for one in baselines.glob("*") if one.is_dir())
-    known = f"there are: {', '.join(names)}" if names else f"there are none in {BASELINES}"
-    raise BaselineError(f"no baseline {given!r}{did_you_mean(given, tuple(names))}; {known}")
+    known = f"baselines: {', '.join(names)}" if names else f"there are no baselines in {BASELINES}"
+    raise BaselineError(f"{given}: no such baseline, file or folder{did_you_mean(given, tuple(names))}; {known}")
 
 
 def load(given: str, root: Path, study: str | None = None) -> StudyResult:
@@ -82,7 +82,7 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
         if first is not point:  # for example after a git merge
             raise BaselineError(f"{path}: {first.id} and {point.id} have the same axes")
     if study is not None and result.name != study:
-        raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
+        raise BaselineError(f"{path}: holds results of the study {result.name!r}, not of {study!r}")
     return result
 
 
@@ -93,11 +93,11 @@ def _of_study(folder: Path, study: str | None) -> Path:
         raise BaselineError(f"{folder}: holds no results")
     if study is None:
         if len(files) > 1:
-            raise BaselineError(f"{folder}: holds several results, name one of them: {', '.join(names)}")
+            raise BaselineError(f"{folder}: holds several results: name one of them: {', '.join(names)}")
         return files[0]
     if study not in names:
         raise BaselineError(
-            f"{folder}: holds none of the study {study!r}{did_you_mean(study, tuple(names))}; "
+            f"{folder}: holds no results of the study {study!r}{did_you_mean(study, tuple(names))}; "
             f"there are: {', '.join(names)}"
         )
     return files[names.index(study)]
@@ -128,7 +128,7 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (missing := missing_results(result)) is not None and not partial:
-        raise BaselineError(f"{missing}, and a baseline is saved of a whole run only")
+        raise BaselineError(f"{missing}: a baseline needs the results of a whole run")
     if not force and (unsuitable := unsuitable_reason(result, name, root)) is not None:
         raise BaselineError(unsuitable)
     measured = [point for point in result.points if point.cycles]

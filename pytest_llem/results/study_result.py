@@ -235,7 +235,7 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
             return ExperimentResult.model_validate_json(text)
     except ValueError:  # pydantic's ValidationError is one
         pass
-    message = f"{entry.result_file} is gone, or no longer what was written"
+    message = f"{entry.result_file} is missing, or was changed after it was written"
     entry.status = "failed"
     entry.error = ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
     entry.result_file = entry.result_sha256 = None
