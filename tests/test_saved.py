@@ -166,16 +166,11 @@ def _refused(given: Any, root: Any, study: Any = None) -> Any:
 
 
 def test_missing_baseline_is_reported_with_suggestions(tmp_path: Path, result: StudyResult) -> None:
-    assert (
-        _refused("main", tmp_path)
-        == f"main: no such baseline, file or folder; there are no baselines in {'.llem/baselines'}"
-    )
+    missing = "no such baseline, file or folder"
+    assert _refused("main", tmp_path) == f"main: {missing}; there are no baselines in .llem/baselines"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
-    assert (
-        _refused("mian", tmp_path)
-        == "mian: no such baseline, file or folder (did you mean 'main'?); baselines: main, nightly"
-    )
+    assert _refused("mian", tmp_path) == f"mian: {missing} (did you mean 'main'?); baselines: main, nightly"
     assert _refused("no/where", tmp_path) == "no/where: no such file or folder"
     assert _refused("nowhere.json", tmp_path) == "nowhere.json: no such file or folder"
     assert _refused("", tmp_path) == "'': no such file or folder"
