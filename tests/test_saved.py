@@ -98,7 +98,7 @@ def test_partial_run_is_saved_only_if_asked(
         changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
     result = result.model_copy(update=changes)
     assert missing_results(result) == message
-    with pytest.raises(BaselineError, match=f"^{message}, and a baseline is saved of a whole run only$"):
+    with pytest.raises(BaselineError, match=f"^{message}: a baseline needs the results of a whole run$"):
         save(result, "main", tmp_path)
     assert not (tmp_path / ".llem").exists()
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
@@ -181,22 +181,25 @@ def _refused(given: Any, root: Any, study: Any = None) -> Any:
 
 
 def test_missing_baseline_is_reported_with_suggestions(tmp_path: Path, result: StudyResult) -> None:
-    assert _refused("main", tmp_path) == f"no baseline 'main'; there are none in {'.llem/baselines'}"
+    missing = "no such baseline, file or folder"
+    assert _refused("main", tmp_path) == f"main: {missing}; there are no baselines in .llem/baselines"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
-    assert _refused("mian", tmp_path) == "no baseline 'mian' (did you mean 'main'?); there are: main, nightly"
+    assert _refused("mian", tmp_path) == f"mian: {missing} (did you mean 'main'?); baselines: main, nightly"
     assert _refused("no/where", tmp_path) == "no/where: no such file or folder"
     assert _refused("nowhere.json", tmp_path) == "nowhere.json: no such file or folder"
     assert _refused("", tmp_path) == "'': no such file or folder"
     folder = tmp_path / ".llem/baselines/main"
     assert _refused("main", tmp_path, "made-op") == (
-        f"{folder}: holds none of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
+        f"{folder}: holds no results of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
     )
 
 
 def test_baseline_of_another_study_is_refused(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
-    assert _refused(str(file), tmp_path, "other") == f"{file}: is of the study 'made-up', not of 'other'"
+    assert (
+        _refused(str(file), tmp_path, "other") == f"{file}: holds results of the study 'made-up', not of 'other'"
+    )
 
 
 def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
@@ -236,5 +239,5 @@ def test_ambiguous_baseline_is_refused(tmp_path: Path, result: StudyResult) -> N
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
     folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent
-    assert _refused("main", tmp_path) == f"{folder}: holds several results, name one of them: made-up, second"
+    assert _refused("main", tmp_path) == f"{folder}: holds several results: name one of them: made-up, second"
     assert load("main", tmp_path, "second").name == "second"

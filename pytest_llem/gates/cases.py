@@ -37,7 +37,7 @@ class Case:
         note: Why that is another metric; None if it is the requested one.
         question: What is to be decided; None if nothing can be.
         reason: Why nothing can be decided.
-        excused: Whether a gate that cannot be decided is skipped instead of failing.
+        skip_undecided: Whether the gate is skipped, instead of failing, if nothing can be decided.
         inconclusive: Whether it cannot be decided only because of too few cycles or contention.
         contended: Which side's cycles were contended, and by what; None if none was.
         testbed: Differences in testbed facts; None if they were not compared.
@@ -49,7 +49,7 @@ class Case:
     note: str | None = None
     question: Question | None = None
     reason: str | None = None
-    excused: bool = False
+    skip_undecided: bool = False
     inconclusive: bool = False
     contended: str | None = None
     testbed: TestbedDifferences | None = None
@@ -80,7 +80,7 @@ def make_case(
     """
     candidate, reference = pair.candidate, pair.reference
     if reference is None:
-        return Case(pair, requested, requested, reason=_NEW, excused=True)
+        return Case(pair, requested, requested, reason=_NEW, skip_undecided=True)
     by_default = settings.metrics is None
     metric, note = judged_metric(requested, candidate, reference) if by_default else (requested, None)
     case = partial(Case, pair, requested, metric, note)
@@ -100,7 +100,7 @@ def make_case(
     if reason is not None:
         # Skip the gate if neither side can have a value. If only one side has none, that is a loss, and it fails.
         measured = is_measured(candidate) and is_measured(reference)
-        return case(reason=reason, excused=by_default and measured and not any(usable))
+        return case(reason=reason, skip_undecided=by_default and measured and not any(usable))
     reason = replay_ineligible_reason(candidate) or replay_ineligible_reason(reference)
     reason = reason or _missing_cycle_values(candidate, metric, "candidate")
     reason = reason or _missing_cycle_values(reference, metric, "reference")
@@ -136,7 +136,10 @@ def make_case(
     except UndecidableError as error:
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
-        return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
+        too_few = n < (2 if schedule is None else schedule.min_cycles)
+        return case(
+            reason=str(error), skip_undecided=by_default and none_positive, inconclusive=too_few, testbed=testbed
+        )
     question = Question(found_contrast, better, settings.delta_of(requested), looks)
     return case(question=question, contended=contended, testbed=testbed)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.gates.turns import pair_log_ratio
-from pytest_llem.results.models import CycleTurns, PointResult, StudyResult
+from pytest_llem.results.models import CycleTurns, PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
 
 

@@ -16,8 +16,9 @@ from pytest_llem.gates.matching import missing_points, pairs, same_session
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
 from pytest_llem.study.gates import GatesConfig
 
@@ -171,7 +172,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
     if case.inconclusive:
         fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.reason}
     elif decision is None or case.question is None:
-        outcome = "skipped" if case.excused else "failed"
+        outcome = "skipped" if case.skip_undecided else "failed"
         fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.reason}
     else:
         fields |= {

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_llem.judging.previous_results import PreviousResults
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
 

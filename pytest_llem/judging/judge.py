@@ -30,7 +30,7 @@ from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.manifest import runs_of
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 

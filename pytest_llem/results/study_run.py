@@ -11,9 +11,10 @@ from typing import Any
 
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import ManifestWriter, write_atomically
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, add_results, complete, study_design
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now

@@ -140,7 +140,7 @@ def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft
         same = first.setdefault(hasher.hash(in_effect(config)), axes)
         if same is not axes:
             named = ", ".join(f"{axis}={shown(value)}" for axis, value in same.items())
-            checked.excluded.append((draft, f"{reason}; without it the point is {named}"))
+            checked.excluded.append((draft, f"{reason}; the same point without it is {named}"))
             repeated.add(place)
     checked.valid = [one for place, one in enumerate(checked.valid) if place not in repeated]
 
@@ -257,7 +257,7 @@ def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_
     if key in STUDY_KEYS:
         return "belongs to the study and not to an experiment"
     if "." in key:
-        return "unknown key: only the sweep takes dotted ones"
+        return "unknown key: only sweep has dotted keys"
     for name, section in _SECTIONS_TO_SEARCH.items():
         if key in section.model_fields and (name == backend or name not in backends):
             return f"unknown key (did you mean '{name}.{key}'?)"
