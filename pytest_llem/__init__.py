@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_llem.execution.isolated import IsolatedExperiment as IsolatedExperiment
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator as ExperimentOrchestrator
     from pytest_llem.results.experiment import ExperimentResult as ExperimentResult
-    from pytest_llem.results.models import StudyResult as StudyResult
+    from pytest_llem.results.study_result import StudyResult as StudyResult
     from pytest_llem.study.config import ExperimentConfig as ExperimentConfig
     from pytest_llem.study.design import StudyConfig as StudyConfig
     from pytest_llem.study.engines import EngineOptions as EngineOptions
@@ -42,7 +42,7 @@ _HOMES = {
     "Needs": "pytest_llem.study.engines",
     "StudyConfig": "pytest_llem.study.design",
     "StudyError": "pytest_llem.study.problems",
-    "StudyResult": "pytest_llem.results.models",
+    "StudyResult": "pytest_llem.results.study_result",
     "StudyRunError": "pytest_llem.api",
     "load_study": "pytest_llem.study.loading",
     "run_experiment": "pytest_llem.api",

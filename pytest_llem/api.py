@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.loading import load_study
 

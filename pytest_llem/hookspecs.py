@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_llem.results.experiment import ExperimentResult
-    from pytest_llem.results.models import StudyResult
+    from pytest_llem.results.study_result import StudyResult
 
 
 def pytest_llem_environment(environment: dict[str, Any]) -> None:

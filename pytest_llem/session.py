@@ -32,6 +32,9 @@ _RUNNING, _DEFER_GATES, _JUDGE = "llem-running", "llem-defer-gates", "llem-judge
 #: … and the one that writes a line for each experiment.
 _LINES = "llem-lines"
 
+#: … and the one that ends the cycles of a point once it is decided.
+_UNTIL_DECIDED = "llem-until-decided"
+
 #: Options that have no effect without a study.
 _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
 
@@ -67,7 +70,12 @@ def configure(config: pytest.Config, expression: str) -> None:
 
 def identify_worker(node: WorkerController) -> None:
     """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
+    from pytest_llem._plugin.options import WORKTREE
+
     # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
+    if (worktree := node.config.stash.get(WORKTREE, None)) is not None:
+        given = worktree.folder, worktree.repository, worktree.revision, worktree.commit
+        node.workerinput["llem_worktree"] = [str(one) for one in given]
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
     if node.gateway.spec.popen:
         node.workerinput["llem_controller"] = os.getpid()
@@ -182,11 +190,13 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.collection.gates import DeferGates
+    from pytest_llem.execution import time_budget
     from pytest_llem.execution.experiment import run_item
     from pytest_llem.execution.running import Running
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[SHARED_STATE] = SharedState(session)
+    time_budget.begin(config)
     if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
         config.pluginmanager.register(Running(), _RUNNING)
         config.stash[RUN_EXPERIMENT] = run_item
@@ -218,6 +228,11 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:
             config.pluginmanager.register(lines, _LINES)
+        if any(study.execution.until_decided for study in recorder.studies.values()):
+            from pytest_llem.judging.until_decided import UntilDecided
+
+            until_decided = UntilDecided(config, recorder, partial(current_inputs, config))
+            config.pluginmanager.register(until_decided, _UNTIL_DECIDED)
     config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
     return recorder
 

@@ -74,7 +74,7 @@ def test_both_sides_are_measured_and_compared_in_pairs(
     run.stdout.fnmatch_lines(
         [
             "llem: noop *: 2 points × 2 cycles = 4 experiments, *",
-            f"  against {main.python}: 4 experiments interleaved, *",
+            f"  against {main.python}: 4 experiments interleaved pass by pass, *",
             "*PASSED study.yaml::reference[[]n=1-cycle=1[]]*",
         ]
     )
@@ -154,7 +154,7 @@ def test_session_with_another_interpreter_is_not_judged(
     drift: Callable[..., pytest.RunResult], tmp_path: Path
 ) -> None:
     other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
-    drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
+    drift(1, f"--llem-against={other.python}", "--llem-interleave=cycle").assert_outcomes(passed=8 + 1)
     run = drift(1, *CYCLES, "-k", "regression")
     run.assert_outcomes(failed=1, deselected=8)
     run.stdout.fnmatch_lines(["*cannot be judged: the reference has no results"])

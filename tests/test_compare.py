@@ -191,7 +191,10 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nain", "same"), "no baseline 'nain' (did you mean 'main'?); there are: main, same, worse"),
+        (
+            ("nain", "same"),
+            "nain: no such baseline, file or folder (did you mean 'main'?); baselines: main, same, worse",
+        ),
         (("main", "no/where"), "no/where: no such file or folder"),
         (("main", "broken.json"), "broken.json: not a StudyResult: the file: Invalid JSON"),
         (("main", "same", "--alpha", "0.7"), "gates: alpha: Input should be less than 0.5"),

@@ -30,7 +30,7 @@ from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settl
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.host import GpuCapacity, this_host
 from pytest_llem.results.experiment import GapRecord
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml
 from tests.support.marks import slow

@@ -164,7 +164,7 @@ def test_deleted_results_fail_and_the_others_are_kept(
 ) -> None:
     ran = run("shutil.rmtree(run_directory() / 'experiments')")
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
-    ran.stdout.fnmatch_lines(["noop: experiments/*-c1.json is gone, or no longer what was written"])
+    ran.stdout.fnmatch_lines(["noop: experiments/*-c1.json is missing, or was changed after it was written"])
     assert _read(results) == ["failed", "completed", "completed"]
     assert results.study_result["experiments"][0]["error"]["type"] == "ResultLost"
 

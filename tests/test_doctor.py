@@ -74,7 +74,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(host, "is_virtual", lambda: False)
     monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: None)
-    monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
+    monkeypatch.setattr(gpus, "_NVIDIA_PATHS", ("no/sign",))
     # The versions of all packages would take half the time of an examination.
     monkeypatch.setattr("pytest_llem.isolation.interpreter.PACKAGES", ("pytest-llem",))
     # The GPUs of this machine, if it has any, must not be found.
@@ -207,11 +207,11 @@ class TestGpus:
         status, found = doctor()
         assert status == 0, "findings that hinder do not fail"
         persistence, clocks = about(found, "hinders", "GPUs 0, 1")
-        assert persistence.what.startswith("persistence mode is off")
+        assert persistence.message.startswith("persistence mode is off")
         assert persistence.commands == ["sudo nvidia-smi -i 0,1 -pm 1"]
-        assert clocks.what.startswith("clocks are not locked")
+        assert clocks.message.startswith("clocks are not locked")
         assert clocks.commands == ["sudo nvidia-smi -i 0,1 -lgc 1485,1485"]
-        assert "nvidia-smi -i 0,1 -rgc" in clocks.do
+        assert "nvidia-smi -i 0,1 -rgc" in clocks.advice
 
     def test_clock_locking_is_unknown_if_nvml_does_not_show_it(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
@@ -227,7 +227,9 @@ class TestGpus:
         add_gpus(*(scripted_gpu(f"GPU-{index}", **changes) for index, (changes, _, _) in enumerate(cases)))
         _, found = doctor()
         assert [gpu.clocks_held for gpu in found.gpus] == [held for _, held, _ in cases]
-        texts = {one.what.partition(":")[0]: one.about for one in about(found, "hinders") if "clocks" in one.what}
+        texts = {
+            one.message.partition(":")[0]: one.about for one in about(found, "hinders") if "clocks" in one.message
+        }
         assert texts == {unknown: "GPUs 1, 3", unlocked: "GPU 2"}
 
     def test_advice_is_to_lock_clocks_at_a_sustainable_one(
@@ -251,7 +253,7 @@ class TestGpus:
         add_gpus(scripted_gpu(reasons=0x2 | 0x4 | 0x40))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
-        assert finding.what == "its clocks are throttled now: power, hw_thermal"
+        assert finding.message == "its clocks are throttled now: power, hw_thermal"
 
     def test_mig_blocks_and_has_a_command(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         add_gpus(scripted_gpu(mig=1))
@@ -272,7 +274,7 @@ class TestGpus:
         assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
         assert found.gpus[0].energy_counter is False
         assert "Not Supported" in found.gpus[0].energy_counter_error
-        assert "from Volta on" in about(found, "blocks")[0].what
+        assert "from Volta on" in about(found, "blocks")[0].message
 
     def test_gpu_without_counter_and_power_reading_is_unavailable(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
@@ -280,7 +282,7 @@ class TestGpus:
         add_gpus(scripted_gpu(no_counter=1, no_power_reading=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
-        assert "power cannot be read" in about(found, "blocks")[0].what
+        assert "power cannot be read" in about(found, "blocks")[0].message
 
     def test_energy_counter_that_does_not_advance_is_sampled(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
@@ -290,7 +292,7 @@ class TestGpus:
         assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "sampled", None)
         assert "stood still" in found.verdict.reason
         assert "stood still" in found.gpus[0].energy_counter_error
-        assert "stood still" in about(found, "blocks")[0].what
+        assert "stood still" in about(found, "blocks")[0].message
 
     def test_gpu_that_fell_off_the_bus_blocks_if_visible(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -302,7 +304,7 @@ class TestGpus:
             (1, B, False),
         ]
         assert (status, found.gpus[1].energy_counter) == (1, True)
-        assert about(found, "blocks", "GPU 0")[0].what.startswith("it does not answer: ")
+        assert about(found, "blocks", "GPU 0")[0].message.startswith("it does not answer: ")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
         status, found = doctor()
         assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
@@ -322,7 +324,7 @@ class TestGpus:
             {"pid": 4242, "name": "python3", "used_mb": 900}
         ]
         assert "other processes use it: python3 (pid 4242)" in [
-            one.what for one in about(found, "hinders", "GPU 0")
+            one.message for one in about(found, "hinders", "GPU 0")
         ]
 
     def test_used_memory_without_visible_processes_hinders(
@@ -331,7 +333,7 @@ class TestGpus:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         add_gpus(scripted_gpu(used_mb=20_000))
         _, found = doctor()
-        what = [one.what for one in about(found, "hinders", "GPU 0")]
+        what = [one.message for one in about(found, "hinders", "GPU 0")]
         assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
 
     def test_experiment_that_holds_the_gpu_lease_hinders(
@@ -342,7 +344,7 @@ class TestGpus:
         note_file(tmp_path / FOLDER, A).write_text(owner.model_dump_json())
         _, found = doctor()
         assert found.gpus[0].held_by.startswith(f"pid {os.getpid()} runs study llama")
-        assert any("an experiment holds its lease" in one.what for one in about(found, "hinders", "GPU 0"))
+        assert any("an experiment holds its lease" in one.message for one in about(found, "hinders", "GPU 0"))
         ended = owner.model_copy(update={"ended": datetime.now(UTC)})
         note_file(tmp_path / FOLDER, A).write_text(ended.model_dump_json())
         assert doctor()[1].gpus[0].held_by is None
@@ -383,7 +385,7 @@ class TestGpus:
         imports(monkeypatch, torch_cuda=None)
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.device) == (1, "estimated", "cpu")
-        assert "CPU-only build" in about(found, "blocks", "torch")[0].what
+        assert "CPU-only build" in about(found, "blocks", "torch")[0].message
 
     @pytest.mark.parametrize(("cuda", "severity"), [("14.1", "blocks"), ("13.2", "note"), ("13.0", None)])
     def test_torch_for_newer_cuda_than_driver_supports_is_found(
@@ -411,16 +413,16 @@ class TestGpus:
 
 class TestDriver:
     @pytest.mark.parametrize(
-        ("function", "doing"), [slow("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
+        ("function", "step"), [slow("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
     )
     @pytest.mark.slow
     def test_hanging_driver_is_abandoned(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], function: str, step: str
     ) -> None:
         script = add_gpus(scripted_gpu(), rules=[f"takes {function} 600000"])
         status, found = doctor("--timeout", "3")
         assert (status, found.driver.stuck, found.verdict.method) == (1, True, "unavailable")
-        assert found.driver.error == f"no answer within 3 s; last step: {doing}"
+        assert found.driver.error == f"no answer within 3 s; last step: {step}"
         finding = about(found, "blocks", "NVML")[0]
         assert finding.commands == ["sudo dmesg | grep -i nvrm"]
         probes = {call.pid for call in script.calls()} if script._trace.exists() else set()
@@ -429,14 +431,14 @@ class TestDriver:
     def test_driver_that_fails_blocks(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
+        monkeypatch.setattr(gpus, "_NVIDIA_PATHS", ("proc",))
         add_gpus(scripted_gpu(), rules=["fail nvmlInit 9"])
         status, found = doctor()
         assert (status, found.driver.present, found.gpus) == (1, True, [])
         assert found.driver.error.startswith("nvmlInit: Driver Not Loaded")
         assert about(found, "blocks", "NVML")[0].commands == ["nvidia-smi"]
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
-        assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].do
+        assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].advice
 
     def test_missing_driver_alone_is_not_a_finding(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor()
@@ -448,7 +450,7 @@ class TestDriver:
     ) -> None:
         crash = 'import os; print(\'{"driver": {"version": "1"}}\', flush=True); os.kill(os.getpid(), 11)'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", crash))
-        monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
+        monkeypatch.setattr(gpus, "_NVIDIA_PATHS", ("proc",))
         status, found = doctor()
         assert (status, found.driver.version) == (1, "1")
         assert found.driver.error == "the process crashed (SIGSEGV); last step: start"
@@ -500,7 +502,7 @@ class TestCpu:
         assert (status, found.verdict.method, found.rapl.denied) == (1, "estimated", True)
         assert {one.error for one in found.rapl.domains} == {"Permission denied"}
         (finding,) = about(found, "blocks", "RAPL")
-        assert finding.what.startswith("permission denied for ")
+        assert finding.message.startswith("permission denied for ")
         page = (ROOT / "docs" / "how-to" / "doctor.md").read_text()
         assert len(finding.commands) == 2
         assert all(command in page for command in finding.commands)
@@ -526,7 +528,7 @@ class TestCpu:
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.meter) == (1, "estimated", "estimate")
         assert found.verdict.reason == found.rapl.error
-        assert advice in about(found, "blocks", "RAPL")[0].do
+        assert advice in about(found, "blocks", "RAPL")[0].advice
 
     def test_rapl_counter_that_does_not_advance_blocks(
         self, doctor: Callable[..., Any], powercap: Powercap
@@ -546,7 +548,7 @@ class TestCpu:
 
     def test_missing_rapl_on_a_gpu_machine_is_a_note(self, one_gpu: None, doctor: Callable[..., Any]) -> None:
         _, found = doctor()
-        assert about(found, "note", "RAPL")[0].what.startswith("CPU energy is not measured in addition")
+        assert about(found, "note", "RAPL")[0].message.startswith("CPU energy is not measured in addition")
 
     def test_load_cpu_limit_and_governor_hinder(
         self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -558,8 +560,8 @@ class TestCpu:
         status, found = doctor()
         assert status == 0
         load, limit, governor = about(found, "hinders", "CPU")
-        assert "the load average of the last minute is 3 on 8 CPUs" in load.what
-        assert ("2.5 of 8 CPUs" in limit.what, "OMP_NUM_THREADS=2" in limit.do) == (True, True)
+        assert "the load average of the last minute is 3 on 8 CPUs" in load.message
+        assert ("2.5 of 8 CPUs" in limit.message, "OMP_NUM_THREADS=2" in limit.advice) == (True, True)
         assert governor.commands == ["sudo cpupower frequency-set -g performance"]
 
 
@@ -584,7 +586,7 @@ class TestSoftware:
         assert (status, about(found, "hinders", "engine vllm")) == (0, [])
         assert {one.name: one.installed for one in found.software.engines} == {"pytorch": True, "vllm": False}
         (finding,) = about(found, "note", "engine vllm")
-        assert finding.what == f"is not installed: it {VLLM_NEEDS}"
+        assert finding.message == f"is not installed: it {VLLM_NEEDS}"
         (line,) = [one for one in table_of(found, 100) if re.match(r"^  vllm +pytest-llem", one)]
         assert "not installed" in line
 
@@ -593,7 +595,7 @@ class TestSoftware:
     ) -> None:
         install(tmp_path, monkeypatch, "vllm", "0.7.0")
         _, found = doctor()
-        assert "needs vllm>=0.20 (found 0.7.0): " in about(found, "hinders", "engine vllm")[0].what
+        assert "needs vllm>=0.20 (found 0.7.0): " in about(found, "hinders", "engine vllm")[0].message
 
     def test_one_of_several_engines_that_cannot_be_imported_hinders(
         self,
@@ -645,12 +647,14 @@ class TestSoftware:
         status, found = doctor("--python", python)
         assert (status, found.software.engines) == (1, [])
         (finding,) = about(found, "blocks", "python")
-        assert finding.what.startswith(f"{python} has no pytest-llem: install it there: {python} -m pip install")
+        assert finding.message.startswith(
+            f"{python} has no pytest-llem: install it there: {python} -m pip install"
+        )
 
     def test_missing_interpreter_blocks(self, doctor: Callable[..., Any]) -> None:
         status, found = doctor("--python", "no/python")
         assert status == 1
-        assert "does not exist" in about(found, "blocks", "python")[0].what
+        assert "does not exist" in about(found, "blocks", "python")[0].message
 
     @pytest.mark.slow
     def test_real_engine_is_imported_in_another_process(self) -> None:
@@ -674,7 +678,7 @@ class TestSurroundings:
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
-        assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].what
+        assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].message
 
     def test_missing_temporary_folder_blocks(
         self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -718,7 +722,7 @@ class TestSurroundings:
         monkeypatch.setattr("pytest_llem.doctor.host.memory_limit_bytes", lambda: 512_000_000)
         _, found = doctor()
         assert found.surroundings.memory_limit_mb == 512
-        assert about(found, "note", "memory")[0].what.startswith(
+        assert about(found, "note", "memory")[0].message.startswith(
             "this process is limited to 512 MB of the machine's "
         )
 

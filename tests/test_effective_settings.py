@@ -97,7 +97,7 @@ class TestIdenticalPoints:
         ]
         assert [one.reason for one in study.excluded] == [
             "decoder.top_k has no effect: the likeliest token is taken, nothing is sampled; "
-            "without it the point is decoder.temperature=0.0, decoder.top_k=50"
+            "the same point without it is decoder.temperature=0.0, decoder.top_k=50"
         ]
 
     def test_first_of_identical_points_is_kept_with_a_note(self, tmp_path: Path) -> None:
@@ -113,7 +113,9 @@ class TestIdenticalPoints:
             "- {precision: fp32, warmup: {enabled: false, n_warmup: 9}}\n- {precision: bf16}",
         )
         assert [point.axes["precision"] for point in study.points] == ["fp32", "bf16"]
-        assert study.excluded[0].reason.startswith("warmup.n_warmup has no effect with enabled: false; without it")
+        assert study.excluded[0].reason.startswith(
+            "warmup.n_warmup has no effect with enabled: false; the same point without it"
+        )
 
     def test_setting_without_effect_outside_the_sweep_is_only_noted(self, tmp_path: Path) -> None:
         study = load(tmp_path, "decoder: {do_sample: false, top_k: 10}\nsweep: {n: [1, 2]}")

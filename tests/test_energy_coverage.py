@@ -356,9 +356,7 @@ def test_doctor_blocks_where_nvml_fails_under_cuda_engines(torch: str, blocked: 
         driver=Driver(error="NVML: nvmlInit: Driver Not Loaded", present=True),
         rapl=Rapl(root="/sys/class/powercap"),
         cpu=Cpu(),
-        software=Software(
-            executable="python", packages=[Package(name="torch", version=torch, what_for="engines")]
-        ),
+        software=Software(executable="python", packages=[Package(name="torch", version=torch, purpose="engines")]),
         surroundings=Surroundings(os="Linux", kernel="6.1"),
     )
     [severity] = [one.severity for one in findings(seen, []) if one.about == "NVML"]

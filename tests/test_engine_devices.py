@@ -103,7 +103,7 @@ def _findings(visible: str | None, order: str | None = None, names: tuple[str, s
         for index, (uuid, name) in enumerate(zip(uuids, names, strict=True))
     ]
     around = Surroundings(os="Linux", kernel="6", cuda_visible_devices=visible, cuda_device_order=order)
-    return [(one.severity, one.about, one.what) for one in visibility_findings(gpus, around)]
+    return [(one.severity, one.about, one.message) for one in visibility_findings(gpus, around)]
 
 
 def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:

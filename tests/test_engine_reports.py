@@ -217,7 +217,7 @@ class TestRecords:
         assert metrics["output_tokens_per_second"] == pytest.approx(6 * window.passes / window.window_seconds)
         assert (
             f"records of {kept:,} of {window.passes:,} passes were kept: latencies, output tokens and failed "
-            "requests are of those"
+            "requests include only these"
         ) in texts(outcome.result.warnings)
         rows = outcome.requests.to_csv(0.0).splitlines()[1:]
         numbers = sorted({int(row.partition(",")[0]) for row in rows})

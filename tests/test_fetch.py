@@ -239,7 +239,7 @@ class TestMistakes:
         assert (status, lines) == (1, ["already here: ."])
         errors = stderr.splitlines()
         assert errors[0] == "wrong.yaml:1:1: modle: unknown key (did you mean 'model'?)"
-        assert errors[-1] == "missing.yaml:1:1: cannot be read: No such file or directory"
+        assert errors[-1] == "missing.yaml:1:1: no such file or folder"
         collected = pytester.runpytest_inprocess(wrong, "-p", "llem", "--collect-only").outlines
         assert errors[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 

@@ -15,7 +15,7 @@ from pytest_llem.measurement.environment import environment
 from pytest_llem.planning import host, preflight
 from pytest_llem.results import facts
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.loading import load_study
 

@@ -69,7 +69,7 @@ class TestHubDatasetOfAnotherCommit:
         cache(MEASURED)
         cache(LATER)
         assert changes("owner/prompts") == [
-            "dataset 'owner/prompts' was of revision aaaaaaaaaaaa, in the cache it is of revision bbbbbbbbbbbb"
+            "dataset 'owner/prompts' was revision aaaaaaaaaaaa in the cache, is revision bbbbbbbbbbbb now"
         ]
         assert changes(f"owner/prompts@{MEASURED}") == []
 
@@ -77,7 +77,7 @@ class TestHubDatasetOfAnotherCommit:
         self, cache: Callable[[str], None], changes: Callable[[str], list[str]]
     ) -> None:
         assert changes("owner/prompts") == [
-            "dataset 'owner/prompts' was of revision aaaaaaaaaaaa, in the cache it is not there"
+            "dataset 'owner/prompts' was revision aaaaaaaaaaaa in the cache, is missing now"
         ]
 
 

@@ -253,7 +253,7 @@ class TestMaxExperiments:
         write_study(**{**TINY, "sweep": {"n": values, "max_input_tokens": values, "max_output_tokens": values}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
         result.stdout.fnmatch_lines(
-            ["*makes 2,000,000,000 experiments (1,000,000,000 points × 2 cycles), and no *"]
+            ["*makes 2,000,000,000 experiments (1,000,000,000 points × 2 cycles), more than the maximum of *"]
         )
 
     def test_other_errors_are_reported_with_the_limit(

@@ -267,7 +267,7 @@ def test_result_changed_during_the_run_is_reported_as_lost(
     assert (entry["error"]["type"], entry["result_file"]) == ("ResultLost", None)
     assert len(results.study_result["result_files"]) == 1
     assert run.ret == pytest.ExitCode.TESTS_FAILED
-    run.stdout.fnmatch_lines(["noop: experiments/* is gone, or*", "1 of 2 experiments completed, 1 failed"])
+    run.stdout.fnmatch_lines(["noop: experiments/* is missing, or*", "1 of 2 experiments completed, 1 failed"])
 
 
 def test_deleted_results_directory_fails_the_run(

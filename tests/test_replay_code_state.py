@@ -17,8 +17,8 @@ from pytest_llem.engines.models import folder_state
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
+from pytest_llem.results.findings import Findings
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.study_result import Findings
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_ENGINE, Results
 
@@ -99,7 +99,7 @@ def test_no_gate_judges_replayed_results_of_other_code(project: Project) -> None
 
     (project.path / "my_kernels.py").unlink()
     (project.path / "my_engine.py").write_text(ENGINE.replace("import my_kernels\n", ""))
-    mismatch = "code has changed: my_engine; code is not found any more: my_kernels"
+    mismatch = "code has changed: my_engine; code is missing now: my_kernels"
     alone = project.run("-k", "budget")
     alone.assert_outcomes(failed=2, deselected=2)
     alone.stdout.fnmatch_lines([f"*measured before, and since then {mismatch}: measure it again*"])

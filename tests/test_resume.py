@@ -355,8 +355,8 @@ class TestRefusals:
         write_study(sweep={"precision": ["bf16", "fp32"], "noop.size": [2, 3, 4]})
         self._refused(
             study.run("--llem-resume", *workers),
-            f"{finished.name} cannot be resumed: the study's design was *, is *: points 4 new "
-            "(precision=bf16-size=3, …), 2 gone (precision=bf16-size=1, …) "
+            f"{finished.name} cannot be resumed: the study's design was *, is * now: points 4 new "
+            "(precision=bf16-size=3, …), 2 removed (precision=bf16-size=1, …) "
             "(--llem-resume-mismatch replays the common results)",
         )
         if not workers:
@@ -369,8 +369,8 @@ class TestRefusals:
         write_study(max_output_tokens=5)
         self._refused(
             study.run("--llem-resume"),
-            "* cannot be resumed: the study's design was *, is *: precision=bf16-size=1 had "
-            "max_output_tokens: 3 then, 5 now (*",
+            "* cannot be resumed: the study's design was *, is * now: in precision=bf16-size=1, "
+            "max_output_tokens was 3, is 5 now (*",
         )
 
     @pytest.mark.slow
@@ -393,8 +393,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"packages": {"torch": "2.0.1"}}, "torch 2.0.1 then, * now"),
-            ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem 0.0.1 then, * now"),
+            ({"packages": {"torch": "2.0.1"}}, "torch was 2.0.1, is * now"),
+            ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem was 0.0.1, is * now"),
             ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this machine has *"),
             (
                 {"gpus": [{"name": "NVIDIA A100", "driver": "535.1"}]},
@@ -415,7 +415,7 @@ class TestRefusals:
 
     def test_engine_of_another_version_is_refused(self, study: Study, finished: Path) -> None:
         _change_results(finished, {}, versions={"PyYAML": "1.0"})
-        self._refused(study.run("--llem-resume"), "* cannot be resumed: PyYAML 1.0 then, * now *")
+        self._refused(study.run("--llem-resume"), "* cannot be resumed: PyYAML was 1.0, is * *")
 
     def test_directory_without_results_is_refused(self, study: Study) -> None:
         study.write()

@@ -13,7 +13,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
-from tests.support.study_results import point, study_result
+from tests.support.study_results import point, study_result, summary
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_partial_run_is_saved_only_if_asked(
         changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
     result = result.model_copy(update=changes)
     assert missing_results(result) == message
-    with pytest.raises(BaselineError, match=f"^{message}, and a baseline is saved of a whole run only$"):
+    with pytest.raises(BaselineError, match=f"^{message}: a baseline needs the results of a whole run$"):
         save(result, "main", tmp_path)
     assert not (tmp_path / ".llem").exists()
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
@@ -115,6 +115,21 @@ def test_points_without_a_result_are_left_out(tmp_path: Path, result: StudyResul
     assert [one.id for one in load("main", tmp_path).points] == ["precision=bf16", "precision=fp32"]
     with pytest.raises(BaselineError, match="there is no result to save"):
         save(study_result(point({})), "empty", tmp_path)
+
+
+def test_gated_metric_without_a_value_is_not_saved(tmp_path: Path) -> None:
+    metrics: dict[str, Any] = {"seconds": [1.0, 1.0], "ttft_p50_ms": summary("ttft_p50_ms", [], reason="no times")}
+    result = study_result(point({"n": 1}, **metrics))
+    result.measurement_protocol["gates"] = {"metrics": ["ttft_p50_ms"]}
+    with pytest.raises(BaselineError, match=r"^ttft_p50_ms of n=1, which .* names, has no value: no times$"):
+        save(result, "main", tmp_path)
+    assert save(result, "main", tmp_path, force=True).exists()
+    result.points[0].cycles = []
+    result.points.append(point({"n": 2}, ttft_p50_ms=[1.0, 1.0]))
+    assert save(result, "main", tmp_path, partial=True).exists()
+    result = study_result(point({"n": 1}, **metrics))
+    result.measurement_protocol["gates"] = {"metrics": None}
+    assert save(result, "main", tmp_path).exists()
 
 
 def _entry(number: Any, status: Any) -> Any:
@@ -166,22 +181,25 @@ def _refused(given: Any, root: Any, study: Any = None) -> Any:
 
 
 def test_missing_baseline_is_reported_with_suggestions(tmp_path: Path, result: StudyResult) -> None:
-    assert _refused("main", tmp_path) == f"no baseline 'main'; there are none in {'.llem/baselines'}"
+    missing = "no such baseline, file or folder"
+    assert _refused("main", tmp_path) == f"main: {missing}; there are no baselines in .llem/baselines"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
-    assert _refused("mian", tmp_path) == "no baseline 'mian' (did you mean 'main'?); there are: main, nightly"
+    assert _refused("mian", tmp_path) == f"mian: {missing} (did you mean 'main'?); baselines: main, nightly"
     assert _refused("no/where", tmp_path) == "no/where: no such file or folder"
     assert _refused("nowhere.json", tmp_path) == "nowhere.json: no such file or folder"
     assert _refused("", tmp_path) == "'': no such file or folder"
     folder = tmp_path / ".llem/baselines/main"
     assert _refused("main", tmp_path, "made-op") == (
-        f"{folder}: holds none of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
+        f"{folder}: holds no results of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
     )
 
 
 def test_baseline_of_another_study_is_refused(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
-    assert _refused(str(file), tmp_path, "other") == f"{file}: is of the study 'made-up', not of 'other'"
+    assert (
+        _refused(str(file), tmp_path, "other") == f"{file}: holds results of the study 'made-up', not of 'other'"
+    )
 
 
 def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
@@ -221,5 +239,5 @@ def test_ambiguous_baseline_is_refused(tmp_path: Path, result: StudyResult) -> N
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
     folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent
-    assert _refused("main", tmp_path) == f"{folder}: holds several results, name one of them: made-up, second"
+    assert _refused("main", tmp_path) == f"{folder}: holds several results: name one of them: made-up, second"
     assert load("main", tmp_path, "second").name == "second"

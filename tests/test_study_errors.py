@@ -81,10 +81,13 @@ def check(folder: Path, text: str, *expected: str) -> None:
         ("sweep: {dataset: [{n: 1}, {nn: 2}]}", "2:28: dataset.nn: unknown key (did you mean 'n'?)"),
         ("sweep: {name: [a, b]}", "2:9: name: belongs to the study and not to an experiment"),
         ("sweep: {execution.n_cycles: [1]}", "2:9: execution: belongs to the study and not to an experiment"),
-        ("pytorch.batch_size: 8", "2:1: pytorch.batch_size: unknown key: only the sweep takes dotted ones"),
+        (
+            "pytorch.batch_size: 8",
+            "2:1: pytorch.batch_size: unknown key: only sweep has dotted keys",
+        ),
         (
             "experiments: [{decoder.top_k: 8}]",
-            "2:16: decoder.top_k: unknown key: only the sweep takes dotted ones",
+            "2:16: decoder.top_k: unknown key: only sweep has dotted keys",
         ),
         ("'': 1", "2:1: '': unknown key"),
         ("5: 1", "2:1: 5: unknown key"),
@@ -287,7 +290,7 @@ class TestText:
     def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load_study(tmp_path / "missing.yaml")
-        assert str(caught.value) == f"{tmp_path}/missing.yaml:1:1: cannot be read: No such file or directory"
+        assert str(caught.value) == f"{tmp_path}/missing.yaml:1:1: no such file or folder"
 
     def test_directory_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
@@ -387,18 +390,18 @@ class TestSize:
         axes = "".join(f"  {axis}: [{values}]\n" for axis in ("n", "max_input_tokens", "decoder.temperature"))
         assert errors(tmp_path, f"model: m\nsweep:\n{axes}") == [
             "s.yaml:2:1: sweep: makes 3,000,000,000 experiments (1,000,000,000 points × 3 cycles), "
-            "and no study may have more than 100,000"
+            "more than the maximum of 100,000"
         ]
 
     def test_sweep_of_10_to_the_1000_points_is_refused(self, tmp_path: Path) -> None:
         axes = "".join(f"  passthrough_kwargs.k{i}: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" for i in range(1000))
         [message] = errors(tmp_path, f"model: m\nsweep:\n{axes}")
-        assert message.startswith("s.yaml:2:1: sweep: makes some 10^1000 experiments")
+        assert message.startswith("s.yaml:2:1: sweep: makes about 10^1000 experiments")
 
     def test_too_many_cycles_or_listed_experiments_are_refused(self, tmp_path: Path) -> None:
         values = ", ".join(map(str, range(1, 251)))
         sweep = f"sweep: {{n: [{values}], max_input_tokens: [{values}]}}\n"
-        limit = "and no study may have more than 100,000"
+        limit = "more than the maximum of 100,000"
         check(tmp_path, sweep, f"2:1: sweep: makes 187,500 experiments (62,500 points × 3 cycles), {limit}")
         check(
             tmp_path,
@@ -408,7 +411,7 @@ class TestSize:
         check(
             tmp_path,
             "execution: {n_cycles: 9000000000000000000}",
-            "2:13: execution.n_cycles: makes some 10^19 experiments (1 point × some 10^19 cycles), " + limit,
+            "2:13: execution.n_cycles: makes about 10^19 experiments (1 point × about 10^19 cycles), " + limit,
         )
         listed = ", ".join("{}" for _ in range(34_000))
         message = f"makes 102,000 experiments (34,000 points × 3 cycles), {limit}"
@@ -474,7 +477,7 @@ class TestStructure:
             "s.yaml:1:12: model: must be a string (got no, which YAML reads as false); put it in quotes"
         ]
         assert errors(tmp_path, "model: [a, b]\nexperiments:\n- {n: 1}\n- {model: c}\n") == [
-            "s.yaml:3:3: experiments[0]: needs a model of its own: the study's is a list"
+            "s.yaml:3:3: experiments[0]: needs its own model: the study's is a list"
         ]
 
     @pytest.mark.parametrize(
@@ -805,6 +808,15 @@ def test_key_at_the_wrong_level_gets_a_suggestion(tmp_path: Path, key: str, home
     with pytest.raises(StudyError) as caught:
         load_study(path)
     assert str(caught.value) == f"{path}:2:1: {key}: unknown key (did you mean '{home}.{key}'?)"
+
+
+@pytest.mark.parametrize(("key", "hint"), [("batch_size", "code:run.batch_size"), ("level", "code:run.level")])
+def test_key_without_prefix_is_suggested_for_own_engine(tmp_path: Path, key: str, hint: str) -> None:
+    check(
+        tmp_path,
+        f"backend: code:run\nsweep: {{{key}: [1, 2]}}",
+        f"3:9: {key}: unknown key (did you mean '{hint}'?)",
+    )
 
 
 def test_axis_that_the_dataset_overrides_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.gates.text import percent, verdict_text
 from pytest_llem.reporting.terminal.comparison import lines
 from pytest_llem.reporting.terminal.points import points_table
-from pytest_llem.reporting.terminal.tables import figure, render
+from pytest_llem.reporting.terminal.tables import mean_text, render
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import Ranking, best, pareto_optimal
@@ -163,7 +163,7 @@ class TestFewValues:
         assert mean_interval(values)[2] is None
         found = summary(SPEED, values)
         assert found.ci95 is None
-        assert "±" not in figure(found)
+        assert "±" not in mean_text(found)
 
     def test_two_values_have_a_standard_deviation(self) -> None:
         assert mean_interval([1.0, 3.0])[:2] == pytest.approx((2.0, 2**0.5))

@@ -25,7 +25,7 @@ INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
         "results",
         "parent of the studies' results folders, relative to rootdir",
     ),
-    "llem_cycles": ("string", "", "repetitions of every point, at least 1; overrides the study"),
+    "llem_cycles": ("string", "", "repetitions of every point, at least 1, or auto; overrides the study"),
     "llem_fail_on": (
         "string",
         "",
@@ -106,7 +106,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-save-force",
         action="store_true",
-        help="save even results that are contended, replayed or invalid, or that regressed from the baseline NAME",
+        help="save even results that are contended, replayed or invalid, that have no value for a gate, or that "
+        "regressed from the baseline NAME",
     )
     group.addoption(
         "--llem-baseline",
@@ -115,13 +116,14 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--llem-against",
-        metavar="PYTHON",
-        help="compare with the interpreter PYTHON: both are measured, interleaved",
+        metavar="REFERENCE",
+        help="compare with git:REVISION, the code of a branch or commit, or with the Python interpreter of an "
+        "environment; both are measured, interleaved",
     )
     group.addoption(
         "--llem-interleave",
         metavar="WHAT",
-        help="what alternates with --llem-against: pass (both are loaded, and measure in turns) or cycle (one "
+        help="what alternates with --llem-against: pass (both are loaded, and measure alternately) or cycle (one "
         "whole experiment after the other); overrides the study (ini: llem_interleave; default: pass)",
     )
     group.addoption(
@@ -138,7 +140,13 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-cycles",
         metavar="N",
-        help="repetitions of every point, at least 1; overrides the study (ini: llem_cycles)",
+        help="repetitions of every point, at least 1, or auto: until every gate is decided; overrides the study "
+        "(ini: llem_cycles)",
+    )
+    group.addoption(
+        "--llem-time-budget",
+        metavar="TIME",
+        help="start no experiment that would probably end later than TIME (90s, 15m, 2h) after the run's start",
     )
     group.addoption(
         "--llem-order",

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_llem.planning.worktree import Worktree
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
+
+#: Prefix of a git revision to compare with.
+GIT = "git:"
+
+#: The worktree of the git revision that is compared with.
+WORKTREE: pytest.StashKey[Worktree] = pytest.StashKey()
 
 # The same as in study.execution, which is imported only if there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
@@ -47,13 +54,14 @@ class Settings:
         resume: Replay the completed experiments of an earlier run.
         resume_from: Results directory of that run; None for the newest run of a study's design.
         resume_mismatch: Resume even if the design or the environment has changed.
-        cycles: Repetitions of every point; None for the study's own number.
+        cycles: Repetitions of every point, or ``auto``; None for the study's own number.
         order: Order of the experiments; None for the study's own order.
         start_method: Start method of experiment processes; None for the study's own method.
         no_gaps: No idle time between experiments.
         strict: Report excluded combinations as errors.
         baseline: Name of a saved baseline, or path of a result, to compare with; or None.
-        against: Python interpreter to compare with, or None.
+        against: Python interpreter to compare with, or None. That of a git revision is a script in its worktree.
+        against_name: Name of the reference in tables, or None.
         interleave: What alternates in an interleaved comparison; None for the study's own setting.
         save: Name of the baseline to save, or None.
         save_partial: Save even if results are missing.
@@ -62,6 +70,7 @@ class Settings:
         compare_mismatch: Compare even if testbed facts differ.
         fail_on: Verdicts that fail a comparison.
         max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
+        time_budget: Time in s after which no experiment starts that cannot end before; None for no limit.
         timeout: Deadline of every experiment, in s; None for the study's own.
         model_path: Folders that hold models by name.
         carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
@@ -77,13 +86,14 @@ class Settings:
     resume: bool
     resume_from: Path | None
     resume_mismatch: bool
-    cycles: int | None
+    cycles: int | Literal["auto"] | None
     order: CycleOrder | None
     start_method: StartMethod | None
     no_gaps: bool
     strict: bool
     baseline: str | None
     against: Path | None
+    against_name: str | None
     interleave: str | None
     save: str | None
     save_partial: bool
@@ -91,6 +101,7 @@ class Settings:
     compare_mismatch: bool
     fail_on: FailOn
     max_experiments: int | None
+    time_budget: float | None
     timeout: float | None
     model_path: tuple[Path, ...]
     carbon_intensity: float | None
@@ -152,6 +163,7 @@ class Settings:
             strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
             baseline=baseline,
             against=against,
+            against_name=_against_name(config, against),
             interleave=_one_of(config, "llem_interleave", _INTERLEAVE),
             save=save,
             save_partial=config.getoption("llem_save_partial"),
@@ -161,6 +173,7 @@ class Settings:
             max_experiments=None
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
+            time_budget=_time_budget(config),
             timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
             carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
@@ -263,12 +276,32 @@ def _ini(config: pytest.Config, name: str) -> Any:
         raise pytest.UsageError(f"{name}: {error}") from None
 
 
-def _cycles(config: pytest.Config) -> int | None:
+def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
     given = config.getoption("llem_cycles")
-    if given is not None:
-        return _whole_number("--llem-cycles", given)
-    configured = _ini(config, "llem_cycles")
-    return _whole_number("llem_cycles", configured) if configured else None
+    name, text = ("llem_cycles", _ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
+    if given is None and not text:
+        return None
+    return "auto" if text == "auto" else _whole_number(name, text)
+
+
+#: Seconds of the units of a duration.
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _time_budget(config: pytest.Config) -> float | None:
+    given = config.getoption("llem_time_budget")
+    if given is None:
+        return None
+    number, unit = (given[:-1], given[-1]) if given[-1:] in _UNITS else (given, "s")
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise pytest.UsageError(
+            f"--llem-time-budget: must be a time above 0, in seconds or as 90s, 15m, 2h (got {given!r})"
+        )
+    return seconds
 
 
 def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
@@ -289,10 +322,40 @@ def _against(config: pytest.Config) -> Path | None:
     given = config.getoption("llem_against")
     if not given:
         return None
+    if given.startswith(GIT):
+        return worktree_of(config, given.removeprefix(GIT)).python
     path = _path("--llem-against", config.invocation_params.dir, given)
     if not path.is_file() or not os.access(path, os.X_OK):
         raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
+
+
+def _against_name(config: pytest.Config, against: Path | None) -> str | None:
+    if WORKTREE in config.stash:
+        return config.stash[WORKTREE].name
+    return None if against is None else str(against)
+
+
+def worktree_of(config: pytest.Config, revision: str) -> Worktree:
+    """Return the worktree of a git revision, which the controller makes once and removes at the end.
+
+    Raises:
+        pytest.UsageError: The revision cannot be measured.
+    """
+    from pytest_llem.planning.worktree import RevisionError, Worktree, add_worktree
+
+    if WORKTREE not in config.stash:
+        if hasattr(config, "workerinput"):
+            folder, repository, revision, commit = config.workerinput["llem_worktree"]
+            config.stash[WORKTREE] = Worktree(Path(folder), Path(repository), revision, commit)
+        else:
+            try:
+                made = add_worktree(config.rootpath, revision, [Path(one) for one in sys.path])
+            except RevisionError as error:
+                raise pytest.UsageError(f"--llem-against: {error}") from None
+            config.stash[WORKTREE] = made
+            config.add_cleanup(made.remove)
+    return config.stash[WORKTREE]
 
 
 def _timeout(config: pytest.Config) -> float | None:

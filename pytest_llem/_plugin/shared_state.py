@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
-#: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was measured in
-#: turns with its reference.
+#: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved
+#: with its reference.
 STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
+
+#: Topic, by point: after how many cycles its gates were decided, and the reason why later ones are skipped.
+DECIDED = "decided"
 
 
 class SharedState:

@@ -23,7 +23,7 @@ from pytest_llem.cli.command import (
 )
 
 if TYPE_CHECKING:
-    from pytest_llem.results.models import StudyResult
+    from pytest_llem.results.study_result import StudyResult
     from pytest_llem.study.gates import GatesConfig
 
 _DESCRIPTION = """\

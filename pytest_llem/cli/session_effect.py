@@ -12,7 +12,7 @@ from pytest_llem.gates.matching import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.facts import TESTBED
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
 from pytest_llem.study.problems import printable
 

@@ -22,7 +22,7 @@ from pytest_llem.study.loading import TooManyExperimentsError, is_study, load_st
 from pytest_llem.study.problems import StudyError
 
 #: Arguments of the test functions: an item's experiment or gate.
-PLANNED, GATE = "planned", "gate"
+EXPERIMENT_ARGUMENT, GATE_ARGUMENT = "experiment", "gate"
 
 _NOT_COLLECTED = (
     "{} is not collected: it has neither a sweep nor experiments "
@@ -101,13 +101,13 @@ class StudyFile(pytest.Module):
 
 
 # Body of every experiment item; _study_module gives copies of it the item's function name and the study's line.
-def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
-    if (reason := request.config.stash[RUN_EXPERIMENT](planned, request.node)) is not None:
+def _experiment_body(experiment: Experiment, request: pytest.FixtureRequest) -> None:
+    if (reason := request.config.stash[RUN_EXPERIMENT](experiment, request.node)) is not None:
         pytest.fail(reason, pytrace=False)
 
 
 # Body of every gate item. It never runs: the controller judges gates after all experiments.
-def _judged(gate: Gate) -> None:
+def _gate_body(gate: Gate) -> None:
     pass
 
 
@@ -144,7 +144,7 @@ def is_skipped(item: pytest.Item) -> bool:
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     """Return the experiment of a study item."""
     assert isinstance(item, pytest.Function)
-    experiment = item.callspec.params[PLANNED]
+    experiment = item.callspec.params[EXPERIMENT_ARGUMENT]
     assert isinstance(experiment, Experiment)
     return experiment
 
@@ -152,7 +152,7 @@ def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
 def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
     """Return the gate of a study item."""
     assert isinstance(item, pytest.Function)
-    gate = item.callspec.params[GATE]
+    gate = item.callspec.params[GATE_ARGUMENT]
     assert isinstance(gate, Gate)
     return gate
 
@@ -171,7 +171,7 @@ def _function(item: pytest.Item) -> str | None:
 def _axes_and_cycle(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], int | None]:
     """Return the axes of an item's point and its cycle; None for the cycle of a gate."""
     assert isinstance(item, pytest.Function)
-    if PLANNED in item.callspec.params:
+    if EXPERIMENT_ARGUMENT in item.callspec.params:
         experiment = experiment_of(item)
         return experiment.point.axes, experiment.cycle
     return gate_of(item).axes, None
@@ -233,12 +233,12 @@ def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment
 
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name = metafunc.function.__name__
-        argument = PLANNED if name in EXPERIMENTS else GATE
+        argument = EXPERIMENT_ARGUMENT if name in EXPERIMENTS else GATE_ARGUMENT
         values = [_marked(one, *_rules(one)) for one in contents[name]]
         metafunc.parametrize(argument, values, ids=[one.id for one in contents[name]])
 
     for name, values in contents.items():
-        body: Any = _run if name in EXPERIMENTS else _judged
+        body: Any = _experiment_body if name in EXPERIMENTS else _gate_body
         line = study.line if name in EXPERIMENTS else min(one.line for one in values if isinstance(one, Gate))
         code = body.__code__.replace(
             co_filename=str(study.path), co_firstlineno=line, co_name=name, co_qualname=name

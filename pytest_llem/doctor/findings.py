@@ -52,7 +52,7 @@ def findings(seen: Examination, used: Sequence[GpuReport]) -> list[Finding]:
     ]
     if seen.verdict.method != "measured" and not any(one.severity == "blocks" for one in found):
         reason = seen.verdict.reason or "no meter reads this machine"
-        found.append(Finding(severity="blocks", about="energy", what=reason))
+        found.append(Finding(severity="blocks", about="energy", message=reason))
     return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
 
@@ -60,21 +60,21 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
     driver, gpus, around = seen.driver, seen.gpus, seen.surroundings
     if driver.error is not None and driver.present:
         if driver.stuck:
-            do, commands = "the driver hangs: reset the GPU or reboot", ["sudo dmesg | grep -i nvrm"]
+            advice, commands = "the driver hangs: reset the GPU or reboot", ["sudo dmesg | grep -i nvrm"]
         elif around.container is not None:
-            do, commands = "give the container access to the GPU, for example with docker run --gpus all", []
+            advice, commands = "give the container access to the GPU, for example with docker run --gpus all", []
         else:
-            do, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
+            advice, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
         torch = next((one.version for one in seen.software.packages if one.name == "torch"), None)
         cpu_only = seen.verdict.method == "measured" and is_cpu_build(torch)
         severity: Severity = "hinders" if cpu_only else "blocks"
-        yield Finding(severity=severity, about="NVML", what=driver.error, do=do, commands=commands)
+        yield Finding(severity=severity, about="NVML", message=driver.error, advice=advice, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
     if gpus and len(hidden) == len(gpus):
         yield Finding(
             severity="note",
             about="GPUs",
-            what=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} hides all GPUs from experiments",
+            message=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} hides all GPUs from experiments",
         )
 
 
@@ -85,8 +85,8 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
         yield Finding(
             severity="hinders" if verdict.method == "measured" else "blocks",
             about="torch",
-            what=f"torch {torch} is a CPU-only build, and does not use the GPU",
-            do="install a CUDA build",
+            message=f"torch {torch} is a CPU-only build, and does not use the GPU",
+            advice="install a CUDA build",
         )
     built = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
     if built and driver.cuda and _pair(built) > _pair(driver.cuda):
@@ -94,43 +94,44 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
         yield Finding(
             severity="blocks" if other_major else "note",
             about="torch",
-            what=f"torch {torch} is built for CUDA {built}, but driver {driver.version} runs up to {driver.cuda}",
-            do="install a newer driver, or a torch build for an older CUDA" if other_major else None,
+            message=f"torch {torch} is built for CUDA {built}, "
+            f"but driver {driver.version} runs up to {driver.cuda}",
+            advice="install a newer driver, or a torch build for an older CUDA" if other_major else None,
         )
 
 
 def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterator[Finding]:
     if rapl.error is None:
         return
-    do, commands = None, []
+    advice, commands = None, []
     if rapl.denied:
-        do, commands = "allow your group to read the counters, after each boot", _RAPL_COMMANDS
+        advice, commands = "allow your group to read the counters, after each boot", _RAPL_COMMANDS
     elif rapl.domains:
-        do = "counters of virtual machines may not advance" if cpu.virtual_machine else None
+        advice = "counters of virtual machines may not advance" if cpu.virtual_machine else None
     elif cpu.virtual_machine:
-        do = "virtual machines rarely have RAPL: measure on the host, or on a GPU"
+        advice = "virtual machines rarely have RAPL: measure on the host, or on a GPU"
     elif around.container is not None:
-        do = "containers hide it: use docker run --security-opt systempaths=unconfined, or measure outside"
+        advice = "containers hide it: use docker run --security-opt systempaths=unconfined, or measure outside"
     else:
-        do = "this processor has no RAPL, or its kernel module is not loaded"
+        advice = "this processor has no RAPL, or its kernel module is not loaded"
         commands = ["sudo modprobe intel_rapl_msr"]
     reason = rapl.error.removeprefix("RAPL: ")
     if on_gpu:
-        what = f"CPU energy is not measured in addition to the GPU's: {reason}"
-        yield Finding(severity="note", about="RAPL", what=what, do=do, commands=commands)
+        message = f"CPU energy is not measured in addition to the GPU's: {reason}"
+        yield Finding(severity="note", about="RAPL", message=message, advice=advice, commands=commands)
     else:
-        yield Finding(severity="blocks", about="RAPL", what=reason, do=do, commands=commands)
+        yield Finding(severity="blocks", about="RAPL", message=reason, advice=advice, commands=commands)
 
 
 def _engines(software: Software) -> Iterator[Finding]:
     if software.error is not None:
-        yield Finding(severity="blocks", about="python", what=f"{software.executable} {software.error}")
+        yield Finding(severity="blocks", about="python", message=f"{software.executable} {software.error}")
         return
     if not software.engines:
         yield Finding(
             severity="blocks",
             about="engines",
-            what="no engine is installed",
+            message="no engine is installed",
             commands=[f"{software.executable} -m pip install pytest-llem"],
         )
     usable = any(engine.error is None for engine in software.engines)
@@ -139,67 +140,71 @@ def _engines(software: Software) -> Iterator[Finding]:
         if engine.error is None:
             continue
         if usable and not engine.installed:
-            yield Finding(severity="note", about=about, what=f"is not installed: it {engine.error}")
+            yield Finding(severity="note", about=about, message=f"is not installed: it {engine.error}")
         else:
             severity: Severity = "hinders" if usable else "blocks"
-            yield Finding(severity=severity, about=about, what=f"cannot be used: {engine.error}")
+            yield Finding(severity=severity, about=about, message=f"cannot be used: {engine.error}")
 
 
 def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
     if cpu.held_by is not None and not on_gpu:
-        what = f"an experiment holds its lease: {cpu.held_by}"
-        yield Finding(severity="hinders", about="CPU", what=what, do="other experiments wait until it ends")
+        message = f"an experiment holds its lease: {cpu.held_by}"
+        yield Finding(
+            severity="hinders", about="CPU", message=message, advice="other experiments wait until it ends"
+        )
     elif cpu.load is not None and cpu.load > max(_BUSY, _BUSY_SHARE * (cpu.count or 1)):
         yield Finding(
             severity="hinders",
             about="CPU",
-            what=f"it is busy: the load average of the last minute is {cpu.load:g} on {cpu.count} CPUs",
-            do="stop other processes, and wait",
+            message=f"it is busy: the load average of the last minute is {cpu.load:g} on {cpu.count} CPUs",
+            advice="stop other processes, and wait",
         )
     if cpu.limit is not None and cpu.limit < (cpu.count or 0):
         yield Finding(
             severity="note" if on_gpu else "hinders",
             about="CPU",
-            what=f"a control group limits this process to the time of {cpu.limit:g} of {cpu.count} CPUs",
-            do=f"use no more threads than that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
+            message=f"a control group limits this process to the time of {cpu.limit:g} of {cpu.count} CPUs",
+            advice=f"use no more threads than that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
         )
     if cpu.governor is not None and cpu.governor != "performance":
         yield Finding(
             severity="note" if on_gpu else "hinders",
             about="CPU",
-            what=f"its clock frequency follows the load (governor {cpu.governor})",
-            do="set the governor to performance, until the next boot",
+            message=f"its clock frequency follows the load (governor {cpu.governor})",
+            advice="set the governor to performance, until the next boot",
             commands=["sudo cpupower frequency-set -g performance"],
         )
     if cpu.virtual_machine and not on_gpu:
         yield Finding(
             severity="note",
             about="CPU",
-            what="a virtual machine: others may share its cores unseen",
+            message="a virtual machine: others may share its cores unseen",
         )
 
 
 def _surroundings(around: Surroundings) -> Iterator[Finding]:
     if around.os != "Linux":
-        yield Finding(severity="blocks", about="system", what=f"{around.os} is not supported: use Linux")
+        yield Finding(severity="blocks", about="system", message=f"{around.os} is not supported: use Linux")
     if around.container is not None:
-        what = f"this is a container ({around.container}): processes outside of it are not visible"
-        yield Finding(severity="note", about="container", what=what)
+        message = f"this is a container ({around.container}): processes outside of it are not visible"
+        yield Finding(severity="note", about="container", message=message)
     if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
-        what = f"this process is limited to {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,} MB"
-        yield Finding(severity="note", about="memory", what=what)
+        message = (
+            f"this process is limited to {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,} MB"
+        )
+        yield Finding(severity="note", about="memory", message=message)
     for folder in around.folders:
         if folder.error is not None:
-            needed = folder.what_for in (TEMPORARY, LOCKS)
+            needed = folder.purpose in (TEMPORARY, LOCKS)
             yield Finding(
                 severity="blocks" if needed else "note",
-                about=folder.what_for,
-                what=f"{folder.path}: {folder.error}" if folder.path else folder.error,
-                do=_FOLDERS[folder.what_for],
+                about=folder.purpose,
+                message=f"{folder.path}: {folder.error}" if folder.path else folder.error,
+                advice=_FOLDERS[folder.purpose],
             )
-        elif folder.free_mb is not None and folder.free_mb < MIN_FREE_MB and folder.what_for != LOCKS:
-            what = f"only {folder.free_mb:,} MB are free on the disk of {folder.path}"
-            yield Finding(severity="note", about=folder.what_for, what=what, do=_FOLDERS[folder.what_for])
+        elif folder.free_mb is not None and folder.free_mb < MIN_FREE_MB and folder.purpose != LOCKS:
+            message = f"only {folder.free_mb:,} MB are free on the disk of {folder.path}"
+            yield Finding(severity="note", about=folder.purpose, message=message, advice=_FOLDERS[folder.purpose])
 
 
 _FOLDERS = {

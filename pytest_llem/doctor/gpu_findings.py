@@ -39,9 +39,9 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
         yield Finding(
             severity="blocks" if hidden else "hinders",
             about="CUDA_VISIBLE_DEVICES",
-            what=f"{entry!r} in {visible!r} names no GPU: CUDA uses only the entries before it"
+            message=f"{entry!r} in {visible!r} names no GPU: CUDA uses only the entries before it"
             + (", so engines run on the CPU" if hidden else ""),
-            do=f"name GPUs by their UUID, or by index from 0 to {len(gpus) - 1}",
+            advice=f"name GPUs by their UUID, or by index from 0 to {len(gpus) - 1}",
         )
     named = [gpu for gpu in gpus if gpu.visible]
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
@@ -51,8 +51,8 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
     yield Finding(
         severity="hinders",
         about=f"CUDA_VISIBLE_DEVICES={visible}",
-        what=f"{order}: which of them is meant is unknown",
-        do="number them in PCI bus order, or name one by its UUID",
+        message=f"{order}: which of them is meant is unknown",
+        advice="number them in PCI bus order, or name one by its UUID",
         commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={named[0].uuid}"],
     )
 
@@ -61,8 +61,8 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
     about = f"GPU {gpu.index}"
     if gpu.error is not None:
         severity: Severity = "blocks" if used else "hinders"
-        what = f"it does not answer: {gpu.error}"
-        yield Finding(severity=severity, about=about, what=what, do="reset it or reboot")
+        message = f"it does not answer: {gpu.error}"
+        yield Finding(severity=severity, about=about, message=message, advice="reset it or reboot")
         return
     yield from _energy(gpu, about, blocking=used)
     if gpu.compute_mode == "prohibited":
@@ -70,7 +70,7 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
         yield Finding(
             severity="blocks" if used else "hinders",
             about=about,
-            what="compute mode is prohibited: nothing can run on it",
+            message="compute mode is prohibited: nothing can run on it",
             commands=[command],
         )
     throttling = [reason for reason in gpu.clock_reasons or () if reason not in (IDLE, SETTING)]
@@ -78,8 +78,8 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"its clocks are throttled now: {', '.join(throttling)}",
-            do="let it cool, or check its power supply and limit, before you measure",
+            message=f"its clocks are throttled now: {', '.join(throttling)}",
+            advice="let it cool, or check its power supply and limit, before you measure",
         )
     yield from _users(gpu, about, around)
 
@@ -90,21 +90,21 @@ def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
         yield Finding(
             severity=severity,
             about=about,
-            what="MIG is on, and NVML reports no energy of a part of a GPU",
-            do="turn it off when its instances are not in use",
+            message="MIG is on, and NVML reports no energy of a part of a GPU",
+            advice="turn it off when its instances are not in use",
             commands=[f"sudo nvidia-smi -i {gpu.index} -mig 0"],
         )
     elif gpu.refusal is not None:
-        yield Finding(severity=severity, about=about, what=gpu.refusal.removeprefix(f"NVML: {gpu.uuid}: "))
+        yield Finding(severity=severity, about=about, message=gpu.refusal.removeprefix(f"NVML: {gpu.uuid}: "))
     elif gpu.energy_counter is False:
         yield Finding(
             severity=severity,
             about=about,
-            what="it has no energy counter (GPUs have one from Volta on): sampled power is integrated instead",
+            message="it has no energy counter (GPUs have one from Volta on): sampled power is integrated instead",
         )
     elif gpu.energy_counter_error is not None:
         instead = ": sampled power is integrated instead" if gpu.power_sources else ""
-        yield Finding(severity=severity, about=about, what=f"{gpu.energy_counter_error}{instead}")
+        yield Finding(severity=severity, about=about, message=f"{gpu.energy_counter_error}{instead}")
 
 
 def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
@@ -113,8 +113,8 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
         yield Finding(
             severity="hinders",
             about=_names(unloading),
-            what="persistence mode is off: the driver is unloaded between experiments, and settings are lost",
-            do="turn it on until the next boot; the service nvidia-persistenced does so permanently",
+            message="persistence mode is off: the driver is unloaded between experiments, and settings are lost",
+            advice="turn it on until the next boot; the service nvidia-persistenced does so permanently",
             commands=[f"sudo nvidia-smi -i {_indices(unloading)} -pm 1"],
         )
     unlocked: dict[tuple[bool | None, int | None], list[GpuReport]] = {}
@@ -127,8 +127,8 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
         yield Finding(
             severity="hinders",
             about=_names(alike),
-            what=f"clocks {locked}: they vary with temperature and power, and so do figures",
-            do="lock them at a clock that the GPU sustains under your load"
+            message=f"clocks {locked}: they vary with temperature and power, and so do figures",
+            advice="lock them at a clock that the GPU sustains under your load"
             + (f"; undo with nvidia-smi -i {indices} -rgc" if mhz else ""),
             commands=[f"sudo nvidia-smi -i {indices} -lgc {mhz},{mhz}"] if mhz else [],
         )
@@ -139,8 +139,8 @@ def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"an experiment holds its lease: {gpu.held_by}",
-            do="other experiments wait until it ends",
+            message=f"an experiment holds its lease: {gpu.held_by}",
+            advice="other experiments wait until it ends",
         )
     elif gpu.users:
         named = ", ".join(f"{one.name or '?'} (pid {one.pid})" for one in gpu.users[:3])
@@ -148,16 +148,16 @@ def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"other processes use it: {named}{more}",
-            do="stop them before you measure: their energy is included in every figure",
+            message=f"other processes use it: {named}{more}",
+            advice="stop them before you measure: their energy is included in every figure",
         )
     elif gpu.used_mb is not None and gpu.used_mb > max(_USED_MB, _USED_SHARE * (gpu.memory_mb or 0)):
         unseen = " (processes outside of a container are not visible in it)" if around.container else ""
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"{gpu.used_mb:,} MB of its memory are in use by processes that NVML does not report{unseen}",
-            do="stop them before you measure: their energy is included in every figure",
+            message=f"{gpu.used_mb:,} MB of its memory are in use by processes that NVML does not report{unseen}",
+            advice="stop them before you measure: their energy is included in every figure",
         )
 
 

@@ -3,7 +3,7 @@
     python -P -m pytest_llem.doctor.gpu_probe
 
 This runs in its own process, because a call into a hanging driver never returns. It prints one JSON object per
-line: ``{"doing": …}`` before each call that may hang, ``{"driver": …}``, ``{"gpu": …}`` for each GPU, and another
+line: ``{"step": …}`` before each call that may hang, ``{"driver": …}``, ``{"gpu": …}`` for each GPU, and another
 ``{"gpu": …}`` for each after its energy counter was watched. No CUDA context is created.
 """
 
@@ -48,19 +48,19 @@ _COMPUTE_MODES = {0: "default", 1: "exclusive", 2: "prohibited", 3: "exclusive"}
 
 def main() -> None:
     """Print the driver and every GPU."""
-    _report("doing", "nvmlInit")
+    _report("step", "nvmlInit")
     with Nvml() as nvml:
         if not nvml.is_open:
             _report("driver", {"error": nvml.error})
             return
-        _report("doing", "nvmlSystemGetDriverVersion")
+        _report("step", "nvmlSystemGetDriverVersion")
         driver = nvml.ask("nvmlSystemGetDriverVersion")
         _report("driver", {"version": driver, "cuda": newest_cuda(nvml)})
-        _report("doing", "nvmlDeviceGetHandleByIndex")
+        _report("step", "nvmlDeviceGetHandleByIndex")
         handles, visible = all_handles(nvml), visible_handles(nvml)
         answering: dict[str, int] = {}
         for index, (uuid, handle) in enumerate(handles.items()):
-            _report("doing", f"GPU {index}")
+            _report("step", f"GPU {index}")
             if handle is None:
                 nvml.ask("nvmlDeviceGetHandleByIndex", index)
                 _report("gpu", {"index": index, "visible": uuid in visible.lost, "error": nvml.error})
@@ -74,7 +74,7 @@ def main() -> None:
         ) in (
             answering.items()
         ):  # one GPU after the other, because a call may take 4 ms, which would delay the others' reads
-            _report("doing", f"the counter of GPU {index}")
+            _report("step", f"the counter of GPU {index}")
             _report("gpu", {"index": index, **_watched(nvml, uuid, handles[uuid])})
 
 

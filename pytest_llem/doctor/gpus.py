@@ -14,7 +14,7 @@ from pytest_llem.machine.devices import holder
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 
 #: Paths of which any shows that there is an NVIDIA device or driver.
-_SIGNS = ("dev/nvidiactl", "proc/driver/nvidia", "dev/dxg")
+_NVIDIA_PATHS = ("dev/nvidiactl", "proc/driver/nvidia", "dev/dxg")
 
 
 def read_gpus(probe: ProbeProcess, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[GpuReport]]:
@@ -26,9 +26,9 @@ def read_gpus(probe: ProbeProcess, seconds: float, root: Path = Path("/")) -> tu
         root: The directory of ``dev`` and ``proc``.
     """
     output, failure = probe.answer(seconds)
-    driver: dict[str, Any] = {"present": any((root / sign).exists() for sign in _SIGNS)}
+    driver: dict[str, Any] = {"present": any((root / path).exists() for path in _NVIDIA_PATHS)}
     gpus: dict[int, dict[str, Any]] = {}
-    doing = "start"
+    step = "start"
     for line in output.splitlines():
         try:
             one = json.loads(line)
@@ -36,13 +36,13 @@ def read_gpus(probe: ProbeProcess, seconds: float, root: Path = Path("/")) -> tu
             continue
         if not isinstance(one, dict):
             continue
-        doing = one.get("doing", doing)
+        step = one.get("step", step)
         driver |= one.get("driver", {})
         if found := one.get("gpu"):
             gpus.setdefault(found["index"], {}).update(found)
     if failure is not None:
         stuck = failure.startswith("no answer")
-        driver |= {"error": f"{failure}; last step: {doing}", "stuck": stuck}
+        driver |= {"error": f"{failure}; last step: {step}", "stuck": stuck}
         driver["present"] = driver["present"] or stuck
     found_gpus = [GpuReport.model_validate(found) for _, found in sorted(gpus.items())]
     for gpu in found_gpus:

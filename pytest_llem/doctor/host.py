@@ -52,7 +52,7 @@ def _memory_mb() -> tuple[int | None, int | None]:
 
 
 def _temporary() -> Folder:
-    found = Folder(what_for=TEMPORARY)
+    found = Folder(purpose=TEMPORARY)
     try:
         found.path = tempfile.gettempdir()
         with tempfile.TemporaryDirectory(prefix="llem-"):
@@ -63,7 +63,7 @@ def _temporary() -> Folder:
 
 
 def _locks() -> Folder:
-    found = Folder(what_for=LOCKS)
+    found = Folder(purpose=LOCKS)
     try:
         path = try_locks()
     except DeviceError as error:
@@ -78,9 +78,9 @@ def _hub() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def _written(what_for: str, find_path: Callable[[], Path]) -> Folder:
+def _written(purpose: str, find_path: Callable[[], Path]) -> Folder:
     """Return a folder that a run creates if it does not exist."""
-    found = Folder(what_for=what_for)
+    found = Folder(purpose=purpose)
     try:
         path = find_path()
         found.path = str(path)

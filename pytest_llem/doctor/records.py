@@ -206,14 +206,14 @@ class Package(Record):
     """Name of the distribution."""
     version: str | None = None
     """Installed version; null if it is not installed."""
-    what_for: str
+    purpose: str
     """Purpose of the package."""
 
 
 class Folder(Record):
     """A folder that a run writes to."""
 
-    what_for: str
+    purpose: str
     """Purpose of the folder."""
     path: str | None = None
     """Path of the folder; null if there is none."""
@@ -280,9 +280,9 @@ class Finding(Record):
     """
     about: str
     """Part of the machine, such as ``GPU 0``, ``RAPL``, ``engine pytorch``."""
-    what: str
+    message: str
     """The finding."""
-    do: str | None = None
+    advice: str | None = None
     """Advice; null if there is none."""
     commands: list[str] = Field(default_factory=list)
     """Command lines that carry out the advice."""

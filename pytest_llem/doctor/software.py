@@ -121,7 +121,7 @@ def _installed(python: Path | None) -> Software:
             )
             for name, provider in sorted(found.engines.items())
         ],
-        packages=[Package(name=name, version=packages.get(name), what_for=use) for name, use in PURPOSES.items()],
+        packages=[Package(name=name, version=packages.get(name), purpose=use) for name, use in PURPOSES.items()],
     )
 
 

@@ -343,7 +343,7 @@ class FunctionEngine(BatchEngine):
         found.ended = found.times[-1] if found.times else time.monotonic()
         kinds = {type(one) for one in found.tokens}
         if not kinds <= {str} and not kinds <= {int}:
-            raise self._wrong(next(one for one in found.tokens if type(one) is not int))
+            raise self._wrong(found.tokens)
         if kinds:
             found.is_text = kinds == {str}
         return found

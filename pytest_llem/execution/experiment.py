@@ -20,21 +20,23 @@ from pytest_llem._plugin.node_ids import (
     is_reference,
     run_key,
 )
-from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import IN_TURNS, REPEATED, STOPPED
+from pytest_llem._plugin.options import WORKTREE, Settings
+from pytest_llem._plugin.shared_state import DECIDED, IN_TURNS, REPEATED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem.execution import time_budget
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.output import add_section, output_forwarder
-from pytest_llem.execution.replay import forget_replayed, replayed
+from pytest_llem.execution.replay import forget_replayed, import_path_of, replayed
 from pytest_llem.execution.servers import servers_of
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.turns import MIN_TURNS
+from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.interleaving import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.contention import ContendedRun, contended_run
@@ -175,7 +177,7 @@ def _run_until_uncontended(
 def _run_in_turns(
     item: pytest.Item, partner: pytest.Item, experiment: Experiment, lease: DeviceLease, timeout: float
 ) -> Outcome:
-    """Run *experiment* and that of *partner*, which is the other side of a comparison, in turns.
+    """Run *experiment* and that of *partner*, which is the other side of a comparison, alternately.
 
     The partner's outcome is put where its item finds it. A contended pair is not repeated: what else ran affected
     both sides alike.
@@ -210,7 +212,7 @@ def _run_in_turns(
 
 
 def _partner_of(item: pytest.Item, experiment: Experiment) -> pytest.Item | None:
-    """Return the item of the other side of a comparison, if it is measured in turns with *item*, else None."""
+    """Return the item of the other side of a comparison, if it is measured alternately with *item*, else None."""
     run, settings = run_of(item), Settings.from_config(item.config)
     if settings.against is None or item.config.stash[STUDIES][run].gates.interleave == "cycle":
         return None
@@ -228,13 +230,13 @@ def _partner_of(item: pytest.Item, experiment: Experiment) -> pytest.Item | None
 
 
 def was_measured_with_partner(item: pytest.Item) -> bool:
-    """Return whether *item*'s experiment has been measured already, in turns with its reference."""
+    """Return whether *item*'s experiment has been measured already, alternately with its reference."""
     topic = _turns_topic(experiment_of(item))
     return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
 
 
 def _take_from_partner(item: pytest.Item, experiment: Experiment) -> Outcome | None:
-    """Return the outcome that was measured in turns by the item of the other side; None if there is none."""
+    """Return the outcome that was measured alternately by the item of the other side; None if there is none."""
     content = item.config.stash[SHARED_STATE].take(run_of(item), _turns_topic(experiment))
     return None if content is None else Outcome.from_plain(content)
 
@@ -305,26 +307,31 @@ def _keep(
 
 
 def stopped(item: pytest.Item) -> str | None:
-    """Return why *item*'s study was stopped; None if it was not."""
-    reason: str | None = item.config.stash[SHARED_STATE].read(run_of(item), STOPPED)
-    return reason
+    """Return why *item*'s experiment does not start any more; None if it may.
+
+    Its study was stopped, its point is decided, or the time budget is used up.
+    """
+    run, experiment, shared_state = run_of(item), experiment_of(item), item.config.stash[SHARED_STATE]
+    reason: str | None = shared_state.read(run, STOPPED)
+    if reason is not None:
+        return reason
+    decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
+    if decided is not None and experiment.cycle > decided[0]:
+        return str(decided[1])
+    if Settings.from_config(item.config).time_budget is None:
+        return None
+    expected_s = expected(experiment.point, item.config.stash[STUDIES][run], _preflight(item))
+    return time_budget.exceeded(item.config, 0.0 if expected_s is None else expected_s.each)
 
 
 def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
     """Return the preflight of a run of *study*; *run* is the run's key."""
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if run not in known:
-        known[run] = Preflight(study, Settings.from_config(config).model_path, _import_path(config, run))
+        known[run] = Preflight(
+            study, Settings.from_config(config).model_path, import_path_of(config, reference=is_reference(run))
+        )
     return known[run]
-
-
-def _import_path(config: pytest.Config, run: str) -> list[Path]:
-    """Return the folders in which a user's own engine is looked for.
-
-    The reference gets none: it uses the engine installed in its own interpreter, and would otherwise import the
-    candidate's.
-    """
-    return [] if is_reference(run) else import_path(config)
 
 
 def _job(
@@ -349,7 +356,7 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
-    settings = Settings.from_config(item.config)
+    settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
     allocation = preflight_of(item.config, run, study).allocation(point.config)
     identity = Identity(
         experiment_id=experiment.id,
@@ -364,7 +371,7 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
         directory=str(study.path.parent),
         root=str(_working_tree(item.config, python if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
-        python_path=[str(folder) for folder in _import_path(item.config, run)],
+        python_path=[str(folder) for folder in import_path_of(item.config, reference=is_reference(run))],
         watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
@@ -373,6 +380,7 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
         devices=allocation.devices if allocation.environment else (),
         variables=allocation.environment,
+        not_from=str(worktree.repository) if worktree is not None and is_reference(run) else None,
     )
 
 

@@ -37,6 +37,7 @@ def make_plans(
         replace(
             plan,
             reference=plans.get(run_key(run, REFERENCE)),
+            against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run]) if plan.to_run else (),
             load=load if plan.to_run else None,
         )

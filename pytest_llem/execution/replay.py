@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.collection.items import run_of
@@ -67,7 +67,21 @@ def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool
         study: The study.
         reference: Whether the experiments run in the reference's interpreter, which uses its installed engines.
     """
-    return CurrentInputs(study, Settings.from_config(config).model_path, [] if reference else import_path(config))
+    return CurrentInputs(
+        study, Settings.from_config(config).model_path, import_path_of(config, reference=reference)
+    )
+
+
+def import_path_of(config: pytest.Config, *, reference: bool) -> list[Path]:
+    """Return the folders in which a user's own engine is looked for, after the interpreter's own path.
+
+    A reference in another environment gets none: it uses the engine installed there, and would otherwise import
+    the candidate's. That of a git revision gets their counterparts in its worktree.
+    """
+    if not reference:
+        return import_path(config)
+    worktree = config.stash.get(WORKTREE, None)
+    return [] if worktree is None else [worktree.counterpart(folder) for folder in import_path(config)]
 
 
 def publish_replays(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, list[str]]:

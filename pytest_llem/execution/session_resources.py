@@ -44,7 +44,7 @@ def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config:
     Returns:
         None if the hub answered, or if the experiment does not need it.
     """
-    if not preflight.asks_hub(config):
+    if not preflight.needs_hub(config):
         return None
     known = shared_state.read(_HUB, _ANSWER)
     if known is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,8 +17,9 @@ from pytest_llem.gates.eligibility import (
     judged_metric,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.matching import Pair, is_measured, shared_cycles
-from pytest_llem.gates.statistics import Question, UndecidableError, contrast
+from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles, values_by_cycle
+from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
+from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 
@@ -34,7 +37,7 @@ class Case:
         note: Why that is another metric; None if it is the requested one.
         question: What is to be decided; None if nothing can be.
         reason: Why nothing can be decided.
-        excused: Whether a gate that cannot be decided is skipped instead of failing.
+        skip_undecided: Whether the gate is skipped, instead of failing, if nothing can be decided.
         inconclusive: Whether it cannot be decided only because of too few cycles or contention.
         contended: Which side's cycles were contended, and by what; None if none was.
         testbed: Differences in testbed facts; None if they were not compared.
@@ -46,7 +49,7 @@ class Case:
     note: str | None = None
     question: Question | None = None
     reason: str | None = None
-    excused: bool = False
+    skip_undecided: bool = False
     inconclusive: bool = False
     contended: str | None = None
     testbed: TestbedDifferences | None = None
@@ -60,6 +63,7 @@ def make_case(
     paired: bool,
     allow_mismatch: bool,
     not_judged: str | None = None,
+    schedule: Schedule | None = None,
 ) -> Case:
     """Return what the gate has to decide about a pair of points, or the first reason why it cannot decide.
 
@@ -72,10 +76,11 @@ def make_case(
         allow_mismatch: Whether to compare although testbed facts differ.
         not_judged: Why nothing of the pair may be compared, for example because the two results share
             measurements; None if it may.
+        schedule: When the candidate's gates were judged, if its cycles ran until they were decided; else None.
     """
     candidate, reference = pair.candidate, pair.reference
     if reference is None:
-        return Case(pair, requested, requested, reason=_NEW, excused=True)
+        return Case(pair, requested, requested, reason=_NEW, skip_undecided=True)
     by_default = settings.metrics is None
     metric, note = judged_metric(requested, candidate, reference) if by_default else (requested, None)
     case = partial(Case, pair, requested, metric, note)
@@ -95,7 +100,7 @@ def make_case(
     if reason is not None:
         # Skip the gate if neither side can have a value. If only one side has none, that is a loss, and it fails.
         measured = is_measured(candidate) and is_measured(reference)
-        return case(reason=reason, excused=by_default and measured and not any(usable))
+        return case(reason=reason, skip_undecided=by_default and measured and not any(usable))
     reason = replay_ineligible_reason(candidate) or replay_ineligible_reason(reference)
     reason = reason or _missing_cycle_values(candidate, metric, "candidate")
     reason = reason or _missing_cycle_values(reference, metric, "reference")
@@ -118,17 +123,36 @@ def make_case(
     if contended is not None and not paired:
         reason = f"{contended} (repeat the measurement on a machine where nothing else runs)"
         return case(reason=reason, inconclusive=True, contended=contended, testbed=testbed)
-    values, reference_values = _by_cycle(candidate, metric), _by_cycle(reference, metric)
-    common = values.keys() & reference_values.keys()
-    n = len(common) if paired else min(len(values), len(reference_values))
+    values, reference_values = values_by_cycle(candidate, metric), values_by_cycle(reference, metric)
+    if paired:
+        values, reference_values = in_pairs(candidate, reference, metric, values, reference_values)
+    n = min(len(values), len(reference_values))
     try:
+        looks: tuple[Look, ...] = ()
         found_contrast = contrast(values, reference_values, paired=paired)
+        if schedule is not None:
+            looks = _looks(values, reference_values, schedule, paired=paired)
+            found_contrast = looks[-1].contrast
     except UndecidableError as error:
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
-        return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
-    question = Question(found_contrast, better, settings.delta_of(requested))
+        too_few = n < (2 if schedule is None else schedule.min_cycles)
+        return case(
+            reason=str(error), skip_undecided=by_default and none_positive, inconclusive=too_few, testbed=testbed
+        )
+    question = Question(found_contrast, better, settings.delta_of(requested), looks)
     return case(question=question, contended=contended, testbed=testbed)
+
+
+def _looks(
+    values: Mapping[int, float], reference_values: Mapping[int, float], schedule: Schedule, *, paired: bool
+) -> tuple[Look, ...]:
+    """Return the looks so far at values that are given by cycle."""
+    in_order = [values[cycle] for cycle in sorted(values)]
+    if not paired:
+        return unpaired_looks(in_order, [*reference_values.values()], schedule)
+    log_ratios = [math.log(values[cycle] / reference_values[cycle]) for cycle in sorted(values)]
+    return paired_looks(log_ratios, schedule)
 
 
 def _contended(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
@@ -155,9 +179,3 @@ def _missing_cycle_values(point: PointResult, metric: str, side: str) -> str | N
     if 0 < len(point.cycles) == len(point.metrics[metric].values):
         return None
     return f"the {side} was written by a version that kept no cycle values: measure it again"
-
-
-def _by_cycle(point: PointResult, metric: str) -> dict[int, float]:
-    """Return the existing values of a metric by cycle."""
-    values = zip(point.cycles, point.metrics[metric].values, strict=True)
-    return {cycle: value for cycle, value in values if value is not None}

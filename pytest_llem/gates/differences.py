@@ -75,10 +75,26 @@ def sut_differences(candidate: PointResult, reference: PointResult) -> Iterator[
     """
     if not (is_measured(candidate) and is_measured(reference)):
         return
+    for key, value, reference_value in _different_sut(candidate, reference):
+        yield _difference(key, value, reference_value, "none")
+
+
+def different_facts(candidate: PointResult, reference: PointResult) -> list[str]:
+    """Return the names of the facts that differ between two measured points.
+
+    A testbed fact that only one of them has is left out.
+    """
+    both = candidate.testbed.keys() & reference.testbed.keys()
+    testbed = [key for key in TESTBED if key in both and candidate.testbed[key] != reference.testbed[key]]
+    return [*(key for key, *_ in _different_sut(candidate, reference)), *(TESTBED[key].name for key in testbed)]
+
+
+def _different_sut(candidate: PointResult, reference: PointResult) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key and both values of each system-under-test fact that differs."""
     facts, reference_facts = _sut(candidate), _sut(reference)
     for key in dict.fromkeys([*facts, *reference_facts]):
         if facts.get(key) != reference_facts.get(key) and key not in {*_NO_SUT, CODE}:
-            yield _difference(key, facts.get(key), reference_facts.get(key), "none")
+            yield key, facts.get(key), reference_facts.get(key)
 
 
 def same_sut(candidate: PointResult, reference: PointResult) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pytest_llem.gates.matching import missing_points
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
 
 

@@ -1,12 +1,17 @@
-"""Matching of the points of two results by the values of their axes, and detection of shared measurements."""
+"""Matching of the points of two results, and of their cycles, and detection of shared measurements."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.gates.turns import pair_log_ratio
+from pytest_llem.results.models import CycleTurns, PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
 
 
@@ -90,3 +95,48 @@ def shared_experiments(candidate: StudyResult, reference: StudyResult) -> str | 
 def _digests(result: StudyResult) -> set[str]:
     entries = {entry.result_sha256 for entry in result.experiments if entry.result_sha256}
     return entries | {digest for point in result.points for digest in point.result_digests}
+
+
+def values_by_cycle(point: PointResult, metric: str) -> dict[int, float]:
+    """Return the existing values of *metric* by cycle; empty if the point has none."""
+    summary = point.metrics.get(metric)
+    if summary is None or not summary.n:
+        return {}
+    return {cycle: value for cycle, value in zip(point.cycles, summary.values, strict=True) if value is not None}
+
+
+def in_pairs(
+    candidate: PointResult,
+    reference: PointResult,
+    metric: str,
+    values: Mapping[int, float],
+    reference_values: Mapping[int, float],
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the values of cycles that belong together, by cycle.
+
+    The ratio of a cycle that was measured alternately is that of neighbouring turns. Its candidate's value is the
+    one that has this ratio to the reference's. A cycle of which one side was measured again, alone, is left out.
+
+    Args:
+        candidate: The candidate's point.
+        reference: The reference's point.
+        metric: Name of the metric.
+        values: The metric's values of the candidate, by cycle.
+        reference_values: Those of the reference.
+    """
+    turns, reference_turns = _turns_by_cycle(candidate), _turns_by_cycle(reference)
+    found, reference_found = {}, {}
+    for cycle in sorted(values.keys() & reference_values.keys()):
+        one, other = turns.get(cycle), reference_turns.get(cycle)
+        if (one and one.pair) != (other and other.pair):
+            continue
+        found[cycle], reference_found[cycle] = values[cycle], reference_values[cycle]
+        if one is not None and other is not None:
+            with suppress(UndecidableError):  # a metric of the cycle alone, or one that is 0 in a turn
+                log_ratio = pair_log_ratio(one.metrics.get(metric, ()), other.metrics.get(metric, ()))
+                found[cycle] = reference_values[cycle] * math.exp(log_ratio)
+    return found, reference_found
+
+
+def _turns_by_cycle(point: PointResult) -> dict[int, CycleTurns]:
+    return {one.cycle: one for one in point.turns}

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pytest_llem.gates.ttests import welch
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
 
 POWER = 0.9

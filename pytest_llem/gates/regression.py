@@ -8,14 +8,17 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session
+from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
 from pytest_llem.study.gates import GatesConfig
 
@@ -29,7 +32,7 @@ _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "
 
 _SAME_SUT = (
     "candidate and reference ran the same code, packages, weights and settings, so that no change can be found: "
-    "is the code of the reference installed in its environment?"
+    "does the engine import what has changed, and is it installed in the reference's environment?"
 )
 
 
@@ -93,6 +96,7 @@ def compare(
             paired=paired,
             allow_mismatch=allow_mismatch,
             not_judged=one_session or not_judged.get(pair.candidate.id),
+            schedule=schedule_of(candidate),
         )
         for pair in matched
         for requested in settings.family
@@ -141,6 +145,14 @@ def compare(
     return Comparison(record, [verdict.model_copy(update=place) for verdict in verdicts])
 
 
+def schedule_of(result: StudyResult) -> Schedule | None:
+    """Return when the gates of a result were judged, if its cycles ran until they were decided, else None."""
+    protocol = result.measurement_protocol
+    if protocol.get("n_cycles") != "auto":
+        return None
+    return Schedule(protocol["min_cycles"], protocol["max_cycles"])
+
+
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
     candidate, reference = case.pair.candidate, case.pair.reference
     summary = candidate.metrics.get(case.metric)
@@ -160,7 +172,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
     if case.inconclusive:
         fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.reason}
     elif decision is None or case.question is None:
-        outcome = "skipped" if case.excused else "failed"
+        outcome = "skipped" if case.skip_undecided else "failed"
         fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.reason}
     else:
         fields |= {
@@ -175,6 +187,9 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "delta": case.question.delta,
             "cycles_to_decide": decision.cycles_to_decide,
         }
+        if decision.verdict == "REGRESSION" and reference is not None:
+            paired = case.question.contrast.paired
+            fields["associated"] = associations(candidate, reference, case.metric, paired=paired)
     return GateVerdict(
         gate="regression",
         id=f"{case.requested}-{candidate.id}",

@@ -10,7 +10,8 @@ from typing import Any
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import MANIFEST, write_atomically
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 
@@ -48,8 +49,8 @@ def resolve(given: str, root: Path) -> Path:
     if not is_name or path.suffix == ".json":
         raise BaselineError(f"{given or repr(given)}: no such file or folder")
     names = sorted(one.name for one in baselines.glob("*") if one.is_dir())
-    known = f"there are: {', '.join(names)}" if names else f"there are none in {BASELINES}"
-    raise BaselineError(f"no baseline {given!r}{did_you_mean(given, tuple(names))}; {known}")
+    known = f"baselines: {', '.join(names)}" if names else f"there are no baselines in {BASELINES}"
+    raise BaselineError(f"{given}: no such baseline, file or folder{did_you_mean(given, tuple(names))}; {known}")
 
 
 def load(given: str, root: Path, study: str | None = None) -> StudyResult:
@@ -77,10 +78,11 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
         raise BaselineError(f"{path}: invalid point id {invalid!a}: it must be printable ASCII")
     seen: dict[object, PointResult] = {}
     for point in result.points:
-        if (twin := seen.setdefault(axes_key(point.axes), point)) is not point:  # for example after a git merge
-            raise BaselineError(f"{path}: {twin.id} and {point.id} have the same axes")
+        first = seen.setdefault(axes_key(point.axes), point)
+        if first is not point:  # for example after a git merge
+            raise BaselineError(f"{path}: {first.id} and {point.id} have the same axes")
     if study is not None and result.name != study:
-        raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
+        raise BaselineError(f"{path}: holds results of the study {result.name!r}, not of {study!r}")
     return result
 
 
@@ -91,11 +93,11 @@ def _of_study(folder: Path, study: str | None) -> Path:
         raise BaselineError(f"{folder}: holds no results")
     if study is None:
         if len(files) > 1:
-            raise BaselineError(f"{folder}: holds several results, name one of them: {', '.join(names)}")
+            raise BaselineError(f"{folder}: holds several results: name one of them: {', '.join(names)}")
         return files[0]
     if study not in names:
         raise BaselineError(
-            f"{folder}: holds none of the study {study!r}{did_you_mean(study, tuple(names))}; "
+            f"{folder}: holds no results of the study {study!r}{did_you_mean(study, tuple(names))}; "
             f"there are: {', '.join(names)}"
         )
     return files[names.index(study)]
@@ -112,23 +114,23 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
         name: Name of the baseline.
         root: Root of the run, which contains the baselines.
         partial: Whether to save although results are missing.
-        force: Whether to save although results are contended, replayed or invalid, or fail a comparison with the
-            baseline that they replace.
+        force: Whether to save although results are contended, replayed or invalid, have no value for a gate,
+            or fail a comparison with the baseline that they replace.
 
     Returns:
         The saved file.
 
     Raises:
-        BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or unfit
-            (:func:`unfit_results`).
+        BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or
+            unsuitable (:func:`unsuitable_reason`).
         OSError: The file could not be written.
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (missing := missing_results(result)) is not None and not partial:
-        raise BaselineError(f"{missing}, and a baseline is saved of a whole run only")
-    if not force and (unfit := unfit_results(result, name, root)) is not None:
-        raise BaselineError(unfit)
+        raise BaselineError(f"{missing}: a baseline needs the results of a whole run")
+    if not force and (unsuitable := unsuitable_reason(result, name, root)) is not None:
+        raise BaselineError(unsuitable)
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
@@ -149,17 +151,19 @@ def missing_results(result: StudyResult) -> str | None:
     if any(count.values()):
         return "experiments " + " and ".join(f"{what}: {number}" for what, number in count.items() if number)
     if not result.experiments:  # a baseline has none
-        wanted = result.measurement_protocol.get("n_cycles", 1)
+        protocol = result.measurement_protocol
+        wanted = protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1)
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
     return None
 
 
-def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
+def unsuitable_reason(result: StudyResult, name: str, root: Path) -> str | None:
     """Return why a result should not become a reference although nothing is missing; None if it may.
 
-    Reasons are that it is contended, replayed or invalid, or that it fails the comparison with the baseline *name*
-    below *root*, which it would replace: the next run would then no longer find the regression.
+    Reasons are that it is contended, replayed or invalid, that a metric of ``gates.metrics`` has no value, so that
+    no run can be judged by it, or that it fails the comparison with the baseline *name* below *root*, which it
+    would replace: the next run would then no longer find the regression.
     """
     contended = [point for point in result.points if point.contention is not None and point.contention.contended]
     replayed = [entry for entry in result.experiments if entry.replayed_from is not None]
@@ -169,6 +173,13 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         for name, summary in point.metrics.items()
         if summary.mean is not None and (reason := ineligible_reason(point, name))
     }
+    gated = (result.measurement_protocol.get("gates") or {}).get("metrics") or ()
+    no_value = [
+        f"{name} of {point.id}, which gates.metrics names, has no value: {summary.reason}"
+        for point in result.points
+        for name, summary in point.metrics.items()
+        if point.cycles and name in gated and summary.mean is None
+    ]
     found = []
     if contended and contended[0].contention is not None:
         found.append(f"contended: {named([one.id for one in contended])}: {contended[0].contention.reasons[0]}")
@@ -178,6 +189,7 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         )
     if invalid:
         found.append(next(iter(invalid.values())))
+    found += no_value[:1]
     if failed := _failed_against(result, name, root):
         found.append(f"the run fails the comparison with this baseline: {named(failed)}")
     return "; ".join(found) or None

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_llem.gates.statistics import UndecidableError
-from pytest_llem.results.models import StudyResult
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA
 
 #: Confidence of the upper bound of the sessions' standard deviation.

@@ -23,7 +23,8 @@ def verdict_text(verdict: GateVerdict) -> str:
         text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
         if verdict.contended is not None and verdict.contended not in text:
             text = f"{text}; {verdict.contended}"
-    return f"{text}{_after('; ', verdict.note)}"
+    associated = _after("; associated, which need not be the cause: ", "; ".join(verdict.associated))
+    return f"{text}{_after('; ', verdict.note)}{associated}"
 
 
 def rounded(value: float, digits: int = 3) -> str:
@@ -66,11 +67,11 @@ def _regression(verdict: GateVerdict) -> str:
         return f"{verdict.verdict}{_after(': ', verdict.reason)}"
     share = "" if verdict.confidence is None else f"{percent(verdict.confidence)} "
     basis = [] if verdict.delta is None else [f"δ = {100 * verdict.delta:.3g} %"]
-    basis += [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
+    basis += [*_method(verdict), f"{share}interval {_span(*map(ratio_text, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.p is not None:
         basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
-    text = f"{_ratio(verdict.ratio)} × the reference: {verdict.verdict} ({', '.join(basis)})"
+    text = f"{ratio_text(verdict.ratio)} × the reference: {verdict.verdict} ({', '.join(basis)})"
     if verdict.verdict != "INCONCLUSIVE":
         return f"{text}{_after('; ', verdict.reason)}"
     if verdict.cycles_to_decide is None:
@@ -104,7 +105,8 @@ def _exact(limit: float | None) -> str:
     return f"{limit:,.15g}"
 
 
-def _ratio(value: float) -> str:
+def ratio_text(value: float) -> str:
+    """Return a ratio as text, with three decimals unless it is far from 1."""
     return f"{value:.3f}" if 0.1 <= value < 10 else rounded(value)
 
 

@@ -26,7 +26,7 @@ from pytest_llem.results.models import ErrorRecord
 MAX_WAITING_CPUS = 0.05
 
 #: Phase shown while turns are taken.
-IN_TURNS = "measuring in turns"
+IN_TURNS = "measuring alternately"
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Side:
 
 
 def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -> tuple[Outcome, Outcome]:
-    """Run two experiments in turns, and return the outcome of each.
+    """Run two experiments alternately, and return the outcome of each.
 
     When this returns or raises, no descendant of either process is left. If one ends before both have measured,
     so does the other one, with an error of the kind ``partner``.
@@ -185,7 +185,7 @@ class _Running:
         if failed is not None and failed is not self:
             self.process.end()
             name, output = failed.side.name, "" if self.child is None else self.child.output.text()
-            message = f"the {name} failed, with which it was measured in turns: see the error of the {name}"
+            message = f"the {name} failed, with which it was measured alternately: see the error of the {name}"
             return Outcome(error=ErrorRecord(kind="partner", type="PartnerFailed", message=message), output=output)
         outcome = self.process.outcome(self.side.timeout if self.timed_out else None)
         if outcome.result is not None:

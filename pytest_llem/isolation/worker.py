@@ -5,8 +5,8 @@
 ATTEMPT is the folder that holds the job and receives the result. EVENTS is the file descriptor on which each phase
 is announced, one JSON object a line. START is the file descriptor from which the worker reads a line before it
 begins. Before that line it imports what the job needs and opens no device. After it, it reads the job again, which
-may have new values by then. If the job is measured in turns, each further line gives it a turn. Nothing of pytest
-is imported here.
+may have new values by then. If the job is interleaved with another one, each further line gives it a turn. Nothing
+of pytest is imported here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -62,7 +63,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
     Args:
         attempt: The folder that holds the job and receives the result.
         events: File descriptor on which each phase is announced: a Progress as a line of JSON.
-        start_fd: File descriptor to read a line from before the job begins. At end of file the job is not run.
+        start_fd: File descriptor to read a line from before the job begins.
     """
     for fd in (events, start_fd):
         os.set_inheritable(fd, False)
@@ -90,8 +91,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
         start = {"began_at": now()}
         import_needed(read_job(directory))
         start["ready_at"] = now()
-        if not read_line(start_fd):
-            return
+        read_line(start_fd)
         run(read_job(directory), start, directory, announce, events, start_fd)
     except SystemExit:
         raise  # the exit status is reported
@@ -124,11 +124,15 @@ def read_job(directory: Path) -> dict[str, Any]:
 
 
 def read_line(fd: int) -> bytes:
-    """Return the next line of a pipe, with its end; empty at end of file."""
+    """Return the next line of a pipe, with its end.
+
+    End of file means that pytest has ended. The supervisor is about to kill this process and to remove its folder,
+    which it would not if this process ended by itself.
+    """
     line = b""
     while not line.endswith(b"\n"):
-        if not (byte := os.read(fd, 1)):
-            return b""
+        while not (byte := os.read(fd, 1)):
+            signal.pause()
         line += byte
     return line
 
@@ -172,9 +176,10 @@ def run(
         from pytest_llem.engines.hub import go_offline
 
         go_offline(job["hub_unreachable"])
-    from pytest_llem.engines.protocol import EngineContext
+    from pytest_llem.engines.protocol import EngineContext, PreflightError
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.measurement.turns import Turns, parse_order
+    from pytest_llem.results import code_state
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
     from pytest_llem.results.experiment import GapRecord, Identity, IdlePowerRecord, StartRecord
@@ -185,9 +190,7 @@ def run(
 
     def next_turn(progress: Progress) -> Turn | None:
         report(progress)
-        if not (line := read_line(orders)):
-            raise InterruptedError("pytest ended during the turns")
-        return parse_order(line)
+        return parse_order(read_line(orders))
 
     measured = ExperimentOrchestrator(
         config=ExperimentConfig.model_validate(job["config"]),
@@ -203,6 +206,10 @@ def run(
         devices=job["devices"],
         turns=None if job["turns"] is None else Turns(**job["turns"], next_turn=next_turn),
     ).run()
+    if job["not_from"] is not None and (found := code_state.imported_from(job["not_from"])):
+        raise PreflightError(
+            f"the reference imported {found[0]} from the working tree, not from its revision: does that have it?"
+        )
     if measured.result.idle_power is not None:
         measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])
     if job["repeats"] and measured.result.contention is not None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_llem.judging.previous_results import PreviousResults
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
 
@@ -90,7 +91,7 @@ class GateInputs:
     @cached_property
     def points(self) -> Mapping[str, JudgedPoint]:
         """Each point's result from this session, else from the last session that measured it."""
-        own, cycles = _by_id(self.own), self._study.n_cycles
+        own, cycles = _by_id(self.own), self._study.min_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
@@ -107,7 +108,7 @@ class GateInputs:
         Args:
             interpreter: The reference's interpreter, as in the record of a comparison.
         """
-        own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.n_cycles
+        own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.min_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:

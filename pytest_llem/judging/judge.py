@@ -30,7 +30,7 @@ from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.manifest import runs_of
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
@@ -108,7 +108,7 @@ class Judge:
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
                 terminalreporter.write_line(line)
         settings = Settings.from_config(self._config)
-        reference = settings.baseline or settings.against
+        reference = settings.baseline or settings.against_name
         if reference and not any(
             node.function == REGRESSION for nodes in self._gates.values() for node in nodes.values()
         ):
@@ -223,7 +223,7 @@ class StudyGates:
                 and verdict.point in self._results.without_reference
             ):
                 return "its reference was not selected, but both have to be interleaved"
-            measured, wanted = len(judged.point.cycles), self.study.n_cycles
+            measured, wanted = len(judged.point.cycles), self.study.min_cycles
             is_short = 0 < measured < wanted and verdict.point not in self._results.partly_selected
             return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:
@@ -276,7 +276,7 @@ class StudyGates:
     @property
     def _name(self) -> str:
         """Name of the reference."""
-        return str(self._settings.against or self._settings.baseline)
+        return str(self._settings.against_name or self._settings.baseline)
 
     @cached_property
     def _interleaved(self) -> Mapping[str, InterleavedRuns]:

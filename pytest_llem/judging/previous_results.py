@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.planning.inputs import CurrentInputs
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 
 
 class Measured(NamedTuple):
@@ -53,14 +54,14 @@ class PreviousResults:
             name: Id of the point.
             cycles: Number of cycles in the study.
         """
-        part: Measured | None = None
+        incomplete: Measured | None = None
         for directory, result in self._results():
             point = _point_of(result, name)
             if point is not None and len(_ended(result, point)) >= cycles:
                 return Measured(directory, self._checked(directory, point))
-            if part is None and point is not None and point.cycles:
-                part = Measured(directory, self._checked(directory, point))
-        return part
+            if incomplete is None and point is not None and point.cycles:
+                incomplete = Measured(directory, self._checked(directory, point))
+        return incomplete
 
     def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInterleaved | None:
         """Return the newest result of a point with at least *cycles* cycles ended on both sides, else any.
@@ -70,23 +71,23 @@ class PreviousResults:
             cycles: Number of cycles in the study.
             interpreter: The reference's interpreter.
         """
-        part: MeasuredInterleaved | None = None
+        incomplete: MeasuredInterleaved | None = None
         for directory, result, other in self._interleaved(interpreter):
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
                 continue
-            is_whole = len(_ended(result, point) & _ended(other, reference)) >= cycles
-            if not is_whole and (part is not None or not set(point.cycles) & set(reference.cycles)):
+            is_complete = len(_ended(result, point) & _ended(other, reference)) >= cycles
+            if not is_complete and (incomplete is not None or not set(point.cycles) & set(reference.cycles)):
                 continue
             found = MeasuredInterleaved(
                 directory,
                 self._checked(directory, point),
                 self._checked(directory / REFERENCE, reference),
             )
-            if is_whole:
+            if is_complete:
                 return found
-            part = found
-        return part
+            incomplete = found
+        return incomplete
 
     def result(self) -> StudyResult | None:
         """Return the newest result of the study; None if there is none."""

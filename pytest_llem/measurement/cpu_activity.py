@@ -15,7 +15,7 @@ from pytest_llem.results.statistics import total_of
 #: /proc counts time in ticks of this many seconds.
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-#: Minimum number of ticks between two snapshots that tell how many CPUs a process used.
+#: Minimum number of ticks between two snapshots from which the number of used CPUs is computed.
 MIN_TICKS = 20
 
 #: Maximum number of other processes to name, and the minimum use of one that is named, in CPUs.

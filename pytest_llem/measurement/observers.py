@@ -70,7 +70,7 @@ class WindowObservers:
         return self._waits[-1] if self._waits else None
 
     def interleaving(self, turns: Turns, records: Sequence[TurnRecord]) -> InterleavingRecord:
-        """Return the record of a measurement in turns."""
+        """Return the record of a measurement alternately."""
         known = [one for one in self._waits if one is not None]
         return InterleavingRecord(
             pair=turns.pair,

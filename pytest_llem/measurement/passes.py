@@ -41,7 +41,7 @@ class PassWindow(Window):
         call_seconds: For each kept pass, how long ``generate`` took to return for each batch, in s.
         numbers: Number of each kept pass in the window, from 1; empty if all were kept.
         not_kept: Number of passes that were not kept.
-        turns: The windows that this one was joined from, if it was measured in turns with another experiment.
+        turns: The windows that this one was joined from, if it was measured alternately with another experiment.
     """
 
     passes: Sequence[Sequence[Any]] = field(default_factory=lambda: [[]])
@@ -194,28 +194,28 @@ class PassDriver:
         )
 
 
-def join_turns(turns: Sequence[PassWindow]) -> PassWindow:
+def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
     """Return turns of one experiment as one window, which lasts as long as they do together."""
-    before = accumulate((turn.count for turn in turns), initial=0)
+    before = accumulate((turn.count for turn in parts), initial=0)
     numbers = [
         passed + number
-        for passed, turn in zip(before, turns, strict=False)
+        for passed, turn in zip(before, parts, strict=False)
         for number in turn.numbers or range(1, 1 + turn.count)
     ]
-    call_seconds = [*chain.from_iterable(turn.call_seconds for turn in turns)]
+    call_seconds = [*chain.from_iterable(turn.call_seconds for turn in parts)]
     return PassWindow(
-        math.fsum(turn.seconds for turn in turns),
-        join_accounts([turn.account for turn in turns]),
-        turns[0].began,
-        turns[0].began_at,
-        next((turn.compiled for turn in turns if turn.compiled is not None), _compiled(0, call_seconds)),
-        sum(turn.restarts for turn in turns),
-        passes=[*chain.from_iterable(turn.passes for turn in turns)],
-        pass_seconds=[*chain.from_iterable(turn.pass_seconds for turn in turns)],
+        math.fsum(turn.seconds for turn in parts),
+        join_accounts([turn.account for turn in parts]),
+        parts[0].began,
+        parts[0].began_at,
+        next((turn.compiled for turn in parts if turn.compiled is not None), _compiled(0, call_seconds)),
+        sum(turn.restarts for turn in parts),
+        passes=[*chain.from_iterable(turn.passes for turn in parts)],
+        pass_seconds=[*chain.from_iterable(turn.pass_seconds for turn in parts)],
         call_seconds=call_seconds,
         numbers=numbers,
-        not_kept=sum(turn.not_kept for turn in turns),
-        turns=turns,
+        not_kept=sum(turn.not_kept for turn in parts),
+        turns=parts,
     )
 
 

@@ -101,7 +101,7 @@ def find_warnings(
         warn(
             "passes_not_recorded",
             f"records of {len(window.passes):,} of {window.count:,} passes were kept: latencies, output tokens "
-            "and failed requests are of those",
+            "and failed requests include only these",
         )
     if total.energy_j is None and reason != SWITCHED_OFF:
         warn("no_energy", f"no energy: {reason}")

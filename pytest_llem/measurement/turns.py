@@ -1,4 +1,4 @@
-"""Measure in turns with another experiment: each runs some passes while the other one waits.
+"""Measure alternately with another experiment: each runs some passes while the other one waits.
 
 What the machine does in a minute then affects both alike. The two processes are alive at the same time, with their
 models loaded, and pytest's process gives each its turns (``isolation/interleaved.py``).

@@ -81,7 +81,7 @@ class CurrentInputs:
         if edited := [name for name in edited if now[name] is not None]:
             yield f"code has changed: {_listed(edited)}"
         if missing:
-            yield f"code is not found any more: {_listed(missing)}"
+            yield f"code is missing now: {_listed(missing)}"
         if unknown := [name for name, digest in inputs.modules.items() if digest is None]:
             yield f"code was edited while it ran: {_listed(unknown)}"
         # Where the engine cannot run, nothing would be measured without these packages: they are no change.
@@ -90,7 +90,7 @@ class CurrentInputs:
             current = known["distributions"][name]
             if current != version and (absent_counts or current is not None):
                 then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))
-                yield f"{name} {then} then, {now_} now" if then != now_ else f"{name} {then} has changed files"
+                yield f"{name} was {then}, is {now_} now" if then != now_ else f"{name} {then} has changed files"
 
     def _current(self, python: Path | None, modules: Sequence[str], packages: Sequence[str]) -> CodeState:
         """Return the state of the code that experiments would import.
@@ -146,8 +146,8 @@ class CurrentInputs:
 def _moved(kind: str, name: str, then: str | None, now: str | None) -> Iterator[str]:
     """Yield a message if the commit of a model or dataset of the hub has changed."""
     if then != now:
-        was, cached = (f"of revision {one[:12]}" if one else "not there" for one in (then, now))
-        yield f"{kind} {name!r} was {was}, in the cache it is {cached}"
+        was, cached = (f"revision {one[:12]}" if one else "missing" for one in (then, now))
+        yield f"{kind} {name!r} was {was} in the cache, is {cached} now"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Decide whether the two sides of a comparison can be measured in turns, both loaded at the same time."""
+"""Decide whether the two sides of a comparison can be measured alternately, both loaded at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
         advice = f"{config.backend}.engine.gpu_memory_utilization" if config.backend == "vllm" else "its share"
         return (
             f"each side reserves {max(shares):.0%} of the GPU's memory, so that two do not fit: "
-            f"set {advice} below {1 / len(sides):.0%}"
+            f"set {advice} to at most {1 / len(sides) - 0.05:.2f}"
         )
     sizes = [side.memory_bytes(config) for side in sides]
     memory = host.device_memory_bytes * (candidate.needs(config).gpus or 1)

@@ -12,6 +12,7 @@ from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.machine import idle_power
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
+from pytest_llem.planning.interleaving import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.design import Experiment, Point, StudyConfig
@@ -27,6 +28,7 @@ class Plan:
         preflight: Checks whether an experiment can run.
         replay: Results of earlier runs that replace some experiments; None without --llem-resume.
         reference: Plan of the reference that is measured interleaved with these experiments, or None.
+        against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
         load: Warning that the machine is busy, or None.
     """
@@ -36,6 +38,7 @@ class Plan:
     preflight: Preflight
     replay: Replay | None = None
     reference: Plan | None = None
+    against: str | None = None
     minimum_detectable_effect: Sequence[str] = ()
     load: str | None = None
 
@@ -70,6 +73,16 @@ class Plan:
     def refused(self) -> dict[str, str]:
         """The points that preflight refuses: the reason by the point's id."""
         reasons = ((point.id, self.preflight.reason(point)) for point in self.points)
+        return {name: reason for name, reason in reasons if reason is not None}
+
+    @cached_property
+    def whole_cycles(self) -> dict[str, str]:
+        """Points of which whole cycles alternate though passes were asked for: the reason by the point's id."""
+        if self.reference is None or self.study.gates.interleave == "cycle":
+            return {}
+        sides = self.preflight, self.reference.preflight
+        points = [point for point in self.points if point.id not in self.refused]
+        reasons = ((point.id, cycles_reason(point.config, *sides)) for point in points)
         return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
@@ -129,7 +142,10 @@ class Plan:
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
             "reference": {
+                "name": self.against,
                 "python": self.reference.python,
+                "interleave": self.study.gates.interleave,
+                "whole_cycles": [{"point": name, "reason": why} for name, why in self.whole_cycles.items()],
                 "experiments": [experiment.id for experiment in self.reference.experiments],
                 "estimated_seconds": self.reference.seconds,
                 "preflight": [

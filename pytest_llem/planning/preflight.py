@@ -241,10 +241,10 @@ class Preflight:
     def _interpreter(self, backend: str) -> Interpreter | str | None:
         """Return the contents of an engine's interpreter, or why it cannot be used; None for this interpreter."""
         if backend not in self._interpreters:
-            self._interpreters[backend] = self._ask(backend)
+            self._interpreters[backend] = self._read_interpreter(backend)
         return self._interpreters[backend]
 
-    def _ask(self, backend: str) -> Interpreter | str | None:
+    def _read_interpreter(self, backend: str) -> Interpreter | str | None:
         python = self._study.interpreter(backend)
         if python is None or self._study.execution.skip_preflight:
             return None
@@ -320,7 +320,7 @@ class Preflight:
                 f"and {where} has {gib(memory)} of memory"
             )
 
-    def asks_hub(self, config: ExperimentConfig) -> bool:
+    def needs_hub(self, config: ExperimentConfig) -> bool:
         """Return whether an experiment's model or dataset is from the Hugging Face hub, cached or not."""
         if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
             return True

@@ -62,12 +62,12 @@ class CurrentEnvironment:
             yield f"it ran on {environment['cpu_model']}, this machine has {self.cpu}"
         drivers = {gpu["driver"] for gpu in gpus if gpu.get("driver")}
         if self.driver and drivers and drivers != {self.driver}:
-            yield f"driver {_listed(drivers)} then, {self.driver} now"
+            yield f"driver was {_listed(drivers)}, is {self.driver} now"
         now = self.version(result.effective_config["backend"])
         then = {name: environment.get("packages", {}).get(name) for name in DECISIVE} | result.engine.versions
         for name, version in then.items():
             if version is not None and (found := now(name)) is not None and found != version:
-                yield f"{name} {version} then, {found} now"
+                yield f"{name} was {version}, is {found} now"
 
 
 @dataclass(frozen=True)
@@ -259,14 +259,14 @@ def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) 
     now = {point.config_hash: point.id for point in study.points}
     parts = [
         f"{len(only)} {what} ({next(iter(only.values()))}{', …' if len(only) > 1 else ''})"
-        for what, one, other in (("new", now, then), ("gone", then, now))
+        for what, one, other in (("new", now, then), ("removed", then, now))
         if (only := {digest: name for digest, name in one.items() if digest not in other})
     ]
     points = f": points {', '.join(parts)}" if parts else ""
     if then.keys() != now.keys() and {*then.values()} == {*now.values()}:
         points = f": the same points, hashed differently by pytest-llem {manifest.pytest_llem_version}"
     fields = _field_difference(study, directory)
-    return f"the study's design was {manifest.study_design_hash}, is {study.design_hash}{fields or points}"
+    return f"the study's design was {manifest.study_design_hash}, is {study.design_hash} now{fields or points}"
 
 
 def _field_difference(study: StudyConfig, directory: Path) -> str | None:
@@ -282,8 +282,8 @@ def _field_difference(study: StudyConfig, directory: Path) -> str | None:
             then = dict(flatten(configs.get(point.id, {})))
             changed = [name for name in now if name in then and then[name] != now[name]]
             if changed:
-                fields = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
-                return f": {point.id} had {', '.join(fields)}"
+                fields = [f"{name} was {then[name]}, is {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
+                return f": in {point.id}, {', '.join(fields)}"
     return None
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 
 
 def page_files(file: Path, names: Sequence[str]) -> list[Path]:

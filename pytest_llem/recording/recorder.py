@@ -20,14 +20,15 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.gates.saved import BaselineError, missing_results, save, unfit_results
+from pytest_llem.gates.saved import BaselineError, missing_results, save, unsuitable_reason
 from pytest_llem.recording.pages import page_files, write_page
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord, StudyResult, StudyStatus
+from pytest_llem.results.models import ErrorRecord, StudyStatus
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
@@ -249,8 +250,8 @@ class Recorder:
             )
         except (BaselineError, OSError) as error:
             options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
-            unfit = unfit_results(result, settings.save, self._config.rootpath)
-            options += [] if settings.save_force or not unfit else ["--llem-save-force"]
+            unsuitable = unsuitable_reason(result, settings.save, self._config.rootpath)
+            options += [] if settings.save_force or not unsuitable else ["--llem-save-force"]
             hint = f" ({' '.join(options)} saves it despite this)" if options and same_name == 1 else ""
             self._errors.append(f"{result.name}: --llem-save: {error}{hint}")
             _fail_session(session)

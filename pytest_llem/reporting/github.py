@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import COLUMNS, figure
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
@@ -176,7 +177,7 @@ def _points(result: StudyResult) -> Iterator[str]:
 
 def _row(point: PointResult, planned: int) -> tuple[str, ...]:
     n, method = point.metrics["seconds"].n, point.metrics["energy_per_output_token_j"].method
-    cells = [figure(point.metrics[name]) for name, _ in COLUMNS]
+    cells = [mean_text(point.metrics[name]) for name, _ in COLUMNS]
     return escaped(point.id), str(n) if n == planned else f"{n} of {planned}", *cells, method or "-"
 
 

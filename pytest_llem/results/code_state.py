@@ -77,6 +77,18 @@ def imported() -> CodeState:
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
 
+def imported_from(folder: str) -> list[str]:
+    """Return the modules that this process has imported from *folder*, without those of an environment in it."""
+    excluded = (sys.prefix + os.sep, str(sysconfig.get_path("stdlib")) + os.sep)
+    return sorted(
+        spec.name
+        for spec in _specs()
+        if (origin := os.path.abspath(str(spec.origin))).startswith(folder + os.sep)  # noqa: PTH100 (no links)
+        and not origin.startswith(excluded)
+        and not _INSTALLED.intersection(Path(origin).parts)
+    )
+
+
 def current(modules: Iterable[str], packages: Iterable[str], path: Sequence[str]) -> CodeState:
     """Return the state of the code that an import would find now; null for what it would not find.
 

@@ -1,21 +1,16 @@
-"""The files of a study: the manifest while it runs, and its result."""
+"""The manifest of a study, and the result of one of its points."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
-from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import Summary
-from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
-
-if TYPE_CHECKING:
-    import pandas
+from pytest_llem.results.verdicts import GateVerdict
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -143,6 +138,17 @@ class StudySummary(Record):
     """Weakest method in that sum."""
 
 
+class CycleTurns(Record):
+    """The turns of a cycle that was interleaved with the other side of a comparison, pass by pass."""
+
+    cycle: int
+    """Number of the cycle."""
+    pair: str
+    """Id of the cycle and its counterpart on the other side."""
+    metrics: dict[str, list[float]]
+    """Values of a metric over each turn alone, by metric; without metrics that a turn has no value of."""
+
+
 class PointResult(Record):
     """The result of one point over its cycles."""
 
@@ -168,6 +174,8 @@ class PointResult(Record):
     """System-under-test facts, which may differ in a comparison."""
     contention: PointContention | None = None
     """Contended cycles; null if no result records contention."""
+    turns: list[CycleTurns] = Field(default_factory=list)
+    """Turns of those cycles that were measured alternately, in order."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None
@@ -189,86 +197,3 @@ class TokenAgreement(Record):
     """Number of compared requests, of the first pass of the first cycle."""
     tokens: int
     """Number of their tokens."""
-
-
-class StudyResult(Document):
-    """The result of a study.
-
-    Example:
-        Mean energy per output token of each point, in J::
-
-            result = StudyResult.load("results/my-study_2026-01-31T12-00-00Z")
-            for point in result.points:
-                print(point.id, point.metrics["energy_per_output_token_j"].mean)
-    """
-
-    pytest_llem_version: str
-    """Version of pytest-llem that wrote the file."""
-    name: str
-    """Name of the study."""
-    study_design_hash: str
-    """Hash over the points; the same for the same study on every machine."""
-    status: StudyStatus
-    """State of the run."""
-    started_at: str | None = None
-    """Start of the run, UTC, as ISO 8601; null in results of versions that did not record it."""
-    summary: StudySummary
-    """Totals."""
-    points: list[PointResult]
-    """All points with their statistics, in the study's order."""
-    token_agreement: list[TokenAgreement] = Field(default_factory=list)
-    """Agreement of the greedy outputs of several engines."""
-    comparison: ComparisonRecord | None = None
-    """Comparison with a reference; null if the study was not compared."""
-    experiments: list[ManifestEntry] = Field(default_factory=list)
-    """All experiments, in run order; empty in a baseline."""
-    excluded: list[dict[str, Any]] = Field(default_factory=list)
-    """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
-    measurement_protocol: dict[str, Any] = Field(default_factory=dict)
-    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
-    environment: dict[str, Any] = Field(default_factory=dict)
-    """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
-    result_files: list[str] = Field(default_factory=list)
-    """Paths of the results of experiments, relative to this file."""
-    warnings: list[StudyWarning] = Field(default_factory=list)
-    """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
-
-    @classmethod
-    def load(cls, path: str | Path) -> StudyResult:
-        """Return the StudyResult in a ``study_result.json`` or a results directory.
-
-        A run that is in progress or was killed has not written that file: the result is then made of its completed
-        experiments, with the status ``running`` or ``interrupted``.
-
-        Args:
-            path: The file, or the results directory.
-
-        Raises:
-            ValueError: *path* holds no StudyResult, or one of another major schema version.
-            OSError: *path* cannot be read.
-        """
-        from pytest_llem.results.study_result import load_unfinished  # it imports this module
-
-        path = Path(path)
-        if not path.is_dir():
-            return cls.read(path)
-        file = path / "study_result.json"
-        return cls.read(file) if file.exists() else load_unfinished(path)
-
-    def to_dataframe(self, per: Literal["point", "experiment"] = "point") -> pandas.DataFrame:
-        """Return the result as a data frame, with a row for each point or each experiment.
-
-        The columns are those of ``summary.csv`` or ``experiments.csv``: axes by dotted key, and metrics by their
-        names in the catalogue. The row of a point has the mean, ``…_sd``, ``…_ci95_low``, ``…_ci95_high`` and
-        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that there is no value.
-
-        Args:
-            per: ``point`` or ``experiment``.
-
-        Raises:
-            ImportError: pandas is not installed.
-            ValueError: *per* is neither ``point`` nor ``experiment``.
-        """
-        from pytest_llem.results.tabular import dataframe  # it imports this module
-
-        return dataframe(self, per)

@@ -1,30 +1,41 @@
-"""Summary of the manifest and the experiments' results as the StudyResult.
+"""The result of a study, made of its manifest and its experiments' results.
 
 Results are read one point at a time and dropped once they are summarised: a study may have 20,000 of them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.carbon import emission_factors
-from pytest_llem.results.contention import PointContention
+from pydantic import Field
+
+from pytest_llem.results.document import Document
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import CONCURRENT, TESTBED, overlapping, sut_facts, testbed_facts
+from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
+from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import read_manifest, stored_result
-from pytest_llem.results.metrics import Method, Metric, weakest
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
-from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
-from pytest_llem.results.statistics import Summary, mean_interval
+from pytest_llem.results.metrics import weakest
+from pytest_llem.results.models import (
+    ErrorRecord,
+    Manifest,
+    ManifestEntry,
+    PointResult,
+    StudyStatus,
+    StudySummary,
+    TokenAgreement,
+)
+from pytest_llem.results.quality_warnings import StudyWarning
+from pytest_llem.results.summaries import cycle_turns, summarise, summarise_contention
+from pytest_llem.results.tabular import Per, dataframe
 from pytest_llem.results.token_agreement import GreedyOutputs
-from pytest_llem.study.dataset import SYNTHETIC
+from pytest_llem.results.verdicts import ComparisonRecord
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.times import seconds_between
+
+if TYPE_CHECKING:
+    import pandas
 
 #: File written at the start of a study: a StudyResult without results.
 DESIGN = "study_design.json"
@@ -33,13 +44,83 @@ DESIGN = "study_design.json"
 RESULT_LOST = "ResultLost"
 
 
-_NO_CYCLE = "no completed cycle"
-_UNKNOWN_METRIC = "the version that measured it did not know this metric"
+class StudyResult(Document):
+    """The result of a study.
 
-#: The statistics of a point without a result, one object for all such points: there may be 10,000.
-_NO_METRICS = {
-    name: Summary(mean=None, n=0, unit=definition.unit, reason=_NO_CYCLE) for name, definition in CATALOGUE.items()
-}
+    Example:
+        Mean energy per output token of each point, in J::
+
+            result = StudyResult.load("results/my-study_2026-01-31T12-00-00Z")
+            for point in result.points:
+                print(point.id, point.metrics["energy_per_output_token_j"].mean)
+    """
+
+    pytest_llem_version: str
+    """Version of pytest-llem that wrote the file."""
+    name: str
+    """Name of the study."""
+    study_design_hash: str
+    """Hash over the points; the same for the same study on every machine."""
+    status: StudyStatus
+    """State of the run."""
+    started_at: str | None = None
+    """Start of the run, UTC, as ISO 8601; null in results of versions that did not record it."""
+    summary: StudySummary
+    """Totals."""
+    points: list[PointResult]
+    """All points with their statistics, in the study's order."""
+    token_agreement: list[TokenAgreement] = Field(default_factory=list)
+    """Agreement of the greedy outputs of several engines."""
+    comparison: ComparisonRecord | None = None
+    """Comparison with a reference; null if the study was not compared."""
+    experiments: list[ManifestEntry] = Field(default_factory=list)
+    """All experiments, in run order; empty in a baseline."""
+    excluded: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
+    measurement_protocol: dict[str, Any] = Field(default_factory=dict)
+    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
+    result_files: list[str] = Field(default_factory=list)
+    """Paths of the results of experiments, relative to this file."""
+    warnings: list[StudyWarning] = Field(default_factory=list)
+    """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> StudyResult:
+        """Return the StudyResult in a ``study_result.json`` or a results directory.
+
+        A run that is in progress or was killed has not written that file: the result is then made of its completed
+        experiments, with the status ``running`` or ``interrupted``.
+
+        Args:
+            path: The file, or the results directory.
+
+        Raises:
+            ValueError: *path* holds no StudyResult, or one of another major schema version.
+            OSError: *path* cannot be read.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            return cls.read(path)
+        file = path / "study_result.json"
+        return cls.read(file) if file.exists() else load_unfinished(path)
+
+    def to_dataframe(self, per: Per = "point") -> pandas.DataFrame:
+        """Return the result as a data frame, with a row for each point or each experiment.
+
+        The columns are those of ``summary.csv`` or ``experiments.csv``: axes by dotted key, and metrics by their
+        names in the catalogue. The row of a point has the mean, ``…_sd``, ``…_ci95_low``, ``…_ci95_high`` and
+        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that there is no value.
+
+        Args:
+            per: ``point`` or ``experiment``.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: *per* is neither ``point`` nor ``experiment``.
+        """
+        return dataframe(self, per)
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
@@ -106,7 +187,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.metrics = summarise(results)
         point.testbed = found.shared(testbed_facts(results))
         point.sut = found.shared(sut_facts(results))
-        point.contention = _contention(results)
+        point.contention = summarise_contention(results)
+        point.turns = [*cycle_turns(results)]
         for result in results:
             found.add(result, point)
         file = next((entry.result_file for entry in entries if entry.result_file is not None), None)
@@ -154,174 +236,11 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
             return ExperimentResult.model_validate_json(text)
     except ValueError:  # pydantic's ValidationError is one
         pass
-    message = f"{entry.result_file} is gone, or no longer what was written"
+    message = f"{entry.result_file} is missing, or was changed after it was written"
     entry.status = "failed"
     entry.error = ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
     entry.result_file = entry.result_sha256 = None
     return None
-
-
-class Findings:
-    """What is kept of the results for the whole study.
-
-    Attributes:
-        environment: Environment of the first result.
-        count: Number of results.
-        known: Energies of the windows that have one, in J.
-        boundaries: Boundaries of these energies.
-        methods: Methods of these energies.
-        warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
-        spans: Start, end and point of each result.
-    """
-
-    def __init__(self) -> None:
-        self.environment: dict[str, Any] = {}
-        self.count = 0
-        self.known: list[float] = []
-        self.boundaries: set[str | None] = set()
-        self.methods: set[Method | None] = set()
-        self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
-        self.spans: list[tuple[str, str, PointResult]] = []
-        self._facts: dict[str, dict[str, Any]] = {}
-        #: Ids of experiments by digest of the code, by engine and module.
-        self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
-        #: Ids of experiments by digest of the dataset or model, by its name and use.
-        self._inputs: dict[tuple[str, str], dict[str, list[str]]] = {}
-
-    def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return *facts* as one object for all points with equal facts, since most points have the same."""
-        return self._facts.setdefault(json.dumps(facts), facts)
-
-    def add(self, result: ExperimentResult, point: PointResult) -> None:
-        """Add a *result* of *point*."""
-        self.count += 1
-        self.spans.append((result.started_at, result.completed_at, point))
-        self.environment = self.environment or result.environment
-        self.boundaries.add(result.metrics["energy_j"].boundary)
-        self.methods.add(result.metrics["energy_j"].method)
-        if result.window.window_energy_j is not None:
-            self.known.append(result.window.window_energy_j)
-        for module, digest in (result.inputs.modules if result.inputs else {}).items():
-            states = self._code.setdefault((result.effective_config["backend"], module), {})
-            states.setdefault(digest, []).append(result.identity.experiment_id)
-        for key, state in _input_states(result):
-            self._inputs.setdefault(key, {}).setdefault(state, []).append(result.identity.experiment_id)
-        for warning in [*result.warnings, *_gap_warnings(result)]:
-            self._warn(warning, [result.identity.experiment_id])
-
-    def _warn(self, warning: QualityWarning, ids: Iterable[str]) -> None:
-        self.warnings.setdefault((warning.code, warning.severity, warning.text), []).extend(ids)
-
-    def warn_of_differing(self, results: Sequence[ExperimentResult], point: PointResult) -> None:
-        """Warn if the *results* of the cycles of *point* differ in testbed facts that must match."""
-        names = [
-            fact.name
-            for key, fact in TESTBED.items()
-            if fact.concerns != "nothing" and isinstance(point.testbed.get(key), list)
-        ]
-        if names:
-            text = f"cycles of a point differ in {', '.join(names)}"
-            self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
-
-    def warn_of_edits(self) -> None:
-        """Warn about modules, datasets and models that were not the same in all experiments.
-
-        The warning names the experiments that had the less frequent state.
-        """
-        for (name, _), seen in self._inputs.items():
-            if others := sorted(seen.values(), key=len)[:-1]:
-                text = f"{name} was not the same in all experiments: was it edited while the study ran?"
-                self._warn(QualityWarning.of("inputs_differ", text), chain.from_iterable(others))
-        edited: dict[tuple[str, ...], list[str]] = {}
-        for (_, module), states in self._code.items():
-            *rarer, usual = sorted(states.items(), key=lambda state: (state[0] is not None, len(state[1])))
-            if usual[0] is None:  # edited during every experiment
-                rarer.append(usual)
-            if rarer:
-                edited.setdefault(tuple(chain.from_iterable(ids for _, ids in rarer)), []).append(module)
-        for ids, modules in edited.items():
-            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            text = f"code was edited while the study ran: {modules[0]}{more}"
-            self._warn(QualityWarning.of("code_edited", text), ids)
-
-    def study_warnings(self) -> list[StudyWarning]:
-        """Return each warning once, the worst first, with its experiments unless it concerns all."""
-        found = [
-            StudyWarning(
-                code=code,
-                severity=severity,
-                text=text,
-                experiments=[] if len(ids) == self.count else ids,
-            )
-            for (code, severity, text), ids in self.warnings.items()
-        ]
-        return sorted(found, key=lambda one: one.rank)
-
-
-def _input_states(result: ExperimentResult) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield name, use and digest of the dataset of texts, and of the local model folder, of *result*."""
-    config = result.effective_config
-    dataset, digest = config.get("dataset"), result.tokens.dataset_hash
-    if isinstance(dataset, str) and dataset != SYNTHETIC and digest is not None:
-        used = json.dumps([config.get(name) for name in ("n", "dataset_order", "random_seed")])
-        yield (f"dataset {dataset!r}", used), digest
-    if result.inputs is not None and result.inputs.model_folder is not None:
-        yield (f"model {config.get('model')!r}", ""), result.inputs.model_folder
-
-
-def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
-    """Return the statistics of every metric over a point's *cycles*."""
-    if not cycles:
-        return _NO_METRICS
-    return {name: _summarise([cycle.metrics.get(name) for cycle in cycles], name) for name in CATALOGUE}
-
-
-def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
-    unit = CATALOGUE[name].unit
-    figures = [figure for figure in cycles if figure is not None]
-    values = [figure.value for figure in figures if figure.value is not None]
-    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
-    if not values:
-        reasons = [figure.reason for figure in figures if figure.reason]
-        reason = reasons[0] if reasons else _UNKNOWN_METRIC
-        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
-    known = [figure for figure in figures if figure.value is not None]
-    boundaries = {figure.boundary for figure in known}
-    covered = {figure.covers_engine for figure in known}
-    methods = {figure.method for figure in known}
-    if len(methods) > 1 and "estimated" in methods:
-        not_judged = "energy was estimated in some of its cycles and not in others"
-    factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
-    if len(factors) > 1:  # possible with replayed cycles; their mean has no carbon intensity
-        not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
-    mean, sd, interval = mean_interval(values)
-    return Summary(
-        mean=mean,
-        sd=sd,
-        cv=sd / abs(mean) if sd is not None and mean else None,
-        ci95=interval,
-        n=len(values),
-        unit=unit,
-        method=weakest(methods),
-        boundary=boundaries.pop() if len(boundaries) == 1 else None,
-        not_judged=not_judged,
-        covers_engine=False if False in covered else None if None in covered else True,
-        invalid=next((figure.invalid for figure in known if figure.invalid), None),
-        values=[None if figure is None else figure.value for figure in cycles],
-    )
-
-
-def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
-    """Return which of a point's *cycles* are contended; None if no cycle records contention."""
-    if all(one.contention is None for one in cycles):
-        return None
-    states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
-    reasons = (one.contention.reasons for one in cycles if one.contention and one.contention.state == "contended")
-    return PointContention(
-        contended=[cycle for cycle, state in states.items() if state == "contended"],
-        unknown=[cycle for cycle, state in states.items() if state == "unknown"],
-        reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
-    )
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
@@ -355,29 +274,6 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
     )
 
 
-def _gap_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
-    gap = result.gap
-    if gap is None:
-        return
-    if gap.reason == "timeout":
-        text = f"the gap ended after {gap.seconds:.0f} s with a GPU warmer or busier than "
-        yield QualityWarning.of("gap_timeout", text + "before the first experiment")
-    if gap.memory_left_mb:
-        gpus = result.contention.gpus if result.contention is not None else []
-        held = [one.device for one in gpus if one.others_memory_mb and one.device in gap.memory_left_mb]
-        if held:
-            yield QualityWarning.of(
-                "memory_of_others",
-                f"other processes hold memory of {', '.join(held)}: contention.gpus of the result says how much",
-            )
-        if left := [uuid for uuid in gap.memory_left_mb if uuid not in held]:
-            yield QualityWarning.of(
-                "memory_not_released",
-                f"{', '.join(left)} had not released the memory of the previous experiment, or another process "
-                "holds it: gap.memory_left_mb of the result says how much",
-            )
-
-
 _ISOLATION = {
     "spawn": "a fresh spawned process for every experiment",
     "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
@@ -389,7 +285,8 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
     return {
         "isolation": _ISOLATION[execution.start_method],
         "start_method": execution.start_method,
-        "n_cycles": study.n_cycles,
+        "n_cycles": execution.n_cycles,
+        **(execution.model_dump(include={"min_cycles", "max_cycles"}) if execution.until_decided else {}),
         "cycle_order": execution.cycle_order,
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
         "experiment_gap_seconds": execution.experiment_gap_seconds,

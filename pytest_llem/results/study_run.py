@@ -11,9 +11,10 @@ from typing import Any
 
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import ManifestWriter, write_atomically
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, add_results, complete, study_design
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now
@@ -45,6 +46,7 @@ class StudyRun:
     page: Path | None = None
     latest: ExperimentResult | None = None
     _summarised: tuple[StudyResult, Findings] | None = None
+    _ended: int = 0
 
     @classmethod
     def open(
@@ -155,11 +157,12 @@ class StudyRun:
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
     def summarise(self) -> StudyResult:
-        """Return the results of the points; to be called once all experiments have run."""
-        if self._summarised is None:
-            manifest = self.writer.manifest
+        """Return the results of the points so far. They are read again if more experiments have ended since."""
+        manifest = self.writer.manifest
+        ended = sum(entry.status not in ("pending", "running") for entry in self.entries)
+        if self._summarised is None or self._ended != ended:
             result = study_design(self.study, manifest)
-            self._summarised = result, add_results(result, manifest, self.directory)
+            self._summarised, self._ended = (result, add_results(result, manifest, self.directory)), ended
         return self._summarised[0]
 
     def finish(self, status: StudyStatus) -> StudyResult:
@@ -168,8 +171,8 @@ class StudyRun:
         Raises:
             OSError: A file could not be written.
         """
-        self.writer.finish(status)
         self.summarise()
+        self.writer.finish(status)
         assert self._summarised is not None
         design, found = self._summarised
         self.result = complete(design, self.writer.manifest, found)

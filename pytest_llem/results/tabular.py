@@ -9,15 +9,18 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.models import ManifestEntry, PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import value_text
 from pytest_llem.times import seconds_between
+
+if TYPE_CHECKING:
+    import pandas
 
 Cell = str | int | float | bool | None
 
@@ -26,6 +29,14 @@ Per = Literal["point", "experiment"]
 
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
+
+
+class Tabulated(Protocol):
+    """What tables are made of, such as a :class:`~pytest_llem.StudyResult`."""
+
+    name: str
+    points: list[PointResult]
+    experiments: list[ManifestEntry]
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Table:
         return text.getvalue()
 
 
-def point_table(result: StudyResult) -> Table:
+def point_table(result: Tabulated) -> Table:
     """Return a row for each selected point: its axes, and the mean and spread of each metric.
 
     The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
@@ -90,7 +101,7 @@ def point_table(result: StudyResult) -> Table:
     return _table(found, spread)
 
 
-def experiment_table(result: StudyResult) -> Table:
+def experiment_table(result: Tabulated) -> Table:
     """Return a row for each selected experiment, in run order: its axes, its outcome, and each metric.
 
     ``…_method`` is the weakest method of all cycles of the experiment's point, ``…_boundary`` their boundary.
@@ -129,7 +140,7 @@ def experiment_table(result: StudyResult) -> Table:
     return _table(found, units)
 
 
-def table(result: StudyResult, per: Per) -> Table:
+def table(result: Tabulated, per: Per) -> Table:
     """Return the table of *result* with a row for each point, or for each experiment.
 
     Raises:
@@ -149,7 +160,7 @@ def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Tabl
     )
 
 
-def _axes(result: StudyResult) -> list[str]:
+def _axes(result: Tabulated) -> list[str]:
     """Return the dotted keys of the axes of all points. Short names could be those of other columns."""
     return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
 
@@ -189,7 +200,7 @@ def _provenance(name: str, summary: Summary | None) -> dict[str, Cell]:
     }
 
 
-def _entries(result: StudyResult) -> list[ManifestEntry]:
+def _entries(result: Tabulated) -> list[ManifestEntry]:
     """Return the selected experiments; for a baseline, which keeps none, the completed cycles as experiments."""
     if result.experiments:
         return [one for one in result.experiments if one.status != "deselected"]
@@ -229,11 +240,7 @@ def _csv_cell(cell: Cell) -> Cell:
     return str(cell).lower() if isinstance(cell, bool) else cell
 
 
-if TYPE_CHECKING:
-    import pandas
-
-
-def dataframe(result: StudyResult, per: Per) -> pandas.DataFrame:
+def dataframe(result: Tabulated, per: Per) -> pandas.DataFrame:
     """Return the rows of *result* as a data frame, with the columns' units in ``attrs``.
 
     Raises:

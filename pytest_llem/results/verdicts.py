@@ -82,6 +82,10 @@ class GateVerdict(Record):
     """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
     or no number would do.
     """
+    associated: list[str] = Field(default_factory=list)
+    """For ``REGRESSION``, what changed together with the metric: its parts that moved, and facts that differ. They
+    need not be the cause.
+    """
     file: str | None = None
     """File of the gate, relative to the root of the run; null if the gate is not written in a file."""
     line: int | None = None

@@ -17,8 +17,9 @@ from pytest_llem.study.validation import section_problems
 
 Bound = Literal["max", "min"]
 
-#: Metrics that may be below 0: differences, and temperatures in °C.
-SIGNED = ("active_energy_j", "decode_energy_j", "decode_seconds", "peak_temperature_c")
+#: Metrics that are judged although they are below 0. ``decode_energy_j`` and ``decode_seconds``, which are
+#: differences too, are not: below 0 they are noise.
+SIGNED = ("active_energy_j", "peak_temperature_c")
 
 
 class LimitConfig(NullableSection):

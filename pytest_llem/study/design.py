@@ -106,8 +106,13 @@ class StudyConfig:
 
     @property
     def n_cycles(self) -> int:
-        """Repetitions of every point."""
-        return self.execution.n_cycles or 1
+        """Repetitions of every point; the maximum if their number is determined during the run."""
+        return self.execution.most_cycles
+
+    @property
+    def min_cycles(self) -> int:
+        """Repetitions that every point has at least."""
+        return self.execution.min_cycles if self.execution.until_decided else self.n_cycles
 
     @property
     def output_dir(self) -> str | None:

@@ -149,6 +149,8 @@ def load_document(path: Path) -> Document:
         if path.stat().st_size > MAX_BYTES:
             _refuse(path, (1, 1), f"is larger than {MAX_BYTES // 10**6} MB, the limit for a study")
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except FileNotFoundError:
+        _refuse(path, (1, 1), "no such file or folder")
     except (OSError, ValueError) as error:  # ValueError: an invalid path
         _refuse(path, (1, 1), f"cannot be read: {getattr(error, 'strerror', None) or error}")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pytest_llem.study.section import NullableSection, Section, single_error
 
@@ -18,6 +18,10 @@ Gap = Annotated[
     single_error("must be 'auto' or a number of seconds, 0 or more"),
 ]
 
+Cycles = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1)], single_error("must be 'auto' or a number of cycles, 1 or more")
+]
+
 #: All values of :data:`CycleOrder` and of :data:`StartMethod`.
 CYCLE_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
 START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
@@ -28,8 +32,19 @@ class ExecutionConfig(NullableSection):
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"max_consecutive_failures"})
 
-    n_cycles: int | None = Field(None, ge=1)
-    """Repetitions of every point, each in a new process. Default: 3 for a study, 1 for a single experiment."""
+    n_cycles: Cycles | None = None
+    """Repetitions of every point, each in a new process; ``auto`` repeats a point until its comparisons are
+    decided, or without a comparison until its intervals are narrow. Default: 3 for a study, 1 for a single
+    experiment.
+    """
+    min_cycles: int = Field(4, ge=2)
+    """Minimum number of cycles with ``n_cycles: auto``. Default 4."""
+    max_cycles: int = Field(20, ge=2)
+    """Maximum number of cycles with ``n_cycles: auto``, of which some will be skipped. Default 20."""
+    half_width: float = Field(0.02, gt=0, lt=1)
+    """With ``n_cycles: auto`` and without a comparison, half the width of a metric's 95 % interval, relative to
+    its mean, at which a point needs no more cycles (0.02 is 2 %). Default 0.02.
+    """
     cycle_order: CycleOrder = "shuffled"
     """``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in each cycle).
     Default ``shuffled``.
@@ -62,6 +77,22 @@ class ExecutionConfig(NullableSection):
     skip_preflight: bool = False
     """Start experiments without checking first whether they can run. Default false."""
 
+    @model_validator(mode="after")
+    def _min_is_at_most_max(self) -> ExecutionConfig:
+        if self.min_cycles > self.max_cycles:
+            raise ValueError(f"min_cycles ({self.min_cycles}) must be at most max_cycles ({self.max_cycles})")
+        return self
+
+    @property
+    def until_decided(self) -> bool:
+        """Whether the number of cycles is determined during the run."""
+        return self.n_cycles == "auto"
+
+    @property
+    def most_cycles(self) -> int:
+        """Repetitions of every point; the maximum if their number is determined during the run."""
+        return self.max_cycles if self.n_cycles == "auto" else self.n_cycles or 1
+
 
 class Rule(Section):
     """One entry of ``skip`` or ``xfail``: points that are not run, or are expected to fail."""
@@ -89,7 +120,7 @@ class Overrides:
         interleave: What alternates in an interleaved comparison; None for the file's setting.
     """
 
-    n_cycles: int | None = None
+    n_cycles: int | Literal["auto"] | None = None
     cycle_order: CycleOrder | None = None
     start_method: StartMethod | None = None
     no_gaps: bool = False

@@ -72,9 +72,9 @@ class GatesConfig(NullableSection):
     their tokens are not known.
     """
     interleave: Interleave = "pass"
-    """What alternates with ``--llem-against``: ``pass`` loads both sides and lets them measure in turns of some
-    passes; ``cycle`` measures whole cycles one after the other, as ``pass`` also does for points of which two do
-    not fit into memory. Default ``pass``.
+    """What alternates with ``--llem-against``: ``pass`` loads both sides and lets them measure some passes at a
+    time; ``cycle`` measures whole cycles one after the other, as ``pass`` also does for points of which two do not
+    fit into memory. Default ``pass``.
     """
     min_turn_seconds: float = Field(default=1.0, gt=0)
     """Minimum length of a turn, in seconds; a turn is at least one pass, and at most a quarter of

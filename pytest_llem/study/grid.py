@@ -324,7 +324,7 @@ def _read_entries(
             problems.append(document.problem(at, f"must be a mapping {document.given(at, entry)}"))
             continue
         missing = [name for name in LIST_AXES if isinstance(shared.get(name), list) and name not in entry]
-        problems += [document.problem(at, f"needs a {name} of its own: the study's is a list") for name in missing]
+        problems += [document.problem(at, f"needs its own {name}: the study's is a list") for name in missing]
         if not missing:
             entries[index] = {key: one for key, one in entry.items() if key != "budgets"}
     return entries, problems

@@ -187,7 +187,7 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
 
 
 def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyExperimentsError | None:
-    cycles, points = execution.n_cycles or 1, grid.size
+    cycles, points = execution.most_cycles, grid.size
     total = points * cycles
     limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
     if total <= min(limit, MAX_EXPERIMENTS):
@@ -198,7 +198,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
         at = grid.at or ("experiments",)
     message = f"makes {_counted(total, 'experiment')} ({_counted(points, 'point')} × {_counted(cycles, 'cycle')})"
     if total > MAX_EXPERIMENTS:
-        message += f", and no study may have more than {MAX_EXPERIMENTS:,}"
+        message += f", more than the maximum of {MAX_EXPERIMENTS:,}"
     else:
         message += f", more than llem_max_experiments ({limit:,}); --llem-yes runs them all"
     return TooManyExperimentsError(document.problem(at, message), total, first_config(grid), execution)
@@ -206,7 +206,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
 
 def _counted(number: int, noun: str) -> str:
     """Return a number with its noun; huge numbers, which Python would refuse to print, as a power of 10."""
-    text = f"{number:,}" if number < 10**15 else f"some 10^{math.log10(number):.0f}"
+    text = f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
     return f"{text} {noun}{'' if number == 1 else 's'}"
 
 

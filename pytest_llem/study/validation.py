@@ -140,7 +140,7 @@ def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft
         same = first.setdefault(hasher.hash(in_effect(config)), axes)
         if same is not axes:
             named = ", ".join(f"{axis}={shown(value)}" for axis, value in same.items())
-            checked.excluded.append((draft, f"{reason}; without it the point is {named}"))
+            checked.excluded.append((draft, f"{reason}; the same point without it is {named}"))
             repeated.add(place)
     checked.valid = [one for place, one in enumerate(checked.valid) if place not in repeated]
 
@@ -225,7 +225,7 @@ def _key_problems(
         elif key in backends and value is not None and not isinstance(value, Mapping):
             message = f"must be a mapping {document.given(at, value)}"
         elif key not in known and key != backend:
-            message = _unknown(key, value, backends, is_shared=at == (key,))
+            message = _unknown(key, value, str(backend), backends, is_shared=at == (key,))
         else:
             continue
         problems[key] = _placed(document, _key(at), (key,), message)
@@ -253,18 +253,20 @@ def _meter_problem(
     return _placed(document, _origin(draft, location), location, message)
 
 
-def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) -> str:
+def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:
     if key in STUDY_KEYS:
         return "belongs to the study and not to an experiment"
     if "." in key:
-        return "unknown key: only the sweep takes dotted ones"
+        return "unknown key: only sweep has dotted keys"
     for name, section in _SECTIONS_TO_SEARCH.items():
-        if key in section.model_fields:
+        if key in section.model_fields and (name == backend or name not in backends):
             return f"unknown key (did you mean '{name}.{key}'?)"
     known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))
     hint = did_you_mean(key, known)
     if not hint and isinstance(value, Mapping):
         hint = f", nor the name of an engine (there are: {', '.join(backends)})"
+    if not hint and ":" in backend and key.isidentifier():  # its options are not known before it is imported
+        hint = f" (did you mean '{backend}.{key}'?)"
     return f"unknown key{hint}"
 
 

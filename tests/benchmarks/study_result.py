@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
-from pytest_llem.results.study_result import build_study_result
+from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
+from pytest_llem.results.study_result import StudyResult, build_study_result
 from pytest_llem.times import now
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "1.0"

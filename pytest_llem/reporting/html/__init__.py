@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.study_result import StudyResult
 
 
 def write_report(directory: Path, file: Path, result: StudyResult | None = None) -> None:

@@ -10,7 +10,8 @@ from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.reporting.html.samples import Latencies, Power, read_latencies, read_power
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
-from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.study_result import StudyResult
 
 #: Points on a page: more make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000

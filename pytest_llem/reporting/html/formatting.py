@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal.tables import figure, number
+from pytest_llem.reporting.terminal.tables import mean_text, number
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
@@ -79,7 +79,7 @@ def metrics_with_values(points: Sequence[PointResult]) -> list[str]:
 
 def shown(summary: Summary | None) -> str:
     """Return a mean and its interval as the terminal shows them; a dash if there is no value."""
-    return NOTHING if summary is None or summary.mean is None else figure(summary)
+    return NOTHING if summary is None or summary.mean is None else mean_text(summary)
 
 
 def details(summary: Summary | None, unit: str) -> str:

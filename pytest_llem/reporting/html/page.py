@@ -24,11 +24,12 @@ from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_powe
 from pytest_llem.reporting.html.samples import SHOWN
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import figure, number
+from pytest_llem.reporting.terminal.tables import mean_text, number
 from pytest_llem.results.facts import TESTBED
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import short_names, value_text
 
 #: What the status of an incomplete run means.
@@ -191,7 +192,7 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
 
 def _interval(summary: Summary) -> str:
     """Return the interval and the number of cycles: ``±24%, n = 3: ``."""
-    half = figure(summary).partition(" ")[2]
+    half = mean_text(summary).partition(" ")[2]
     return f"{f'{half}, ' if half else ''}n = {summary.n}: "
 
 

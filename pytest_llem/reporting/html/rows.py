@@ -22,8 +22,9 @@ from pytest_llem.reporting.html.formatting import (
     shown,
     unit_of,
 )
-from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult
 from pytest_llem.results.pareto import best
+from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text
 

@@ -47,9 +47,9 @@ def _verdict(verdict: Verdict) -> str:
 def _finding(finding: Finding, width: int) -> Iterator[str]:
     kind = f"  {finding.severity:<8} "
     indent = " " * len(kind)
-    yield from _wrapped(f"{finding.about}: {finding.what}", width, kind, indent)
-    if finding.do is not None:
-        yield from _wrapped(finding.do, width, f"{indent}→ ", f"{indent}  ")
+    yield from _wrapped(f"{finding.about}: {finding.message}", width, kind, indent)
+    if finding.advice is not None:
+        yield from _wrapped(finding.advice, width, f"{indent}→ ", f"{indent}  ")
     for command in finding.commands:
         yield f"{indent}$ {printable(command)}"
 
@@ -155,7 +155,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
         (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
     ]
     yield from _table("Meters", ("meter", "from", "auto", "error"), rows, width)
-    packages = [(one.name, _text(one.version), one.what_for) for one in software.packages]
+    packages = [(one.name, _text(one.version), one.purpose) for one in software.packages]
     yield from _table("Packages", ("package", "version", "for"), packages, width)
 
 
@@ -174,7 +174,7 @@ def _surroundings(found: Examination, width: int) -> Iterator[str]:
         ("CUDA_VISIBLE_DEVICES", visible),
     ]
     rows += [
-        (one.what_for, f"{_text(one.path)}: {one.error or f'{_number(one.free_mb, 0)} MB free'}")
+        (one.purpose, f"{_text(one.path)}: {one.error or f'{_number(one.free_mb, 0)} MB free'}")
         for one in around.folders
     ]
     yield from _table("Surroundings", None, rows, width)

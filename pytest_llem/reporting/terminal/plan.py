@@ -55,7 +55,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += " · memory unknown"
     lines = [text]
     if plan.reference is not None:
-        lines += _reference(plan.reference)
+        lines += _reference(plan.reference, plan.against or "")
+        lines += _grouped("interleaved cycle by cycle", plan.whole_cycles.items())
     lines += [f"  {line}" for line in plan.minimum_detectable_effect]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
@@ -67,10 +68,12 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     return lines
 
 
-def _reference(plan: Plan) -> list[str]:
+def _reference(plan: Plan, name: str) -> list[str]:
     """Return lines on the interleaved run of the reference."""
     time = "time unknown" if plan.seconds is None else f"about {duration_text(plan.seconds)} more"
-    text = f"  against {plan.python}: {counted(len(plan.experiments), 'experiment')} interleaved, {time}"
+    what = plan.study.gates.interleave
+    experiments = counted(len(plan.experiments), "experiment")
+    text = f"  against {name}: {experiments} interleaved {what} by {what}, {time}"
     return [text, *_grouped("preflight of the reference, will fail", plan.refused.items())]
 
 

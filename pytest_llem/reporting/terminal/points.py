@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal.tables import COLUMNS, figure, plain_table, table_console
+from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text, plain_table, table_console
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -147,7 +147,7 @@ class _Rows:
             n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
-                cells.append(f"{figure(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
+                cells.append(f"{mean_text(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
             if mixed:
                 cells.append(_summary(point, COST).label or "-")
             if judged:

@@ -11,8 +11,8 @@ from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.terminal.tables import render
-from pytest_llem.results.models import StudyResult
 from pytest_llem.results.quality_warnings import worst
+from pytest_llem.results.study_result import StudyResult
 
 if TYPE_CHECKING:
     from pytest_llem.results.study_run import StudyRun

@@ -1,4 +1,4 @@
-"""Format figures and tables for terminals, reports and GitHub."""
+"""Format values and tables for terminals, reports and GitHub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def figure(summary: Summary) -> str:
+def mean_text(summary: Summary) -> str:
     """Return a mean to three significant digits, with the half-width of its interval in percent if it has one."""
     if summary.mean is None:
         return "-"

@@ -1,0 +1,224 @@
+"""The working tree of a git revision, as an interpreter that imports the project's code from there.
+
+It is a temporary worktree of the user's repository with a small script in it, which starts this interpreter with
+the worktree's folders first on its path. Installed packages are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+#: Prefix of the folder of a worktree, which the id of its process follows.
+_PREFIX = "llem-worktree-"
+
+#: Folder of the script in the worktree.
+_BIN = ".pytest-llem"
+
+#: Folders in which packages are installed; nothing in them is a project's own code.
+_INSTALLED = {"site-packages", "dist-packages"}
+
+#: Files that say what a project needs, compared as text, and tables of pyproject.toml, compared as values.
+_REQUIREMENTS = ("setup.py", "setup.cfg", "requirements*.txt")
+_TABLES = ("dependencies", "optional-dependencies", "requires-python", "scripts", "entry-points")
+
+_EXTENSIONS = ("*.so", "*.pyd")
+
+
+class RevisionError(Exception):
+    """A revision cannot be measured with this interpreter. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Worktree:
+    """A temporary worktree.
+
+    Attributes:
+        folder: Its folder.
+        repository: The folder of the working tree that it belongs to.
+        revision: The revision as the user gave it.
+        commit: Its commit.
+    """
+
+    folder: Path
+    repository: Path
+    revision: str
+    commit: str
+
+    @property
+    def python(self) -> Path:
+        """The script that is used as the interpreter."""
+        return self.folder / _BIN / "python"
+
+    @property
+    def name(self) -> str:
+        """Name of the revision in tables: ``git:main (a2f19d980988)``."""
+        return f"git:{self.revision} ({self.commit[:12]})"
+
+    def counterpart(self, path: Path) -> Path:
+        """Return the place in the worktree of a *path* in the working tree; any other path unchanged."""
+        path = Path(os.path.abspath(path))  # noqa: PTH100 (links are not followed)
+        return self.folder / path.relative_to(self.repository) if _is_own(path, self.repository) else path
+
+    def remove(self) -> None:
+        """Remove the worktree, also from the repository's list."""
+        _git(self.repository, "worktree", "remove", "--force", str(self.folder))
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktree:
+    """Make the worktree of a *revision* of the repository around *directory*.
+
+    Args:
+        directory: A folder in the working tree, such as rootdir.
+        revision: A branch, tag or commit.
+        path: Folders from which this process imports, in order.
+
+    Raises:
+        RevisionError: There is no such revision, or its code cannot be told apart from the environment's.
+    """
+    top = _git(directory, "rev-parse", "--show-toplevel")
+    if top is None:
+        raise RevisionError(f"{directory} is in no git repository")
+    repository = Path(top)
+    commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    if commit is None:
+        shallow = _git(repository, "rev-parse", "--is-shallow-repository") == "true"
+        hint = "the clone is shallow: fetch it, in CI with fetch-depth: 0" if shallow else "git fetch may bring it"
+        raise RevisionError(f"there is no revision {revision!r} ({hint})")
+    roots = [*dict.fromkeys(one for one in (*path, *_editable_roots()) if _is_own(one, repository))]
+    if (reason := _refusal(repository, commit, roots)) is not None:
+        raise RevisionError(f"{reason}: {_how_to_install(revision)}")
+    _remove_abandoned(repository)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")) / "tree"
+    if _git(repository, "worktree", "add", "--detach", str(folder), commit) is None:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise RevisionError(f"git worktree add {folder} failed")
+    worktree = Worktree(folder, repository, revision, commit)
+    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    others = [one for one in given if not _is_own(Path(one), repository)]
+    first = shlex.quote(os.pathsep.join([*(str(worktree.counterpart(root)) for root in roots), *others]))
+    worktree.python.parent.mkdir()
+    worktree.python.write_text(f'#!/bin/sh\nexport PYTHONPATH={first}\nexec {shlex.quote(sys.executable)} "$@"\n')
+    worktree.python.chmod(0o755)
+    return worktree
+
+
+def _refusal(repository: Path, commit: str, roots: Sequence[Path]) -> str | None:
+    """Return why the project's code cannot be told apart from the environment's; None if it can."""
+    if (extension := next(_extensions(repository, roots), None)) is not None:
+        return f"{extension} is compiled, and the revision's source would not change it"
+    if (changed := _changed_requirements(repository, commit)) is not None:
+        return f"{changed} differs from the revision's, which may need other packages"
+    if (name := _installed_copy(repository, roots)) is not None:
+        return f"{name} is installed, not editable, so that both sides would import the installed copy"
+    return None
+
+
+def _how_to_install(revision: str) -> str:
+    folder = shlex.quote(f"../{revision.replace('/', '-')}")
+    return (
+        f"make an environment of its own: git worktree add --detach {folder} {shlex.quote(revision)} && "
+        f"python3 -m venv {folder}/.venv && {folder}/.venv/bin/pip install -e {folder}, "
+        f"and give --llem-against={folder}/.venv/bin/python"
+    )
+
+
+def _extensions(repository: Path, roots: Sequence[Path]) -> Iterator[str]:
+    """Yield the compiled modules of the project's own packages, tracked or built, relative to the repository."""
+    found = _git(repository, "ls-files", "--cached", "--others", "--", *_EXTENSIONS) or ""
+    for name in found.splitlines():
+        file = repository / name
+        is_importable = file.parent in roots or (file.parent / "__init__.py").exists()
+        if is_importable and _is_own(file, repository):
+            yield name
+
+
+def _changed_requirements(repository: Path, commit: str) -> str | None:
+    """Return the name of what states the project's requirements and has changed; None if nothing has."""
+    for file in (one for pattern in _REQUIREMENTS for one in sorted(repository.glob(pattern))):
+        if _git(repository, "diff", "--quiet", commit, "--", file.name) is None:
+            return file.name
+    now = _project(_read(repository / "pyproject.toml"))
+    then = _project(_git(repository, "show", f"{commit}:pyproject.toml") or "")
+    changed = (table for table in _TABLES if now.get(table) != then.get(table))
+    return next((f"project.{table} of pyproject.toml" for table in changed), None)
+
+
+def _installed_copy(repository: Path, roots: Sequence[Path]) -> str | None:
+    """Return the project's name if it is installed and not editable, and no folder of *roots* has its source."""
+    name = _project(_read(repository / "pyproject.toml")).get("name")
+    if not isinstance(name, str):
+        return None
+    try:
+        installed = distribution(name)
+    except PackageNotFoundError:
+        return None
+    tops = {Path(str(file)).parts[0] for file in installed.files or () if str(file).endswith(".py")}
+    packages = {top for top in tops if not top.startswith(("..", "__editable__"))}
+    is_elsewhere = packages and not any((root / top).exists() for root in roots for top in packages)
+    return name if is_elsewhere else None
+
+
+def _project(text: str) -> dict[str, Any]:
+    with suppress(tomllib.TOMLDecodeError):
+        found = tomllib.loads(text).get("project", {})
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _editable_roots() -> Iterator[Path]:
+    """Yield the folders of editable installations that have an import hook and are not on the path."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__editable__"):
+            for location in getattr(module, "MAPPING", {}).values():
+                yield Path(location).parent
+
+
+def _is_own(path: Path, repository: Path) -> bool:
+    """Return whether *path* is in the working tree, and not in an environment in it."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 (links are not followed)
+    prefixes = {Path(sys.prefix), Path(sysconfig.get_path("stdlib"))}
+    is_installed = _INSTALLED.intersection(path.parts) or any(path.is_relative_to(one) for one in prefixes)
+    return path.is_relative_to(repository) and not is_installed
+
+
+def _remove_abandoned(repository: Path) -> None:
+    """Remove the worktrees of processes that were killed."""
+    _git(repository, "worktree", "prune")
+    for line in (_git(repository, "worktree", "list", "--porcelain") or "").splitlines():
+        folder = Path(line.removeprefix("worktree "))
+        if line.startswith("worktree ") and folder.parent.name.startswith(_PREFIX):
+            pid = folder.parent.name.removeprefix(_PREFIX).partition("-")[0]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                Worktree(folder, repository, "", "").remove()
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Return what git writes; None if it fails, or is not installed."""
+    command = ["git", "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,86 @@
+"""Statistics of a point over its cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.carbon import emission_factors
+from pytest_llem.results.contention import PointContention
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.metrics import Metric, weakest
+from pytest_llem.results.models import CycleTurns
+from pytest_llem.results.statistics import Summary, mean_interval
+
+_NO_CYCLE = "no completed cycle"
+_UNKNOWN_METRIC = "the version that measured it did not know this metric"
+
+#: The statistics of a point without a result, one object for all such points: there may be 10,000.
+_NO_METRICS = {
+    name: Summary(mean=None, n=0, unit=definition.unit, reason=_NO_CYCLE) for name, definition in CATALOGUE.items()
+}
+
+
+def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
+    """Return the statistics of every metric over a point's *cycles*."""
+    if not cycles:
+        return _NO_METRICS
+    return {name: _summarise([cycle.metrics.get(name) for cycle in cycles], name) for name in CATALOGUE}
+
+
+def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
+    unit = CATALOGUE[name].unit
+    figures = [figure for figure in cycles if figure is not None]
+    values = [figure.value for figure in figures if figure.value is not None]
+    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
+    if not values:
+        reasons = [figure.reason for figure in figures if figure.reason]
+        reason = reasons[0] if reasons else _UNKNOWN_METRIC
+        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
+    known = [figure for figure in figures if figure.value is not None]
+    boundaries = {figure.boundary for figure in known}
+    covered = {figure.covers_engine for figure in known}
+    methods = {figure.method for figure in known}
+    if len(methods) > 1 and "estimated" in methods:
+        not_judged = "energy was estimated in some of its cycles and not in others"
+    factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
+    if len(factors) > 1:  # possible with replayed cycles; their mean has no carbon intensity
+        not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
+    mean, sd, interval = mean_interval(values)
+    return Summary(
+        mean=mean,
+        sd=sd,
+        cv=sd / abs(mean) if sd is not None and mean else None,
+        ci95=interval,
+        n=len(values),
+        unit=unit,
+        method=weakest(methods),
+        boundary=boundaries.pop() if len(boundaries) == 1 else None,
+        not_judged=not_judged,
+        covers_engine=False if False in covered else None if None in covered else True,
+        invalid=next((figure.invalid for figure in known if figure.invalid), None),
+        values=[None if figure is None else figure.value for figure in cycles],
+    )
+
+
+def summarise_contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
+    """Return which of a point's *cycles* are contended; None if no cycle records contention."""
+    if all(one.contention is None for one in cycles):
+        return None
+    states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
+    reasons = (one.contention.reasons for one in cycles if one.contention and one.contention.state == "contended")
+    return PointContention(
+        contended=[cycle for cycle, state in states.items() if state == "contended"],
+        unknown=[cycle for cycle, state in states.items() if state == "unknown"],
+        reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
+    )
+
+
+def cycle_turns(cycles: Sequence[ExperimentResult]) -> Iterator[CycleTurns]:
+    """Yield the turns of each of a point's *cycles* that was interleaved with the other side of a comparison."""
+    for result in cycles:
+        if (found := result.interleaving) is not None:
+            shared = set.intersection(*(set(turn.metrics) for turn in found.turns))
+            metrics = {name: [turn.metrics[name] for turn in found.turns] for name in sorted(shared)}
+            yield CycleTurns(cycle=result.identity.cycle, pair=found.pair, metrics=metrics)
