@@ -186,6 +186,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "alpha": alpha,
             "delta": case.question.delta,
             "cycles_to_decide": decision.cycles_to_decide,
+            "process_share": case.process_share,
         }
         if decision.verdict == "REGRESSION" and reference is not None:
             paired = case.question.contrast.paired
