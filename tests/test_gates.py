@@ -403,7 +403,7 @@ class TestBaselines:
         study.write()
         run = study.run("--llem-save", "main", "-k", "size=1")
         assert run.ret == 1
-        run.stdout.fnmatch_lines(["*--llem-save: experiments not run: 4, *--llem-save-partial*"])
+        run.stdout.fnmatch_lines(["*--llem-save: experiments not run: 4: *--llem-save-partial*"])
         assert not (study.root / ".llem").exists()
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()

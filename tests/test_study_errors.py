@@ -156,8 +156,14 @@ def test_wrong_types_are_errors(tmp_path: Path, text: str, expected: str) -> Non
         ("pytorch: {batch_size: 0}", "pytorch.batch_size: must be at least 1 (got 0)"),
         ("pytorch: {revision: 1234}", "pytorch.revision: must be a string (got 1234); put it in quotes"),
         ("energy: {backend: [nvml]}", "energy.backend: must be a string (got ['nvml'])"),
-        ("execution: {n_cycles: 0}", "execution.n_cycles: must be at least 1 (got 0)"),
-        ("execution: {n_cycles: 1e3}", "execution.n_cycles: must be a whole number (got 1e3)"),
+        (
+            "execution: {n_cycles: 0}",
+            "execution.n_cycles: must be 'auto' or a number of cycles, 1 or more (got 0)",
+        ),
+        (
+            "execution: {n_cycles: 1e3}",
+            "execution.n_cycles: must be 'auto' or a number of cycles, 1 or more (got 1e3)",
+        ),
         (
             "execution: {shuffle_seed: no}",
             "execution.shuffle_seed: must be a whole number (got no, which YAML reads as false)",
@@ -594,7 +600,7 @@ def test_several_problems_are_reported_in_file_order(tmp_path: Path) -> None:
             """
         ),
     ) == [
-        "s.yaml:2:3: execution.n_cycles: must be at least 1 (got 0)",
+        "s.yaml:2:3: execution.n_cycles: must be 'auto' or a number of cycles, 1 or more (got 0)",
         "s.yaml:3:3: execution.cycle_order: must be one of 'sequential', 'interleaved' or 'shuffled' (got 'any')",
         "s.yaml:4:1: modle: unknown key (did you mean 'model'?)",
         "s.yaml:5:1: n: must be at least 1 (got 0)",

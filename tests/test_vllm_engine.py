@@ -559,7 +559,7 @@ def noted(tmp_path: Path) -> dict[str, int]:
     ("fault", "timeout", "kind", "message"),
     [
         ("die", 120, "exception", "EngineCore encountered an issue"),
-        ("hang", 5, "timeout", "not finished after 5 s"),
+        ("hang", 10, "timeout", "not finished after 10 s"),
     ],
 )
 def test_failed_engine_core_is_an_error_and_leaves_no_process(

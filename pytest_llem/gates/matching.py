@@ -142,8 +142,8 @@ def share_of_processes(
     candidate: PointResult, reference: PointResult, metric: str, cycles: Collection[int]
 ) -> float | None:
     """Return the share of the variance between pairs of *cycles* that turns do not explain; None if unknown."""
-    turns, reference_turns = _turns_by_cycle(candidate), _turns_by_cycle(reference)
-    sides = [(turns[one], reference_turns[one]) for one in cycles if one in turns and one in reference_turns]
+    own, others = _turns_by_cycle(candidate), _turns_by_cycle(reference)
+    sides = [(own[one], others[one]) for one in cycles if one in own and one in others]
     with suppress(UndecidableError):
         return process_share(
             [(one.metrics.get(metric, ()), other.metrics.get(metric, ())) for one, other in sides]
