@@ -25,8 +25,9 @@ from scipy.special import stdtr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.gates.sequential import NOMINAL_CONFIDENCE, Schedule, cycles_needed
+from pytest_llem.gates.sequential import Schedule, cycles_needed
 from pytest_llem.gates.turns import location
+from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.study.gates import DEFAULT_DELTA as DELTA
 from tests.support.pairs import ALPHA, FAMILY, METRICS
 from tests.support.sequential import Run, until_decided
@@ -247,7 +248,7 @@ def precision(report: Report, paths: int) -> None:
     """Show how often an interval whose width ended the cycles covers the mean."""
     ratios = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.5)
     report.table(
-        f"Intervals that cover the mean, stopped at a half-width of 2 % ({NOMINAL_CONFIDENCE:.0%} nominal)",
+        f"Intervals that cover the mean, stopped at a half-width of 2 % ({STOPPED_CONFIDENCE:.0%} nominal)",
         *("at least", *(f"CV {ratio * 0.02:.1%}" for ratio in ratios)),
     )
     random = np.random.default_rng(20261129)
@@ -259,7 +260,7 @@ def precision(report: Report, paths: int) -> None:
             mean = np.cumsum(values, axis=1) / n
             squares = np.maximum(np.cumsum((values - 1) ** 2, axis=1) - n * (mean - 1) ** 2, 0)
             with np.errstate(divide="ignore", invalid="ignore"):
-                half = stats.t.isf((1 - NOMINAL_CONFIDENCE) / 2, n - 1) * np.sqrt(squares / (n - 1) / n)
+                half = stats.t.isf((1 - STOPPED_CONFIDENCE) / 2, n - 1) * np.sqrt(squares / (n - 1) / n)
             stopped = _stopped((half <= 0.02 * mean) & (n >= minimum)) - 1
             at = np.arange(paths)
             missed = np.abs(mean[at, stopped] - 1) > half[at, stopped]
