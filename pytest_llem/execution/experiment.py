@@ -380,7 +380,9 @@ def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) ->
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
         devices=allocation.devices if allocation.environment else (),
         variables=allocation.environment,
-        not_from=str(worktree.repository) if worktree is not None and is_reference(run) else None,
+        not_from=(str(worktree.repository), str(worktree.folder))
+        if worktree is not None and is_reference(run)
+        else None,
     )
 
 
@@ -392,6 +394,8 @@ def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
     """
     if reference is None:
         return config.rootpath
+    if (worktree := config.stash.get(WORKTREE, None)) is not None:
+        return worktree.folder
     folder = reference.parent
     return Path("/") if folder.is_relative_to(config.rootpath) else folder
 

@@ -51,8 +51,8 @@ class Job:
         hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
         devices: Leased devices, which the engine has to use; empty if they are not known.
         variables: Environment variables that restrict CUDA to these devices.
-        not_from: Folder of which no module may be imported: the candidate's working tree, for a reference that is
-            another revision of it.
+        not_from: For a reference that is another revision: the candidate's working tree, of which no module may be
+            imported, and the reference's own. None otherwise.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
     """
 
@@ -73,7 +73,7 @@ class Job:
     hub_unreachable: str | None = None
     devices: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    not_from: str | None = None
+    not_from: tuple[str, str] | None = None
     turns: dict[str, Any] | None = None
 
 

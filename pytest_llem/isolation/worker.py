@@ -206,7 +206,7 @@ def run(
         devices=job["devices"],
         turns=None if job["turns"] is None else Turns(**job["turns"], next_turn=next_turn),
     ).run()
-    if job["not_from"] is not None and (found := code_state.imported_from(job["not_from"])):
+    if job["not_from"] is not None and (found := code_state.imported_from(*job["not_from"])):
         raise PreflightError(
             f"the reference imported {found[0]} from the working tree, not from its revision: does that have it?"
         )

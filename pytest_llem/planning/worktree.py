@@ -89,7 +89,7 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         path: Folders from which this process imports, in order.
 
     Raises:
-        RevisionError: There is no such revision, or its code cannot be told apart from the environment's.
+        RevisionError: There is no such revision, or its code cannot be separated from the environment's.
     """
     top = _git(directory, "rev-parse", "--show-toplevel")
     if top is None:
@@ -119,7 +119,7 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
 
 
 def _refusal(repository: Path, commit: str, roots: Sequence[Path]) -> str | None:
-    """Return why the project's code cannot be told apart from the environment's; None if it can."""
+    """Return why the project's code cannot be separated from the environment's; None if it can."""
     if (extension := next(_extensions(repository, roots), None)) is not None:
         return f"{extension} is compiled, and the revision's source would not change it"
     if (changed := _changed_requirements(repository, commit)) is not None:

@@ -77,9 +77,12 @@ def imported() -> CodeState:
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
 
-def imported_from(folder: str) -> list[str]:
-    """Return the modules that this process has imported from *folder*, without those of an environment in it."""
-    excluded = (sys.prefix + os.sep, str(sysconfig.get_path("stdlib")) + os.sep)
+def imported_from(folder: str, without: str) -> list[str]:
+    """Return the modules that this process has imported from *folder*.
+
+    Not those of an environment in it, nor those from the folder *without*.
+    """
+    excluded = tuple(one + os.sep for one in (sys.prefix, str(sysconfig.get_path("stdlib")), without))
     return sorted(
         spec.name
         for spec in _specs()

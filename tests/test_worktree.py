@@ -1,0 +1,250 @@
+"""``--llem-against=git:REVISION``: the code of a revision is measured by this interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.planning import worktree
+from pytest_llem.planning.worktree import RevisionError, add_worktree
+from pytest_llem.results.code_state import imported_from
+from tests.conftest import Results, RunPytest
+from tests.support.processes import gone, wait_until
+
+WriteStudy = Callable[..., Path]
+
+#: An engine whose model memory is that of its revision.
+ENGINE = """
+    from noop_engine import NoopEngine
+
+    class Engine(NoopEngine):
+        def model_memory_bytes(self):
+            return {size}
+"""
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text))
+
+
+@pytest.fixture
+def repository(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in the current folder. Its engine has 2 MB in the branch main, and 1 in the working tree."""
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "somebody")
+        monkeypatch.setenv(f"{name}_EMAIL", "somebody@example.org")
+    monkeypatch.setenv("TMPDIR", str(pytester.mkdir("temporary")))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    write(pytester.path / "mine.py", ENGINE.format(size=2_000_000))
+    write(pytester.path / ".gitignore", "results\ntemporary\n__pycache__\n")
+    git("init", "--quiet", "--initial-branch=main")
+    git("add", "mine.py", ".gitignore")
+    git("commit", "--quiet", "--message=one")
+    write(pytester.path / "mine.py", ENGINE.format(size=1_000_000))
+    return pytester.path
+
+
+@pytest.fixture
+def study(write_study: WriteStudy) -> WriteStudy:
+    """Return a function that writes a study of the engine of :func:`repository`."""
+
+    def made(backend: str = "mine:Engine", cycles: int = 2) -> Path:
+        gates = {"metrics": ["model_memory_mb"]}
+        return write_study(backend=backend, sweep={"n": [1]}, execution={"n_cycles": cycles}, gates=gates)
+
+    return made
+
+
+def worktrees() -> list[str]:
+    return [line for line in git("worktree", "list", "--porcelain").splitlines() if line.startswith("worktree ")]
+
+
+class TestRun:
+    @pytest.mark.parametrize(
+        "workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["serial", "xdist"]
+    )
+    def test_working_tree_is_compared_with_the_revision(
+        self,
+        repository: Path,
+        study: WriteStudy,
+        run_pytest: RunPytest,
+        results: Results,
+        workers: tuple[str, ...],
+    ) -> None:
+        study()
+        run = run_pytest("--llem-against=git:main", *workers, "-rA")
+        run.assert_outcomes(passed=2 + 2 + 1)
+        name = f"git:main ({git('rev-parse', 'main')[:12]})"
+        run.stdout.fnmatch_lines([f"  against {name}: 2 experiments interleaved pass by pass, *"])
+        own, other = (StudyResult.load(folder) for folder in (results.directory, results.directory / "reference"))
+        assert own.comparison is not None
+        assert own.comparison.reference == name
+        (verdict,) = own.points[0].verdicts
+        assert verdict.verdict == "IMPROVEMENT"
+        assert verdict.ratio == pytest.approx(0.5)
+        assert other.points[0].sut["commit"] == git("rev-parse", "main")
+        assert len(worktrees()) == 1, "that of the repository itself"
+        assert not list((repository / "temporary").glob("llem-worktree-*"))
+
+    def test_package_of_a_src_layout_is_that_of_the_revision(
+        self,
+        repository: Path,
+        study: WriteStudy,
+        run_pytest: RunPytest,
+        results: Results,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As of an editable installation, ``src`` is on the path."""
+        package = repository / "src" / "package"
+        write(package / "__init__.py", "")
+        write(package / "engine.py", ENGINE.format(size=4_000_000))
+        git("add", "src")
+        git("commit", "--quiet", "--message=two")
+        write(package / "engine.py", ENGINE.format(size=1_000_000))
+        monkeypatch.syspath_prepend(repository / "src")
+        study("package.engine:Engine")
+        run_pytest("--llem-against=git:main").assert_outcomes(passed=5)
+        (verdict,) = StudyResult.load(results.directory).points[0].verdicts
+        assert verdict.ratio == pytest.approx(0.25)
+
+    def test_engine_that_the_revision_does_not_have_is_an_error(
+        self, repository: Path, study: WriteStudy, run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(repository / "fresh" / "new.py", ENGINE.format(size=1_000_000))
+        monkeypatch.setenv("PYTHONPATH", f"{repository / 'fresh'}{os.pathsep}{os.environ['PYTHONPATH']}")
+        monkeypatch.syspath_prepend(repository / "fresh")
+        study("new:Engine")
+        run = run_pytest("--llem-against=git:main")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["*the reference: engine 'new:Engine': module 'new' not found*"])
+
+    def test_plan_alone_leaves_no_worktree(
+        self, repository: Path, study: WriteStudy, run_pytest: RunPytest
+    ) -> None:
+        study()
+        assert run_pytest("--llem-against=git:main", "--collect-only", "-q").ret == 0
+        assert len(worktrees()) == 1
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_interrupt_removes_the_worktree(
+        self, repository: Path, write_study: WriteStudy, number: signal.Signals
+    ) -> None:
+        (repository / "temporary" / "notes").mkdir()
+        write_study(
+            backend="mine:Engine",
+            sweep={"n": [1]},
+            measurement={"min_window_seconds": 600},
+            **{"mine:Engine": {"seconds": 0.05, "report": str(repository / "temporary" / "notes")}},
+        )
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-against=git:main"]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: len([*(repository / "temporary" / "notes").iterdir()]) == 2)
+        run.send_signal(number)
+        run.wait(60)
+        pids = [int(file.stem) for file in (repository / "temporary" / "notes").iterdir()]
+        wait_until(lambda: all(map(gone, pids)), 30)
+        assert len(worktrees()) == 1
+
+    def test_worktree_of_a_killed_run_is_removed_by_the_next(self, repository: Path) -> None:
+        killed = subprocess.Popen([sys.executable, "-c", ""])
+        killed.wait()
+        abandoned = repository / "temporary" / f"llem-worktree-{killed.pid}-x" / "tree"
+        git("worktree", "add", "--quiet", "--detach", str(abandoned), "main")
+        add_worktree(repository, "main", []).remove()
+        assert len(worktrees()) == 1
+        assert not abandoned.parent.exists()
+
+
+class TestRefusal:
+    def _refusal(self, folder: Path, revision: str = "main") -> str:
+        with pytest.raises(RevisionError) as caught:
+            add_worktree(folder, revision, [folder])
+        assert len(worktrees()) == 1
+        return str(caught.value)
+
+    def test_unknown_revision(self, repository: Path, study: WriteStudy, run_pytest: RunPytest) -> None:
+        study()
+        run = run_pytest("--llem-against=git:nowhere")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(
+            ["ERROR: --llem-against: there is no revision 'nowhere' (git fetch may bring it)"]
+        )
+
+    def test_unknown_revision_of_a_shallow_clone(self, repository: Path) -> None:
+        git("clone", "--quiet", "--depth=1", f"file://{repository}", "temporary/clone")
+        with pytest.raises(RevisionError, match="in CI with fetch-depth: 0"):
+            add_worktree(repository / "temporary" / "clone", "main~1", [])
+
+    def test_no_repository(self, tmp_path: Path) -> None:
+        with pytest.raises(RevisionError, match="is in no git repository"):
+            add_worktree(tmp_path, "main", [])
+
+    def test_compiled_module(self, repository: Path) -> None:
+        (repository / "fast.so").touch()
+        (repository / "temporary" / "elsewhere.so").touch()
+        reason = self._refusal(repository)
+        assert reason.startswith("fast.so is compiled, and the revision's source would not change it: make an ")
+        assert "git worktree add --detach ../main main && python3 -m venv ../main/.venv" in reason
+        assert reason.endswith("--llem-against=../main/.venv/bin/python")
+
+    @pytest.mark.parametrize(
+        ("name", "text", "what"),
+        [
+            ("pyproject.toml", '[project]\nname = "x"\ndependencies = ["torch>=3"]\n', "project.dependencies of "),
+            ("requirements-dev.txt", "torch\n", "requirements-dev.txt"),
+            ("setup.py", "import setuptools\n", "setup.py"),
+        ],
+    )
+    def test_other_requirements(self, repository: Path, name: str, text: str, what: str) -> None:
+        write(repository / name, text)
+        git("add", name)
+        assert self._refusal(repository).startswith(what)
+
+    def test_other_text_of_pyproject_is_no_other_requirement(self, repository: Path) -> None:
+        write(repository / "pyproject.toml", "[tool.ruff]\n")
+        add_worktree(repository, "main", [repository]).remove()
+
+    def test_project_that_is_installed_and_not_editable(self, repository: Path) -> None:
+        write(repository / "pyproject.toml", f'[project]\nname = "{distribution("pluggy").name}"\n')
+        reason = self._refusal(repository)
+        assert reason.startswith("pluggy is installed, not editable, so that both sides would import")
+
+
+def test_own_code_excludes_environments_in_the_working_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    own = [
+        tmp_path,
+        tmp_path / "src",
+        tmp_path / ".venv" / "lib",
+        tmp_path / "x" / "site-packages",
+        tmp_path.parent,
+    ]
+    assert [worktree._is_own(one, tmp_path) for one in own] == [True, True, False, False, False]
+
+
+def test_modules_imported_from_the_working_tree_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's own worktree may be in the working tree, as TMPDIR may be."""
+    for folder, name in ((tmp_path, "of_the_candidate"), (tmp_path / "worktree", "of_the_reference")):
+        write(folder / f"{name}.py", "")
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+    assert imported_from(str(tmp_path), str(tmp_path / "worktree")) == ["of_the_candidate"]
