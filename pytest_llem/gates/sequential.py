@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llem.gates.minimum_detectable_effect import quadrature
 from pytest_llem.gates.statistics import MAX_CYCLES, Look, UndecidableError, contrast, paired_contrast
+from pytest_llem.gates.ttests import quadrature
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
 
 if TYPE_CHECKING:
