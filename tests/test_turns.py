@@ -18,7 +18,7 @@ import yaml
 from pytest_llem import StudyResult
 from pytest_llem.energy.account import Account, Total, join_accounts
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.gates.matching import in_pairs
+from pytest_llem.gates.matching import in_pairs, share_of_processes
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
@@ -391,3 +391,13 @@ def test_engine_that_reserves_most_of_a_gpu_alternates_by_cycle(tmp_path: Path) 
     )
     for engine in ({"gpu_memory_utilization": 0.45}, {"kv_cache_memory_bytes": 10**9}):
         assert _cycles_reason(tmp_path, host, backend="vllm", vllm={"engine": engine}) is None
+
+
+def test_share_of_processes_is_what_turns_do_not_explain() -> None:
+    """The pairs differ by 10 %, and their turns by 1 %."""
+    turns = [[1.0, 1.01, 0.99, 1.0], [1.1, 1.11, 1.09, 1.1], [0.9, 0.91, 0.89, 0.9]]
+    candidate = _point(**{f"c{number}": (str(number), one) for number, one in enumerate(turns, 1)})
+    reference = _point(**{f"c{number}": (str(number), [1.0] * 4) for number in (1, 2, 3)})
+    assert not_none(share_of_processes(candidate, reference, "seconds", [1, 2, 3])) > 0.95
+    assert share_of_processes(candidate, reference, "model_memory_mb", [1, 2, 3]) is None
+    assert share_of_processes(candidate, reference, "seconds", [1]) is None

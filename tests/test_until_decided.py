@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,14 @@ def test_unknown_word_for_cycles_is_refused(auto: Auto) -> None:
     )
     run = auto(QUIET, "--llem-cycles=always", n_cycles=1)
     run.stderr.fnmatch_lines(["ERROR: --llem-cycles: must be *"])
+
+
+def test_plan_says_how_many_cycles_are_expected(auto: Auto, pytester: pytest.Pytester) -> None:
+    run = auto(QUIET, f"--llem-against={sys.executable}", "--co")
+    run.stdout.fnmatch_lines(
+        [
+            "llem: noop *: 2 points × up to 10 cycles, at most 20 experiments, shuffled, *",
+            "  gates: 4 to 10 interleaved cycles, until decided (α 0.01, Holm over 2):",
+            "    a change of 20%: 4, a change of 10%: 4, *, no change: * cycles if pairs vary by 0.5%",
+        ]
+    )

@@ -14,8 +14,10 @@ from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.experiment import preflight_of
 from pytest_llem.execution.replay import replays_of
+from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
 from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.host import load_warning
 from pytest_llem.planning.plan import Plan
@@ -38,7 +40,7 @@ def make_plans(
             plan,
             reference=plans.get(run_key(run, REFERENCE)),
             against=Settings.from_config(config).against_name,
-            minimum_detectable_effect=_effects(config, studies[run]) if plan.to_run else (),
+            minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
             load=load if plan.to_run else None,
         )
         for run, plan in plans.items()
@@ -59,8 +61,11 @@ def make_forecast(
     )
 
 
-def _effects(config: pytest.Config, study: StudyConfig) -> list[str]:
+def _effects(config: pytest.Config, study: StudyConfig, plan: Plan) -> list[str]:
     settings = Settings.from_config(config)
+    if settings.against is not None and study.execution.until_decided:
+        each = None if plan.seconds is None else duration_text(2 * plan.seconds / len(plan.to_run))
+        return expected_cycles(study, each)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)
     if settings.baseline is None:

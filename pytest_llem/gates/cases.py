@@ -17,7 +17,14 @@ from pytest_llem.gates.eligibility import (
     judged_metric,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.matching import Pair, in_pairs, is_measured, shared_cycles, values_by_cycle
+from pytest_llem.gates.matching import (
+    Pair,
+    in_pairs,
+    is_measured,
+    share_of_processes,
+    shared_cycles,
+    values_by_cycle,
+)
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
 from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
@@ -41,6 +48,7 @@ class Case:
         inconclusive: Whether it cannot be decided only because of too few cycles or contention.
         contended: Which side's cycles were contended, and by what; None if none was.
         testbed: Differences in testbed facts; None if they were not compared.
+        process_share: Share of the variance between pairs that their turns do not explain; None if unknown.
     """
 
     pair: Pair
@@ -53,6 +61,7 @@ class Case:
     inconclusive: bool = False
     contended: str | None = None
     testbed: TestbedDifferences | None = None
+    process_share: float | None = None
 
 
 def make_case(
@@ -141,7 +150,8 @@ def make_case(
             reason=str(error), skip_undecided=by_default and none_positive, inconclusive=too_few, testbed=testbed
         )
     question = Question(found_contrast, better, settings.delta_of(requested), looks)
-    return case(question=question, contended=contended, testbed=testbed)
+    share = share_of_processes(candidate, reference, metric, values) if paired else None
+    return case(question=question, contended=contended, testbed=testbed, process_share=share)
 
 
 def _looks(

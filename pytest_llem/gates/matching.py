@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.gates.statistics import UndecidableError
-from pytest_llem.gates.turns import pair_log_ratio
+from pytest_llem.gates.turns import pair_log_ratio, process_share
 from pytest_llem.results.models import CycleTurns, PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
@@ -136,6 +136,19 @@ def in_pairs(
                 log_ratio = pair_log_ratio(one.metrics.get(metric, ()), other.metrics.get(metric, ()))
                 found[cycle] = reference_values[cycle] * math.exp(log_ratio)
     return found, reference_found
+
+
+def share_of_processes(
+    candidate: PointResult, reference: PointResult, metric: str, cycles: Collection[int]
+) -> float | None:
+    """Return the share of the variance between pairs of *cycles* that turns do not explain; None if unknown."""
+    turns, reference_turns = _turns_by_cycle(candidate), _turns_by_cycle(reference)
+    sides = [(turns[one], reference_turns[one]) for one in cycles if one in turns and one in reference_turns]
+    with suppress(UndecidableError):
+        return process_share(
+            [(one.metrics.get(metric, ()), other.metrics.get(metric, ())) for one, other in sides]
+        )
+    return None
 
 
 def _turns_by_cycle(point: PointResult) -> dict[int, CycleTurns]:

@@ -194,6 +194,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "delta": case.question.delta,
             "cycles_to_decide": decision.cycles_to_decide,
             "judged_after": decision.n if case.question.looks else None,
+            "process_share": case.process_share,
         }
         if decision.verdict == "REGRESSION" and reference is not None:
             paired = case.question.contrast.paired

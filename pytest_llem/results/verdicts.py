@@ -78,6 +78,10 @@ class GateVerdict(Record):
     """Contended cycles of either side, with the reason; null if there are none. They make a comparison of two
     sessions INCONCLUSIVE; budgets and interleaved sides are judged despite them.
     """
+    process_share: float | None = None
+    """Share of the variance between interleaved pairs that their turns do not explain, 0 to 1: it differs from
+    process to process, so that only more cycles help. Null if there are no turns, or fewer than two pairs.
+    """
     cycles_to_decide: int | None = None
     """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
     or no number would do.

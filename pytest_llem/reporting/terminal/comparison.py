@@ -158,6 +158,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
+    shares = sorted({one.process_share for one in comparison.verdicts if one.process_share is not None})
+    if shares:
+        span = " to ".join(dict.fromkeys(f"{share:.0%}" for share in shares[:1] + shares[-1:]))
+        yield f"process to process: {span} of the variance between pairs, which more turns do not reduce"
     if record.compared_despite_mismatch:  # otherwise they are the reasons of verdicts, which follow below
         yield from _capped("compared despite mismatch", record.testbed)
     yield from _reasons(_of_known_points(comparison))

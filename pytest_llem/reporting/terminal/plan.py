@@ -28,7 +28,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     points, cycles = len(study.points), study.n_cycles
     text = f"llem: {study.name} [{study.design_hash}]: {counted(points, 'point')}"
     if cycles > 1:
-        text += f" × {cycles} cycles = {counted(points * cycles, 'experiment')}, {study.execution.cycle_order}"
+        most = f"up to {cycles} cycles, at most" if study.execution.until_decided else f"{cycles} cycles ="
+        text += f" × {most} {counted(points * cycles, 'experiment')}, {study.execution.cycle_order}"
     if len(plan.experiments) != points * cycles:
         text += f", {len(plan.experiments):,} selected"
     if skipped := sum(experiment.point.skip is not None for experiment in plan.experiments):
@@ -38,7 +39,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     if plan.seconds is None:
         text += ", time unknown"
     elif plan.seconds:
-        text += f", about {duration_text(plan.seconds)}"
+        about = "at most about" if study.execution.until_decided else "about"
+        text += f", {about} {duration_text(plan.seconds)}"
     if plan.deadlines:
         text += f" · deadline {_deadline(plan)}"
     if (gpus := max((number or 0 for number in plan.gpus.values()), default=0)) > 1:
