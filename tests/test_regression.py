@@ -11,6 +11,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.matching import missing_points
 from pytest_llem.gates.regression import compare
+from pytest_llem.gates.text import verdict_text
 from pytest_llem.study.gates import GatesConfig
 from tests.support.study_results import H100, point, study_result, summary
 
@@ -456,3 +457,28 @@ def test_results_of_older_versions_are_not_judged() -> None:
     )
     assert [verdict.outcome for verdict in found.verdicts] == ["failed", "failed"]
     assert found.verdicts[1].reason == "no value in the candidate: no completed cycle"
+
+
+AUTO = {"n_cycles": "auto", "min_cycles": 4, "max_cycles": 20}
+
+
+def test_points_without_a_look_count_in_the_family() -> None:
+    worse, few = times(STEADY, 1.2), [1.0, 1.001]
+    candidate = study_result(
+        point({"n": 1}, seconds=worse), point({"n": 2}, seconds=few), measurement_protocol=AUTO
+    )
+    reference = study_result(point({"n": 1}, seconds=STEADY), point({"n": 2}, seconds=few))
+    found = compare(candidate, reference, SECONDS, name="main", paired=True)
+    assert [one.verdict for one in found.verdicts] == ["REGRESSION", "INCONCLUSIVE"]
+    assert found.record.family == 2
+    assert found.verdicts[0].confidence == pytest.approx(1 - 2 * 0.01 / 2)
+
+
+def test_gate_of_cycles_until_decided_names_its_look() -> None:
+    values, there = times([*STEADY, 1.0, 1.0], 1.2), [*STEADY[::-1], 1.0, 1.0]  # looks after 4, 5 and 6
+    candidate = study_result(point({}, seconds=values), measurement_protocol=AUTO)
+    reference = study_result(point({}, seconds=there))
+    (verdict,) = compare(candidate, reference, SECONDS, name="main", paired=True).verdicts
+    assert (verdict.verdict, verdict.n, verdict.judged_after) == ("REGRESSION", 7, 6)
+    assert "n = 7 against 7, paired, judged after 6, p " in verdict_text(verdict)
+    assert one(point({}, seconds=values), point({}, seconds=there))[1].judged_after is None

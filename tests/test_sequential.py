@@ -15,11 +15,11 @@ from pytest_llem.gates.sequential import (
     Schedule,
     cycles_needed,
     is_precise,
-    mean_interval_of_stopped,
     paired_looks,
     unpaired_looks,
 )
 from pytest_llem.gates.statistics import Decision, Question, UndecidableError, decide, paired_contrast
+from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
 from tests.support.pairs import ALPHA
 from tests.support.sequential import Run, until_decided
 
@@ -111,6 +111,13 @@ class TestDecide:
             if one.verdict == "INCONCLUSIVE"
         ]
 
+    def test_answer_holds_when_pending_questions_are_asked(self) -> None:
+        clear, open_ratios = [0.08, 0.081, 0.079, 0.0805], noise(8, 4)
+        [pending] = decide([question(clear)], ALPHA, pending=2)
+        [asked, *_] = decide([question(clear), question(open_ratios), question(open_ratios)], ALPHA)
+        assert pending == asked
+        assert pending.p == pytest.approx(3 * decision(clear).p)
+
     def test_values_without_spread_are_decided_at_the_first_look(self) -> None:
         assert decision([0.0] * 4).verdict == "SAME"
         assert decision([0.03] * 5).verdict == "REGRESSION"
@@ -188,14 +195,13 @@ class TestPrecision:
         for _ in range(1500):
             values = list(1 + 0.028 * random.standard_normal(40))  # the spread with the lowest coverage
             n = next((n for n in range(3, 41) if is_precise(values[:n], 0.02)), 40)
-            interval = mean_interval_of_stopped(values[:n])
+            interval = mean_interval(values[:n], STOPPED_CONFIDENCE)[2]
             assert interval is not None
             covered.append(interval[0] <= 1 <= interval[1])
         assert np.mean(covered) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 1500)
 
     def test_two_cycles_are_not_precise(self) -> None:
         assert not is_precise([1.0, 1.0], 0.1)
-        assert mean_interval_of_stopped([1.0, 1.0]) is None
 
     def test_negative_mean_is_precise_as_its_mirror_image(self) -> None:
         assert is_precise([-1.0, -1.01, -0.99, -1.0], 0.05)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_llem.gates.ttests import welch
+from pytest_llem.gates.sequential import Schedule, cycles_needed
+from pytest_llem.gates.ttests import quadrature, welch
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
 
@@ -38,6 +39,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             f"gates: one cycle in the {side} decides nothing: every comparison will be INCONCLUSIVE "
             "(execution.n_cycles, --llem-cycles)"
         ]
+    schedule = Schedule(study.min_cycles, n) if study.execution.until_decided else None
     effects = []
     for metric, delta, cv in _spreads(study, reference):
         change = detectable(
@@ -45,14 +47,29 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             n,
             n_reference,
             delta=delta,
-            alpha=gates.alpha,
+            alpha=gates.alpha if schedule is None else gates.alpha * schedule.share,  # by the last look
             power=POWER,
             family=family,
             paired=reference is None,
         )
-        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
-        effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
+        if change is None or change > MAX_REPORTED:
+            effects.append(f"nothing{metric} if cycles vary by {cv:.1%}")
+            continue
+        effect = f"{change:.1%}{metric} if cycles vary by {cv:.1%}"
+        if schedule is not None and reference is None:
+            needed = cycles_needed(
+                math.sqrt(2) * _spread(cv),
+                delta=delta,
+                change=2 * change,
+                alpha=gates.alpha,
+                schedule=schedule,
+                family=family,
+            )
+            effect += f", and {2 * change:.1%} after about {needed.sequential:.0f} cycles"
+        effects.append(effect)
     cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
+    if schedule is not None:
+        cycles = f"up to {cycles}, judged {len(schedule.sizes)} times,"
     how = f"power {POWER:.0%}, α {gates.alpha:g}, Holm over {family}"
     return [f"gates: {cycles} detect a change of ({how}):", *(f"  {effect}" for effect in effects)]
 
@@ -117,9 +134,13 @@ def detectable(
     """
     if min(n, n_reference) < 2:
         return None
-    spread = math.sqrt(math.log1p(cv * cv))  # of the logarithm of a lognormal value
-    change = math.log1p(delta) + spread * _distance(n, n_reference, alpha / family, power, paired)
+    change = math.log1p(delta) + _spread(cv) * _distance(n, n_reference, alpha / family, power, paired)
     return math.expm1(change) if change <= _MAX_LOG_CHANGE else None
+
+
+def _spread(cv: float) -> float:
+    """Return the standard deviation of the logarithm of a lognormal value."""
+    return math.sqrt(math.log1p(cv * cv))
 
 
 @lru_cache(maxsize=1024)  # called for every gate, and all gates of a study have the same number of cycles
@@ -172,11 +193,3 @@ def _paired(n: int, alpha: float) -> tuple[Array, Array]:
     at, weight = quadrature()
     error = np.sqrt(2 * chdtri(n - 1, at) / (n - 1) / n)
     return np.asarray(-stdtrit(n - 1, alpha) * error), weight
-
-
-def quadrature() -> tuple[Array, Array]:
-    """Return the nodes of Gauss–Legendre quadrature on 0 to 1, and their weights, whose sum is 1."""
-    import numpy as np
-
-    at, weight = np.polynomial.legendre.leggauss(64)
-    return (at + 1) / 2, weight / 2

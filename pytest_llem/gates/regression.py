@@ -87,7 +87,7 @@ def compare(
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
-    one_session = same_session(candidate, reference)
+    one_session, schedule = same_session(candidate, reference), schedule_of(candidate)
     cases = [
         make_case(
             pair,
@@ -96,13 +96,14 @@ def compare(
             paired=paired,
             allow_mismatch=allow_mismatch,
             not_judged=one_session or not_judged.get(pair.candidate.id),
-            schedule=schedule_of(candidate),
+            schedule=schedule,
         )
         for pair in matched
         for requested in settings.family
     ]
     questions = [case.question for case in cases if case.question is not None]
-    decisions = iter(decide(questions, settings.alpha) if questions else [])
+    pending = sum(_is_pending(case, schedule, paired=paired) for case in cases) if schedule is not None else 0
+    decisions = iter(decide(questions, settings.alpha, pending=pending))
     verdicts = [
         _verdict(case, next(decisions) if case.question is not None else None, settings.alpha, fail_on)
         for case in cases
@@ -129,7 +130,7 @@ def compare(
         reference_started_at=reference.started_at,
         paired=paired,
         alpha=settings.alpha,
-        family=len(questions),
+        family=len(questions) + pending,
         testbed=blocking,
         compared_despite_mismatch=allow_mismatch and bool(blocking),
         warnings=[
@@ -151,6 +152,12 @@ def schedule_of(result: StudyResult) -> Schedule | None:
     if protocol.get("n_cycles") != "auto":
         return None
     return Schedule(protocol["min_cycles"], protocol["max_cycles"])
+
+
+def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
+    """Whether more cycles will decide a gate of which there are too few yet for the first look."""
+    sides = [case.pair.candidate, *([case.pair.reference] if paired and case.pair.reference is not None else [])]
+    return case.question is None and min(len(one.cycles) for one in sides) < schedule.min_cycles
 
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
@@ -186,6 +193,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "alpha": alpha,
             "delta": case.question.delta,
             "cycles_to_decide": decision.cycles_to_decide,
+            "judged_after": decision.n if case.question.looks else None,
             "process_share": case.process_share,
         }
         if decision.verdict == "REGRESSION" and reference is not None:

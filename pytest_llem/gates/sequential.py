@@ -18,19 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_llem.gates.minimum_detectable_effect import quadrature
 from pytest_llem.gates.statistics import MAX_CYCLES, Look, UndecidableError, contrast, paired_contrast
-from pytest_llem.results.statistics import mean_interval
+from pytest_llem.gates.ttests import quadrature
+from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
 
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
 #: Factor between the numbers of cycles of neighbouring looks.
 _GROWTH = 1.25
-
-#: The nominal confidence of intervals of a mean whose number of cycles depends on their width. They cover the mean
-#: in at least 95 % of cases, which ``tests/benchmarks/sequential.py`` simulates.
-NOMINAL_CONFIDENCE = 0.98
 
 #: Simulated paths for an expected number of cycles.
 _PATHS = 4000
@@ -123,33 +119,21 @@ def _reached(cycles: int, schedule: Schedule) -> list[int]:
     return sizes
 
 
-def mean_interval_of_stopped(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return a 95 % interval of the mean, valid although its width decided the number of cycles.
-
-    It is Student's at a nominal confidence of 98 %, of which stopping early takes up to 3 %. None below three
-    values.
-
-    Args:
-        values: Values of the cycles.
-    """
-    return mean_interval(values, NOMINAL_CONFIDENCE)[2]
-
-
 def is_precise(values: Sequence[float], relative_half_width: float) -> bool:
     """Return whether the mean of *values* is known to *relative_half_width*, so that no more cycles are needed.
 
-    It may be asked after each cycle.
+    It may be asked after each cycle: the interval's nominal confidence of 98 % allows for that.
 
     Args:
         values: Values of the cycles so far.
-        relative_half_width: Half of the width of :func:`mean_interval_of_stopped` ÷ the mean, above 0.
+        relative_half_width: Half of the width of the mean's interval ÷ the mean, above 0.
 
     Example:
         >>> is_precise([1.0, 1.01, 0.99, 1.0], 0.05)
         True
     """
-    found = mean_interval_of_stopped(values)
-    return found is not None and found[1] - found[0] <= relative_half_width * abs(found[0] + found[1])
+    mean, _, interval = mean_interval(values, STOPPED_CONFIDENCE)
+    return interval is not None and interval[1] - mean <= relative_half_width * abs(mean)
 
 
 class CyclesNeeded(NamedTuple):

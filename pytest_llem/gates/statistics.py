@@ -204,7 +204,7 @@ def paired_contrast(log_ratios: Sequence[float] | Array) -> Contrast:
     )
 
 
-def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
+def decide(questions: Sequence[Question], alpha: float, *, pending: int = 0) -> list[Decision]:
     """Answer all questions of a study, which are one family.
 
     REGRESSION: the one-sided bound at alpha lies beyond delta on the worse side. IMPROVEMENT: it lies beyond delta
@@ -214,13 +214,15 @@ def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
     Args:
         questions: Questions of one family.
         alpha: Probability of a false alarm, above 0 and below 0.5.
+        pending: Number of further questions of the family that have too few cycles for a look. They count for
+            Holm's procedure, so that an answer still holds when they are asked.
 
     Returns:
         The answers, in the order of the questions.
     """
     if not questions:
         return []
-    looks = _Looks(questions)
+    looks = _Looks([*questions, *[_WITHOUT_EVIDENCE] * pending])
     judged = judge_looks(*looks.t_tests, looks.margins, alpha, shares=looks.shares)
     worse = holm_levels(over_looks(looks.p_worse, looks.shares), judged.worse, alpha)
     better = holm_levels(over_looks(looks.p_better, looks.shares), judged.better, alpha)
@@ -244,6 +246,12 @@ def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
             )
         )
     return decisions
+
+
+#: A question whose p is 1 in both directions.
+_WITHOUT_EVIDENCE = Question(
+    Contrast(0.0, 0.0, 1.0, n=0, n_reference=0, paired=True, variance=0.0, variance_reference=0.0), "lower", 0.0
+)
 
 
 class _Looks:

@@ -69,6 +69,8 @@ def _regression(verdict: GateVerdict) -> str:
     basis = [] if verdict.delta is None else [f"δ = {100 * verdict.delta:.3g} %"]
     basis += [*_method(verdict), f"{share}interval {_span(*map(ratio_text, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
+    if verdict.judged_after is not None:
+        basis.append(f"judged after {verdict.judged_after}")
     if verdict.p is not None:
         basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
     text = f"{ratio_text(verdict.ratio)} × the reference: {verdict.verdict} ({', '.join(basis)})"

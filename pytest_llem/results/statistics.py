@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 _Number = TypeVar("_Number", int, float)
 
+#: Nominal confidence of the 95 % intervals of cycles that ran until a result was clear. Samples that are narrow by
+#: chance end early, which takes up to 3 % (``tests/benchmarks/sequential.py``).
+STOPPED_CONFIDENCE = 0.98
+
 #: Below this number of values there is no interval: with two, Student's t is 12.7 standard errors wide.
 MIN_INTERVAL_VALUES = 3
 
@@ -31,7 +35,9 @@ class Summary(BaseModel):
     cv: float | None = None
     """``sd`` / |``mean``|, null if undefined."""
     ci95: tuple[float, float] | None = None
-    """95 % t-interval of the mean, null below three values."""
+    """95 % t-interval of the mean, null below three values. With ``n_cycles: auto``, where the number of cycles
+    depends on the values, its nominal confidence is 98 %, so that it still holds.
+    """
     n: int
     """Number of cycles with a value."""
     unit: str

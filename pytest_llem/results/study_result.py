@@ -27,6 +27,7 @@ from pytest_llem.results.models import (
     TokenAgreement,
 )
 from pytest_llem.results.quality_warnings import StudyWarning
+from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.results.summaries import cycle_turns, summarise, summarise_contention
 from pytest_llem.results.tabular import Per, dataframe
 from pytest_llem.results.token_agreement import GreedyOutputs
@@ -173,6 +174,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         if entry.status == "completed":
             by_point.setdefault(entry.config_hash, []).append(entry)
     found, outputs = Findings(), GreedyOutputs(directory)
+    confidence = STOPPED_CONFIDENCE if design.measurement_protocol.get("n_cycles") == "auto" else 0.95
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
         by_cycle = [(entry.cycle, _result(directory, entry)) for entry in entries]
@@ -184,7 +186,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.replay_mismatch = "; ".join(mismatches) or None
         if results:  # fields that do not reach the engine are null
             point.config = results[0].effective_config
-        point.metrics = summarise(results)
+        point.metrics = summarise(results, confidence=confidence)
         point.testbed = found.shared(testbed_facts(results))
         point.sut = found.shared(sut_facts(results))
         point.contention = summarise_contention(results)
@@ -293,6 +295,6 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "cycle_gap_seconds": execution.cycle_gap_seconds,
         "window": "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
-        "interval": "Student t, 95 %",
+        "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),
     }

@@ -22,14 +22,21 @@ _NO_METRICS = {
 }
 
 
-def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
-    """Return the statistics of every metric over a point's *cycles*."""
+def summarise(cycles: Sequence[ExperimentResult], *, confidence: float = 0.95) -> dict[str, Summary]:
+    """Return the statistics of every metric over a point's *cycles*.
+
+    Args:
+        cycles: Results of the completed cycles.
+        confidence: Nominal confidence of the intervals.
+    """
     if not cycles:
         return _NO_METRICS
-    return {name: _summarise([cycle.metrics.get(name) for cycle in cycles], name) for name in CATALOGUE}
+    return {
+        name: _summarise([cycle.metrics.get(name) for cycle in cycles], name, confidence) for name in CATALOGUE
+    }
 
 
-def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
+def _summarise(cycles: Sequence[Metric | None], name: str, confidence: float) -> Summary:
     unit = CATALOGUE[name].unit
     figures = [figure for figure in cycles if figure is not None]
     values = [figure.value for figure in figures if figure.value is not None]
@@ -47,7 +54,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
     if len(factors) > 1:  # possible with replayed cycles; their mean has no carbon intensity
         not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
-    mean, sd, interval = mean_interval(values)
+    mean, sd, interval = mean_interval(values, confidence)
     return Summary(
         mean=mean,
         sd=sd,

@@ -86,6 +86,10 @@ class GateVerdict(Record):
     """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
     or no number would do.
     """
+    judged_after: int | None = None
+    """Number of cycles, or of pairs, from which ``ratio`` and ``interval`` follow, if cycles ran until gates were
+    decided; null if their number was fixed.
+    """
     associated: list[str] = Field(default_factory=list)
     """For ``REGRESSION``, what changed together with the metric: its parts that moved, and facts that differ. They
     need not be the cause.
@@ -131,7 +135,7 @@ class ComparisonRecord(Record):
     alpha: float
     """Probability of a false alarm, per gate and, by Holm's procedure, per family."""
     family: int
-    """Number of regression gates that were judged."""
+    """Number of regression gates that were judged, or will be once their points have enough cycles."""
     testbed: list[str] = Field(default_factory=list)
     """Testbed facts that differ, one per line."""
     compared_despite_mismatch: bool = False

@@ -25,14 +25,19 @@ from scipy.special import stdtr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.gates.sequential import NOMINAL_CONFIDENCE, Schedule, cycles_needed
+from pytest_llem.gates.sequential import Schedule, cycles_needed
+from pytest_llem.gates.ttests import p_beyond, welch
 from pytest_llem.gates.turns import location
+from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.study.gates import DEFAULT_DELTA as DELTA
 from tests.support.pairs import ALPHA, FAMILY, METRICS
 from tests.support.sequential import Run, until_decided
 
 SCHEDULE = Schedule(4, 40)
 TURNS = 8
+
+#: Coefficients of variation of the cycles of baselines.
+BASELINE_CVS = (0.01, 0.02, 0.03, 0.04)
 
 #: Families in memory at the same time.
 CHUNK = 250
@@ -247,25 +252,49 @@ def precision(report: Report, paths: int) -> None:
     """Show how often an interval whose width ended the cycles covers the mean."""
     ratios = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.5)
     report.table(
-        f"Intervals that cover the mean, stopped at a half-width of 2 % ({NOMINAL_CONFIDENCE:.0%} nominal)",
+        f"Intervals that cover the mean, stopped at a half-width of 2 % ({STOPPED_CONFIDENCE:.0%} nominal)",
         *("at least", *(f"CV {ratio * 0.02:.1%}" for ratio in ratios)),
     )
-    random = np.random.default_rng(20261129)
     for minimum in (3, 5):
         cells = []
         for ratio in ratios:
-            values = 1 + 0.02 * ratio * random.standard_normal((paths, SCHEDULE.max_cycles))
-            n = np.arange(1, values.shape[1] + 1)
-            mean = np.cumsum(values, axis=1) / n
-            squares = np.maximum(np.cumsum((values - 1) ** 2, axis=1) - n * (mean - 1) ** 2, 0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                half = stats.t.isf((1 - NOMINAL_CONFIDENCE) / 2, n - 1) * np.sqrt(squares / (n - 1) / n)
-            stopped = _stopped((half <= 0.02 * mean) & (n >= minimum)) - 1
-            at = np.arange(paths)
-            missed = np.abs(mean[at, stopped] - 1) > half[at, stopped]
-            cells.append(f"{1 - missed.mean():.1%} ({stopped.mean() + 1:.1f})")
+            mean, variance, stopped = _stopped_by_width(0.02 * ratio, minimum, paths)
+            half = stats.t.isf((1 - STOPPED_CONFIDENCE) / 2, stopped - 1) * np.sqrt(variance / stopped)
+            missed = np.abs(mean - 1) > half
+            cells.append(f"{1 - missed.mean():.1%} ({stopped.mean():.1f})")
             report.rate(missed, f"coverage, CV {ratio * 0.02:.1%}, at least {minimum}", 0.05)
         report.row(f"{minimum} cycles", *cells)
+
+
+def _stopped_by_width(cv: float, minimum: int, paths: int) -> tuple[Logs, Logs, Logs]:
+    """Return means, variances and numbers of cycles, stopped at a half-width of 2 %. The true mean is 1."""
+    values = 1 + cv * np.random.default_rng(20261129).standard_normal((paths, SCHEDULE.max_cycles))
+    n = np.arange(1, values.shape[1] + 1)
+    mean = np.cumsum(values, axis=1) / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (np.cumsum((values - 1) ** 2, axis=1) - n * (mean - 1) ** 2) / (n - 1)
+        half = stats.t.isf((1 - STOPPED_CONFIDENCE) / 2, n - 1) * np.sqrt(variance / n)
+    stopped = _stopped((half <= 0.02 * mean) & (n >= minimum))
+    at = np.arange(paths), stopped - 1
+    return mean[at], variance[at], stopped
+
+
+def baselines(report: Report, paths: int) -> None:
+    """Show false alarms of comparisons with a baseline whose cycles ended by their half-width."""
+    report.table(
+        "False REGRESSION of a gate at delta = 0, compared with a baseline stopped at a half-width of 2 %",
+        *("cycles of the candidate", *(f"CV {cv:.1%}" for cv in BASELINE_CVS)),
+    )
+    random = np.random.default_rng(20261130)
+    for n in (5, 10, 20):
+        cells = []
+        for cv in BASELINE_CVS:
+            mean, variance, stopped = _stopped_by_width(cv, SCHEDULE.min_cycles, paths)
+            values = 1 + cv * random.standard_normal((paths, n))
+            error, degrees = welch(values.var(axis=1, ddof=1), n, variance, stopped)
+            found = p_beyond(values.mean(axis=1) - mean, error, degrees, 0.0) <= ALPHA
+            cells.append(report.rate(found, f"baseline, CV {cv:.1%}, n {n}"))
+        report.row(str(n), *cells)
 
 
 def theory(report: Report) -> None:
@@ -302,6 +331,7 @@ def main() -> int:
     theory(report)
     precision(report, 4 * families)
     false_alarms(report, families)
+    baselines(report, 4 * families)
     print(f"\n{families} families a row, {time.perf_counter() - begun:.0f} s")
     for what in report.wrong:
         print(f"WRONG: {what}")
