@@ -248,3 +248,21 @@ def test_modules_imported_from_the_working_tree_are_found(tmp_path: Path, monkey
         monkeypatch.syspath_prepend(folder)
         monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
     assert imported_from(str(tmp_path), str(tmp_path / "worktree")) == ["of_the_candidate"]
+
+
+def test_generated_modules_are_copied(repository: Path) -> None:
+    write(repository / ".gitignore", "_version.py\nbuild\n")
+    for name in ("package/__init__.py", "package/_version.py", "build/copy.py"):
+        write(repository / name, "")
+    git("add", ".gitignore", "package")
+    git("commit", "--quiet", "--message=two")
+    made = add_worktree(repository, "main", [])
+    assert (made.folder / "package" / "_version.py").exists()
+    assert not (made.folder / "build").exists()
+    made.remove()
+
+
+def test_study_with_runners_is_refused(repository: Path, write_study: WriteStudy, run_pytest: RunPytest) -> None:
+    write_study(sweep={"n": [1]}, runners={"noop": sys.executable})
+    run = run_pytest("--llem-against=git:main")
+    run.stdout.fnmatch_lines(["*--llem-against=git:…: the study has runners, *"])

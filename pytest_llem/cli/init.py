@@ -49,7 +49,7 @@ execution:
 #   {metric}: {{{limit}: 1.0}}
 
 # A comparison gates a change without a limit. It needs a baseline (--llem-save main, then --llem-baseline main)
-# or a second environment (--llem-against=../main/.venv/bin/python).
+# or a branch (--llem-against=git:main).
 # gates:
 #   metrics: [{metric}]
 """

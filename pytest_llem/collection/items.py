@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llem._plugin.node_ids import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
-from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 from pytest_llem.collection.selection import keywords
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
@@ -65,6 +65,11 @@ class StudyFile(pytest.Module):
         studies[self.nodeid] = study
         self._functions: dict[str, Any] = {EXPERIMENT: study.experiments}
         if python := Settings.from_config(self.config).against:
+            if study.runners and WORKTREE in self.config.stash:
+                raise self.CollectError(
+                    "--llem-against=git:…: the study has runners, whose environments have their own copies of the "
+                    "project: give an interpreter"
+                )
             studies[run_key(self.nodeid, REFERENCE)] = study.with_interpreter(python)
             self._functions[REFERENCE] = self._functions[EXPERIMENT]
         gates = self._gates(study)

@@ -112,6 +112,9 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
     given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
     others = [one for one in given if not _is_own(Path(one), repository)]
     first = shlex.quote(os.pathsep.join([*(str(worktree.counterpart(root)) for root in roots), *others]))
+    for name in _generated(repository):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(repository / name, folder / name)
     worktree.python.parent.mkdir()
     worktree.python.write_text(f'#!/bin/sh\nexport PYTHONPATH={first}\nexec {shlex.quote(sys.executable)} "$@"\n')
     worktree.python.chmod(0o755)
@@ -145,6 +148,15 @@ def _extensions(repository: Path, roots: Sequence[Path]) -> Iterator[str]:
         file = repository / name
         is_importable = file.parent in roots or (file.parent / "__init__.py").exists()
         if is_importable and _is_own(file, repository):
+            yield name
+
+
+def _generated(repository: Path) -> Iterator[str]:
+    """Yield the modules of the project's packages that git ignores, such as a generated ``_version.py``."""
+    found = _git(repository, "ls-files", "--others", "--ignored", "--exclude-standard", "--", "*.py") or ""
+    for name in found.splitlines():
+        file = repository / name
+        if (file.parent / "__init__.py").exists() and _is_own(file, repository):
             yield name
 
 
