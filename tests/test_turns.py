@@ -141,7 +141,7 @@ class TestTurns:
         turns = [(turn.began_at, side) for side, record in enumerate(records) for turn in record.turns]
         order = [side for _, side in sorted(turns)]
         assert len(order) >= 2 * MIN_TURNS
-        assert order == ([0, 1, 1, 0] * len(order))[: len(order)]
+        assert order == ([0, 1, 1, 0, 1, 0, 0, 1] * len(order))[: len(order)]
         for result, record in zip(results, records, strict=True):
             assert all(turn.seconds >= 0.04 for turn in record.turns)
             assert sum(turn.passes for turn in record.turns) == result.window.passes

@@ -1,7 +1,8 @@
 """Run two experiments alternately: both are loaded, and one waits while the other one measures.
 
-Each process warms up alone, the first one first. Then they take turns in the order A B B A A B B A …, so that a
-steady drift of the machine is the same for both. This process only gives the turns, and sleeps during them.
+Each process warms up alone, the first one first. Then they take turns in the order A B B A B A A B …, so that a
+drift of the machine, also one that becomes faster, is nearly the same for both. This process only gives the turns,
+and sleeps during them.
 """
 
 from __future__ import annotations
@@ -227,8 +228,10 @@ def _run(first: _Running, second: _Running) -> _Running | None:
 
 def _turns(first: _Running, second: _Running) -> Iterator[tuple[_Running, _Running]]:
     """Yield the side that has the next turn, and the other one, until both have measured enough."""
+    one, other = (first, second), (second, first)
     while not (first.has_enough and second.has_enough):
-        yield from ((first, second), (second, first), (second, first), (first, second))
+        yield from (one, other, other, one)
+        one, other = other, one
 
 
 def _failed(active: _Running, other: _Running) -> _Running:
