@@ -19,6 +19,7 @@ from pytest_llem.planning import worktree
 from pytest_llem.planning.worktree import RevisionError, add_worktree
 from pytest_llem.results.code_state import imported_from
 from tests.conftest import Results, RunPytest
+from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.processes import gone, wait_until
 
 WriteStudy = Callable[..., Path]
@@ -170,6 +171,47 @@ class TestRun:
         add_worktree(repository, "main", []).remove()
         assert len(worktrees()) == 1
         assert not abandoned.parent.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "hook"), [("src/mine", "*.pth"), ("lib/code", "*_finder.py")])
+def test_editable_project_is_that_of_the_revision_and_a_copy_is_refused(
+    repository: Path, study: WriteStudy, results: Results, tmp_path: Path, place: str, hook: str
+) -> None:
+    """Setuptools makes an import hook if a package's folder has another name."""
+    (repository / "mine.py").unlink()
+    write(
+        repository / "pyproject.toml",
+        f"""
+        [build-system]
+        requires = ["setuptools"]
+        build-backend = "setuptools.build_meta"
+        [project]
+        name = "mine"
+        version = "1.0"
+        [tool.setuptools]
+        packages = ["mine"]
+        package-dir = {{mine = "{place}"}}
+        """,
+    )
+    write(repository / place / "__init__.py", ENGINE.format(size=2_000_000))
+    git("add", "--all")
+    git("commit", "--quiet", "--message=two")
+    write(repository / place / "__init__.py", ENGINE.format(size=1_000_000))
+    environment = Environment(tmp_path / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    install = [environment.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--editable", repository], check=True)
+    assert list(environment.site_packages.glob(f"__editable__{hook}"))
+    study()
+    command = [environment.python, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-against=git:main"]
+    inherited = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run(command, env=inherited, check=True)
+    (verdict,) = StudyResult.load(results.directory).points[0].verdicts
+    assert verdict.ratio == pytest.approx(0.5)
+    subprocess.run([*install, repository], check=True)
+    refused = subprocess.run(command, env=inherited, check=False, capture_output=True, text=True)
+    assert refused.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "mine is installed, not editable, so that both sides would import the copy" in refused.stderr
 
 
 class TestRefusal:

@@ -14,10 +14,10 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,15 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
     repository = Path(top)
     commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
-        shallow = _git(repository, "rev-parse", "--is-shallow-repository") == "true"
-        hint = "the clone is shallow: fetch it, in CI with fetch-depth: 0" if shallow else "git fetch may bring it"
+        hint = "git fetch may bring it"
+        if _git(repository, "rev-parse", "--verify", "--quiet", f"origin/{revision}^{{commit}}") is not None:
+            hint = f"did you mean git:origin/{revision}?"
+        elif _git(repository, "rev-parse", "--is-shallow-repository") == "true":
+            hint = "the clone is shallow: fetch it, in CI with fetch-depth: 0"
         raise RevisionError(f"there is no revision {revision!r} ({hint})")
-    roots = [*dict.fromkeys(one for one in (*path, *_editable_roots()) if _is_own(one, repository))]
+    mapped = {name: place for name, place in _editable_mapping().items() if _is_own(place, repository)}
+    folders = [*path, *(place.parent for place in mapped.values())]
+    roots = [*dict.fromkeys(one for one in folders if _is_own(one, repository))]
     if (reason := _refusal(repository, commit, roots)) is not None:
         raise RevisionError(f"{reason}: {_how_to_install(revision)}")
     _remove_abandoned(repository)
@@ -109,16 +114,33 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise RevisionError(f"git worktree add {folder} failed")
     worktree = Worktree(folder, repository, revision, commit)
-    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
-    others = [one for one in given if not _is_own(Path(one), repository)]
-    first = shlex.quote(os.pathsep.join([*(str(worktree.counterpart(root)) for root in roots), *others]))
     for name in _generated(repository):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(repository / name, folder / name)
-    worktree.python.parent.mkdir()
-    worktree.python.write_text(f'#!/bin/sh\nexport PYTHONPATH={first}\nexec {shlex.quote(sys.executable)} "$@"\n')
-    worktree.python.chmod(0o755)
+    _write_script(worktree, roots, mapped)
     return worktree
+
+
+def _write_script(worktree: Worktree, roots: Sequence[Path], mapped: Mapping[str, Path]) -> None:
+    """Write the script that starts this interpreter with the worktree first on its path.
+
+    Args:
+        worktree: The worktree.
+        roots: Folders of the working tree from which the project is imported.
+        mapped: Places in the working tree of packages that are imported under the name that is the key.
+    """
+    links = worktree.python.parent / "path"
+    links.mkdir(parents=True)
+    for name, place in mapped.items():
+        if place.name != name and (target := worktree.counterpart(place)).exists():
+            (links / name).symlink_to(target)
+    given = [Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    others = [one for one in given if not _is_own(one, worktree.repository)]
+    path = os.pathsep.join(map(str, [links, *map(worktree.counterpart, roots), *others]))
+    worktree.python.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(path)}\nexec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    worktree.python.chmod(0o755)
 
 
 def _refusal(repository: Path, commit: str, roots: Sequence[Path]) -> str | None:
@@ -128,7 +150,7 @@ def _refusal(repository: Path, commit: str, roots: Sequence[Path]) -> str | None
     if (changed := _changed_requirements(repository, commit)) is not None:
         return f"{changed} differs from the revision's, which may need other packages"
     if (name := _installed_copy(repository, roots)) is not None:
-        return f"{name} is installed, not editable, so that both sides would import the installed copy"
+        return f"{name} is installed, not editable, so that both sides would import the copy (pip install -e .)"
     return None
 
 
@@ -176,9 +198,10 @@ def _installed_copy(repository: Path, roots: Sequence[Path]) -> str | None:
     name = _project(_read(repository / "pyproject.toml")).get("name")
     if not isinstance(name, str):
         return None
-    try:
-        installed = distribution(name)
-    except PackageNotFoundError:
+    # A build leaves a folder of metadata in the working tree, which may be on the path.
+    named = [(one, Path(str(one.locate_file("")))) for one in distributions(name=name)]
+    found = (one for one, place in named if _INSTALLED.intersection(place.parts))
+    if (installed := next(found, None)) is None:
         return None
     tops = {Path(str(file)).parts[0] for file in installed.files or () if str(file).endswith(".py")}
     packages = {top for top in tops if not top.startswith(("..", "__editable__"))}
@@ -197,12 +220,14 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
-def _editable_roots() -> Iterator[Path]:
-    """Yield the folders of editable installations that have an import hook and are not on the path."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("__editable__"):
-            for location in getattr(module, "MAPPING", {}).values():
-                yield Path(location).parent
+def _editable_mapping() -> dict[str, Path]:
+    """Return the place of each top-level package of which an editable installation has an import hook.
+
+    Setuptools makes one if the folders are not named as the packages. It adds nothing to the path.
+    """
+    hooks = [module for name, module in list(sys.modules.items()) if name.startswith("__editable__")]
+    found = {name: Path(place) for hook in hooks for name, place in getattr(hook, "MAPPING", {}).items()}
+    return {name: place for name, place in found.items() if "." not in name}
 
 
 def _is_own(path: Path, repository: Path) -> bool:

@@ -130,7 +130,7 @@ def source(name: str, group: str, path: Sequence[str]) -> str | None:
         if point.name == name:
             package, target = point.dist, point.value
     top = target.partition(":")[0].partition(".")[0]
-    spec = PathFinder.find_spec(top, path) or _by_hook(top)
+    spec = PathFinder.find_spec(top, path) or find_by_hook(top)
     if spec is None:
         return None
     version = " ".join([package.metadata["Name"], _version(package), *_requires(package, name)]) if package else ""
@@ -180,7 +180,7 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
         package = name.rpartition(".")[0]
         around = _find(package, path, known) if package else None
         if not package:
-            known[name] = PathFinder.find_spec(name, path) or _by_hook(name)
+            known[name] = PathFinder.find_spec(name, path) or find_by_hook(name)
         elif around is not None and around.submodule_search_locations is not None:
             known[name] = PathFinder.find_spec(name, list(around.submodule_search_locations))
         else:
@@ -188,7 +188,7 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
     return known[name]
 
 
-def _by_hook(name: str) -> ModuleSpec | None:
+def find_by_hook(name: str) -> ModuleSpec | None:
     """Return the spec of a module of an editable installation, whose finder is not on the path."""
     for finder in sys.meta_path:
         if finder is not PathFinder and (spec := finder.find_spec(name, None)) is not None:
