@@ -35,6 +35,7 @@ from pytest_llem.planning.footprint import Footprint, from_config, read_footprin
 from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
+from pytest_llem.results.code_state import find_by_hook
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
@@ -268,7 +269,7 @@ class Preflight:
             module = _module(name)
             path = self._import_path if interpreter else [*sys.path, *self._import_path]
             loaded = module in (interpreter.modules if interpreter else sys.modules)
-            if loaded or PathFinder.find_spec(module, path):
+            if loaded or PathFinder.find_spec(module, path) or (interpreter is None and find_by_hook(module)):
                 return None
             return f"engine {name!r}: module {module!r} not found (add its folder to the ini option pythonpath)"
         engines = installed(ENGINE_GROUP)

@@ -82,11 +82,12 @@ def imported_from(folder: str, without: str) -> list[str]:
 
     Not those of an environment in it, nor those from the folder *without*.
     """
-    excluded = tuple(one + os.sep for one in (sys.prefix, str(sysconfig.get_path("stdlib")), without))
+    others = (sys.prefix, str(sysconfig.get_path("stdlib")), without)
+    excluded = tuple(os.path.realpath(one) + os.sep for one in others)
     return sorted(
         spec.name
         for spec in _specs()
-        if (origin := os.path.abspath(str(spec.origin))).startswith(folder + os.sep)  # noqa: PTH100 (no links)
+        if (origin := os.path.realpath(str(spec.origin))).startswith(os.path.realpath(folder) + os.sep)
         and not origin.startswith(excluded)
         and not _INSTALLED.intersection(Path(origin).parts)
     )
@@ -130,7 +131,7 @@ def source(name: str, group: str, path: Sequence[str]) -> str | None:
         if point.name == name:
             package, target = point.dist, point.value
     top = target.partition(":")[0].partition(".")[0]
-    spec = PathFinder.find_spec(top, path) or _by_hook(top)
+    spec = PathFinder.find_spec(top, path) or find_by_hook(top)
     if spec is None:
         return None
     version = " ".join([package.metadata["Name"], _version(package), *_requires(package, name)]) if package else ""
@@ -180,7 +181,7 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
         package = name.rpartition(".")[0]
         around = _find(package, path, known) if package else None
         if not package:
-            known[name] = PathFinder.find_spec(name, path) or _by_hook(name)
+            known[name] = PathFinder.find_spec(name, path) or find_by_hook(name)
         elif around is not None and around.submodule_search_locations is not None:
             known[name] = PathFinder.find_spec(name, list(around.submodule_search_locations))
         else:
@@ -188,7 +189,7 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
     return known[name]
 
 
-def _by_hook(name: str) -> ModuleSpec | None:
+def find_by_hook(name: str) -> ModuleSpec | None:
     """Return the spec of a module of an editable installation, whose finder is not on the path."""
     for finder in sys.meta_path:
         if finder is not PathFinder and (spec := finder.find_spec(name, None)) is not None:
