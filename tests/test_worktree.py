@@ -33,6 +33,24 @@ ENGINE = """
             return {size}
 """
 
+#: The finder of an editable installation by setuptools, in short.
+FINDER = """
+    import sys
+    from importlib.util import spec_from_file_location
+
+    MAPPING = {{"package": "{folder}"}}
+
+    class Finder:
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            if (folder := MAPPING.get(name)) is not None:
+                return spec_from_file_location(
+                    name, f"{{folder}}/__init__.py", submodule_search_locations=[folder]
+                )
+
+    sys.meta_path.append(Finder)
+"""
+
 
 def git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
@@ -124,6 +142,25 @@ class TestRun:
         (verdict,) = StudyResult.load(results.directory).points[0].verdicts
         assert verdict.ratio == pytest.approx(0.25)
 
+    @pytest.mark.slow
+    def test_editable_installation_with_an_import_hook_is_that_of_the_revision(
+        self, repository: Path, study: WriteStudy, results: Results, tmp_path: Path
+    ) -> None:
+        package = repository / "src" / "package"
+        write(package / "__init__.py", "")
+        write(package / "engine.py", ENGINE.format(size=4_000_000))
+        git("add", "src")
+        git("commit", "--quiet", "--message=two")
+        write(package / "engine.py", ENGINE.format(size=1_000_000))
+        environment = Environment(tmp_path / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+        write(environment.site_packages / "__editable___package_finder.py", FINDER.format(folder=package))
+        write(environment.site_packages / "package.pth", "import __editable___package_finder\n")
+        study("package.engine:Engine")
+        command = [str(environment.python), "-m", "pytest", "study.yaml", "-p", "llem", "--llem-against=git:main"]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, check=True)
+        (verdict,) = StudyResult.load(results.directory).points[0].verdicts
+        assert verdict.ratio == pytest.approx(0.25)
+
     def test_engine_that_the_revision_does_not_have_is_an_error(
         self, repository: Path, study: WriteStudy, run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -199,16 +236,16 @@ def test_editable_project_is_that_of_the_revision_and_a_copy_is_refused(
     git("commit", "--quiet", "--message=two")
     write(repository / place / "__init__.py", ENGINE.format(size=1_000_000))
     environment = Environment(tmp_path / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
-    install = [environment.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*install, "--editable", repository], check=True)
+    install = [str(environment.python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--editable", str(repository)], check=True)
     assert list(environment.site_packages.glob(f"__editable__{hook}"))
     study()
-    command = [environment.python, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-against=git:main"]
+    command = [str(environment.python), "-m", "pytest", "study.yaml", "-p", "llem", "--llem-against=git:main"]
     inherited = {**os.environ, "PYTHONPATH": ""}
     subprocess.run(command, env=inherited, check=True)
     (verdict,) = StudyResult.load(results.directory).points[0].verdicts
     assert verdict.ratio == pytest.approx(0.5)
-    subprocess.run([*install, repository], check=True)
+    subprocess.run([*install, str(repository)], check=True)
     refused = subprocess.run(command, env=inherited, check=False, capture_output=True, text=True)
     assert refused.returncode == pytest.ExitCode.USAGE_ERROR
     assert "mine is installed, not editable, so that both sides would import the copy" in refused.stderr
@@ -252,6 +289,8 @@ class TestRefusal:
             ("pyproject.toml", '[project]\nname = "x"\ndependencies = ["torch>=3"]\n', "project.dependencies of "),
             ("requirements-dev.txt", "torch\n", "requirements-dev.txt"),
             ("setup.py", "import setuptools\n", "setup.py"),
+            ("setup.cfg", "[options]\ninstall_requires = torch\n", "setup.cfg"),
+            ("uv.lock", "version = 1\n", "uv.lock"),
         ],
     )
     def test_other_requirements(self, repository: Path, name: str, text: str, what: str) -> None:
@@ -259,8 +298,27 @@ class TestRefusal:
         git("add", name)
         assert self._refusal(repository).startswith(what)
 
-    def test_other_text_of_pyproject_is_no_other_requirement(self, repository: Path) -> None:
-        write(repository / "pyproject.toml", "[tool.ruff]\n")
+    def test_requirements_of_a_project_below_the_top(self, repository: Path) -> None:
+        write(repository / "project" / "pyproject.toml", '[project]\ndependencies = ["torch"]\n')
+        write(repository / "another" / "setup.py", "import setuptools\n")
+        git("add", "project", "another")
+        add_worktree(repository, "main", [repository]).remove()
+        with pytest.raises(RevisionError, match=r"project\.dependencies of project/pyproject\.toml differs"):
+            add_worktree(repository, "main", [repository / "project" / "src"])
+
+    def test_requirements_that_the_working_tree_has_removed(self, repository: Path) -> None:
+        write(repository / "setup.py", "import setuptools\n")
+        git("add", "setup.py")
+        git("commit", "--quiet", "--message=two")
+        git("rm", "--quiet", "setup.py")
+        assert self._refusal(repository).startswith("setup.py differs")
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("pyproject.toml", "[tool.ruff]\n"), ("setup.cfg", "[flake8]\nignore = E501\n")]
+    )
+    def test_settings_of_tools_are_no_requirements(self, repository: Path, name: str, text: str) -> None:
+        write(repository / name, text)
+        git("add", name)
         add_worktree(repository, "main", [repository]).remove()
 
     def test_project_that_is_installed_and_not_editable(self, repository: Path) -> None:
@@ -284,12 +342,25 @@ def test_own_code_excludes_environments_in_the_working_tree(
 
 
 def test_modules_imported_from_the_working_tree_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference's own worktree may be in the working tree, as TMPDIR may be."""
-    for folder, name in ((tmp_path, "of_the_candidate"), (tmp_path / "worktree", "of_the_reference")):
+    """The reference's own worktree may be in the working tree, as TMPDIR may be. Links lead to the same file."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    link, tmp_path = tmp_path / "link", tmp_path / "tree"
+    for folder, name in ((link, "of_the_candidate"), (link / "worktree", "of_the_reference")):
         write(folder / f"{name}.py", "")
         monkeypatch.syspath_prepend(folder)
         monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
     assert imported_from(str(tmp_path), str(tmp_path / "worktree")) == ["of_the_candidate"]
+
+
+def test_link_to_the_working_tree_leads_to_the_worktree(repository: Path) -> None:
+    """Otherwise the reference would import from the link, which has the candidate's code."""
+    link = repository / "temporary" / "link"
+    link.symlink_to(repository)
+    made = add_worktree(link, "main", [link])
+    assert made.counterpart(link / "package") == made.folder / "package"
+    assert f"PYTHONPATH={made.folder}\n" in made.python.read_text()
+    made.remove()
 
 
 def test_generated_modules_are_copied(repository: Path) -> None:

@@ -269,7 +269,7 @@ class Preflight:
             module = _module(name)
             path = self._import_path if interpreter else [*sys.path, *self._import_path]
             loaded = module in (interpreter.modules if interpreter else sys.modules)
-            if loaded or PathFinder.find_spec(module, path) or (not interpreter and find_by_hook(module)):
+            if loaded or PathFinder.find_spec(module, path) or (interpreter is None and find_by_hook(module)):
                 return None
             return f"engine {name!r}: module {module!r} not found (add its folder to the ini option pythonpath)"
         engines = installed(ENGINE_GROUP)

@@ -14,7 +14,9 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -32,8 +34,9 @@ _BIN = ".pytest-llem"
 #: Folders in which packages are installed; nothing in them is a project's own code.
 _INSTALLED = {"site-packages", "dist-packages"}
 
-#: Files that say what a project needs, compared as text, and tables of pyproject.toml, compared as values.
-_REQUIREMENTS = ("setup.py", "setup.cfg", "requirements*.txt")
+#: Files that say what a project needs. They are compared as text, but pyproject.toml by these tables of [project],
+#: and setup.cfg by the sections that setuptools reads.
+_REQUIREMENTS = ("pyproject.toml", "setup.py", "setup.cfg", "requirements*.txt", "*.lock", "pylock*.toml")
 _TABLES = ("dependencies", "optional-dependencies", "requires-python", "scripts", "entry-points")
 
 _EXTENSIONS = ("*.so", "*.pyd")
@@ -71,8 +74,9 @@ class Worktree:
 
     def counterpart(self, path: Path) -> Path:
         """Return the place in the worktree of a *path* in the working tree; any other path unchanged."""
-        path = Path(os.path.abspath(path))  # noqa: PTH100 (links are not followed)
-        return self.folder / path.relative_to(self.repository) if _is_own(path, self.repository) else path
+        if not _is_own(path, self.repository):
+            return path
+        return self.folder / path.resolve().relative_to(self.repository)
 
     def remove(self) -> None:
         """Remove the worktree, also from the repository's list."""
@@ -94,7 +98,7 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
     top = _git(directory, "rev-parse", "--show-toplevel")
     if top is None:
         raise RevisionError(f"{directory} is in no git repository")
-    repository = Path(top)
+    repository = Path(top)  # its links are resolved
     commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         hint = "git fetch may bring it"
@@ -105,11 +109,12 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         raise RevisionError(f"there is no revision {revision!r} ({hint})")
     mapped = {name: place for name, place in _editable_mapping().items() if _is_own(place, repository)}
     folders = [*path, *(place.parent for place in mapped.values())]
-    roots = [*dict.fromkeys(one for one in folders if _is_own(one, repository))]
-    if (reason := _refusal(repository, commit, roots)) is not None:
+    roots = [*dict.fromkeys(one.resolve() for one in folders if _is_own(one, repository))]
+    projects = _project_folders(repository, [directory, *roots])
+    if (reason := _refusal(repository, commit, roots, projects)) is not None:
         raise RevisionError(f"{reason}: {_how_to_install(revision)}")
     _remove_abandoned(repository)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")) / "tree"
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve() / "tree"
     if _git(repository, "worktree", "add", "--detach", str(folder), commit) is None:
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise RevisionError(f"git worktree add {folder} failed")
@@ -143,13 +148,13 @@ def _write_script(worktree: Worktree, roots: Sequence[Path], mapped: Mapping[str
     worktree.python.chmod(0o755)
 
 
-def _refusal(repository: Path, commit: str, roots: Sequence[Path]) -> str | None:
+def _refusal(repository: Path, commit: str, roots: Sequence[Path], projects: Sequence[Path]) -> str | None:
     """Return why the project's code cannot be separated from the environment's; None if it can."""
     if (extension := next(_extensions(repository, roots), None)) is not None:
         return f"{extension} is compiled, and the revision's source would not change it"
-    if (changed := _changed_requirements(repository, commit)) is not None:
+    if (changed := _changed_requirements(repository, commit, projects)) is not None:
         return f"{changed} differs from the revision's, which may need other packages"
-    if (name := _installed_copy(repository, roots)) is not None:
+    if (name := next(_installed_copies(projects, roots), None)) is not None:
         return f"{name} is installed, not editable, so that both sides would import the copy (pip install -e .)"
     return None
 
@@ -182,31 +187,55 @@ def _generated(repository: Path) -> Iterator[str]:
             yield name
 
 
-def _changed_requirements(repository: Path, commit: str) -> str | None:
-    """Return the name of what states the project's requirements and has changed; None if nothing has."""
-    for file in (one for pattern in _REQUIREMENTS for one in sorted(repository.glob(pattern))):
-        if _git(repository, "diff", "--quiet", commit, "--", file.name) is None:
-            return file.name
-    now = _project(_read(repository / "pyproject.toml"))
-    then = _project(_git(repository, "show", f"{commit}:pyproject.toml") or "")
-    changed = (table for table in _TABLES if now.get(table) != then.get(table))
-    return next((f"project.{table} of pyproject.toml" for table in changed), None)
+def _project_folders(repository: Path, folders: Iterable[Path]) -> list[Path]:
+    """Return the folders that may hold the files of a project: *folders* and those around them in *repository*."""
+    around = {one for folder in map(Path.resolve, folders) for one in (folder, *folder.parents)}
+    return sorted(one for one in around if one.is_relative_to(repository))
 
 
-def _installed_copy(repository: Path, roots: Sequence[Path]) -> str | None:
-    """Return the project's name if it is installed and not editable, and no folder of *roots* has its source."""
-    name = _project(_read(repository / "pyproject.toml")).get("name")
-    if not isinstance(name, str):
-        return None
-    # A build leaves a folder of metadata in the working tree, which may be on the path.
-    named = [(one, Path(str(one.locate_file("")))) for one in distributions(name=name)]
-    found = (one for one, place in named if _INSTALLED.intersection(place.parts))
-    if (installed := next(found, None)) is None:
-        return None
-    tops = {Path(str(file)).parts[0] for file in installed.files or () if str(file).endswith(".py")}
-    packages = {top for top in tops if not top.startswith(("..", "__editable__"))}
-    is_elsewhere = packages and not any((root / top).exists() for root in roots for top in packages)
-    return name if is_elsewhere else None
+def _changed_requirements(repository: Path, commit: str, projects: Sequence[Path]) -> str | None:
+    """Return the name of what states a project's requirements and has changed; None if nothing has."""
+    changed = _git(repository, "diff", "--name-only", "--no-renames", "-z", commit, "--") or ""
+    for name in changed.split("\0"):
+        file = repository / name
+        if file.parent not in projects or not any(file.match(pattern) for pattern in _REQUIREMENTS):
+            continue
+        now, then = _read(file), _git(repository, "show", f"{commit}:{name}") or ""
+        if file.name == "pyproject.toml":
+            one, other = _project(now), _project(then)
+            table = next((table for table in _TABLES if one.get(table) != other.get(table)), None)
+            if table is not None:
+                return f"project.{table} of {name}"
+        elif file.name != "setup.cfg" or _setup_options(now) != _setup_options(then):
+            return name
+    return None
+
+
+def _installed_copies(projects: Sequence[Path], roots: Sequence[Path]) -> Iterator[str]:
+    """Yield the names of projects that are installed and not editable, and whose source is in none of *roots*."""
+    for folder in projects:
+        name = _project(_read(folder / "pyproject.toml")).get("name")
+        if not isinstance(name, str):
+            continue
+        # A build leaves a folder of metadata in the working tree, which may be on the path.
+        named = [(one, Path(str(one.locate_file("")))) for one in distributions(name=name)]
+        installed = next((one for one, place in named if _INSTALLED.intersection(place.parts)), None)
+        if installed is None:
+            continue
+        tops = {Path(str(file)).parts[0] for file in installed.files or () if str(file).endswith(".py")}
+        packages = {top for top in tops if not top.startswith(("..", "__editable__"))}
+        if packages and not any((root / top).exists() for root in roots for top in packages):
+            yield name
+
+
+def _setup_options(text: str) -> dict[str, dict[str, str]] | str:
+    """Return the sections of a setup.cfg that setuptools reads; the text if it is invalid."""
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+    except ConfigParserError:
+        return text
+    return {name: dict(parser[name]) for name in parser.sections() if name.startswith("options")}
 
 
 def _project(text: str) -> dict[str, Any]:
@@ -232,8 +261,8 @@ def _editable_mapping() -> dict[str, Path]:
 
 def _is_own(path: Path, repository: Path) -> bool:
     """Return whether *path* is in the working tree, and not in an environment in it."""
-    path = Path(os.path.abspath(path))  # noqa: PTH100 (links are not followed)
-    prefixes = {Path(sys.prefix), Path(sysconfig.get_path("stdlib"))}
+    path = path.resolve()  # a link to the working tree would otherwise stay the candidate's
+    prefixes = {Path(one).resolve() for one in (sys.prefix, sysconfig.get_path("stdlib"))}
     is_installed = _INSTALLED.intersection(path.parts) or any(path.is_relative_to(one) for one in prefixes)
     return path.is_relative_to(repository) and not is_installed
 

@@ -82,11 +82,12 @@ def imported_from(folder: str, without: str) -> list[str]:
 
     Not those of an environment in it, nor those from the folder *without*.
     """
-    excluded = tuple(one + os.sep for one in (sys.prefix, str(sysconfig.get_path("stdlib")), without))
+    others = (sys.prefix, str(sysconfig.get_path("stdlib")), without)
+    excluded = tuple(os.path.realpath(one) + os.sep for one in others)
     return sorted(
         spec.name
         for spec in _specs()
-        if (origin := os.path.abspath(str(spec.origin))).startswith(folder + os.sep)  # noqa: PTH100 (no links)
+        if (origin := os.path.realpath(str(spec.origin))).startswith(os.path.realpath(folder) + os.sep)
         and not origin.startswith(excluded)
         and not _INSTALLED.intersection(Path(origin).parts)
     )
