@@ -47,8 +47,9 @@ STUDY: dict[str, Any] = {
     "vllm": {"engine": ENGINE},
 }
 
-#: Smallest share of equal tokens. With SmolLM2 it was FP32_SEEN in fp32 and BF16_SEEN in bf16.
-MIN_SHARES = {"fp32": 0.95, "bf16": 0.5}
+#: Smallest share of equal tokens. Seen: 100 % in fp32 and 98 % in bf16; with other prompts in bf16, 11 of 16
+#: answers were the same, and the others differed after 2 to 15 tokens.
+MIN_SHARES = {"fp32": 0.9, "bf16": 0.7}
 
 #: The conformance suite, which runs in vLLM's environment.
 CONFORMANCE = f"""
