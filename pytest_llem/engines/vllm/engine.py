@@ -44,6 +44,9 @@ from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import VLLMConfig
 
+#: Time that vLLM's processes may take to end, in s. Killed after vLLM's own 5 s, they leave files in /dev/shm.
+END_SECONDS = 30.0
+
 
 @dataclass
 class Answer:
@@ -328,7 +331,7 @@ class VLLMEngine(BatchEngine):
     def close(self) -> None:
         if self._engine is not None:
             with suppress(Exception):  # a process of vLLM may have died
-                self._engine.engine_core.shutdown()
+                self._engine.engine_core.shutdown(timeout=END_SECONDS)
             self._engine = None
 
 
