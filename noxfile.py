@@ -85,7 +85,7 @@ VLLM_LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The engine vllm with the real vLLM, on a CPU: an environment of 3.4 GB, and 10 minutes on two cores."""
+    """The engine vllm with the real vLLM, on a CPU: an environment of 3.4 GB, and 30 minutes on two cores."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     python = Path(session.create_tmp(), "environment", "bin", "python").absolute()
     if not python.exists():
@@ -99,6 +99,7 @@ def vllm(session: nox.Session) -> None:
     session.run(*pip, VLLM_TORCH, *(line for name, line in names if name not in VLLM_LEFT_OUT), external=True)
     session.run(*pip, "--no-deps", "-e", ".", external=True)
     session.run(*pip, "nvidia-ml-py", "psutil", "pydantic", external=True)
+    session.run(*pip, "pytest", "pytest-xdist", "scipy", external=True)  # for the conformance suite
     session.run("pytest", "-s", "tests/test_vllm_real.py", *session.posargs, env={"LLEM_VLLM_PYTHON": str(python)})
 
 

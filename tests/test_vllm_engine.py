@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -28,11 +28,13 @@ from pytest_llem.isolation.server import Servers
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import allocate
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
+from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.loading import load_study
 from tests.support import nvml
+from tests.support.in_process import InProcess
 from tests.support.processes import gone, wait_until
 from tests.support.warned import texts
 
@@ -266,6 +268,16 @@ def test_argument_that_a_study_field_sets_is_refused(section: str, name: str) ->
     assert found == f"vllm.{section}.{name} cannot be given: {reasons[name]}"
 
 
+@pytest.mark.parametrize(("name", "value"), [("stop", ["."]), ("stop_token_ids", [5])])
+def test_argument_that_ends_answers_needs_natural_lengths(name: str, value: list[Any]) -> None:
+    from pytest_llem.engines.vllm.engine import VLLMEngine
+
+    [(path, message)] = VLLMEngine.check_options(config(sampling={name: value}))
+    assert path == ("vllm", "sampling", name)
+    assert message == "it may end answers before max_output_tokens: set measurement.length_mode to natural"
+    assert list(VLLMEngine.check_options(config(sampling={name: value}, **NATURAL))) == []
+
+
 def test_beam_search_is_refused() -> None:
     one = config(vllm={"beam_search": {"beam_width": 2}})
     assert unmet_requirements(one, Packages(lambda module: True)) == [
@@ -330,6 +342,25 @@ def test_wrong_argument_has_its_place_in_the_study_and_vllm_is_asked_once(
     assert probe_engines(None, {"vllm": [ConfigQuestion(point.config)]}, [str(tmp_path)])["vllm"].configs
     key = engine_probe._cache_keys(None, ["vllm"], [str(tmp_path)])["vllm"]
     assert "vllm=0.20.2" in key, "an upgrade of vLLM asks again"
+
+
+# ---- start ----
+
+
+def test_start_of_vllm_is_reported_in_phases() -> None:
+    from pytest_llem.engines.vllm.engine import VLLMEngine
+
+    phases: list[str] = []
+    made = VLLMEngine(config(), EngineContext(report_phase=phases.append))
+    made.fetch()
+    made.load()
+    made.close()
+    assert phases == ["starting vLLM", "loading weights", "profiling memory", "compiling", "warming up vLLM"]
+
+
+def test_warning_about_a_setting_of_the_study_is_left_out() -> None:
+    warned = texts(measure(config({"enforce_eager": True})).result.warnings)
+    assert not [text for text in warned if text.startswith("vllm")]
 
 
 # ---- what is generated ----
@@ -409,9 +440,18 @@ def test_latencies_of_a_result_include_the_queue() -> None:
 def test_tokens_that_come_together_have_no_itl_but_tpot() -> None:
     metrics = measure(config({"speculative_config": {"num_speculative_tokens": 2}})).result.metrics
     assert metrics["itl_p50_ms"].value is None
-    assert metrics["itl_p50_ms"].reason
+    assert metrics["itl_p50_ms"].reason == (
+        "several tokens of a request arrived together, so there is no time between them: see tpot"
+    )
     assert metrics["tpot_p50_ms"].value is not None
     assert metrics["ttft_p50_ms"].value is not None
+
+
+def test_single_tokens_of_other_requests_give_no_itl() -> None:
+    joint, single = ([5.5, 5.5, 5.75], [5.5, 5.75, 6.0])
+    requests = Requests([[RequestRecord(2, [1, 2, 3], 5.0, times) for times in (joint, single)]])
+    assert [one.itl_s for one in requests.all()] == [[], [0.25, 0.25]]
+    assert "arrived together" in (requests.latency_metrics()["itl_p50_ms"].reason or "")
 
 
 def test_tokens_are_counted_from_the_outputs() -> None:
@@ -558,7 +598,7 @@ def noted(tmp_path: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("fault", "timeout", "kind", "message"),
     [
-        ("die", 120, "exception", "EngineCore encountered an issue"),
+        ("die", 120, "crash", "vLLM's EngineCore has ended: its output says why"),
         ("hang", 10, "timeout", "not finished after 10 s"),
     ],
 )
@@ -571,6 +611,15 @@ def test_failed_engine_core_is_an_error_and_leaves_no_process(
     assert message in error.message
     assert noted(tmp_path).keys() == {"EngineCore", "Worker"}
     assert all(map(gone, noted(tmp_path).values()))
+
+
+def test_error_of_a_worker_that_fails_to_start_is_reported(run: Callable[..., Outcome]) -> None:
+    error = run("load").error
+    assert error is not None
+    assert (error.kind, error.phase) == ("crash", "loading weights")
+    assert error.message == (
+        "a process of vLLM failed to start: ValueError: max seq len 256 is larger than the KV cache"
+    )
 
 
 @pytest.mark.parametrize("victim", ["experiment", "Worker"])
@@ -589,7 +638,7 @@ def test_killed_process_is_an_error_and_leaves_no_process(
     error = run("hang", 60).error
     thread.join()
     assert error is not None
-    assert error.kind == {"experiment": "crash", "Worker": "exception"}[victim]
+    assert error.kind == "crash"
     assert all(map(gone, noted(tmp_path).values()))
 
 
@@ -620,3 +669,16 @@ def test_killed_pytest_leaves_no_process(tmp_path: Path) -> None:
         experiment = psutil.Process(noted(tmp_path)["EngineCore"]).ppid()
         process.kill()
     wait_until(lambda: all(map(gone, [experiment, *noted(tmp_path).values()])), 10)
+
+
+# ---- conformance ----
+
+
+class TestConformance(InProcess):
+    experiment: ClassVar[Mapping[str, Any]] = {
+        "model": "builtin:tiny-llama",
+        "backend": "vllm",
+        "precision": "fp32",
+        "vllm": {"engine": {"enforce_eager": True}},
+    }
+    has_processes = True

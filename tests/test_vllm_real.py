@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -48,24 +47,16 @@ STUDY: dict[str, Any] = {
     "vllm": {"engine": ENGINE},
 }
 
-#: Prints the tokens of an engine's answers to prompts, in the engine's environment.
-GENERATE = """
-import json, sys
-from pathlib import Path
-from pytest_llem import registry
-from pytest_llem.engines.protocol import EngineContext
-from pytest_llem.study.config import ExperimentConfig
+#: Smallest share of equal tokens. Seen: 100 % in fp32 and 98 % in bf16; with other prompts in bf16, 11 of 16
+#: answers were the same, and the others differed after 2 to 15 tokens.
+MIN_SHARES = {"fp32": 0.9, "bf16": 0.7}
 
-if __name__ == "__main__":  # vLLM starts processes that import this file
-    fields, texts, model_path, output = json.loads(sys.argv[1])
-    config = ExperimentConfig.model_validate(fields)
-    engine = registry.load(registry.ENGINE_GROUP, config.backend)(config, EngineContext((Path(model_path),)))
-    engine.fetch()
-    engine.load()
-    batches = engine.prepare([engine.encode(text) for text in texts])
-    records = [one for batch in batches for one in engine.requests(batch, engine.generate(batch))]
-    Path(output).write_text(json.dumps([[int(token) for token in one.output_ids] for one in records]))
-    engine.close()
+#: The conformance suite, which runs in vLLM's environment.
+CONFORMANCE = f"""
+from pytest_llem.testing import EngineConformance
+
+class TestVllm(EngineConformance):
+    experiment = {{"model": {MODEL!r}, "backend": "vllm", "precision": "fp32", "vllm": {{"engine": {ENGINE!r}}}}}
 """
 
 SUBJECTS = ("the sea", "bread", "a fox", "the Moon", "trains", "rain", "Rome", "a violin", "chess", "winter")
@@ -76,33 +67,6 @@ def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
-def _generated(folder: Path, backend: str, precision: str, model_path: Path) -> list[list[int]]:
-    of_others = {"name", "execution", "runners", "vllm"} - {backend}
-    fields = {key: value for key, value in STUDY.items() if key not in of_others}
-    fields |= {"backend": backend, "precision": precision}
-    (folder / "generate.py").write_text(GENERATE)
-    output = folder / f"{backend}-{precision}.json"
-    texts = [f"Write one sentence about {subject}." for subject in SUBJECTS]
-    question = json.dumps([fields, texts, str(model_path), str(output)])
-    python = PYTHON if backend == "vllm" else sys.executable
-    subprocess.run([python, "generate.py", question], cwd=folder, check=True)
-    found: list[list[int]] = json.loads(output.read_text())
-    return found
-
-
-@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.9), ("bf16", 0.3)])
-def test_greedy_tokens_are_those_of_pytorch(
-    tmp_path: Path, smollm2: Path, precision: str, share: float, record_property: Any
-) -> None:
-    """In bf16 on a CPU, answers differ sooner or later: 69 % of 16 were the same when this was written."""
-    ours, theirs = (_generated(tmp_path, backend, precision, smollm2) for backend in ("pytorch", "vllm"))
-    assert {len(one) for one in (*ours, *theirs)} == {TOKENS}
-    same = sum(one == other for one, other in zip(ours, theirs, strict=True)) / len(SUBJECTS)
-    record_property("share_of_equal_answers", same)
-    print(f"{precision}: {same:.0%} of answers are the same")
-    assert same >= share
-
-
 def _start(folder: Path, model_path: Path, **changes: Any) -> subprocess.Popen[str]:
     (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
     options = [f"--rootdir={folder}", "-o", f"llem_model_path={model_path}"]
@@ -110,13 +74,22 @@ def _start(folder: Path, model_path: Path, **changes: Any) -> subprocess.Popen[s
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_one_study_measures_both_engines(tmp_path: Path, smollm2: Path) -> None:
-    sweep = {"backend": ["pytorch", "vllm"], "precision": ["fp32", "bf16"]}
-    with _start(tmp_path, smollm2, sweep=sweep) as process:
+def _run(folder: Path, model_path: Path, **changes: Any) -> tuple[StudyResult, str]:
+    """Return the result and the output of a study, of which every experiment has to complete."""
+    with _start(folder, model_path, **changes) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    [directory] = (one for one in (tmp_path / "results").iterdir() if one.is_dir())
-    study = StudyResult.load(directory)
+    [directory] = (one for one in (folder / "results").iterdir() if one.is_dir())
+    return StudyResult.load(directory), output
+
+
+def test_one_study_measures_both_engines_and_their_tokens_agree(
+    tmp_path: Path, smollm2: Path, record_property: Any
+) -> None:
+    """In bf16 on a CPU, an answer differs sooner or later, and all that follows the first difference counts."""
+    sweep = {"backend": ["pytorch", "vllm"], "precision": ["fp32", "bf16"]}
+    (tmp_path / "texts.txt").write_text("".join(f"Write one sentence about {subject}.\n" for subject in SUBJECTS))
+    study, output = _run(tmp_path, smollm2, sweep=sweep, dataset="texts.txt")
     assert study.summary.completed == 4
     points = [(point.axes["backend"], point.axes["precision"]) for point in study.points]
     assert points == [*product(*sweep.values())]
@@ -130,6 +103,33 @@ def test_one_study_measures_both_engines(tmp_path: Path, smollm2: Path) -> None:
             assert point.metrics["cache_memory_mb"].mean == pytest.approx(2**30 / 1e6, rel=0.02)
     lines = [line for line in output.splitlines() if line.startswith(("pytorch ", "vllm "))]
     assert len(lines) == 4, "one table"
+    shares = {one.point.rpartition("=")[2]: one.share for one in study.token_agreement}
+    print("share of equal tokens:", shares)
+    record_property("share_of_equal_tokens", shares)
+    assert shares.keys() == MIN_SHARES.keys()
+    assert all(shares[precision] >= least for precision, least in MIN_SHARES.items()), shares
+
+
+def test_forked_process_gives_the_same_tokens_as_a_spawned_one(tmp_path: Path, smollm2: Path) -> None:
+    found = []
+    for method in ("spawn", "forkserver"):
+        (tmp_path / method).mkdir()
+        execution = {**STUDY["execution"], "start_method": method}
+        fields = {"backend": "vllm", "precision": "fp32", "execution": execution}
+        _run(tmp_path / method, smollm2, **fields)
+        [outputs] = (tmp_path / method).glob("results/*/experiments/*.outputs.csv")
+        found.append(outputs.read_text())
+    assert found[0] == found[1]
+
+
+def test_engine_conforms(tmp_path: Path, smollm2: Path) -> None:
+    """All experiments are forked from one process that has imported vLLM: that saves a third of the time."""
+    (tmp_path / "test_vllm.py").write_text(CONFORMANCE)
+    options = [f"--rootdir={tmp_path}", "-o", f"llem_model_path={smollm2}", "--llem-start-method=forkserver"]
+    command = [PYTHON, "-m", "pytest", "test_vllm.py", "-p", "llem", "-rfEs", *options]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    print(run.stdout)
+    assert run.returncode == 0
 
 
 @pytest.mark.parametrize("victim", ["worker", "pytest"])

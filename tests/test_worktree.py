@@ -359,7 +359,7 @@ def test_link_to_the_working_tree_leads_to_the_worktree(repository: Path) -> Non
     link.symlink_to(repository)
     made = add_worktree(link, "main", [link])
     assert made.counterpart(link / "package") == made.folder / "package"
-    assert f"PYTHONPATH={made.folder}\n" in made.python.read_text()
+    assert f":{made.folder}\n" in made.python.read_text()
     made.remove()
 
 

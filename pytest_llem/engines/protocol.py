@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,14 @@ class PreflightError(Exception):
 
     Example:
         >>> raise PreflightError("engine 'mine' needs a GPU: run it on a machine with one")
+    """
+
+
+class EngineCrashError(Exception):
+    """Raised if a process that the engine has started has ended. The error of the experiment is of kind ``crash``.
+
+    Example:
+        >>> raise EngineCrashError("the server of the engine was ended by SIGKILL")
     """
 
 
@@ -36,10 +44,12 @@ class EngineContext:
     Attributes:
         model_path: Folders that hold models by name (the ini option ``llem_model_path``).
         gpus: UUIDs of the GPUs that are leased for the experiment; empty if it has none, or is not leased any.
+        report_phase: Shows a phase of ``load`` on the live line, such as ``compiling``. Any thread may call it.
     """
 
     model_path: tuple[Path, ...] = ()
     gpus: tuple[str, ...] = ()
+    report_phase: Callable[[str], None] = lambda phase: None
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class RequestRecord:
         output_ids: Generated token ids up to and including the end-of-sequence token, without padding; None if the
             engine does not return them.
         sent: When the request was submitted to the engine, before any queue.
-        token_times: When each output token arrived; empty if unknown.
+        token_times: When each output token arrived; empty if unknown. Tokens that arrived together have one time.
         first_token: When the first token arrived; taken from ``token_times`` if that is given.
         last_token: When the last token arrived; likewise.
         due: When the request should have been sent, if a schedule says so. Latencies then count from it, so that a
@@ -110,8 +120,15 @@ class RequestRecord:
         return _difference(self._start, self.last_token)
 
     @property
+    def has_joint_tokens(self) -> bool:
+        """Whether several tokens arrived together, as with speculative decoding."""
+        return any(before == after for before, after in pairwise(self.token_times))
+
+    @property
     def itl_s(self) -> list[float]:
-        """Times between consecutive tokens, in s; empty if the tokens' times are unknown."""
+        """Times between consecutive tokens, in s; empty if they are unknown, or if tokens arrived together."""
+        if self.has_joint_tokens:
+            return []
         return [after - before for before, after in pairwise(self.token_times)]
 
     @property
@@ -188,6 +205,10 @@ class Engine(Protocol):
     #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,
     #: those that it does use. Meters read exactly these GPUs.
     gpus: Sequence[str] = ()
+
+    #: Parts of warnings of the engine's library that only repeat what the experiment asks for. Results omit these
+    #: warnings.
+    expected_warnings: Sequence[str] = ()
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         """Import what is needed and choose the device.

@@ -241,6 +241,8 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         kind = "preflight"
     elif not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(one in message for one in _NO_MEMORY):
         kind = "oom"
+    elif "EngineCrashError" in names:
+        kind = "crash"
     text = None if kind == "preflight" else _traceback(error)
     return {
         "kind": kind,

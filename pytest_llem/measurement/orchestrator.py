@@ -251,7 +251,9 @@ class ExperimentOrchestrator:
                     adjusted=adjusted,
                     repeats=repeats,
                     tracer=tracer,
-                    library=library,
+                    library=[
+                        text for text in library if not any(part in text for part in engine.expected_warnings)
+                    ],
                 ),
             )
         finally:
@@ -296,7 +298,9 @@ class ExperimentOrchestrator:
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
             gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
-            engine: BatchEngine = make(self.config, replace(self.context, gpus=gpus))
+            engine: BatchEngine = make(
+                self.config, replace(self.context, gpus=gpus, report_phase=self._report_phase)
+            )
         except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import pytest
 
 from pytest_llem import testing
@@ -47,7 +46,8 @@ class InProcess(EngineConformance):
         monkeypatch.setattr(orchestrator, "environment", lambda gpus, root: {})
         monkeypatch.setattr(cpu_activity, "_processes", lambda proc: ())
         monkeypatch.setattr(code_state, "imported", lambda: {"modules": {}, "distributions": {}})
-        before, children = {child.pid for child in psutil.Process().children()}, observed_engine._children
+        children = observed_engine._children
+        before = {child.pid for child in children()}
         new = (lambda: [one for one in children() if one.pid not in before]) if self.has_processes else list
         monkeypatch.setattr(observed_engine, "_children", new)
         monkeypatch.setattr(observed_engine, "END_SECONDS", 0.2)

@@ -24,6 +24,9 @@ from pytest_llem.study.problems import did_you_mean, shown
 #: vLLM's names of precisions.
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
+#: Arguments of vLLM's sampling that end an answer, also with ``ignore_eos``.
+ENDS_ANSWERS = {"stop", "stop_token_ids", "structured_outputs", "repetition_detection"}
+
 #: Types of plain values that contain others.
 _PLAIN = (typing.Union, UnionType, list, dict, tuple)
 
@@ -86,6 +89,7 @@ def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...
     options = config.vllm or VLLMConfig()
     engine = {one.name for one in dataclasses.fields(EngineArgs)} - ENGINE_FIELDS.keys()
     sampling = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    fixed = config.measurement.length_mode == "fixed"
     for section, given, known, kind in (
         ("engine", options.engine, engine, EngineArgs),
         ("sampling", options.sampling, sampling - SAMPLING_FIELDS.keys(), SamplingParams),
@@ -99,6 +103,9 @@ def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...
                 yield ("vllm", section, name), f"vLLM has no such argument{hint}"
             elif (problem := _type_problem(hints.get(name), value)) is not None:
                 yield ("vllm", section, name), problem
+            elif kind is SamplingParams and name in ENDS_ANSWERS and value and fixed:
+                message = "it may end answers before max_output_tokens: set measurement.length_mode to natural"
+                yield ("vllm", section, name), message
 
 
 @cache

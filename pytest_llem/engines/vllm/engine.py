@@ -15,6 +15,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -26,14 +27,25 @@ from pytest_llem.engines.models import (
     resolve_model,
     too_long,
 )
-from pytest_llem.engines.protocol import BatchEngine, CacheMemory, EngineContext, PreflightError, RequestRecord
+from pytest_llem.engines.protocol import (
+    BatchEngine,
+    CacheMemory,
+    EngineContext,
+    EngineCrashError,
+    PreflightError,
+    RequestRecord,
+)
 from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
+from pytest_llem.engines.vllm.start import StartMonitor
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import VLLMConfig
+
+#: Time that vLLM's processes may take to end, in s. Killed after vLLM's own 5 s, they leave files in /dev/shm.
+END_SECONDS = 30.0
 
 
 @dataclass
@@ -43,10 +55,8 @@ class Answer:
     Attributes:
         sent: Time at which the request was submitted, in s, from ``time.monotonic``.
         ids: Generated token ids.
-        times: Time at which each of them arrived; empty if some arrived together.
+        times: Time at which each of them arrived.
         admitted: Time at which vLLM scheduled the request.
-        first: Time at which the first token arrived.
-        last: Time at which the last token arrived.
         error: Why the request failed.
     """
 
@@ -54,8 +64,6 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     admitted: float | None = None
-    first: float | None = None
-    last: float | None = None
     error: str | None = None
 
 
@@ -117,9 +125,16 @@ class VLLMEngine(BatchEngine):
         size = self._options.gpus()
         self.gpus: Sequence[str] = _gpus(size) if current_platform.is_cuda() else ()
         self._given = self._options.engine or {}
+        self.expected_warnings = [*self._expected_warnings()]
         self._ids = count()
         self._engine: Any = None
         self._hit_rate: float | None = None
+
+    def _expected_warnings(self) -> Iterator[str]:
+        if self._given.get("enforce_eager"):
+            yield from ("Enforce eager set", "Inductor compilation was disabled by user settings")
+        if self._config.measurement.length_mode == "fixed":  # no end token ends answers
+            yield "Using None for EOS token id"
 
     def fetch(self) -> None:
         name, revision = self._config.model_name, self._given.get("revision")
@@ -140,9 +155,19 @@ class VLLMEngine(BatchEngine):
             has_tokenizer = self._prompts.tokenizer is not None
             arguments = EngineArgs(**engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer))
             self._cache: list[_CacheUse] = []
-            self._engine = LLMEngine.from_engine_args(arguments, stat_loggers=[self._observe_cache])
+            self._engine = self._start(arguments)
         gpus = self._call("llem_gpu")
         self.gpus = [gpu for gpu in gpus if gpu is not None]
+
+    def _start(self, arguments: EngineArgs) -> LLMEngine:
+        with StartMonitor(self._context.report_phase) as start:
+            try:
+                return LLMEngine.from_engine_args(arguments, stat_loggers=[self._observe_cache])
+            except RuntimeError as error:  # a process of vLLM has ended, and this one does not know why
+                failure = error
+        if start.error is None:
+            raise failure
+        raise EngineCrashError(f"a process of vLLM failed to start: {start.error}") from failure
 
     def _observe_cache(self, vllm_config: Any, engine_index: int = 0) -> _CacheUse:
         self._cache.append(_CacheUse(vllm_config, engine_index))
@@ -150,7 +175,8 @@ class VLLMEngine(BatchEngine):
 
     def _call(self, method: str) -> list[Any]:
         """Return what a method of the worker extension returns in each worker."""
-        return list(self._engine.collective_rpc(method))
+        with _crashes():
+            return list(self._engine.collective_rpc(method))
 
     def describe(self) -> EngineRecord:
         found, source = self._engine.vllm_config, self._source
@@ -236,13 +262,16 @@ class VLLMEngine(BatchEngine):
     def seed(self, seed: int) -> None:
         """Forget cached prompts, which every pass repeats. Each request has a seed of its own."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
-            self._engine.reset_prefix_cache()
+            with _crashes():
+                self._engine.reset_prefix_cache()
 
     def generate(self, batch: Batch) -> list[Answer]:
-        return self._run(batch.prompts, batch.sampling)
+        with _crashes():
+            return self._run(batch.prompts, batch.sampling)
 
     def generate_first(self, batch: Batch) -> list[Answer]:
-        return self._run(batch.prompts, batch.first)
+        with _crashes():
+            return self._run(batch.prompts, batch.first)
 
     def _run(self, prompts: Sequence[list[int]], sampling: Sequence[SamplingParams]) -> list[Answer]:
         """Submit all requests, and receive their tokens until none is left: a window ends with an empty queue."""
@@ -250,17 +279,14 @@ class VLLMEngine(BatchEngine):
         for prompt, params in zip(prompts, sampling, strict=True):
             name = str(next(self._ids))
             answers[name] = Answer(time.monotonic())
-            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+            engine.add_request(name, {"type": "token", "prompt_token_ids": prompt}, params)
         while engine.has_unfinished_requests():
             outputs = engine.step()
             now = time.monotonic()
             for output in outputs:
                 answer, new = answers[output.request_id], output.outputs[0]
-                if new.token_ids:
-                    answer.ids += new.token_ids
-                    answer.times += [now] * len(new.token_ids)
-                    answer.first = answer.first or now
-                    answer.last = now
+                answer.ids += new.token_ids
+                answer.times += [now] * len(new.token_ids)
                 if output.finished:
                     answer.admitted = getattr(output.metrics, "scheduled_ts", None) or None
                     if new.finish_reason not in ("stop", "length"):
@@ -276,9 +302,7 @@ class VLLMEngine(BatchEngine):
                 len(prompt),
                 answer.ids,
                 answer.sent,
-                answer.times if len({*answer.times}) == len(answer.times) else (),
-                first_token=answer.first,
-                last_token=answer.last,
+                answer.times,
                 admitted=answer.admitted,
                 error=answer.error,
             )
@@ -307,7 +331,7 @@ class VLLMEngine(BatchEngine):
     def close(self) -> None:
         if self._engine is not None:
             with suppress(Exception):  # a process of vLLM may have died
-                self._engine.engine_core.shutdown()
+                self._engine.engine_core.shutdown(timeout=END_SECONDS)
             self._engine = None
 
 
@@ -318,6 +342,19 @@ def _gpus(size: int) -> list[str]:
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name != "output_kind"}
+
+
+@contextmanager
+def _crashes() -> Iterator[None]:
+    """Turn vLLM's error about a dead process into an EngineCrashError.
+
+    Raises:
+        EngineCrashError: A process of vLLM has ended.
+    """
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineCrashError("vLLM's EngineCore has ended: its output says why") from error
 
 
 @contextmanager

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
+from pytest_llem.engines.vllm.start import StartRecords
+
+# vLLM imports this module in each worker before the worker opens its device and loads the model.
+logging.getLogger("vllm").addHandler(StartRecords())
 
 
 class WorkerExtension:

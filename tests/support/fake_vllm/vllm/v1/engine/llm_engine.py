@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import PrefixCacheStats, RequestStateStats, SchedulerStats
+
+_LOG = logging.getLogger("vllm.v1.engine")
 
 #: Bytes of the KV cache.
 CACHE_BYTES = 1 << 20
@@ -67,13 +70,16 @@ class LLMEngine:
     ) -> None:
         if not vllm_config.model_config.has_weights:
             raise ValueError("Cannot find any model weights")
+        if vllm_config.model_config.enforce_eager:
+            _LOG.warning("Enforce eager set, disabling torch.compile, CUDAGraphs, and JIT kernel warmup.")
         self.vllm_config, self.log_stats = vllm_config, log_stats
+        self._worker = _worker(vllm_config.parallel_config.worker_extension_cls)
+        _log_start(getattr(vllm_config.model_config.hf_config, "fake_fault", None))
         self.engine_core = EngineCoreClient(vllm_config)
         self._loggers = [one(vllm_config, 0) for one in stat_loggers]
         for one in self._loggers:
             one.log_engine_initialized()
         self._requests: dict[str, tuple[list[int], SamplingParams, RequestStateStats]] = {}
-        self._worker = _worker(vllm_config.parallel_config.worker_extension_cls)
 
     @classmethod
     def from_engine_args(
@@ -95,6 +101,8 @@ class LLMEngine:
         params: SamplingParams,
         arrival_time: float | None = None,
     ) -> str:
+        if "type" not in prompt:
+            _LOG.warning("Passing raw prompts to InputProcessor is deprecated")
         ids = prompt["prompt_token_ids"]
         if len(ids) >= self.vllm_config.model_config.max_model_len:
             raise ValueError(f"The decoder prompt (length {len(ids)}) is longer than the maximum model length")
@@ -139,6 +147,21 @@ class LLMEngine:
         assert isinstance(method, str)
         workers = self.vllm_config.parallel_config.tensor_parallel_size
         return [getattr(self._worker, method)(*args, **(kwargs or {})) for _ in range(workers)]
+
+
+def _log_start(fault: str | None) -> None:
+    """Log what workers log. In vLLM they are processes of their own."""
+    _LOG.info("Starting to load model %s...", "one")
+    if fault == "load":
+        try:
+            raise ValueError("max seq len 256 is larger than the KV cache")
+        except ValueError:
+            _LOG.exception("WorkerProc failed to start.")
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
+    _LOG.info("Model loading took %s GiB memory and %.6f seconds", 1, 2.0)
+    _LOG.info("Dynamo bytecode transform time: %.2f s", 3.0)
+    _LOG.info("Starting to load model %s...", "another worker's")
+    _LOG.info("Graph capturing finished in %.0f secs, took %.2f GiB", 4, 5.0)
 
 
 def _worker(extension: str) -> Any:
