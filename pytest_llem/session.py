@@ -190,13 +190,13 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.collection.gates import DeferGates
-    from pytest_llem.execution import time_budget
     from pytest_llem.execution.experiment import run_item
     from pytest_llem.execution.running import Running
+    from pytest_llem.execution.stopping import begin_time_budget
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[SHARED_STATE] = SharedState(session)
-    time_budget.begin(config)
+    begin_time_budget(config)
     if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
         config.pluginmanager.register(Running(), _RUNNING)
         config.stash[RUN_EXPERIMENT] = run_item

@@ -662,7 +662,7 @@ def test_time_limit_does_not_count_the_wait(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.execution.experiment import LEASE
+        from pytest_llem.execution.lease import LEASE
 
         def pytest_timeout_set_timer(item, settings):
             pathlib.Path("waited").write_text(str(item.stash[LEASE].gap.waited_seconds))

@@ -17,17 +17,14 @@ from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.draining import DrainingProcesses
-from pytest_llem.execution.experiment import (
-    LEASE,
-    DeviceLease,
-    preflight_of,
-    start_early,
-    stopped,
-    was_measured_with_partner,
-)
+from pytest_llem.execution.experiment import start_early
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
+from pytest_llem.execution.jobs import preflight_of
+from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
+from pytest_llem.execution.pairs import was_measured_with_partner
 from pytest_llem.execution.replay import replayed
+from pytest_llem.execution.stopping import stopped
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned

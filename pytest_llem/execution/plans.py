@@ -12,7 +12,7 @@ from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
-from pytest_llem.execution.experiment import preflight_of
+from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects

@@ -1,0 +1,111 @@
+"""Make the job of an experiment, and keep the preflight of each run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llem._plugin.node_ids import is_reference
+from pytest_llem._plugin.options import WORKTREE, Settings
+from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
+from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
+from pytest_llem.execution.replay import import_path_of
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for
+from pytest_llem.isolation.launcher import Job
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.results.experiment import GapRecord, Identity
+from pytest_llem.study.design import StudyConfig
+
+#: The preflight of each run, by its key.
+_PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
+
+
+def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
+    """Return the preflight of a run of *study*; *run* is the run's key."""
+    known = config.stash.setdefault(_PREFLIGHTS, {})
+    if run not in known:
+        known[run] = Preflight(
+            study, Settings.from_config(config).model_path, import_path_of(config, reference=is_reference(run))
+        )
+    return known[run]
+
+
+def preflight_of_item(item: pytest.Item) -> Preflight:
+    """Return the preflight of an experiment's run."""
+    run = run_of(item)
+    return preflight_of(item.config, run, item.config.stash[STUDIES][run])
+
+
+def complete_job(item: pytest.Item, devices: Collection[str], gap: GapRecord | None) -> Job:
+    """Return the job of an item's experiment. Call it once the devices are leased and idle.
+
+    Args:
+        item: The experiment's item.
+        devices: The leased devices.
+        gap: Idle time before the experiment; None if there was none.
+    """
+    study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
+    point, shared_state = experiment.point, item.config.stash[SHARED_STATE]
+    return replace(
+        early_job(item),
+        gap=gap.model_dump(mode="json") if gap else None,
+        idle_power=known_idle_power(shared_state, point.config_hash, study.interpreter(point.config.backend)),
+        no_context=no_context_fields(shared_state, point.config, devices),
+        hub_unreachable=hub_unreachable_for(shared_state, preflight_of_item(item), point.config),
+    )
+
+
+def early_job(item: pytest.Item) -> Job:
+    """Return the job of an item's experiment, as far as it is known before the devices are leased."""
+    study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
+    point = experiment.point
+    python = study.interpreter(point.config.backend)
+    pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
+    run = run_of(item)
+    settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
+    allocation = preflight_of(item.config, run, study).allocation(point.config)
+    identity = Identity(
+        experiment_id=experiment.id,
+        config_hash=point.config_hash,
+        study_design_hash=study.design_hash,
+        axes=point.axes,
+        cycle=experiment.cycle,
+    )
+    return Job(
+        identity=identity.model_dump(mode="json"),
+        config=point.config.model_dump(mode="json"),
+        directory=str(study.path.parent),
+        root=str(_working_tree(item.config, python if is_reference(run) else None)),
+        model_path=[str(folder) for folder in settings.model_path],
+        python_path=[str(folder) for folder in import_path_of(item.config, reference=is_reference(run))],
+        watch_pids=pytest_processes[1:],
+        harness=pytest_processes,
+        python=str(python) if python else None,
+        carbon=None
+        if settings.carbon_intensity is None
+        else {"intensity": settings.carbon_intensity, "pue": settings.pue},
+        devices=allocation.devices if allocation.environment else (),
+        variables=allocation.environment,
+        not_from=(str(worktree.repository), str(worktree.folder))
+        if worktree is not None and is_reference(run)
+        else None,
+    )
+
+
+def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
+    """Return the folder whose git commit is recorded: for the reference, the one around its interpreter.
+
+    A reference interpreter inside the candidate's tree may have its code from anywhere, so the folder is ``/``,
+    which is in no working tree.
+    """
+    if reference is None:
+        return config.rootpath
+    if (worktree := config.stash.get(WORKTREE, None)) is not None:
+        return worktree.folder
+    folder = reference.parent
+    return Path("/") if folder.is_relative_to(config.rootpath) else folder

@@ -1,0 +1,52 @@
+"""Hold what an item gets with its devices: the idle time before it, a process, the live progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem.isolation.launcher import ExperimentProcess
+from pytest_llem.results.experiment import GapRecord
+
+if TYPE_CHECKING:
+    from pytest_llem.execution.live_progress import LiveProgress
+
+
+@dataclass
+class DeviceLease:
+    """Exclusive use of devices by one item.
+
+    Attributes:
+        devices: Device names; empty if they could not be leased.
+        refusal: Why they could not be leased; None if they were.
+        gap: Idle time before the item's first run; None once that run has taken it.
+        next_gap: Gets the devices ready for another run, and returns the idle time before it.
+        process: The item's process if it was started early and is not used yet.
+        drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
+        progress: Shows the live progress; None without a terminal.
+    """
+
+    devices: Collection[str] = ()
+    refusal: str | None = None
+    gap: GapRecord | None = None
+    next_gap: Callable[[], GapRecord | None] = lambda: None
+    process: ExperimentProcess | None = None
+    drain: Callable[[ExperimentProcess], None] | None = None
+    progress: LiveProgress | None = None
+
+    def take_gap(self) -> GapRecord | None:
+        """Return the idle time before this run. A plugin may run the item several times under one lease."""
+        gap, self.gap = self.gap, None
+        return gap or self.next_gap()
+
+    def take_process(self) -> ExperimentProcess | None:
+        """Return the process that was started early; None after the item's first run."""
+        process, self.process = self.process, None
+        return process
+
+
+#: An item's lease while it runs.
+LEASE = pytest.StashKey[DeviceLease]()

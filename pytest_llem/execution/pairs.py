@@ -1,0 +1,106 @@
+"""Run the experiments of two items, which are the sides of a comparison, alternately.
+
+The item that comes first runs both. The other one takes over its outcome, in whichever process it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import replace
+
+import pytest
+
+from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, file_of, is_reference, run_key
+from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.shared_state import IN_TURNS
+from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem.execution.jobs import complete_job, preflight_of_item
+from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.output import output_forwarder
+from pytest_llem.execution.servers import servers_of
+from pytest_llem.execution.stopping import stopped
+from pytest_llem.isolation.interleaved import Side, run_interleaved
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.measurement.turns import MIN_TURNS
+from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.study.design import Experiment
+
+#: The items of experiments by the key of their run and their id.
+_ITEMS = pytest.StashKey[dict[tuple[str, str], pytest.Item]]()
+
+
+def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease, timeout: float) -> Outcome:
+    """Run the experiments of an item and its *partner* alternately, and return the item's outcome.
+
+    The partner's outcome is put where its item finds it. A contended pair is not repeated: what else ran affected
+    both sides alike.
+
+    Args:
+        item: The item that came first.
+        partner: The item of the other side of the comparison.
+        lease: The item's lease, which holds for both.
+        timeout: Time limit of the item's own experiment, in s.
+    """
+    experiment, gates = experiment_of(item), item.config.stash[STUDIES][run_of(item)].gates
+    config, live_progress = experiment.point.config, lease.progress
+    max_seconds = config.measurement.min_window_seconds / MIN_TURNS
+    turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_seconds)}
+    timeout += preflight_of_item(partner).deadline_seconds(config)
+    gap, erase = lease.take_gap(), live_progress.erase if live_progress is not None else lambda: None
+
+    def side(one: pytest.Item) -> Side:
+        run = run_of(one)
+        study = one.config.stash[STUDIES][run]
+        return Side(
+            REFERENCE if is_reference(run) else "candidate",
+            replace(complete_job(one, lease.devices, gap), turns=turns),
+            timeout,
+            servers_of(one.config, file_of(run), study.execution),
+            lease.take_process() if one is item else None,
+            output_forwarder(one.config, erase),
+        )
+
+    try:
+        outcome, other = run_interleaved(side(item), side(partner), watcher=live_progress)
+    finally:
+        erase()  # pytest continues its own line
+    if live_progress is not None:
+        live_progress.completed = outcome.error is None
+    item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+    return outcome
+
+
+def partner_of(item: pytest.Item) -> pytest.Item | None:
+    """Return the item of the other side of a comparison, if it is measured alternately with *item*, else None."""
+    run, experiment, settings = run_of(item), experiment_of(item), Settings.from_config(item.config)
+    if settings.against is None or item.config.stash[STUDIES][run].gates.interleave == "cycle":
+        return None
+    known = item.config.stash.setdefault(_ITEMS, {})
+    if not known:
+        known |= {(run_of(one), experiment_of(one).id): one for one in item.session.items if is_experiment(one)}
+    function = EXPERIMENT if is_reference(run) else REFERENCE
+    partner = known.get((run_key(file_of(run), function), experiment.id))
+    if partner is None or is_skipped(partner) or stopped(partner) is not None:
+        return None
+    sides = preflight_of_item(item), preflight_of_item(partner)
+    if sides[1].reason(experiment.point) is not None or cycles_reason(experiment.point.config, *sides) is not None:
+        return None
+    return partner
+
+
+def was_measured_with_partner(item: pytest.Item) -> bool:
+    """Return whether *item*'s experiment has been measured already, alternately with its reference."""
+    topic = _turns_topic(experiment_of(item))
+    return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
+
+
+def take_from_partner(item: pytest.Item) -> Outcome | None:
+    """Return the outcome that was measured alternately by the item of the other side; None if there is none."""
+    content = item.config.stash[SHARED_STATE].take(run_of(item), _turns_topic(experiment_of(item)))
+    return None if content is None else Outcome.from_plain(content)
+
+
+def _turns_topic(experiment: Experiment) -> str:
+    return f"{IN_TURNS}-{hashlib.sha256(experiment.id.encode()).hexdigest()[:16]}"

@@ -1,0 +1,46 @@
+"""Find out why an experiment is not started any more."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pytest_llem._plugin.node_ids import file_of
+from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.shared_state import DECIDED, STOPPED
+from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
+from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem.execution.jobs import preflight_of_item
+from pytest_llem.planning.estimate import duration_text
+from pytest_llem.planning.forecast import expected
+
+_BEGAN = pytest.StashKey[float]()
+
+
+def begin_time_budget(config: pytest.Config) -> None:
+    """Start the time budget, in each process of the session."""
+    config.stash[_BEGAN] = time.monotonic()
+
+
+def stopped(item: pytest.Item) -> str | None:
+    """Return why *item*'s experiment does not start any more; None if it may.
+
+    Its study was stopped, its point is decided, or the time budget is used up.
+    """
+    run, experiment, shared_state = run_of(item), experiment_of(item), item.config.stash[SHARED_STATE]
+    reason: str | None = shared_state.read(run, STOPPED)
+    if reason is not None:
+        return reason
+    decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
+    if decided is not None and experiment.cycle > decided[0]:
+        return str(decided[1])
+    budget = Settings.from_config(item.config).time_budget
+    if budget is None:
+        return None
+    known = expected(experiment.point, item.config.stash[STUDIES][run], preflight_of_item(item))
+    each, left = 0.0 if known is None else known.each, item.config.stash[_BEGAN] + budget - time.monotonic()
+    if each <= left:
+        return None
+    takes = f"it takes about {duration_text(each)}, and " if each else ""
+    return f"time budget of {duration_text(budget)}: {takes}{duration_text(max(0.0, left))} are left"
