@@ -415,7 +415,7 @@ def test_results_are_read_one_point_at_a_time(tmp_path: Path, monkeypatch: pytes
     most: list[int] = []
     real = summaries.summarise
 
-    def summarise(cycles: Any) -> Any:
+    def summarise(cycles: Any, **_: Any) -> Any:
         gc.collect()
         seen.extend(map(weakref.ref, cycles))
         most.append(sum(one() is not None for one in seen))

@@ -13,7 +13,6 @@ import pytest
 from pytest_llem import StudyResult
 from tests.conftest import Results, RunPytest
 from tests.support import figures
-from tests.support.marks import slow
 
 Auto = Callable[..., pytest.RunResult]
 
@@ -43,14 +42,11 @@ def cycles(results: Results, run: str) -> dict[str, int]:
 
 
 class TestComparison:
-    @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
-    def test_decided_point_gets_no_more_cycles(
-        self, auto: Auto, results: Results, workers: tuple[str, ...]
-    ) -> None:
+    def test_decided_point_gets_no_more_cycles(self, auto: Auto, results: Results) -> None:
         """The other point stays undecided to the maximum: its cycles differ by 30 %."""
         noise = "(1 + (0.003 if size == 1 else 0.3) * (-1) ** cycle)"
         auto(noise, "--llem-save=main", "--llem-run-id=main", n_cycles=10).assert_outcomes(passed=20)
-        run = auto(f"1.1 * {noise}", "--llem-baseline=main", "--llem-run-id=slower", "-rs", *workers)
+        run = auto(f"1.1 * {noise}", "--llem-baseline=main", "--llem-run-id=slower", "-rs")
         assert cycles(results, "slower") == {"size=1": 4, "size=2": 10}
         run.assert_outcomes(passed=4 + 10, skipped=6 + 1, failed=1)
         run.stdout.fnmatch_lines(["*SKIPPED*decided after 4 cycles*"])

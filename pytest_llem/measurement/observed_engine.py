@@ -106,7 +106,7 @@ class ObservedEngine(BatchEngine):
         self.no_latency = self._engine.no_latency
         self.takes_texts, self.no_tokens = self._engine.takes_texts, self._engine.no_tokens
         self.batch_sizes_known = self._engine.batch_sizes_known
-        self.expected_warnings = self._engine.expected_warnings
+        self.expected_warnings = getattr(self._engine, "expected_warnings", ())
 
     def _note(self, call: str, **values: Any) -> None:
         with Path(self._options.notes).open("a", encoding="utf-8") as file:

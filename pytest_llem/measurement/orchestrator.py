@@ -252,7 +252,9 @@ class ExperimentOrchestrator:
                     repeats=repeats,
                     tracer=tracer,
                     library=[
-                        text for text in library if not any(part in text for part in engine.expected_warnings)
+                        text
+                        for text in library
+                        if not any(part in text for part in getattr(engine, "expected_warnings", ()))
                     ],
                 ),
             )

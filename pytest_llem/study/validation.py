@@ -58,12 +58,6 @@ _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
 #: Index of that part in the location, and the field's name.
 _VALUE_OR_SECTION = {(1, "dataset"), (3, "input_len"), (1, "delta")}
 
-#: What to do if no engine has the name that a study gives.
-ADD_ENGINE = (
-    "; installing a library adds no engine: install a package that provides it, or name a class of your own, "
-    "package.module:Class"
-)
-
 
 @dataclass
 class Checked:
@@ -238,8 +232,6 @@ def _key_problems(
     if isinstance(backend, str) and backend not in backends:
         hint = did_you_mean(backend, tuple(backends))
         message = f"no engine of that name{hint} (got {shown(backend)}; there are: {', '.join(backends)})"
-        if not hint:
-            message += ADD_ENGINE
         problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
     return problems
 
