@@ -183,6 +183,7 @@ class ExperimentOrchestrator:
             requests.check(config, has_limit="max_output_tokens" not in unused)
             check_engine_reports(requests.passes, workload.prompts, driver.positions, window.pass_seconds, window)
             repeats = repeats_are_faster(window, requests)
+            expected = getattr(engine, "expected_warnings", ())
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests, compilations())
@@ -251,11 +252,7 @@ class ExperimentOrchestrator:
                     adjusted=adjusted,
                     repeats=repeats,
                     tracer=tracer,
-                    library=[
-                        text
-                        for text in library
-                        if not any(part in text for part in getattr(engine, "expected_warnings", ()))
-                    ],
+                    library=[text for text in library if not any(part in text for part in expected)],
                 ),
             )
         finally:
