@@ -182,7 +182,7 @@ def test_axis_in_k_is_refused_without_a_study(pytester: pytest.Pytester) -> None
     pytester.makepyfile("def test(): pass")
     run = pytester.runpytest("-p", "llem", "-k", "size=8")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.stderr.fnmatch_lines(["ERROR: -k: no study was collected, so there is no axis size"])
+    run.stderr.fnmatch_lines(["ERROR: -k: unknown axis size: no study was collected"])
 
 
 def test_last_failed_failed_first_and_deselect(

@@ -441,7 +441,7 @@ def test_tokens_that_come_together_have_no_itl_but_tpot() -> None:
     metrics = measure(config({"speculative_config": {"num_speculative_tokens": 2}})).result.metrics
     assert metrics["itl_p50_ms"].value is None
     assert metrics["itl_p50_ms"].reason == (
-        "several tokens of a request arrived together, so there is no time between them: see tpot"
+        "several tokens of a request arrived together, so that the time between them is unknown: see tpot"
     )
     assert metrics["tpot_p50_ms"].value is not None
     assert metrics["ttft_p50_ms"].value is not None

@@ -81,7 +81,7 @@ class SharedState:
         """Return the value of *topic* and remove it; None if it is not set."""
         content, name = self.read(study, topic), _name(study, topic)
         self._values.pop(name, None)
-        if self._folder is not None:
+        if content is not None and self._folder is not None:
             (self._folder / name).unlink(missing_ok=True)
         return content
 

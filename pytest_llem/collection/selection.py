@@ -80,7 +80,7 @@ def refuse_unknown_axes(
     hint = did_you_mean(unknown[0], axes) or f" (there are: {', '.join(axes)})"
     message = f"-k: no collected study has an axis {', '.join(unknown)}{hint}"
     if not studies:
-        message = f"-k: no study was collected, so there is no axis {', '.join(unknown)}"
+        message = f"-k: unknown axis {', '.join(unknown)}: no study was collected"
     if not hasattr(session.config, "workerinput"):
         raise pytest.UsageError(message)
     items.clear()

@@ -103,7 +103,7 @@ def join_accounts(accounts: Sequence[Account]) -> Account:
         return first
     names = [(device.device, device.boundary) for device in first.devices]
     readings = [{(one.device, one.boundary): one for one in account.devices} for account in accounts]
-    # A meter that failed in one window is missing in its readings: without that part there is no sum.
+    # A meter that failed in one window is missing in its readings: the sum is then unknown.
     complete = [name for name in names if all(name in found for found in readings)]
     devices = tuple(join_readings([found[name] for found in readings]) for name in complete)
     seconds = total_of(account.seconds for account in accounts)

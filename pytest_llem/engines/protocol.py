@@ -199,16 +199,12 @@ class Engine(Protocol):
     A class that derives from the protocol has to define its abstract methods only.
 
     An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly`,
-    :class:`SupportsPreload` and :class:`SupportsCacheMemory`.
+    :class:`SupportsPreload`, :class:`SupportsCacheMemory` and :class:`SupportsExpectedWarnings`.
     """
 
     #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,
     #: those that it does use. Meters read exactly these GPUs.
     gpus: Sequence[str] = ()
-
-    #: Parts of warnings of the engine's library that only repeat what the experiment asks for. Results omit these
-    #: warnings.
-    expected_warnings: Sequence[str] = ()
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         """Import what is needed and choose the device.
@@ -374,6 +370,14 @@ class SupportsPreload(Protocol):
         Called before an engine is created: in a forkserver, whose processes share the imported modules, or while a
         process waits for its devices. It must not open a device, start a thread or use the network.
         """
+
+
+@runtime_checkable
+class SupportsExpectedWarnings(Protocol):
+    """Optional: an engine whose library warns of what the experiment asks for."""
+
+    #: Parts of these warnings. Results omit warnings that hold one.
+    expected_warnings: Sequence[str]
 
 
 @dataclass(frozen=True)

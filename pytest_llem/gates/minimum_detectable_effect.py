@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pytest_llem.gates.sequential import Schedule, cycles_needed
+from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.ttests import quadrature, welch
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
@@ -52,21 +52,8 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             family=family,
             paired=reference is None,
         )
-        if change is None or change > MAX_REPORTED:
-            effects.append(f"nothing{metric} if cycles vary by {cv:.1%}")
-            continue
-        effect = f"{change:.1%}{metric} if cycles vary by {cv:.1%}"
-        if schedule is not None and reference is None:
-            needed = cycles_needed(
-                math.sqrt(2) * _spread(cv),
-                delta=delta,
-                change=2 * change,
-                alpha=gates.alpha,
-                schedule=schedule,
-                family=family,
-            )
-            effect += f", and {2 * change:.1%} after about {needed.sequential:.0f} cycles"
-        effects.append(effect)
+        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
+        effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
     cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
     if schedule is not None:
         cycles = f"up to {cycles}, judged {len(schedule.sizes)} times,"

@@ -77,7 +77,7 @@ class _Running:
 
     Attributes:
         side: The side.
-        watcher: Shows the progress; None for nobody.
+        watcher: Notified of progress; None for no notification.
         process: The process.
         child: The process once its job has begun.
         error: Why the process could not be started; None if it was.
@@ -138,6 +138,10 @@ class _Running:
     def is_done(self) -> bool:
         """Whether it has written its result, or has ended without one."""
         return self.child is not None and (self.child.phase == worker.DONE or self.child.has_ended)
+
+    def has_waited(self) -> bool:
+        """Return whether it is ready for its first turn."""
+        return self.waits > 0
 
     @property
     def has_enough(self) -> bool:
@@ -216,7 +220,7 @@ def _run(first: _Running, second: _Running) -> _Running | None:
         return max(0.0, began + first.side.timeout + fetched - time.monotonic())
 
     for side, other in ((first, second), (second, first)):
-        if not side.begin() or not side.wait(other, left(), lambda waiter=side: bool(waiter.waits)):  # type: ignore[misc]
+        if not side.begin() or not side.wait(other, left(), side.has_waited):
             return _failed(side, other)
     for side, other in _turns(first, second):
         if not side.take_turn(other, left()):

@@ -1,13 +1,15 @@
 """``n_cycles: auto``: end the cycles of a point once its gates are decided.
 
-The controller looks at the results so far whenever a point has completed one of the rule's numbers of cycles on
+The controller looks at the results so far whenever points have completed one of the rule's numbers of cycles on
 all sides. The point's later experiments are skipped; verdicts and intervals allow for the looks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import takewhile
+from typing import NamedTuple
 
 import pytest
 
@@ -16,8 +18,10 @@ from pytest_llem._plugin.shared_state import DECIDED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.gates.sequential import Schedule, is_precise
+from pytest_llem.gates.text import ratio_text
 from pytest_llem.judging.judge import InputsOf, StudyGates
 from pytest_llem.recording.recorder import Recorder
+from pytest_llem.results.models import ManifestEntry
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import Point
@@ -39,6 +43,7 @@ class UntilDecided:
         self._config = config
         self._recorder = recorder
         self._inputs = inputs
+        #: Number of cycles at the last look at a point, by file and the point's id.
         self._looked: dict[tuple[str, str], int] = {}
 
     @pytest.hookimpl(trylast=True)  # after the recorder
@@ -47,43 +52,52 @@ class UntilDecided:
         if node is None or report.when != "teardown":
             return
         run = self._recorder.runs.get(node.file)
-        if run is not None and run.study.execution.until_decided:
-            for point, n in self._due(node.file, run):
-                self._look(node.file, run, point, n)
+        if run is not None and run.study.execution.until_decided and (due := self._due(node.file, run)):
+            self._look(node.file, run, due)
 
-    def _due(self, file: str, run: StudyRun) -> list[tuple[Point, int]]:
-        """Return the points that have completed a number of cycles at which they are looked at."""
-        execution = run.study.execution
+    def _due(self, file: str, run: StudyRun) -> dict[str, int]:
+        """Return the points to look at now, and how many cycles they have completed, by their ids.
+
+        All points are looked at once a cycle has ended for all of them, so that results are read once in a cycle.
+        """
         sides = [run, self._recorder.runs.get(run_key(file, REFERENCE))]
-        sizes = Schedule(execution.min_cycles, execution.max_cycles).sizes
-        due = []
-        for point in run.study.points:
-            n = min(_completed(side, point) for side in sides if side is not None)
-            last = self._looked.get((file, point.id), 0)
-            if n > last and n in sizes:
-                self._looked[file, point.id] = n
-                due.append((point, n))
+        cycles = [_cycles(side) for side in sides if side is not None]
+        open_points = [
+            point.id
+            for point in run.study.points
+            if all(point.id in side for side in cycles) and not self._is_decided(file, point)
+        ]
+        ended = {min(side[name].ended for side in cycles) for name in open_points}
+        if len(ended) > 1 and run.study.execution.cycle_order != "sequential":
+            return {}
+        sizes = Schedule(run.study.execution.min_cycles, run.study.execution.max_cycles).sizes
+        completed = {name: min(side[name].completed for side in cycles) for name in open_points}
+        due = {name: n for name, n in completed.items() if n in sizes and n > self._looked.get((file, name), 0)}
+        self._looked |= {(file, name): n for name, n in due.items()}
         return due
 
-    def _look(self, file: str, run: StudyRun, point: Point, n: int) -> None:
-        """Look at a point after *n* cycles, and end its cycles if it is decided."""
+    def _is_decided(self, file: str, point: Point) -> bool:
+        return self._config.stash[SHARED_STATE].read(file, f"{DECIDED}-{point.config_hash}") is not None
+
+    def _look(self, file: str, run: StudyRun, due: Mapping[str, int]) -> None:
+        """Look at points after so many cycles, and end the cycles of those that are decided."""
         gates = StudyGates(self._config, file, self._recorder, self._inputs)
-        wanted = {gate.id for gate in gates.gates.values() if gate.kind == REGRESSION and gate.point == point.id}
-        if wanted:
-            found = gates.verdicts(wanted)
-            verdicts = [found[one] for one in sorted(wanted)]
-            is_decided = all(one.verdict in _DECIDED for one in verdicts)
-            text = "; ".join(map(_text, verdicts))
-        else:
-            open_metrics = self._open_metrics(run, point)
-            is_decided = not open_metrics
-            text = f"not yet within {run.study.execution.half_width:.1%}: {', '.join(open_metrics)}"
-        if is_decided:
-            reason = f"decided after {n} cycles"
-            with suppress(OSError):  # if it cannot be written, xdist's workers go on
-                self._config.stash[SHARED_STATE].put(file, f"{DECIDED}-{point.config_hash}", [n, reason])
-            text = f"decided: {text}" if wanted else "decided"
-        if n < run.study.n_cycles or not is_decided:
+        points = {gate.id: gate.point for gate in gates.gates.values() if gate.kind == REGRESSION}
+        found = gates.verdicts({name for name, point in points.items() if point in due})
+        for point in run.study.points:
+            if (n := due.get(point.id)) is None:
+                continue
+            if verdicts := [found[name] for name, of in points.items() if of == point.id]:
+                is_decided = all(one.verdict in _DECIDED for one in verdicts)
+                text = f"{'decided: ' if is_decided else ''}{'; '.join(map(_text, verdicts))}"
+            else:
+                open_metrics = self._open_metrics(run, point)
+                is_decided, limit = not open_metrics, f"{run.study.execution.half_width:.1%}"
+                text = "decided" if is_decided else f"not yet within {limit}: {', '.join(open_metrics)}"
+            if is_decided:
+                content = [n, f"decided after {n} cycles"]
+                with suppress(OSError):  # if it cannot be written, xdist's workers go on
+                    self._config.stash[SHARED_STATE].put(file, f"{DECIDED}-{point.config_hash}", content)
             print_line(self._config, f"{point.id} after {n} cycles, {text}")
 
     def _open_metrics(self, run: StudyRun, point: Point) -> list[str]:
@@ -100,13 +114,25 @@ class UntilDecided:
         ]
 
 
-def _completed(run: StudyRun, point: Point) -> int:
-    """Return the number of a point's completed cycles before the first that has not ended."""
-    entries = sorted(
-        (one for one in run.entries if one.config_hash == point.config_hash), key=lambda one: one.cycle
-    )
-    ended = takewhile(lambda one: one.status not in ("pending", "running"), entries)
-    return sum(one.status == "completed" for one in ended)
+class _Cycles(NamedTuple):
+    """How many cycles of a point have ended, and how many of these are completed."""
+
+    ended: int
+    completed: int
+
+
+def _cycles(run: StudyRun) -> dict[str, _Cycles]:
+    """Return the cycles of each selected point before the first that has not ended, by the point's id."""
+    by_point: dict[str, list[ManifestEntry]] = {}
+    for entry in run.entries:
+        if entry.status != "deselected":
+            by_point.setdefault(entry.config_summary, []).append(entry)
+    found = {}
+    for name, entries in by_point.items():
+        entries.sort(key=lambda one: one.cycle)
+        ended = [*takewhile(lambda one: one.status not in ("pending", "running"), entries)]
+        found[name] = _Cycles(len(ended), sum(one.status == "completed" for one in ended))
+    return found
 
 
 def _text(verdict: GateVerdict) -> str:
@@ -114,4 +140,4 @@ def _text(verdict: GateVerdict) -> str:
         return f"{verdict.metric} {verdict.verdict}"
     low, high = verdict.interval
     word = "open" if verdict.verdict == "INCONCLUSIVE" else verdict.verdict
-    return f"{verdict.metric} {verdict.ratio:.3f} ({low:.3f}–{high:.3f}) {word}"
+    return f"{verdict.metric} {ratio_text(verdict.ratio)} ({ratio_text(low)}–{ratio_text(high)}) {word}"

@@ -25,6 +25,7 @@ from pytest_llem.engines.protocol import (
     RequestRecord,
     ShapeUnknownError,
     SupportsCacheMemory,
+    SupportsExpectedWarnings,
     SupportsModelShape,
 )
 from pytest_llem.engines.shipped import SHIPPED
@@ -106,7 +107,8 @@ class ObservedEngine(BatchEngine):
         self.no_latency = self._engine.no_latency
         self.takes_texts, self.no_tokens = self._engine.takes_texts, self._engine.no_tokens
         self.batch_sizes_known = self._engine.batch_sizes_known
-        self.expected_warnings = getattr(self._engine, "expected_warnings", ())
+        if isinstance(self._engine, SupportsExpectedWarnings):
+            self.expected_warnings = self._engine.expected_warnings
 
     def _note(self, call: str, **values: Any) -> None:
         with Path(self._options.notes).open("a", encoding="utf-8") as file:

@@ -12,7 +12,14 @@ from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.models import folder_state
 from pytest_llem.engines.options import check_options, needs_of_class
-from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
+from pytest_llem.engines.protocol import (
+    BatchEngine,
+    Engine,
+    EngineContext,
+    PreflightError,
+    SupportsCacheMemory,
+    SupportsExpectedWarnings,
+)
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.contention import with_prefill
@@ -183,7 +190,7 @@ class ExperimentOrchestrator:
             requests.check(config, has_limit="max_output_tokens" not in unused)
             check_engine_reports(requests.passes, workload.prompts, driver.positions, window.pass_seconds, window)
             repeats = repeats_are_faster(window, requests)
-            expected = getattr(engine, "expected_warnings", ())
+            expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests, compilations())

@@ -207,7 +207,9 @@ class Requests:
         if kind == "queue" and not given:
             return _MISSING[kind]
         if kind == "itl" and any(request.has_joint_tokens for request in self.all()):
-            return "several tokens of a request arrived together, so there is no time between them: see tpot"
+            return (
+                "several tokens of a request arrived together, so that the time between them is unknown: see tpot"
+            )
         if self.no_latency or not given:
             return self.no_latency or _MISSING[kind]
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"

@@ -93,7 +93,7 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         path: Folders from which this process imports, in order.
 
     Raises:
-        RevisionError: There is no such revision, or its code cannot be separated from the environment's.
+        RevisionError: The revision is unknown, or its code cannot be separated from the environment's.
     """
     top = _git(directory, "rev-parse", "--show-toplevel")
     if top is None:
@@ -106,7 +106,7 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
             hint = f"did you mean git:origin/{revision}?"
         elif _git(repository, "rev-parse", "--is-shallow-repository") == "true":
             hint = "the clone is shallow: fetch it, in CI with fetch-depth: 0"
-        raise RevisionError(f"there is no revision {revision!r} ({hint})")
+        raise RevisionError(f"unknown revision {revision!r} ({hint})")
     mapped = {name: place for name, place in _editable_mapping().items() if _is_own(place, repository)}
     folders = [*path, *(place.parent for place in mapped.values())]
     roots = [*dict.fromkeys(one.resolve() for one in folders if _is_own(one, repository))]

@@ -112,7 +112,7 @@ class StudyResult(Document):
 
         The columns are those of ``summary.csv`` or ``experiments.csv``: axes by dotted key, and metrics by their
         names in the catalogue. The row of a point has the mean, ``…_sd``, ``…_ci95_low``, ``…_ci95_high`` and
-        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that there is no value.
+        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that the value is missing.
 
         Args:
             per: ``point`` or ``experiment``.

@@ -7,7 +7,8 @@ The candidate's engine is that of the reference, and busy for some per cent long
 compared: whole cycles that follow each other (``cycle``), turns of passes (``pass``), both with a fixed number of
 cycles, and turns of passes until the gates are decided (``auto``). Printed are the verdict on ``seconds``, its
 interval, the wall time, the number of pairs, the standard deviation of a pair's log ratio, and the number of pairs
-that the t-test needs in theory for that spread, this change and this delta, with a power of 90 %.
+that are needed in theory for that spread, this change and this delta, with a power of 90 %: by the normal
+distribution, and by the t-test.
 
 ``--load`` keeps one CPU busy half of the time in a process beside it.
 """
@@ -27,16 +28,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from scipy.special import ndtri
 
 from pytest_llem import StudyResult
 from pytest_llem.gates.matching import in_pairs
+from pytest_llem.gates.sequential import Schedule, cycles_needed
 from tests.support.environments import EVERYTHING, Environment
 
 #: The gated metric.
 METRIC = "seconds"
 
-ALPHA, POWER = 0.01, 0.9
+#: Probability of a false alarm.
+ALPHA = 0.01
 
 ENGINE = """
 import time
@@ -112,13 +114,6 @@ def log_ratios(results: Path) -> list[float]:
     return [math.log(values[cycle] / others[cycle]) for cycle in values]
 
 
-def pairs_needed(sd: float, change: float, delta: float) -> float:
-    """Return how many pairs decide a *change* by normal theory, at :data:`ALPHA` and with :data:`POWER`."""
-    power = POWER if change else (1 + POWER) / 2  # without a change, both sides of the interval have to be within
-    distance = abs(math.log1p(change) - math.log1p(delta))
-    return ((float(-ndtri(ALPHA)) + float(ndtri(power))) * sd / distance) ** 2 if distance else math.inf
-
-
 @contextmanager
 def busy(*, is_wanted: bool) -> Iterator[None]:
     """Keep one CPU busy half of the time."""
@@ -164,10 +159,16 @@ def main() -> None:
                     sd = statistics.stdev(found) if len(found) > 1 else math.nan
                     low, high = verdict.interval or (math.nan, math.nan)
                     ratio = f"{verdict.ratio or math.nan:.3f} ({low:.3f}–{high:.3f})"
-                    theory = pairs_needed(sd, extra / 100, options.delta)
+                    theory = cycles_needed(
+                        sd,
+                        delta=options.delta,
+                        change=extra / 100,
+                        alpha=ALPHA,
+                        schedule=Schedule(4, options.max_cycles),
+                    )
                     print(
                         f"{extra:4g} %  {how:<6} {verdict.verdict:<13} {ratio:<21} {seconds:6.0f} {len(found):6} "
-                        f"{sd:12.2%} {theory:10.1f}",
+                        f"{sd:12.2%} {theory.normal or math.inf:10} {theory.fixed or math.inf:4}",
                         flush=True,
                     )
 
