@@ -71,7 +71,7 @@ def proc(tmp_path: Path) -> Proc:
 
 def look(proc: Proc, at: float) -> Snapshot:
     """Return a snapshot with the time *at*, in s."""
-    return replace(snapshot(ROOT, proc.proc, proc.cgroups, cpus=(0, 1)), at=at)
+    return replace(snapshot([ROOT], proc.proc, proc.cgroups, cpus=(0, 1)), at=at)
 
 
 def test_cpu_time_received_and_used_by_others(proc: Proc) -> None:
@@ -155,7 +155,7 @@ def test_proc_stat_without_every_cpu_gives_none(proc: Proc, text: str | None) ->
 
 
 def test_nothing_is_known_without_proc(tmp_path: Path) -> None:
-    nowhere = snapshot(ROOT, tmp_path / "proc", tmp_path / "cgroup", cpus=(0,))
+    nowhere = snapshot([ROOT], tmp_path / "proc", tmp_path / "cgroup", cpus=(0,))
     found = cpu_activity(nowhere, replace(nowhere, at=nowhere.at + 10.0))
     assert assess_contention(found, [], 10.0).state == "unknown"
     figures = {name: value for name, value in vars(found).items() if name not in ("seconds", "cpus", "others")}
@@ -400,11 +400,11 @@ def test_busy_machine_is_contended(
 
 @pytest.mark.slow
 def test_a_busy_process_among_others_receives_less_than_it_wants(busy_machine: None) -> None:
-    watch = ContentionWatch(0)  # no process belongs to the experiment
+    watch = ContentionWatch([0])  # no process belongs to the experiment
     code = """
 import os, time
 from pytest_llem.measurement.contention import ContentionWatch, assess_contention
-watch, began = ContentionWatch(os.getpid()), time.monotonic()
+watch, began = ContentionWatch([os.getpid()]), time.monotonic()
 while time.monotonic() < began + 1.5: pass
 print(assess_contention(*watch.activity([]), 1.5).model_dump_json())
 """

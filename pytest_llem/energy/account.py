@@ -13,6 +13,7 @@ from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.energy.protocol import (
     DeviceReading,
     Meter,
+    MetersProcesses,
     MeterUnavailableError,
     PowerSample,
     Reading,
@@ -59,6 +60,8 @@ class Account:
         samples: Samples of all meters, in order of time.
         harness_cpu_seconds: CPU time of the meters' own processes, in s.
         windows: Number of windows that were joined to this one.
+        began: Start of that meter's time on the monotonic clock, in s; None if unknown.
+        ended: End of that meter's time, likewise.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -69,6 +72,8 @@ class Account:
     samples: tuple[PowerSample, ...] = ()
     harness_cpu_seconds: float | None = None
     windows: int = 1
+    began: float | None = None
+    ended: float | None = None
 
     @property
     def ticks(self) -> float | None:
@@ -122,6 +127,8 @@ def join_accounts(accounts: Sequence[Account]) -> Account:
         tuple(chain.from_iterable(account.samples for account in accounts)),
         total_of(account.harness_cpu_seconds for account in accounts),
         windows=len(accounts),
+        began=first.began,
+        ended=accounts[-1].ended,
     )
 
 
@@ -141,17 +148,25 @@ class Meters:
     refusals: dict[str, str] = field(default_factory=dict)
     _begun: dict[str, Meter] = field(default_factory=dict, init=False, repr=False)
     _telemetry_fd: int | None = field(default=None, repr=False)
+    _processes: Sequence[int] = field(default=(), repr=False)
 
     @classmethod
-    def open(cls, backend: str | None, gpus: Sequence[str], telemetry_fd: int | None = None) -> Meters:
+    def open(
+        cls,
+        backend: str | None,
+        gpus: Sequence[str],
+        telemetry_fd: int | None = None,
+        processes: Sequence[int] = (),
+    ) -> Meters:
         """Open the meters that ``energy.backend`` selects.
 
         Args:
             backend: ``auto`` (all that can measure, an estimate only if none can), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
             telemetry_fd: Pipe for the live telemetry of meters that support it; None if nothing reads it.
+            processes: Pids of the processes that run the model, with their descendants; empty for this one.
         """
-        opened = cls(_telemetry_fd=telemetry_fd)
+        opened = cls(_telemetry_fd=telemetry_fd, _processes=processes)
         if backend is None:
             name, _, why = SWITCHED_OFF.partition(": ")
             opened.refusals[name] = why
@@ -169,6 +184,8 @@ class Meters:
             meter: Meter = registry.load(registry.METER_GROUP, name)()
             if self._telemetry_fd is not None and isinstance(meter, StreamsTelemetry):
                 meter.stream_telemetry(self._telemetry_fd)
+            if self._processes and isinstance(meter, MetersProcesses):
+                meter.set_processes(self._processes)
             meter.open(gpus)
         except Exception as error:
             self._refuse(name, error)
@@ -210,10 +227,12 @@ class Meters:
         if first is None:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
+            span = None, None
         else:
             seconds, tick, skew = first.seconds, first.tick_seconds, first.read_skew_seconds
-            total = _sum(first.devices, seconds, tick)
-        return Account(devices, total, seconds, tick, skew, samples, sum(harness) if harness else None)
+            total, span = _sum(first.devices, seconds, tick), (first.began, first.ended)
+        cpu_seconds = sum(harness) if harness else None
+        return Account(devices, total, seconds, tick, skew, samples, cpu_seconds, 1, *span)
 
     def close(self) -> None:
         """Close every meter."""

@@ -38,24 +38,28 @@ class EstimateMeter:
     count, even if the child ends and is waited for within it. An orphaned process counts as long as it is in the
     session that this process leads, which an experiment's process does. A process that leaves the session in the
     window, or ends without one of these processes waiting for it, makes the energy unavailable. A process that
-    starts and leaves within a window is not detected.
+    starts and leaves within a window is not detected. For a server, its processes count and this one does not.
     """
 
     def __init__(self) -> None:
         self._before: _Tree | None = None
         self._began = 0.0
+        self._roots: Sequence[int] = ()
+
+    def set_processes(self, pids: Sequence[int]) -> None:
+        self._roots = pids
 
     def open(self, gpus: Sequence[str]) -> None:
         if gpus:
             raise MeterUnavailableError("the estimate knows CPUs only, and the engine runs on a GPU")
 
     def begin(self) -> None:
-        self._before = _tree()
+        self._before = _tree(self._roots)
         self._began = time.monotonic()
 
     def end(self) -> Reading:
-        seconds = time.monotonic() - self._began
-        before, after = self._before, _tree()
+        ended = time.monotonic()
+        before, after = self._before, _tree(self._roots)
         energy_j: float | None = None
         reason: str | None = None
         if before is None or after is None:
@@ -66,7 +70,7 @@ class EstimateMeter:
             energy_j = (after.seconds - before.seconds) * WATTS_PER_BUSY_THREAD
         method: Method = "unavailable" if energy_j is None else "estimated"
         device = DeviceReading("process", "cpu_package", energy_j, method, CPU_TIME_MODEL, reason=reason)
-        return Reading((device,), seconds)
+        return Reading((device,), ended - self._began, began=self._began, ended=ended)
 
     def close(self) -> None:
         """Do nothing: ``open`` takes no resource."""
@@ -89,7 +93,7 @@ class _Process:
 
 @dataclass(frozen=True)
 class _Tree:
-    """This process and its descendants, by pid and start time."""
+    """Processes and their descendants, by pid and start time."""
 
     processes: Mapping[tuple[int, float], _Process]
 
@@ -99,11 +103,11 @@ class _Tree:
         return sum(one.own + one.waited for one in self.processes.values())
 
 
-def _tree() -> _Tree | None:
-    """Return the process tree; None if it kept changing."""
+def _tree(roots: Sequence[int]) -> _Tree | None:
+    """Return the process tree below *roots*, or else below this process; None if it kept changing."""
     before = None
     for _ in range(_MAX_LISTS):
-        tree = _listed()
+        tree = _listed_below(roots) if roots else _listed()
         # A child that ended while the processes were listed would count twice, or not at all.
         waited = None if tree is None else {key: one.waited for key, one in tree.processes.items()}
         if tree is not None and waited == before:
@@ -112,14 +116,28 @@ def _tree() -> _Tree | None:
     return None
 
 
+def _listed_below(roots: Sequence[int]) -> _Tree | None:
+    found: dict[tuple[int, float], _Process] = {}
+    try:
+        for root in map(psutil.Process, roots):
+            for one in (root, *root.children(recursive=True)):
+                found[one.pid, one.create_time()] = _process(one)
+    except psutil.Error:  # a process has just ended
+        return None
+    return _Tree(found)
+
+
+def _process(one: psutil.Process) -> _Process:
+    times = one.cpu_times()
+    return _Process(one.ppid(), times.user + times.system, times.children_user + times.children_system)
+
+
 def _listed() -> _Tree | None:
     this = psutil.Process()
     found: dict[tuple[int, float], _Process] = {}
     try:
         for one in {*this.children(recursive=True), *_session(this.pid)} - {this}:
-            times = one.cpu_times()
-            waited = times.children_user + times.children_system
-            found[one.pid, one.create_time()] = _Process(one.ppid(), times.user + times.system, waited)
+            found[one.pid, one.create_time()] = _process(one)
     except psutil.Error:  # a process has just ended
         return None
     # These have a finer resolution than psutil's clock ticks.

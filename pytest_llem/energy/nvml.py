@@ -141,6 +141,8 @@ class NvmlMeter:
             _skew(spans),
             tuple(sorted(samples, key=lambda one: one.at)),
             self._sampling.cpu_seconds(*whole) if self._sampling is not None else None,
+            fmean(span.began for span in spans or [whole]),
+            fmean(span.ended for span in spans or [whole]),
         )
 
     def close(self) -> None:

@@ -198,6 +198,8 @@ class Reading(_Finite):
             for one device.
         samples: Samples of the window, in order of time.
         harness_cpu_seconds: CPU time of the meter's own processes in the window, in s.
+        began: Start of the reading on the monotonic clock, in s; the mean if devices differ. None if unknown.
+        ended: End of the reading, likewise.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -206,6 +208,8 @@ class Reading(_Finite):
     read_skew_seconds: float | None = None
     samples: Sequence[PowerSample] = ()
     harness_cpu_seconds: float | None = None
+    began: float | None = None
+    ended: float | None = None
 
 
 class Meter(Protocol):
@@ -270,4 +274,21 @@ class StreamsTelemetry(Protocol):
 
         Each line is a JSON object: ``power_w`` of all devices in W, ``temperature_c`` of the hottest in °C. If the
         pipe is full, nothing is written. Called before ``open``.
+        """
+
+
+@runtime_checkable
+class MetersProcesses(Protocol):
+    """A meter that measures what processes use, and not devices.
+
+    Example:
+        class EstimateMeter:
+            def set_processes(self, pids):
+                self._roots = pids
+    """
+
+    def set_processes(self, pids: Sequence[int]) -> None:
+        """Set the processes that are measured with all their descendants. Called before ``open``.
+
+        Without this call, they are the experiment's process and its descendants.
         """

@@ -186,7 +186,8 @@ class RaplMeter:
         devices = tuple(track.reading() for track in tracks)
         spans = [(track.began, track.at) for track in tracks if track.problem is None and track.began is not None]
         skew = max((max(edge) - min(edge) for edge in zip(*spans, strict=True)), default=None)
-        return Reading(devices, time.monotonic() - self._began, UPDATE_S, skew)
+        ended = time.monotonic()
+        return Reading(devices, ended - self._began, UPDATE_S, skew, began=self._began, ended=ended)
 
     def close(self) -> None:
         self._closed.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
@@ -83,68 +83,110 @@ def _share(name: str, total: Total, number: float | None, reason: str) -> Metric
     return metric(name, None, method="unavailable", reason=reason)
 
 
-def energy_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
-    """Return every energy metric of the window, per pass."""
-    account, total = window.account, window.account.total
-    passes, output_tokens = window.count, requests.output_tokens
+@dataclass(frozen=True)
+class Served:
+    """What was done in a time.
+
+    Attributes:
+        passes: Number of passes over the prompts; of a server, requests ÷ ``n``.
+        requests: Number of answered requests.
+        input_tokens: Their input tokens; None if unknown.
+        output_tokens: Their output tokens; None if unknown.
+        no_tokens: Why the number of output tokens is unknown; None for the usual reason.
+    """
+
+    passes: float
+    requests: float
+    input_tokens: float | None
+    output_tokens: float | None
+    no_tokens: str | None = None
+
+    @classmethod
+    def in_passes(cls, passes: int, requests: Requests) -> Served:
+        """Return what was done in a number of passes, of which *requests* are recorded."""
+        inputs, outputs = requests.input_tokens, requests.output_tokens
+        return cls(
+            passes,
+            passes * requests.served,
+            None if inputs is None else passes * inputs,
+            None if outputs is None else passes * outputs,
+            requests.no_tokens,
+        )
+
+    @property
+    def total_tokens(self) -> float | None:
+        """Input and output tokens; None if one of them is unknown."""
+        return total_of((self.input_tokens, self.output_tokens))
+
+    @property
+    def no_output(self) -> str:
+        """Why there is no figure per output token, if their number is unknown or 0."""
+        return _NOTHING_GENERATED if self.output_tokens == 0 else self.no_tokens or _OUTPUT_TOKENS_UNKNOWN
+
+
+def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str, Metric]:
+    """Return every energy metric of a window that any engine has, per pass.
+
+    Args:
+        account: The meters' readings.
+        seconds: Length of the window, in s.
+        served: What was done while they metered.
+    """
+    total, passes = account.total, served.passes
+    no_total = INPUT_TOKENS_UNKNOWN if served.input_tokens is None else served.no_output
     metrics = {
-        "energy_j": energy("energy_j", total, 1 / passes),
-        "energy_per_request_j": _share("energy_per_request_j", total, passes * requests.served, _NOT_SERVED),
+        "energy_j": _share("energy_j", total, passes, _NOT_SERVED),
+        "energy_per_request_j": _share("energy_per_request_j", total, served.requests, _NOT_SERVED),
         "wh_per_1000_requests": _share(
-            "wh_per_1000_requests", total, passes * requests.served * J_PER_WH / 1000, _NOT_SERVED
+            "wh_per_1000_requests", total, served.requests * J_PER_WH / 1000, _NOT_SERVED
         ),
         "energy_per_output_token_j": _share(
-            "energy_per_output_token_j",
-            total,
-            None if output_tokens is None else passes * output_tokens,
-            _no_tokens(requests),
+            "energy_per_output_token_j", total, served.output_tokens, served.no_output
         ),
-        "edp_js": energy("edp_js", total, 1 / passes * window.seconds / passes),
-        "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or window.seconds)),
+        "energy_per_total_token_j": _share("energy_per_total_token_j", total, served.total_tokens, no_total),
+        "edp_js": _share("edp_js", total, passes**2 / seconds if passes else 0.0, _NOT_SERVED),
+        "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or seconds)),
     }
     for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
         key = f"{name}_energy_j"
-        metrics[key] = energy(key, account.over(boundary), 1 / passes)
-    metrics["tokens_per_joule"] = _tokens_per_joule(requests, metrics["energy_j"])
+        metrics[key] = _share(key, account.over(boundary), passes, _NOT_SERVED)
+    metrics["tokens_per_joule"] = _tokens_per_joule(served, metrics["energy_j"])
     return metrics
 
 
-def _no_tokens(requests: Requests) -> str:
-    """Return why there is no figure per output token, if their number is unknown or 0."""
-    return _NOTHING_GENERATED if requests.output_tokens == 0 else requests.no_tokens or _OUTPUT_TOKENS_UNKNOWN
-
-
-def _tokens_per_joule(requests: Requests, energy_j: Metric) -> Metric:
+def _tokens_per_joule(served: Served, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
-    output_tokens = requests.output_tokens
-    if not output_tokens:
-        reason = _no_tokens(requests)
-        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": reason}
+    if not served.output_tokens:
+        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": served.no_output}
     elif energy_j.value == 0:  # only a third-party meter can report 0 J
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
     elif energy_j.value is not None:
-        tokens = output_tokens / energy_j.value
+        tokens = served.output_tokens / served.passes / energy_j.value
         share = None if energy_j.uncertainty is None else energy_j.uncertainty / abs(energy_j.value)
         update |= {"value": tokens, "uncertainty": None if share is None else abs(tokens) * share}
     return energy_j.model_copy(update=update)
 
 
-def speed_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
-    """Return time, tokens and throughput per pass, between device synchronizations."""
-    seconds = window.seconds / window.count
+def speed_metrics(seconds: float, served: Served) -> dict[str, Metric]:
+    """Return time and tokens per pass, and throughput.
+
+    Args:
+        seconds: Length of the window, in s.
+        served: What was done in it.
+    """
+    inputs, outputs, passes = served.input_tokens, served.output_tokens, served.passes
     return {
-        "seconds": metric("seconds", seconds),
-        "output_tokens_per_second": _rate(
-            "output_tokens_per_second", requests.output_tokens, seconds, _no_tokens(requests)
-        ),
-        "input_tokens": _count("input_tokens", requests.input_tokens, INPUT_TOKENS_UNKNOWN),
-        "output_tokens": _count("output_tokens", requests.output_tokens, _no_tokens(requests)),
-        "requests_per_second": _rate("requests_per_second", requests.served, seconds, _NOT_SERVED),
+        "seconds": metric("seconds", seconds / passes if passes else None, reason=None if passes else _NOT_SERVED),
+        "output_tokens_per_second": _rate("output_tokens_per_second", outputs, seconds, served.no_output),
+        "input_tokens": _count("input_tokens", inputs, passes, INPUT_TOKENS_UNKNOWN),
+        "output_tokens": _count("output_tokens", outputs, passes, served.no_output),
+        "requests_per_second": _rate("requests_per_second", served.requests, seconds, _NOT_SERVED),
     }
 
 
-def _count(name: str, number: float | None, reason: str) -> Metric:
-    return metric(name, number, reason=reason if number is None else None)
+def _count(name: str, number: float | None, passes: float, reason: str) -> Metric:
+    known = number is not None and passes
+    return metric(name, number / passes if known else None, reason=None if known else reason)
 
 
 def _rate(name: str, number: float | None, seconds: float, reason: str) -> Metric:

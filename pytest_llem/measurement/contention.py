@@ -71,12 +71,12 @@ class ContentionWatch:
     """Compares CPU and GPU use at both edges of a window. Create it just before the window.
 
     Example:
-        watch = ContentionWatch(os.getpid())
+        watch = ContentionWatch([os.getpid()])
         …
         record = assess_contention(*watch.activity(engine.gpus), seconds)
 
     Args:
-        root: Pid of the process that all processes of the experiment descend from.
+        roots: Pids of the processes that all processes of the experiment descend from.
         harness: Pids of other processes that take part in the measurement.
 
     Attributes:
@@ -84,11 +84,11 @@ class ContentionWatch:
         after: The counters at its end.
     """
 
-    def __init__(self, root: int, harness: Collection[int] = ()) -> None:
-        self._root = root
+    def __init__(self, roots: Collection[int], harness: Collection[int] = ()) -> None:
+        self._roots = roots
         self._harness = harness
         self._since = time.time()
-        self.before = self.after = snapshot(root)
+        self.before = self.after = snapshot(roots)
 
     def activity(self, gpus: Sequence[str], partner: int | None = None) -> Activity:
         """Return the use of the devices since this object was created.
@@ -98,7 +98,7 @@ class ContentionWatch:
             partner: Pid of an experiment that is interleaved with this one. It used the GPUs until just before:
                 the driver, whose samples are coarse, may show that as use during this turn.
         """
-        until, self.after = time.time(), snapshot(self._root, cpus=self.before.cpus)
+        until, self.after = time.time(), snapshot(self._roots, cpus=self.before.cpus)
         used: list[GpuActivity] = []
         if gpus:
             with Nvml() as nvml:

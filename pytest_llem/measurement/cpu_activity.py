@@ -118,14 +118,14 @@ class CpuActivity:
 
 
 def snapshot(
-    root: int, proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Collection[int] | None = None
+    roots: Collection[int], proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Collection[int] | None = None
 ) -> Snapshot:
     """Return the current counters.
 
     This takes milliseconds: it reads a file for each process of the machine and each thread of the experiment.
 
     Args:
-        root: Pid of the process that all processes of the experiment descend from.
+        roots: Pids of the processes that all processes of the experiment descend from.
         proc: Mount point of procfs.
         cgroups: Mount point of the control groups.
         cpus: The CPUs that the experiment may use; None for those of this process.
@@ -136,7 +136,7 @@ def snapshot(
     busy, stolen, all_cpus = _cpu_times(proc, cpus)
     pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
     processes = dict(_processes(proc))  # the slowest, so it follows the counters that are compared with the clock
-    tree = descendants(root, processes)
+    tree = frozenset().union(*(descendants(root, processes) for root in roots))
     return Snapshot(
         at=at,
         cpus=frozenset(cpus),
@@ -157,7 +157,7 @@ def cpu_activity(before: Snapshot, after: Snapshot, harness: Collection[int] = (
 
     Args:
         before: The first snapshot.
-        after: The second snapshot, of the same CPUs and root.
+        after: The second snapshot, of the same CPUs and roots.
         harness: Pids of measuring processes outside the experiment's tree: they count neither as the experiment
             nor as other processes.
     """

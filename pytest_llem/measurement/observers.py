@@ -28,10 +28,11 @@ class WindowObservers:
     Args:
         engine: The loaded engine.
         harness: Pids of the supervisor and of the pytest processes.
+        processes: Pids of other processes that run the model, with their descendants: those of a server.
     """
 
-    def __init__(self, engine: Engine, harness: Sequence[int]) -> None:
-        self._engine, self._pids = engine, harness
+    def __init__(self, engine: Engine, harness: Sequence[int], processes: Sequence[int] = ()) -> None:
+        self._engine, self._pids, self._processes = engine, harness, processes
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []
         self._waits: list[float | None] = []
@@ -43,7 +44,7 @@ class WindowObservers:
         if not self._activities:
             self._engine.reset_peak_memory()
         last = self._watch
-        self._watch = ContentionWatch(root_of(self._pids), self._pids)
+        self._watch = ContentionWatch([root_of(self._pids), *self._processes], self._pids)
         if last is not None and self._activities:
             self._waits.append(own_cpus(last.after, self._watch.before))
         self._harness = Harness(self._pids)

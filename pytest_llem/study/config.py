@@ -17,7 +17,9 @@ from pydantic_core import InitErrorDetails
 
 from pytest_llem.study.dataset import MAX_COUNT, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.section import Section, check_finite
+from pytest_llem.study.server import SERVER, ServerConfig
 
 Precision = Literal["fp32", "fp16", "bf16"]
 LengthMode = Literal["fixed", "natural"]
@@ -164,11 +166,12 @@ class ExperimentConfig(Section):
 
     model: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(None, min_length=1)
     """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
-    Face hub. Required, unless ``backend`` is an engine or a function of your own that needs none. Default null.
+    Face hub. Required, unless ``backend`` is a server, or an engine or a function of your own, that needs none.
+    Default null.
     """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    """The engine: ``pytorch``, an installed one, or ``package.module:name`` for a class or a function of your own.
-    Default ``pytorch``.
+    """The engine: ``pytorch``, ``vllm``, ``server``, an installed one, or ``package.module:name`` for a class or a
+    function of your own. Default ``pytorch``.
     """
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""
@@ -215,6 +218,10 @@ class ExperimentConfig(Section):
     """Options of the engine ``pytorch``. Default: its defaults."""
     vllm: VLLMConfig | None = None
     """Options of the engine ``vllm``. Default null: its defaults."""
+    server: ServerConfig | None = None
+    """The server of the backend ``server``. Default null."""
+    load: LoadConfig | None = None
+    """The load on a server. Required with ``backend: server``. Default null."""
     tensorrt: dict[str, Any] | None = None
     """Options of the engine ``tensorrt``, under its own names. Default null: its defaults."""
     lora: LoRAConfig | None = None
@@ -245,7 +252,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> ExperimentConfig:
-        if self.model is None and ":" not in self.backend:
+        if self.model is None and ":" not in self.backend and self.backend != SERVER:
             kind = "string_type" if "model" in self.model_fields_set else "missing"
             error = InitErrorDetails(type=kind, loc=("model",), input=None)
             raise ValidationError.from_exception_data(type(self).__name__, [error])
@@ -256,6 +263,12 @@ class ExperimentConfig(Section):
             if not isinstance(section, dict | BaseModel):
                 raise ValueError(f"unknown key {name!r}")
             raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
+        if (self.backend == SERVER) != (self.load is not None):
+            raise ValueError(
+                "backend 'server' needs a load: load.concurrency, load.rate or load.trace"
+                if self.load is None
+                else f"load needs backend 'server' (the backend is {self.backend!r})"
+            )
         if self.prompt_format == "chat" and not self.has_texts:
             raise ValueError("prompt_format 'chat' needs a dataset of texts, and synthetic prompts are token ids")
         if self.pytorch is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # which imports this module
     from pytest_llem.study.config import ExperimentConfig
 
 #: Engines whose sections are part of the grammar, installed or not.
-ENGINES = ("pytorch", "vllm", "tensorrt")
+ENGINES = ("pytorch", "vllm", "server", "tensorrt")
 
 DEFAULT_BACKEND = "pytorch"
 

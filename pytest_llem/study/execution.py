@@ -74,6 +74,10 @@ class ExecutionConfig(NullableSection):
     """``spawn`` starts a new interpreter for each experiment, which imports what it needs; ``forkserver`` forks
     each experiment from a process that has done these imports and opens no device. Default ``spawn``.
     """
+    server_reuse: Literal["load", "never"] = "load"
+    """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:
+    each experiment starts a server of its own. Default ``load``.
+    """
     skip_preflight: bool = False
     """Start experiments without checking first whether they can run. Default false."""
 

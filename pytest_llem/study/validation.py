@@ -27,7 +27,9 @@ from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
+from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
+from pytest_llem.study.server import ServerConfig
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
@@ -41,6 +43,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "energy": EnergyConfig,
     "measurement": MeasurementConfig,
     "vllm": VLLMConfig,
+    "server": ServerConfig,
+    "load": LoadConfig,
     "lora": LoRAConfig,
 }
 

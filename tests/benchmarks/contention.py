@@ -126,7 +126,7 @@ def measure(engine: str, windows: int, seconds: float, group: Path | None) -> No
     helpers = {"every CPU": cpus - 1, "2x CPUs": 2 * cpus - 1}.get(engine, 0)
     with loaded(helpers):  # children, so the engine's own
         for _ in range(windows):
-            watch = ContentionWatch(os.getpid())
+            watch = ContentionWatch([os.getpid()])
             began = time.monotonic()
             while (now := time.monotonic()) - began < seconds:
                 if engine == "bursts" and int(1000 * now) % 2:

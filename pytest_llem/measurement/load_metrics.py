@@ -1,0 +1,122 @@
+"""Compute the metrics of a server under load from its window, and the record of the load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
+from pytest_llem.measurement.load_window import LoadWindow, Work
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.statistics import percentile
+
+#: Metrics that only a server under load has.
+SERVING_METRICS = (
+    *("energy_per_good_token_j", "goodput_rps", "slo_attainment", "offered_rate", "error_rate"),
+    *("concurrency_mean", "batch_mean", "prefix_hit_rate"),
+    *("send_lag_p50_ms", "send_lag_p99_ms", "client_cpu_seconds"),
+)
+
+_NO_SLO = "no SLO: give load.slo in the study"
+_NONE_DUE = "no request was due in the window"
+
+
+def not_serving_metrics() -> dict[str, Metric]:
+    """Return the metrics of a server under load for an engine that is none."""
+    return {name: metric(name, None, reason="no server was measured") for name in SERVING_METRICS}
+
+
+def requests_of(window: LoadWindow) -> Requests:
+    """Return the requests that were due in *window*, as one pass."""
+    return Requests([window.due])
+
+
+def load_metrics(window: LoadWindow, requests: Requests) -> dict[str, Metric]:
+    """Return every metric that follows from a server's window, per pass of ``n`` requests.
+
+    Args:
+        window: The window.
+        requests: The requests that were due in it.
+    """
+    metered = window.metered_work
+    return {
+        **energy_metrics(window.account, window.seconds, _served(metered, window.prompts)),
+        **speed_metrics(window.seconds, _served(window.work, window.prompts)),
+        **requests.latency_metrics(),
+        **_serving_metrics(window, metered),
+    }
+
+
+def _served(work: Work, prompts: int) -> Served:
+    return Served(work.requests / prompts, work.requests, work.input_tokens, work.output_tokens)
+
+
+def _serving_metrics(window: LoadWindow, metered: Work) -> dict[str, Metric]:
+    due = window.due
+    good = [window.is_good(record) for record in due]
+    known = _unknown_good(window, good)
+    hits, inputs = _prefix_hits(due)
+    lags = window.send_lags
+    return {
+        "energy_per_good_token_j": _per_good_token(window, metered, known),
+        "goodput_rps": _given("goodput_rps", sum(map(bool, good)) / window.seconds, known),
+        "slo_attainment": _given("slo_attainment", sum(map(bool, good)) / max(1, len(due)), known),
+        "offered_rate": metric("offered_rate", len(due) / window.seconds),
+        "error_rate": _given(
+            "error_rate", sum(not one.is_served for one in due) / max(1, len(due)), None if due else _NONE_DUE
+        ),
+        "concurrency_mean": metric("concurrency_mean", window.concurrency),
+        "batch_mean": metric(
+            "batch_mean",
+            window.batch,
+            reason="the server does not report how many requests it runs" if window.batch is None else None,
+        ),
+        "prefix_hit_rate": _given(
+            "prefix_hit_rate",
+            hits / inputs if inputs else math.nan,
+            None if inputs else "the server does not report cached input tokens",
+        ),
+        **{
+            f"send_lag_p{p}_ms": _given(
+                f"send_lag_p{p}_ms", percentile(lags, p) * 1000 if lags else math.nan, None if lags else _NONE_DUE
+            )
+            for p in (50, 99)
+        },
+        "client_cpu_seconds": metric("client_cpu_seconds", window.client_cpu_seconds),
+    }
+
+
+def _given(name: str, value: float, missing: str | None) -> Metric:
+    """Return *value* as the metric *name*; without a value, for the reason *missing*, if that is not None."""
+    return metric(name, value) if missing is None else metric(name, None, reason=missing)
+
+
+def _unknown_good(window: LoadWindow, good: list[bool | None]) -> str | None:
+    """Return why it is not known which requests were good; None if it is known."""
+    if window.slo is None:
+        return _NO_SLO
+    if not good:
+        return _NONE_DUE
+    if None in good:
+        return (
+            f"a latency that load.slo limits is not known for {good.count(None)} of {len(good)} requests: several "
+            "tokens arrived together; limit tpot_ms, not itl_ms"
+        )
+    return None
+
+
+def _per_good_token(window: LoadWindow, metered: Work, missing: str | None) -> Metric:
+    name, tokens = "energy_per_good_token_j", metered.good_tokens
+    if missing is None and not tokens:
+        missing = "no output token of a request within the SLO arrived"
+    if missing is not None or tokens is None:
+        return metric(name, None, method="unavailable", reason=missing)
+    return energy(name, window.account.total, 1 / tokens)
+
+
+def _prefix_hits(due: Sequence[RequestRecord]) -> tuple[int, int]:
+    """Return how many input tokens were cached, and of how many, over the requests that report it."""
+    known = [one for one in due if one.cached_tokens is not None and one.input_tokens]
+    return sum(one.cached_tokens or 0 for one in known), sum(one.input_tokens or 0 for one in known)

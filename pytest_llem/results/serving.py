@@ -1,0 +1,84 @@
+"""Records of a server and of the load that was put on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pytest_llem.results.document import Record
+
+
+class ServerRecord(Record):
+    """The server of an experiment."""
+
+    id: str
+    """Unique id of the server's start. Load points with the same id were measured on one server."""
+    url: str
+    """Its address."""
+    pid: int | None = None
+    """Pid of its first process; null if unknown."""
+    attached: bool = False
+    """Whether it ran already, and was not started for the experiment: it is no fresh process."""
+    command: list[str] | None = None
+    """Program and arguments; null if it was not started for the experiment."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Versions of the packages of its Python interpreter that matter; empty if it has none."""
+    started_at: str | None = None
+    """Start, UTC, as ISO 8601; null if it was not started for the experiment."""
+    ready_seconds: float | None = None
+    """Time from its start until it was ready, in s."""
+    position: int = 1
+    """Number of this experiment among those on this server, from 1."""
+    first_prompt: int = 0
+    """Number of prompts that earlier experiments took from the dataset for this server."""
+
+
+class ProbeRecord(Record):
+    """One load that a search has tried."""
+
+    load: float
+    """Number of requests in flight, or requests per second."""
+    attainment: float | None
+    """Share of requests within the SLO; null if no request was due."""
+    within_slo: bool
+    """Whether the load is within the SLO."""
+    reason: str | None = None
+    """Why the load is not within the SLO, if not for its latencies: the server was not steady."""
+    window_seconds: float
+    """Duration of its window, in s."""
+    output_tokens_per_second: float | None = None
+    """Output tokens in the window ÷ its duration."""
+    energy_per_output_token_j: float | None = None
+    """Energy ÷ output tokens in the window, in J; null if unknown."""
+
+
+class LoadRecord(Record):
+    """The load on a server, and what its server answered."""
+
+    kind: Literal["closed", "open"]
+    """``closed``: a new request when one is answered. ``open``: requests at given times."""
+    concurrency: int | None = None
+    """Number of requests in flight of a closed loop."""
+    rate: float | None = None
+    """Requests per second of an open loop; null for a trace."""
+    ramp_seconds: float
+    """Time from the first request to the begin of the window, in s."""
+    drain_seconds: float
+    """Time from the end of the window until the last request was answered, in s."""
+    sent: int
+    """Number of requests that were sent, in ramp and drain too."""
+    due: int
+    """Number of requests that were due in the window. Latencies are theirs."""
+    failed: int
+    """Number of these that failed."""
+    good: int | None = None
+    """Number of these that were within the SLO; null without one."""
+    client_output_tokens: int | None = None
+    """Output tokens of all requests, as the client counted them."""
+    server_output_tokens: int | None = None
+    """The same by the server's own counter; null if it has none."""
+    client_cpu_seconds: float | None = None
+    """CPU time of the client in the window, in s."""
+    probes: list[ProbeRecord] = Field(default_factory=list)
+    """Loads that a search has tried, in order; empty without a search."""

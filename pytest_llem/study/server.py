@@ -1,0 +1,165 @@
+"""Define the section ``server``: the server that is measured, as a command, a preset or a URL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.section import NullableSection, single_error
+
+if TYPE_CHECKING:  # which imports this module
+    from pytest_llem.study.config import ExperimentConfig
+
+#: Name of the backend whose experiments put a load on a server.
+SERVER = "server"
+
+PresetName = Literal["vllm", "sglang", "llama.cpp"]
+
+#: Fields of ``decoder`` that every OpenAI-compatible server takes, and those that the servers of presets take too.
+_COMMON_FIELDS = {"temperature", "do_sample", "top_p"}
+_PRESET_FIELDS = {*_COMMON_FIELDS, "top_k", "min_p", "repetition_penalty", "min_new_tokens"}
+
+Gpus = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[list[str], Field(min_length=1)],
+    single_error("must be a number of GPUs, 0 or more, or a list of their UUIDs"),
+]
+
+
+class ReadyConfig(NullableSection):
+    """How to see that a server is ready."""
+
+    path: str = Field("/health", pattern="^/")
+    """Path that answers with status 200 once the server is ready. Default ``/health``."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """Maximum time until then, in seconds. Default 1800."""
+
+
+class StopConfig(NullableSection):
+    """How to stop a server."""
+
+    grace_seconds: float = Field(10.0, ge=0)
+    """Time between SIGTERM and SIGKILL, in seconds. Default 10."""
+
+
+class ServerConfig(EngineOptions):
+    """The server that is measured. Exactly one of ``preset``, ``command`` and ``url`` starts or names it; a
+    ``preset`` may be given with the others to say what kind of server it is.
+    """
+
+    NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"metrics"})
+
+    preset: PresetName | None = None
+    """Kind of server: ``vllm``, ``sglang`` or ``llama.cpp``. Gives the command, unless ``command`` or ``url`` is
+    given, and the paths of its health and metrics. Default null: any server with OpenAI's API.
+    """
+    args: dict[str, Any] | None = None
+    """With a preset's command: options of the server, ``max_num_seqs: 256`` for ``--max-num-seqs 256``. With
+    ``command``: values of placeholders in it. Default null: none.
+    """
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    """Program and arguments, without a shell. ``{port}``, ``{python}``, ``{model}``, ``{precision}`` and the names
+    in ``args`` are replaced by their values. Default null: the preset's.
+    """
+    url: str | None = Field(None, pattern=r"^https?://\S+$")
+    """A server that already runs on this host, such as ``http://127.0.0.1:8000``. Default null: it is started."""
+    gpus: Gpus | None = None
+    """Number of GPUs of the server, or with ``url`` their UUIDs. Default null: the parallel sizes in ``args``, or
+    one if this machine has any; with ``url``, the GPUs that its processes use.
+    """
+    ready: ReadyConfig | None = None
+    """How to see that the server is ready. Default: by status 200 of ``/health``."""
+    api: Literal["completions", "chat"] = "completions"
+    """``completions`` sends token ids, and texts as they are; ``chat`` sends texts as messages. Default
+    ``completions``.
+    """
+    model_name: str | None = Field(None, min_length=1)
+    """Name of the model in requests. Default null: the first that the server lists."""
+    metrics: str | None = Field("/metrics", pattern="^/")
+    """Path of the server's counters in Prometheus' format; null if it has none. Default ``/metrics``."""
+    stop: StopConfig = Field(default_factory=StopConfig)
+    """How to stop the server. Default: SIGTERM, and SIGKILL after 10 s."""
+    env: dict[str, str] | None = None
+    """Environment variables of the server, in addition to those of pytest. Default null: none."""
+    api_key_env: str | None = Field(None, min_length=1)
+    """Name of the environment variable with the API key. Default null: none is sent."""
+    vocab_size: int | None = Field(None, ge=256)
+    """Number of token ids from which synthetic prompts are drawn. Default null: from the model's files, or from
+    the server.
+    """
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> ServerConfig:
+        if self.command is not None and self.url is not None:
+            raise ValueError("command and url exclude each other: a server is started, or runs already")
+        if self.command is None and self.url is None and self.preset is None:
+            raise ValueError("needs a preset, a command or a url")
+        if self.url is not None:
+            for name, default in (("args", None), ("env", None), ("stop", StopConfig())):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} needs a server that is started, and with url it runs already")
+        if isinstance(self.gpus, list) and self.url is None:
+            raise ValueError("gpus as UUIDs need a url: the GPUs of a server that is started are leased")
+        return self
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the server runs already, and is not started for the experiment."""
+        return self.url is not None
+
+    def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
+        from pytest_llem.study.server_command import placeholders
+
+        used = placeholders(self)
+        texts_only = self.api == "chat" and not config.has_texts
+        if texts_only:
+            raise ValueError("api 'chat' sends texts, and synthetic prompts are token ids: use a dataset of texts")
+        assert config.load is not None
+        unused = {
+            name: "does not reach the server: its command has no {" + name + "}"
+            for name in ("model", "precision")
+            if name not in used and not (name == "model" and self.is_attached)
+        }
+        if self.is_attached:
+            unused["precision"] = "does not reach a server that already runs"
+        taken = _COMMON_FIELDS if self.preset is None else _PRESET_FIELDS
+        for name in {*type(config.decoder).model_fields} - taken - {"preset"}:
+            unused[f"decoder.{name}"] = "not every server takes it: give server.preset if yours does"
+        if config.prompt_format == "chat":
+            raise ValueError("prompt_format 'chat': a server applies its own chat template: use server.api: chat")
+        unused["prompt_format"] = "a server applies its own chat template: use server.api"
+        return Needs(
+            gpus=self._gpus(),
+            sequences=config.load.concurrency if isinstance(config.load.concurrency, int) else None,
+            compiles=self.preset in ("vllm", "sglang"),
+            memory_share=self._memory_share(),
+            unused=unused,
+        )
+
+    def _gpus(self) -> int | None:
+        if isinstance(self.gpus, int):
+            return self.gpus
+        if isinstance(self.gpus, list):
+            return len(self.gpus)
+        args = self.args or {}
+        names = {
+            "vllm": ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+            "sglang": ("tp", "tp_size", "pp_size", "dp_size"),
+        }.get(self.preset or "", ())
+        total = 1
+        for name in names:
+            if isinstance(size := args.get(name), int):
+                total *= size
+        return total
+
+    def _memory_share(self) -> float | None:
+        """Return the share of a GPU's memory that the server reserves; None if it takes what it needs."""
+        args = self.args or {}
+        if self.preset == "vllm" and "kv_cache_memory_bytes" not in args:
+            given = args.get("gpu_memory_utilization", 0.9)
+        elif self.preset == "sglang":
+            given = args.get("mem_fraction_static", 0.88)
+        else:
+            return None
+        return float(given) if isinstance(given, int | float) else None
