@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.results.serving import ServerRecord
 from pytest_llem.study.config import ExperimentConfig
 
 
@@ -44,11 +45,13 @@ class EngineContext:
     Attributes:
         model_path: Folders that hold models by name (the ini option ``llem_model_path``).
         gpus: UUIDs of the GPUs that are leased for the experiment; empty if it has none, or is not leased any.
+        server: The running server, for the engine ``server``; None for the others.
         report_phase: Shows a phase of ``load`` on the live line, such as ``compiling``. Any thread may call it.
     """
 
     model_path: tuple[Path, ...] = ()
     gpus: tuple[str, ...] = ()
+    server: ServerRecord | None = None
     report_phase: Callable[[str], None] = lambda phase: None
 
 

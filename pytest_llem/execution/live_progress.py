@@ -122,17 +122,18 @@ class LiveProgress:
         """Yield the possible texts, the longest first."""
         place = self._place
         head, doing, gpus = self._head(), self._doing(), self._gpu_text()
+        load = self._load_text()
         long, short = self._times(short=False), self._times(short=True)
 
         def joined(*parts: Text) -> Text:
             return Text(_GAP).join([part for part in parts if part])
 
         name = Text(place.name, "bold")
-        yield joined(head, name, doing, gpus, long)
-        yield joined(head, name, doing, gpus, short)
+        yield joined(head, name, doing, load, gpus, long)
+        yield joined(head, name, doing, load, gpus, short)
         name = Text(place.short, "bold")
-        yield joined(head, name, doing, gpus, short)
-        for others in ((gpus, short), (short,)):
+        yield joined(head, name, doing, load, gpus, short)
+        for others in ((load, gpus, short), (load, short), (short,)):
             room = width - joined(head, doing, *others).cell_len - len(_GAP)
             cut = name.copy()
             cut.truncate(max(room, MIN_NAME_COLUMNS), overflow="ellipsis")
@@ -158,10 +159,25 @@ class LiveProgress:
             text += f" {lasted} s"
         return Text(text, "cyan")
 
-    def _gpu_text(self) -> Text:
-        if self._gpu_status is None or self._clock() - self._gpu_status[0] > STALE_S:
+    def _load_text(self) -> Text:
+        """Return the load on a server: requests in flight, tokens/s, and J per token by the current power."""
+        now = self._phase
+        if not isinstance(now, Progress) or now.in_flight is None or now.tokens_per_second is None:
             return Text()
-        status = self._gpu_status[1]
+        parts = [f"{now.in_flight} in flight", f"{now.tokens_per_second:.3g} tokens/s"]
+        status = self._current_gpu_status()
+        if status is not None and status.power_w is not None and now.tokens_per_second:
+            parts.append(f"{status.power_w / now.tokens_per_second:.3g} J/token")
+        return Text(" ".join(parts), "green")
+
+    def _current_gpu_status(self) -> GpuStatus | None:
+        if self._gpu_status is None or self._clock() - self._gpu_status[0] > STALE_S:
+            return None
+        return self._gpu_status[1]
+
+    def _gpu_text(self) -> Text:
+        if (status := self._current_gpu_status()) is None:
+            return Text()
         watts = "" if status.power_w is None else f"{status.power_w:.0f} W"
         celsius = "" if status.temperature_c is None else f"{status.temperature_c:.0f} °C"
         return Text(" ".join(filter(None, (watts, celsius))), "magenta")

@@ -9,8 +9,8 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
-from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import total_of
@@ -234,12 +234,11 @@ def device_energies(account: Account) -> list[DeviceEnergy]:
     return [DeviceEnergy.model_validate(asdict(device)) for device in account.devices]
 
 
-def window_record(window: PassWindow) -> WindowRecord:
+def window_record(window: Window) -> WindowRecord:
     """Return the window's record: its length, energy, drift and resolution."""
     account = window.account
     return WindowRecord(
-        passes=window.count,
-        recorded_passes=len(window.passes),
+        **window.pass_fields,
         window_seconds=window.seconds,
         window_energy_j=account.total.energy_j,
         energy_seconds=account.seconds,
@@ -247,8 +246,6 @@ def window_record(window: PassWindow) -> WindowRecord:
         quantisation_error=1 / account.ticks if account.ticks else None,
         tail_seconds=account.seconds - window.seconds if account.seconds else None,
         read_skew_seconds=account.read_skew_seconds,
-        pass_seconds_cv=window.cv,
-        drift=window.drift,
         began_at=utc(window.began_at, "microseconds"),
         ended_at=utc(window.began_at + window.ended - window.began, "microseconds"),
         restarts=window.restarts,

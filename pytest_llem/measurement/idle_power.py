@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
@@ -62,7 +62,7 @@ def measure_idle_power_after(
     idle_power: IdlePowerRecord,
     meters: Meters,
     config: BaselineConfig,
-    window: PassWindow,
+    window: Window,
     *,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
@@ -169,7 +169,7 @@ def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
     )
 
 
-def idle_power_metrics(idle_power: IdlePowerRecord, window: PassWindow) -> dict[str, Metric]:
+def idle_power_metrics(idle_power: IdlePowerRecord, window: Window) -> dict[str, Metric]:
     """Return idle power, and the active energy of a pass: its energy beyond idle power over the same boundary.
 
     The active energy of a window is ``E - P·t``, t being the metered time. Its standard uncertainty is
@@ -190,7 +190,7 @@ def idle_power_metrics(idle_power: IdlePowerRecord, window: PassWindow) -> dict[
     return {"idle_power_w": idle, "active_energy_j": _active(idle, idle_power.drift_w, window)}
 
 
-def _active(idle: Metric, drift_w: float | None, window: PassWindow) -> Metric:
+def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
     account, passes = window.account, window.count
     whole = energy("active_energy_j", account.total, 1 / passes)
     if whole.value is None:

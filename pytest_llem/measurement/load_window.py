@@ -74,6 +74,11 @@ class LoadWindow(Window):
     probes: Sequence[ProbeRecord] = field(default_factory=tuple)
 
     @property
+    def ended(self) -> float:
+        """End on the monotonic clock, in s."""
+        return self.turns[-1].ended if self.turns else super().ended
+
+    @property
     def parts(self) -> Sequence[LoadWindow]:
         """The windows without interruption."""
         return self.turns or (self,)
@@ -85,7 +90,7 @@ class LoadWindow(Window):
             record
             for part in self.parts
             for record in part.records
-            if (due := _due(record)) is not None and part.began <= due < part.began + part.seconds
+            if (due := due_at(record)) is not None and part.began <= due < part.began + part.seconds
         ]
 
     @property
@@ -161,7 +166,8 @@ def is_good(record: RequestRecord, slo: SloConfig) -> bool | None:
     return None if unknown else True
 
 
-def _due(record: RequestRecord) -> float | None:
+def due_at(record: RequestRecord) -> float | None:
+    """Return when a request was due on the monotonic clock, in s; in a closed loop, when it was sent."""
     return record.sent if record.due is None else record.due
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from pytest_llem.energy.account import Account
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.contention import (
     Activity,
@@ -16,7 +17,6 @@ from pytest_llem.measurement.contention import (
 from pytest_llem.measurement.cpu_activity import own_cpus
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.turns import Turn, Turns
-from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import InterleavingRecord, TurnRecord
 from pytest_llem.results.statistics import total_of
@@ -49,10 +49,10 @@ class WindowObservers:
             self._waits.append(own_cpus(last.after, self._watch.before))
         self._harness = Harness(self._pids)
 
-    def end(self, window: Window, turn: Turn | None = None) -> None:
-        """Stop observing, at the end of *window*, which was a *turn* if two experiments are interleaved."""
+    def end(self, account: Account, turn: Turn | None = None) -> None:
+        """Stop observing, at the end of a window, which was a *turn* if two experiments are interleaved."""
         assert self._watch is not None
-        self._harness_seconds.append(self._harness.cpu_seconds(window.account.harness_cpu_seconds))
+        self._harness_seconds.append(self._harness.cpu_seconds(account.harness_cpu_seconds))
         self._activities.append(self._watch.activity(self._engine.gpus, None if turn is None else turn.partner))
         self._stopped |= turn is not None and turn.stopped
 

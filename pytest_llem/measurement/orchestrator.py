@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.function import load_engine
@@ -20,31 +20,34 @@ from pytest_llem.engines.protocol import (
     SupportsCacheMemory,
     SupportsExpectedWarnings,
 )
+from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.coverage import with_coverage
-from pytest_llem.measurement.engine_reports import check_engine_reports
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
+from pytest_llem.measurement.load_driver import LoadDriver
+from pytest_llem.measurement.load_window import LoadWindow
 from pytest_llem.measurement.observers import WindowObservers
-from pytest_llem.measurement.passes import PassDriver, PassWindow
+from pytest_llem.measurement.pass_driver import PassDriver
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings, repeats_are_faster
+from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.turns import Turns
-from pytest_llem.measurement.window import compilations
+from pytest_llem.measurement.window import Window, compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord, TurnRecord
-from pytest_llem.results.metrics import metric
 from pytest_llem.results.token_agreement import OUTPUTS
+from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 from pytest_llem.times import now, utc
@@ -57,13 +60,13 @@ class Measured:
 
     Attributes:
         result: The result to save.
-        requests: Requests of the window, saved in a file of their own.
+        requests: Requests, saved in a file of their own.
         window: The measured window.
     """
 
     result: ExperimentResult
     requests: Requests
-    window: PassWindow
+    window: Window
 
     def files(self) -> dict[str, str]:
         """Return the files to save with the result: their contents by file name suffix."""
@@ -129,9 +132,7 @@ class ExperimentOrchestrator:
             finally:
                 engine.close()
 
-    def _measure(
-        self, engine: BatchEngine, texts: Texts | None, started_at: str, library: Sequence[str]
-    ) -> Measured:
+    def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
         """Load *engine*, whose model has been fetched, and measure."""
         config, meters = self.config, self._meters(engine)
         compiled_before = compilations()
@@ -146,10 +147,9 @@ class ExperimentOrchestrator:
                     load_energy = load_account.of(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
-            unused = needs_of_class(engine, config, None).unused
+            needs = needs_of_class(engine, config, None)
             self._report_phase("preparing")
-            workload = build_workload(config, engine, texts)
-            driver = PassDriver(engine, config, workload, needs_of_class(engine, config, None).sequences)
+            driver = self._driver(engine, texts, needs.sequences, compiled_before)
             idle_power = measure_idle_power(
                 driver.run_once,
                 meters,
@@ -159,12 +159,11 @@ class ExperimentOrchestrator:
                 on_idle=lambda: self._report_phase("measuring the idle machine", config.baseline.duration_seconds),
             )
             warmup = driver.warm_up(
-                lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs")),
-                compiled_before,
+                lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs"))
             )
             min_seconds = config.measurement.min_window_seconds
             self._report_phase("measuring", min_seconds)
-            observers = WindowObservers(engine, self.harness)
+            observers = self._observers(engine)
             window = driver.measure(meters, observers, self.turns)
             contention = observers.contention(window.seconds)
             tracer = active_tracer()
@@ -172,8 +171,9 @@ class ExperimentOrchestrator:
             cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
             prefill = None
             if config.measurement.prefill_split:
+                assert isinstance(driver, PassDriver)
                 self._report_phase("measuring the prompts alone", min_seconds)
-                prefill_observers = WindowObservers(engine, self.harness)
+                prefill_observers = self._observers(engine)
                 prefill = driver.measure_prefill(meters, prefill_observers)
                 contention = with_prefill(contention, prefill_observers.contention(prefill.seconds))
             idle_power = measure_idle_power_after(
@@ -187,29 +187,25 @@ class ExperimentOrchestrator:
             )
             self._report_phase("accounting")
             requests = driver.requests(window)
-            requests.check(config, has_limit="max_output_tokens" not in unused)
-            check_engine_reports(requests.passes, workload.prompts, driver.positions, window.pass_seconds, window)
-            repeats = repeats_are_faster(window, requests)
+            requests.check(config, has_limit="max_output_tokens" not in needs.unused)
+            repeats = driver.check(window, requests)
             expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests, compilations())
-            energy_metrics = accounting.energy_metrics(window, requests)
+            window_metrics = driver.metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / window.count)
             metrics = {
-                **energy_metrics,
-                "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
+                **window_metrics,
+                "gco2e_g": emissions(self.carbon, window_metrics["energy_j"]),
                 **idle_power_metrics(idle_power, window),
-                **accounting.speed_metrics(window, requests),
                 **prefill_metrics(window, prefill, requests.input_tokens, idle_power.drift_w),
-                **requests.latency_metrics(),
                 **accounting.condition_metrics(window.account),
                 **work,
                 "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
                 "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
                 **accounting.cache_metrics(cache),
-                "load_seconds": metric("load_seconds", load_seconds),
-                "load_energy_j": accounting.energy("load_energy_j", load_energy),
+                **driver.loading_metrics(load_seconds, load_energy),
             }
             metrics = with_coverage(metrics, record, engine.gpus)
             if prefill is not None and prefill.compiled is not None:
@@ -219,7 +215,7 @@ class ExperimentOrchestrator:
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _standalone_identity(config),
-                effective_config=effective_config(config, unused),
+                effective_config=effective_config(config, needs.unused),
                 metrics=accounting.not_judged(
                     metrics, requests.not_judged or window.compiled or repeats or tracer
                 ),
@@ -231,8 +227,10 @@ class ExperimentOrchestrator:
                 else observers.interleaving(self.turns, [_turn_record(driver, turn) for turn in window.turns]),
                 idle_power=idle_power,
                 warmup=warmup,
-                tokens=accounting.token_record(workload, requests, driver.positions),
+                tokens=driver.token_record(window, requests),
                 engine=record,
+                server=engine.record if isinstance(engine, ServerEngine) else None,
+                load=driver.record(window) if isinstance(driver, LoadDriver) else None,
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=observers.harness_cpu_seconds,
@@ -249,7 +247,7 @@ class ExperimentOrchestrator:
                     record,
                     meters.refusals,
                     allow_estimated=config.energy.allow_estimated,
-                    cut=(workload.truncated, config.n),
+                    of_driver=[*driver.warnings(window, requests)],
                     prefill=prefill,
                     covers_engine=metrics["energy_j"].covers_engine,
                     roofline_slowdown=work["roofline_slowdown"],
@@ -264,7 +262,28 @@ class ExperimentOrchestrator:
             )
         finally:
             meters.close()
-        return Measured(result, requests, window)
+        return Measured(result, driver.sent(window) if isinstance(driver, LoadDriver) else requests, window)
+
+    def _driver(
+        self, engine: Engine, texts: Texts | None, sequences: int | None, compiled_before: int
+    ) -> PassDriver | LoadDriver:
+        """Return what makes the engine work: whole passes over the prompts, or a load on a server."""
+        config = self.config
+        if isinstance(engine, ServerEngine):
+            return LoadDriver(
+                engine,
+                config,
+                texts,
+                directory=self.directory,
+                cycle=self.identity.cycle if self.identity else 1,
+                on_progress=self.on_progress,
+            )
+        batch_engine = cast("BatchEngine", engine)
+        workload = build_workload(config, batch_engine, texts)
+        return PassDriver(batch_engine, config, workload, sequences, compiled_before)
+
+    def _observers(self, engine: Engine) -> WindowObservers:
+        return WindowObservers(engine, self.harness, _processes(engine))
 
     def _check_devices(self, engine: Engine) -> None:
         """Check that the loaded engine uses leased GPUs only: others are not locked, nor metered from the start.
@@ -285,18 +304,18 @@ class ExperimentOrchestrator:
 
     def _meters(self, engine: Engine) -> Meters:
         wanted = self.config.energy.backend
-        meters = Meters.open(wanted, engine.gpus, self.telemetry_fd)
+        meters = Meters.open(wanted, engine.gpus, self.telemetry_fd, _processes(engine))
         if wanted not in (None, AUTO) and not meters.meters:
             raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
         return meters
 
-    def _engine(self) -> BatchEngine:
+    def _engine(self) -> Engine:
         name = self.config.backend
         try:
             make = load_engine(name, defer=True)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if (missing := missing_methods(make)) is not None:
+        if name not in SHIPPED and (missing := missing_methods(make)) is not None:
             raise PreflightError(f"engine {name!r} cannot be used: {missing}")
         check_options(make, self.config)
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
@@ -304,7 +323,7 @@ class ExperimentOrchestrator:
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
             gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
-            engine: BatchEngine = make(
+            engine: Engine = make(
                 self.config, replace(self.context, gpus=gpus, report_phase=self._report_phase)
             )
         except ImportError as error:
@@ -312,19 +331,19 @@ class ExperimentOrchestrator:
         return engine
 
 
-def _turn_record(driver: PassDriver, turn: PassWindow) -> TurnRecord:
-    requests = driver.requests(turn)
-    metrics = {
-        **accounting.energy_metrics(turn, requests),
-        **accounting.speed_metrics(turn, requests),
-        **requests.latency_metrics(),
-    }
+def _turn_record(driver: PassDriver | LoadDriver, turn: PassWindow | LoadWindow) -> TurnRecord:
+    metrics = driver.metrics(turn, driver.requests(turn))
     return TurnRecord(
         began_at=utc(turn.began_at, "microseconds"),
         seconds=turn.seconds,
-        passes=turn.count,
+        passes=turn.count if isinstance(turn, PassWindow) else None,
         metrics={name: one.value for name, one in metrics.items() if one.value is not None},
     )
+
+
+def _processes(engine: Engine) -> Sequence[int]:
+    """Return the pids of the processes that run the model beside this one, with all their descendants."""
+    return engine.processes if isinstance(engine, ServerEngine) else ()
 
 
 def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:

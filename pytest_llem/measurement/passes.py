@@ -1,4 +1,4 @@
-"""Drive an engine with whole passes over the prompts: every prompt once, in batches, as fast as it can."""
+"""Measure windows of whole passes over the prompts: every prompt once, in batches, as fast as the engine can."""
 
 from __future__ import annotations
 
@@ -8,28 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any
 
 from pytest_llem.energy.account import Meters, join_accounts
-from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
-from pytest_llem.measurement.engine_reports import recorded_passes
-from pytest_llem.measurement.observers import WindowObservers
-from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.turns import Turns, progress
-from pytest_llem.measurement.warmup import warm_up
+from pytest_llem.engines.protocol import BatchEngine
 from pytest_llem.measurement.window import Window, compilations, first_run_stands_out
-from pytest_llem.results.experiment import WarmupRecord
-from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.workload.prompts import Workload, warmup_prompts
 
 #: Maximum number of restarts of a window because something was compiled in it.
 MAX_RESTARTS = 3
-
-#: Requests of a warm-up run of an engine that has one batch and does not state how many it generates at a time.
-REQUESTS_AT_A_TIME = 8
-
 
 @dataclass(frozen=True)
 class PassWindow(Window):
@@ -62,6 +49,15 @@ class PassWindow(Window):
         return len(self.passes) + self.not_kept
 
     @property
+    def pass_fields(self) -> dict[str, Any]:
+        return {
+            "passes": self.count,
+            "recorded_passes": len(self.passes),
+            "pass_seconds_cv": self.cv,
+            "drift": self.drift,
+        }
+
+    @property
     def cv(self) -> float | None:
         """Coefficient of variation of the pass durations; None for a single pass."""
         times = self.pass_seconds
@@ -78,120 +74,6 @@ class PassWindow(Window):
             return None
         first, second = self.pass_seconds[:half], self.pass_seconds[-half:]
         return statistics.fmean(second) / statistics.fmean(first) - 1
-
-
-class PassDriver:
-    """Drives an engine with whole passes over the prompts of *workload*. Every pass has the same seed.
-
-    Args:
-        engine: A loaded engine.
-        config: The experiment.
-        workload: The prompts of a pass.
-        sequences: Number of requests that the engine generates at a time; None if unknown.
-    """
-
-    def __init__(
-        self, engine: BatchEngine, config: ExperimentConfig, workload: Workload, sequences: int | None = None
-    ) -> None:
-        self._engine, self._config = engine, config
-        self._warmup = _WarmupBatches(engine, warmup_prompts(config, engine, workload), sequences)
-        self.batches = engine.prepare(workload.prompts)
-        engine.seed(config.random_seed)
-
-    @cached_property
-    def positions(self) -> int | None:
-        """Number of input positions of a pass, padding included; None if unknown."""
-        counts = [self._engine.positions(batch) for batch in self.batches]
-        return None if None in counts else sum(count for count in counts if count is not None)
-
-    def run_once(self) -> None:
-        """Generate for one warm-up batch, so that the engine allocates all that it needs."""
-        self._engine.generate(self._warmup.batches[0])
-        self._engine.synchronize()
-
-    def warm_up(self, on_run: Callable[[int, int | None], None], compiled_before: int) -> WarmupRecord | None:
-        """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.warmup.warm_up`."""
-        return warm_up(
-            self._engine,
-            self._warmup.batches,
-            self._config.warmup,
-            on_run,
-            compiled_before=compiled_before,
-            finally_run=self._warmup.whole,
-        )
-
-    def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> PassWindow:
-        """Measure whole passes for at least ``measurement.min_window_seconds``.
-
-        Args:
-            meters: Open meters, outside of a window.
-            observers: Observe each window, or turn.
-            turns: Turns with another experiment; None to measure without interruption.
-        """
-        min_seconds = self._config.measurement.min_window_seconds
-        if turns is None:
-            window = self._measure(self._engine.generate, meters, min_seconds, observers.begin)
-            observers.end(window)
-            return window
-        taken: list[PassWindow] = []
-        while True:
-            measured = math.fsum(one.seconds for one in taken)
-            turn = turns.next_turn(progress(len(taken), measured, min_seconds, observers.waiting_cpus))
-            if turn is None:
-                break
-            taken.append(self._measure(self._engine.generate, meters, turns.min_seconds, observers.begin))
-            observers.end(taken[-1], turn)
-        return join_turns(taken)
-
-    def measure_prefill(self, meters: Meters, observers: WindowObservers) -> PassWindow:
-        """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
-
-        Call it directly after :meth:`measure`, while the machine is equally warm. The first batch runs once
-        unmeasured, because stopping after one token may compile something.
-
-        Args:
-            meters: Open meters, outside of a window.
-            observers: Observe the window.
-
-        Raises:
-            ValueError: The engine generates another number of tokens, or a request fails.
-        """
-        assert isinstance(self._engine, SupportsPrefillOnly)
-        self._engine.generate_first(self.batches[0])
-        min_seconds = self._config.measurement.min_window_seconds
-        window = self._measure(self._engine.generate_first, meters, min_seconds, observers.begin)
-        observers.end(window)
-        for request in self.requests(window).all():
-            if request.error is not None:
-                raise ValueError(f"a request for one token failed in the prefill window: {request.error}")
-            if request.output_tokens != 1:
-                count = request.output_tokens
-                raise ValueError(f"the engine returned {count} tokens for a request for one (generate_first)")
-        return window
-
-    def requests(self, window: PassWindow) -> Requests:
-        """Return the requests of every recorded pass of *window*."""
-        batches = [
-            [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
-            for one in window.passes
-        ]
-        requests = Requests.of(batches, self._engine.no_latency, window.numbers, window.pass_seconds)
-        sizes = requests.sizes if self._engine.batch_sizes_known else ()
-        return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens)
-
-    def _measure(
-        self, generate: Callable[[Any], Any], meters: Meters, min_seconds: float, before: Callable[[], None]
-    ) -> PassWindow:
-        return measure(
-            self._engine,
-            self.batches,
-            meters,
-            min_seconds=min_seconds,
-            seed=self._config.random_seed,
-            generate=generate,
-            before=before,
-            keep=recorded_passes(self._config),
-        )
 
 
 def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
@@ -217,29 +99,6 @@ def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
         not_kept=sum(turn.not_kept for turn in parts),
         turns=parts,
     )
-
-
-class _WarmupBatches:
-    """Batches for warm-up, of no more requests than the engine generates at a time.
-
-    An engine that schedules requests itself has one batch for the whole pass: warming up with it would take ten
-    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end.
-
-    Attributes:
-        batches: The batches to warm up with.
-        whole: Batches of a whole pass if ``batches`` are parts of them, else empty.
-    """
-
-    def __init__(self, engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None) -> None:
-        self.batches = engine.prepare(prompts)
-        self.whole: Sequence[Any] = ()
-        size = sequences or (len(prompts) if len(self.batches) > 1 else REQUESTS_AT_A_TIME)
-        if len(prompts) > size * len(self.batches):
-            by_length = sorted(prompts, key=len)
-            middle = (len(prompts) - size) // 2
-            parts = by_length[middle : middle + size], by_length[-size:]
-            self.whole = self.batches
-            self.batches = [batch for part in parts for batch in engine.prepare(part)]
 
 
 class _KeptPasses:

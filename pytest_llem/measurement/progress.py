@@ -20,7 +20,8 @@ MAX_PHASE_LENGTH = 80
 class Progress:
     """An experiment's step to the next phase, or within a phase.
 
-    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed.
+    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed. Only the client
+    of a server, which runs during the window anyway, reports about once a second.
 
     Attributes:
         phase: Current phase: ``importing``, ``loading``, ``warming up``, ``measuring``, …
@@ -28,6 +29,8 @@ class Progress:
         total: Expected total, in ``unit``; None if unknown. The actual total may be smaller or a little larger.
         unit: Unit of ``done`` and ``total``.
         waiting_cpus: CPUs that the experiment used while it waited for its last turn; None if unknown.
+        in_flight: Number of requests in flight at a server; None if there is none.
+        tokens_per_second: Output tokens/s of the server since the last report; None if there is none.
     """
 
     phase: str
@@ -35,6 +38,8 @@ class Progress:
     total: float | None = None
     unit: Unit | None = None
     waiting_cpus: float | None = None
+    in_flight: int | None = None
+    tokens_per_second: float | None = None
 
     def as_event(self) -> dict[str, Any]:
         """Return the fields that are set, for JSON."""
@@ -76,8 +81,9 @@ def parse(event: Mapping[str, Any]) -> Progress | GpuStatus | None:
     if isinstance(phase, str):
         done, total, unit = _number(event.get("done")), _number(event.get("total")), event.get("unit")
         known = unit if unit in UNITS else None
-        count = None if done is None else int(done)
-        return Progress(phase[:MAX_PHASE_LENGTH], count, total, known, _number(event.get("waiting_cpus")))
+        count, in_flight = (None if one is None else int(one) for one in (done, _number(event.get("in_flight"))))
+        waiting, rate = _number(event.get("waiting_cpus")), _number(event.get("tokens_per_second"))
+        return Progress(phase[:MAX_PHASE_LENGTH], count, total, known, waiting, in_flight, rate)
     status = GpuStatus(_number(event.get("power_w")), _number(event.get("temperature_c")))
     return None if status == GpuStatus() else status
 

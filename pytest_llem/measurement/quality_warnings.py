@@ -14,6 +14,7 @@ from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, IdlePowerRecord, WarmupRecord
 from pytest_llem.results.facts import MIN_TICKS
@@ -32,14 +33,14 @@ MAX_WARMING_C = 5.0
 
 
 def find_warnings(
-    window: PassWindow,
+    window: Window,
     warmup: WarmupRecord | None,
     engine: EngineRecord,
     refusals: Mapping[str, str],
     *,
     allow_estimated: bool = False,
-    cut: tuple[int, int] = (0, 0),
-    prefill: PassWindow | None = None,
+    of_driver: Sequence[QualityWarning] = (),
+    prefill: Window | None = None,
     covers_engine: bool | None = None,
     roofline_slowdown: Metric | None = None,
     contention: Contention | None = None,
@@ -58,8 +59,8 @@ def find_warnings(
         engine: The engine's record.
         refusals: Reasons why meters could not be used, by name.
         allow_estimated: Whether the study accepts estimated energy.
-        cut: Number of prompts that were cut to ``max_input_tokens``, and of all prompts.
-        prefill: PassWindow of prefill alone; None if there was none.
+        of_driver: Warnings of what made the engine work.
+        prefill: Window of prefill alone; None if there was none.
         covers_engine: Whether the energy covers the devices that the engine ran on; None if unknown.
         roofline_slowdown: Duration of a pass ÷ its roofline time.
         requests: Requests of the window.
@@ -91,25 +92,12 @@ def find_warnings(
             "traced",
             f"{tracer} and slows Python down; no gate judges it: measure without coverage, debugger and profiler",
         )
-    if any(map(on_device, window.passes[0])):
-        warn(
-            "outputs_on_gpu",
-            f"peak_memory_mb includes the outputs of {len(window.passes):,} passes: what the engine's generate "
-            "returns is on the GPU",
-        )
-    if window.not_kept:
-        warn(
-            "passes_not_recorded",
-            f"records of {len(window.passes):,} of {window.count:,} passes were kept: latencies, output tokens "
-            "and failed requests include only these",
-        )
+    found += of_driver
     if total.energy_j is None and reason != SWITCHED_OFF:
         warn("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
         how = "from CPU time" if total.source == CPU_TIME_MODEL else f"by {total.source}"
         warn("energy_estimated", f"energy is estimated {how}, not measured")
-    if cut[0]:
-        warn("prompts_cut", f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if covers_engine is False:
         warn(
             "engine_not_covered", f"the engine ran on {engine.device}, and the energy covers {total.boundary} only"
@@ -125,12 +113,6 @@ def find_warnings(
     found += _device_warnings(account)
     found += contention_warnings(contention) if contention is not None else ()
     found += _idle_change(idle_power) if idle_power is not None else ()
-    if window.drift is not None and abs(window.drift) > MAX_DRIFT:
-        warn(
-            "drift",
-            f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "
-            "in the second half of the window",
-        )
     if roofline_slowdown is not None and roofline_slowdown.value is not None and roofline_slowdown.value < 1:
         warn(
             "faster_than_roofline",
@@ -144,6 +126,28 @@ def find_warnings(
     if engine.random_weights:
         warn("random_weights", "random weights: speed is real, power depends on the values and may differ")
     return sorted(found, key=lambda one: one.rank)
+
+
+def pass_warnings(window: PassWindow) -> Iterator[QualityWarning]:
+    """Yield the quality warnings about the passes of *window*."""
+    if any(map(on_device, window.passes[0])):
+        yield QualityWarning.of(
+            "outputs_on_gpu",
+            f"peak_memory_mb includes the outputs of {len(window.passes):,} passes: what the engine's generate "
+            "returns is on the GPU",
+        )
+    if window.not_kept:
+        yield QualityWarning.of(
+            "passes_not_recorded",
+            f"records of {len(window.passes):,} of {window.count:,} passes were kept: latencies, output tokens "
+            "and failed requests include only these",
+        )
+    if window.drift is not None and abs(window.drift) > MAX_DRIFT:
+        yield QualityWarning.of(
+            "drift",
+            f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "
+            "in the second half of the window",
+        )
 
 
 def _idle_change(idle_power: IdlePowerRecord) -> Iterator[QualityWarning]:

@@ -49,17 +49,20 @@ class Requests:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Reason why the engine reports no latencies; None if it does.
         sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
-        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``.
+        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. Of a server's requests,
+            ``ramp``, ``window`` and ``drain``.
         too_fast: Reason why no engine can have generated them in that time; None if one can.
         no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
+        prompts: Number of prompts of a pass; None if any number of requests is right.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
     no_latency: str | None = None
     sizes: Sequence[int] = ()
-    numbers: Sequence[int] = ()
+    numbers: Sequence[object] = ()
     too_fast: str | None = None
     no_tokens: str | None = None
+    prompts: int | None = None
 
     @classmethod
     def of(
@@ -105,8 +108,8 @@ class Requests:
         asked = config.max_output_tokens
         fixed = config.measurement.length_mode == "fixed"
         for one in self.passes:
-            if len(one) != config.n:
-                raise ValueError(f"the engine returned records for {len(one)} of {config.n} prompts")
+            if self.prompts is not None and len(one) != self.prompts:
+                raise ValueError(f"the engine returned records for {len(one)} of {self.prompts} prompts")
             for request in one:
                 given = request.output_tokens
                 if (request.input_tokens or 0) < 0 or (given or 0) < 0:

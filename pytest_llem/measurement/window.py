@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pytest_llem.energy.account import Account
 
@@ -34,6 +35,16 @@ class Window:
     def ended(self) -> float:
         """End on the monotonic clock, in s."""
         return self.began + self.seconds
+
+    @property
+    def count(self) -> float:
+        """Number of passes; of a server, answered requests ÷ ``n``."""
+        raise NotImplementedError
+
+    @property
+    def pass_fields(self) -> dict[str, Any]:
+        """Fields of the window's record about passes, if it consists of passes."""
+        return {"passes": None}
 
 
 #: A first run has compiled something if it takes this many times as long as later ones, and this many seconds

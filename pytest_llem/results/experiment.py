@@ -10,6 +10,7 @@ from pytest_llem.results.contention import Contention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
+from pytest_llem.results.serving import LoadRecord, ServerRecord
 from pytest_llem.study.problems import shown
 
 GapReason = Literal["fixed", "target", "timeout", "skipped"]
@@ -177,8 +178,8 @@ class IdlePowerRecord(Record):
 class WindowRecord(Record):
     """The measured window as a whole; metrics are per pass."""
 
-    passes: int
-    """Number of whole passes in the window."""
+    passes: int | None
+    """Number of whole passes in the window; null for the window of a server under load, which has none."""
     recorded_passes: int | None = None
     """Number of passes whose outputs were kept, spread evenly over the window: latencies, output tokens and failed
     requests are taken from these. Null in results of schema 1.3 and older.
@@ -223,8 +224,8 @@ class TurnRecord(Record):
     """Start in UTC by the system's clock, as ISO 8601 with microseconds."""
     seconds: float
     """Duration in s."""
-    passes: int
-    """Number of whole passes in the turn."""
+    passes: int | None
+    """Number of whole passes in the turn; null for a server."""
     metrics: dict[str, float]
     """Value of each metric of the window over this turn alone, in the metric's unit; those without one are left
     out.
@@ -391,6 +392,10 @@ class ExperimentResult(Document):
     """Gap before the experiment; null if the experiment was not part of a study."""
     contention: Contention | None = None
     """Whether anything else used the devices in the window; null in results of schema 1.3 and older."""
+    server: ServerRecord | None = None
+    """The server that was measured; null for the other engines."""
+    load: LoadRecord | None = None
+    """The load on the server; null for the other engines."""
     start: StartRecord | None = None
     """Start of the experiment's process; null if it had no process of its own."""
     tokens: TokenRecord

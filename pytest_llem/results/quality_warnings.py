@@ -69,6 +69,16 @@ WARNINGS: dict[str, Kind] = {
         "A setting ran with another value than the study gives, or has no effect.",
         "Give the value that ran, or change what the text names.",
     ),
+    "tokens_disagree": Kind(
+        "warning",
+        "The server's own counter of output tokens differs from what the client received.",
+        "Stop other clients of the server, and measure again.",
+    ),
+    "server_attached": Kind(
+        "note",
+        "The server ran already: it is not a fresh process, and what it did before may matter.",
+        "Let the study start the server, by server.preset or server.command.",
+    ),
     "contended": Kind(
         "warning",
         "Other processes used the CPUs or GPUs of the experiment within the window.",

@@ -56,7 +56,7 @@ class ServerConfig(EngineOptions):
     """
     args: dict[str, Any] | None = None
     """With a preset's command: options of the server, ``max_num_seqs: 256`` for ``--max-num-seqs 256``. With
-    ``command``: values of placeholders in it. Default null: none.
+    ``command``: values of placeholders in it, ``{name}`` for each. Default null: none.
     """
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """Program and arguments, without a shell. ``{port}``, ``{python}``, ``{model}``, ``{precision}`` and the names
@@ -109,13 +109,15 @@ class ServerConfig(EngineOptions):
         return self.url is not None
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
-        from pytest_llem.study.server_command import placeholders
+        from pytest_llem.study.server_command import fields_in_command
 
-        used = placeholders(self)
+        used = fields_in_command(config)
         texts_only = self.api == "chat" and not config.has_texts
         if texts_only:
             raise ValueError("api 'chat' sends texts, and synthetic prompts are token ids: use a dataset of texts")
         assert config.load is not None
+        if "model" in used and config.model is None:
+            raise ValueError("the command takes {model}: give model in the study")
         unused = {
             name: "does not reach the server: its command has no {" + name + "}"
             for name in ("model", "precision")
@@ -126,6 +128,9 @@ class ServerConfig(EngineOptions):
         taken = _COMMON_FIELDS if self.preset is None else _PRESET_FIELDS
         for name in {*type(config.decoder).model_fields} - taken - {"preset"}:
             unused[f"decoder.{name}"] = "not every server takes it: give server.preset if yours does"
+        if config.has_texts:
+            unused["max_input_tokens"] = "a server gets texts whole"
+            unused["dataset_order"] = "a server gets the texts in their order"
         if config.prompt_format == "chat":
             raise ValueError("prompt_format 'chat': a server applies its own chat template: use server.api: chat")
         unused["prompt_format"] = "a server applies its own chat template: use server.api"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_llem.study.problems import did_you_mean
-
-if TYPE_CHECKING:  # which imports this module
-    from pytest_llem.study.config import ExperimentConfig
-    from pytest_llem.study.server import ServerConfig
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.server import ServerConfig
+from pytest_llem.study.substitution import PlaceholderError, Substitution
 
 #: vLLM's and SGLang's names of precisions.
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -58,33 +55,33 @@ PRESETS: dict[str, ServerPreset] = {
     ),
 }
 
-#: Placeholders that each command may have beside the names in ``args``, and the fields of the study behind them.
-_FIELDS = {"model": "model", "precision": "precision", "dtype": "precision"}
-_KNOWN = ("port", "python", *_FIELDS)
-
-
-def placeholders(server: ServerConfig) -> set[str]:
-    """Return the fields of the study that the command of *server* takes, and the placeholders of its arguments.
+def fields_in_command(config: ExperimentConfig) -> set[str]:
+    """Return the fields of the study that the command of an experiment's server takes, by dotted name.
 
     Raises:
-        ValueError: The command has an unknown placeholder, or does not take one of ``args``.
+        ValueError: The command has an unknown placeholder or no ``{port}``, or one of ``args`` is not used.
     """
+    server = config.server
+    assert server is not None
     if server.is_attached:
         return set()
-    args = server.args or {}
+    template = _template(server)
+    if not any("{port}" in part for part in template):
+        raise ValueError("command: needs the placeholder {port}: each server gets a port of its own")
+    substitution = _substitution(config, port="0", python="python", model=config.model or "")
+    try:
+        found = substitution.fields_in(template)
+    except PlaceholderError as error:
+        raise ValueError(f"command[{error.index}]: {error}") from None
+    behind = {"{model}": "model", "{dtype}": "precision"}
+    found |= {name for place, name in behind.items() if any(place in part for part in template)}
     if server.command is None:
         list(_options(server))  # to check them
-    names = {name for part in _template(server) for name in _names(part)}
-    known = (*_KNOWN, *(args if server.command is not None else ()))
-    for name in sorted(names):
-        if name not in known:
-            hint = did_you_mean(name, known) or f" (there are: {', '.join(known)})"
-            raise ValueError(f"command: unknown placeholder {{{name}}}{hint}")
-    if "port" not in names:
-        raise ValueError("command: needs the placeholder {port}: each server gets a port of its own")
-    if server.command is not None and (left := sorted({*args} - names)):
+        return found
+    left = [name for name in server.args or {} if f"server.args.{name}" not in found]
+    if left:
         raise ValueError(f"args: {left[0]!r} does not reach the server: its command has no {{{left[0]}}}")
-    return {_FIELDS.get(name, name) for name in names}
+    return found
 
 
 def server_command(config: ExperimentConfig, *, port: int, python: str, model: str | None) -> list[str]:
@@ -94,16 +91,16 @@ def server_command(config: ExperimentConfig, *, port: int, python: str, model: s
         config: The experiment; its server is started by a command.
         port: The port that the server shall listen on.
         python: The Python interpreter of the server.
-        model: Folder or name of the model; None if the study names none.
+        model: Folder, file or name of the model; None if the study names none.
     """
     server = config.server
     assert server is not None
-    values = {"port": port, "python": python, "model": model, "precision": config.precision}
-    values["dtype"] = _DTYPES[config.precision]
-    if server.command is not None:
-        values |= server.args or {}
-    command = [part.format_map({name: _text(value) for name, value in values.items()}) for part in _template(server)]
+    command = _substitution(config, port=str(port), python=python, model=model or "").fill(_template(server))
     return command if server.command is not None else [*command, *_options(server)]
+
+
+def _substitution(config: ExperimentConfig, **others: str) -> Substitution:
+    return Substitution(config, "server", dtype=_DTYPES[config.precision], **others)
 
 
 def server_env(server: ServerConfig) -> dict[str, str]:
@@ -117,23 +114,6 @@ def _template(server: ServerConfig) -> Sequence[str]:
         return server.command
     assert server.preset is not None
     return PRESETS[server.preset].command
-
-
-def _names(part: str) -> Iterator[str]:
-    """Yield the names of the placeholders in a part of a command.
-
-    Raises:
-        ValueError: Its braces are unbalanced, or a placeholder is more than a name.
-    """
-    try:
-        for _, name, form, conversion in Formatter().parse(part):
-            if name is None:
-                continue
-            if not name.isidentifier() or form or conversion:
-                raise ValueError("a placeholder is a name in braces")
-            yield name
-    except ValueError as error:
-        raise ValueError(f"command: {part!r}: {error}; write {{{{ and }}}} for braces") from None
 
 
 def _options(server: ServerConfig) -> Iterator[str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.study.dataset import ALIASES, FILE_TYPES, SYNTHETIC
@@ -17,10 +18,22 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text prompt and its ``source``; None if its dataset names none."""
+    """A text prompt.
+
+    Attributes:
+        text: The prompt; the first turn of a conversation.
+        source: Its source; None if its dataset names none.
+        later: What the user says in the later turns of a conversation.
+    """
 
     text: str
     source: str | None = None
+    later: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What the user says in each turn."""
+        return (self.text, *self.later)
 
 
 def file_problem(dataset: str, directory: Path) -> str | None:
@@ -97,12 +110,13 @@ def _each_object(path: Path) -> Iterator[Prompt]:
     for number, line in _numbered_lines(path):
         try:
             entry = json.loads(line)
-            text = next(entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str))
-        except (ValueError, AttributeError, StopIteration):
+            text, *later = _turns(entry)
+        except (ValueError, AttributeError, TypeError, KeyError):
             raise PreflightError(
-                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text'"
+                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text', or 'conversations'"
+                " of objects with 'from' and 'value'"
             ) from None
-        if surrogate := _SURROGATE.search(text):
+        if surrogate := _SURROGATE.search("".join((text, *later))):
             raise PreflightError(
                 f"{path}:{number}: the prompt holds the lone surrogate \\u{ord(surrogate[0]):x}, which no "
                 "tokenizer takes: remove it, or write the character's pair in full"
@@ -111,7 +125,22 @@ def _each_object(path: Path) -> Iterator[Prompt]:
         if not isinstance(source, str | None):
             raise PreflightError(f"{path}:{number}: expected a string under 'source'")
         if text.strip():
-            yield Prompt(text, source)
+            yield Prompt(text, source, tuple(later))
+
+
+def _turns(entry: Any) -> list[str]:
+    """Return what the user says in each turn of an object: one prompt, or a conversation in ShareGPT's form.
+
+    Raises:
+        ValueError: It has no such text.
+    """
+    if isinstance(turns := entry.get("conversations"), list):
+        found = [turn["value"] for turn in turns if turn["from"] in ("human", "user")]
+    else:
+        found = [entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str)][:1]
+    if not found or not all(isinstance(one, str) for one in found):
+        raise ValueError
+    return found
 
 
 _READERS: dict[str, Callable[[Path], list[Prompt]]] = {".txt": _lines, ".jsonl": _objects}

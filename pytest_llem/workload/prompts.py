@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ class Texts:
 
     Attributes:
         prompts: The texts in order.
+        conversations: The same with all turns of each conversation.
         revision: Commit of their hub dataset; None if they are from a file.
     """
 
     prompts: list[str]
     revision: str | None = None
+    conversations: list[Sequence[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def read_texts(
 ) -> Texts | None:
     """Return the ``n`` prompts of a pass as texts, in the order of ``dataset_order``; None if they are synthetic.
 
+    For a load of distinct prompts, they are all of the dataset, in its order.
+
     Args:
         config: The experiment.
         directory: Folder to which a dataset's path is relative.
@@ -101,10 +105,13 @@ def read_texts(
         prompts, revision = read_dataset(on_hub, folder), folder.name
     else:
         prompts = read_file(dataset, directory)
+    if config.load is not None and config.load.prompts == "distinct":  # a load needs as many as it takes
+        return Texts([one.text for one in prompts], revision, [one.turns for one in prompts])
     if len(prompts) < config.n:
         message = f"dataset {dataset!r} has {len(prompts)} prompts, but the experiment needs n: {config.n}"
         raise PreflightError(message)
-    return Texts([prompt.text for prompt in _ordered(prompts, config)], revision)
+    ordered = _ordered(prompts, config)
+    return Texts([one.text for one in ordered], revision, [one.turns for one in ordered])
 
 
 def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt]:

@@ -1,0 +1,186 @@
+"""The engine ``server``: a server that runs already, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.engines.models import ModelNotFoundError, cached_snapshot, fingerprint, hub_revision, resolve_model
+from pytest_llem.engines.protocol import Engine, EngineContext, EngineCrashError, PreflightError
+from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.serving.client import Endpoint
+from pytest_llem.serving.prompts import vocabulary_of, vocabulary_of_size
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.server import ServerConfig
+from pytest_llem.study.server_command import PRESETS
+
+#: Time limit of a question to the server, in s.
+_ANSWER_SECONDS = 30.0
+
+#: Fields of ``decoder`` in requests. Presets may rename them.
+_FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
+
+
+class ServerEngine(Engine):
+    """A server that pytest's process has started, or that ran before. It is measured through its API."""
+
+    options = ServerConfig
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        if context.server is None:
+            raise PreflightError("backend 'server' runs in a pytest session only, which starts the server")
+        assert config.server is not None
+        self._config, self._options, self._context = config, config.server, context
+        self.record = context.server
+        self.gpus: Sequence[str] = context.gpus
+        self._models: list[dict[str, Any]] = []
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Pids of the server's processes that have all others as descendants; empty if they are not known."""
+        return () if self.record.pid is None else (self.record.pid,)
+
+    def load(self) -> None:
+        """Ask the server for its models."""
+        found = self._ask("/v1/models")
+        self._models = [one for one in (found or {}).get("data") or () if isinstance(one, dict)]
+        if self._options.model_name is None and found is None:
+            raise PreflightError(
+                f"{self.record.url}/v1/models: the server does not list its models: give server.model_name"
+            )
+
+    def describe(self) -> EngineRecord:
+        options = self._options
+        source, versions = self._source, dict(self.record.packages)
+        version = self._ask("/version") or {}
+        if isinstance(version.get("version"), str):
+            versions[options.preset or "server"] = version["version"]
+        return EngineRecord(
+            name="server",
+            versions=versions,
+            device="cuda" if self.gpus else "cpu",
+            settings={
+                "preset": options.preset,
+                "api": options.api,
+                "model": self._model_name,
+                "command": self._given_command(),
+                "sampling": self._fields(),
+            },
+            model_source=None if source is None else source.kind,
+            model_revision=None if source is None else hub_revision(source, None),
+            model_fingerprint=None if source is None else fingerprint(source, None),
+            random_weights=(options.args or {}).get("load_format") == "dummy"
+            or (source is not None and source.random_weights),
+        )
+
+    def endpoint(self) -> Endpoint:
+        """Return where the requests go."""
+        assert self._config.load is not None
+        return Endpoint(
+            self.record.url,
+            api=self._options.api,
+            model=self._model_name,
+            key=self._key,
+            fields=self._fields(),
+            token_ids=self._options.preset in ("vllm", "sglang"),
+            timeout_seconds=self._config.load.request_timeout_seconds,
+        )
+
+    def vocabulary(self) -> Sequence[int]:
+        """Return the token ids that a synthetic prompt may hold.
+
+        Raises:
+            PreflightError: Their number is not known.
+        """
+        if self._options.vocab_size is not None:
+            return vocabulary_of_size(self._options.vocab_size)
+        if (folder := self._folder) is not None and (found := vocabulary_of(folder)) is not None:
+            return found
+        sizes = [size for one in self._models if isinstance(size := (one.get("meta") or {}).get("n_vocab"), int)]
+        if sizes:
+            return vocabulary_of_size(sizes[0])
+        raise PreflightError(
+            "synthetic prompts are random token ids, and the size of the server's vocabulary is not known: "
+            "give server.vocab_size, or a dataset of texts"
+        )
+
+    @property
+    def _model_name(self) -> str | None:
+        if self._options.model_name is not None:
+            return self._options.model_name
+        return next((one["id"] for one in self._models if isinstance(one.get("id"), str)), None)
+
+    @cached_property
+    def _key(self) -> str | None:
+        name = self._options.api_key_env
+        if name is None:
+            return None
+        if not os.environ.get(name):
+            raise PreflightError(f"server.api_key_env: the environment variable {name} is not set")
+        return os.environ[name]
+
+    @cached_property
+    def _source(self) -> Any:
+        """Where the model was found; None if the study names none, or only the server can find it."""
+        if self._config.model is None:
+            return None
+        try:
+            return resolve_model(self._config.model, self._context.model_path, None, download=False)
+        except ModelNotFoundError:
+            return None
+
+    @property
+    def _folder(self) -> Path | None:
+        if self._source is None:
+            return None
+        location = self._source.location
+        return cached_snapshot(location) if self._source.kind == "hub" else Path(location)
+
+    def _fields(self) -> Mapping[str, Any]:
+        """Return the fields of every request that say how tokens are chosen, and how many."""
+        config, decoder = self._config, self._config.decoder
+        fields: dict[str, Any] = {"temperature": 0.0} if decoder.greedy else {"temperature": decoder.temperature}
+        if not decoder.greedy:
+            fields["top_p"] = decoder.top_p
+        if config.measurement.length_mode == "fixed":
+            fields["ignore_eos"] = True
+        if self._options.preset is None:
+            return fields
+        preset = PRESETS[self._options.preset]
+        given = {name: getattr(decoder, name) for name in _FIELDS}
+        if decoder.greedy:
+            del given["top_k"], given["min_p"]
+        if config.measurement.length_mode == "fixed":
+            given["min_new_tokens"] = None
+        return fields | {
+            preset.decoder.get(name, name): value for name, value in given.items() if value is not None
+        }
+
+    def _given_command(self) -> list[str] | None:
+        """Return the command with its placeholders: the port differs from start to start."""
+        options = self._options
+        return None if options.is_attached else [*(options.command or PRESETS[options.preset or ""].command)]
+
+    def _ask(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON object that the server answers; None if it has none under *path*.
+
+        Raises:
+            EngineCrashError: The server does not answer.
+        """
+        request = urllib.request.Request(self.record.url.rstrip("/") + path)
+        if self._key is not None:
+            request.add_header("Authorization", f"Bearer {self._key}")
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+                found = json.loads(answer.read())
+        except (urllib.error.HTTPError, ValueError):
+            return None
+        except OSError as error:
+            raise EngineCrashError(f"the server does not answer at {self.record.url}: {error}") from error
+        return found if isinstance(found, dict) else None
