@@ -61,7 +61,7 @@ def _attribute(name: str) -> Any:
 
 
 #: Import names of the packages in each extra of pyproject.toml that the code checks for.
-EXTRAS = {"report": ("jinja2", "plotly")}
+EXTRAS = {"report": ("jinja2", "plotly"), "server": ("aiohttp",)}
 
 
 def missing_extra(extra: str) -> str | None:

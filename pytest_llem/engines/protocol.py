@@ -77,6 +77,7 @@ class RequestRecord:
         output_count: Number of output tokens, if ``output_ids`` is None and the engine knows the number.
         error: Why the request failed; None if it was answered. A failed request may have fewer tokens than asked
             for. The experiment continues, and no gate judges its metrics.
+        cached_tokens: Number of prompt tokens that were taken from a prefix cache; None if unknown.
 
     Example:
         >>> record = RequestRecord(input_tokens=3, output_ids=[17, 4], sent=5.0, token_times=[5.5, 5.75])
@@ -95,6 +96,7 @@ class RequestRecord:
     output_text: str | None = None
     output_count: int | None = None
     error: str | None = None
+    cached_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.token_times):

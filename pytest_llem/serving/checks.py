@@ -1,0 +1,87 @@
+"""Decide from the records of a window whether its figures may be reported."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from pytest_llem.results.statistics import percentile
+from pytest_llem.serving.client import SentRequest
+from pytest_llem.serving.errors import ClientBoundError, NotSteadyError
+
+#: The requests in flight grow if the last third of a window has this many standard errors more than the first.
+_STANDARD_ERRORS = 4.0
+
+#: Limit of the 99th percentile of the send lag: the larger of a time in s and a share of the median E2E latency.
+_MAX_LAG_SECONDS, _MAX_LAG_SHARE = 0.010, 0.05
+
+
+def mean_in_flight(sent: Iterable[SentRequest], began: float, ended: float) -> float:
+    """Return the mean number of requests in flight within a window.
+
+    Args:
+        sent: The requests.
+        began: Begin of the window, on the clock of ``time.monotonic``, in s.
+        ended: End of the window.
+    """
+    within = (min(request.ended, ended) - max(request.record.sent or 0.0, began) for request in sent)
+    return sum(seconds for seconds in within if seconds > 0) / (ended - began)
+
+
+def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> None:
+    """Check that the requests in flight do not grow within a window of an open loop.
+
+    The mean number in flight in the last third is compared with the first third. For requests that arrive at
+    random, and each stay for a time τ, the variance of such a mean over S seconds is λ·E[τ²]/S.
+
+    Args:
+        sent: The requests, those of ramp and drain included.
+        began: Begin of the window, on the clock of ``time.monotonic``, in s.
+        ended: End of the window.
+
+    Raises:
+        NotSteadyError: They grow by more than chance explains. The message has the offered and the served rate.
+    """
+    third = (ended - began) / 3
+    first = mean_in_flight(sent, began, began + third)
+    last = mean_in_flight(sent, ended - third, ended)
+    stays = [
+        request.ended - request.record.sent
+        for request in sent
+        if request.record.sent is not None and request.record.sent <= ended and request.ended >= began
+    ]
+    seconds = ended - began
+    standard_error = (2 * sum(stay**2 for stay in stays) / seconds / third) ** 0.5
+    if last - first <= _STANDARD_ERRORS * standard_error + 1:
+        return
+    offered = sum(began <= _start(request) <= ended for request in sent) / seconds
+    served = sum(began <= request.ended <= ended for request in sent) / seconds
+    raise NotSteadyError(
+        f"not steady: requests in flight grew from {first:.3g} to {last:.3g} while {offered:.3g} requests/s were "
+        f"offered and {served:.3g} served: lower load.rate"
+    )
+
+
+def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
+    """Check that the client sent its requests in time.
+
+    Args:
+        lags: How late each request was sent, in s (``Load.send_lags``).
+        sent: The requests.
+
+    Raises:
+        ClientBoundError: The 99th percentile of *lags* is above 10 ms and above 5 % of the median E2E latency.
+    """
+    latencies = [latency for request in sent if (latency := request.record.e2e_s) is not None]
+    if not lags or not latencies:
+        return
+    late, limit = percentile(lags, 99), max(_MAX_LAG_SECONDS, _MAX_LAG_SHARE * statistics.median(latencies))
+    if late > limit:
+        raise ClientBoundError(
+            f"the load client is too slow for this load: 1 % of the requests were sent {late * 1e3:.0f} ms late "
+            f"or later (limit {limit * 1e3:.0f} ms). Use a machine with more free CPU time, or a lower load"
+        )
+
+
+def _start(request: SentRequest) -> float:
+    return request.record.sent or 0.0 if request.record.due is None else request.record.due

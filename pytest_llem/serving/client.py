@@ -1,0 +1,387 @@
+"""Send requests to an OpenAI-compatible server, and record when each part of an answer arrived.
+
+What servers stream: vLLM and SGLang send ``token_ids`` with each chunk if asked to. A chunk of several tokens is
+possible everywhere, as is one without text, for example while a character is incomplete. The chat API begins with
+a chunk that has only a role. ``usage`` arrives in a last chunk without choices (vLLM, SGLang) or with the finish
+reason (llama.cpp). An error within a stream that began with status 200 is an event with the key ``error``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, Literal, Self
+
+import aiohttp
+from yarl import URL
+
+from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.serving.errors import LoadError
+
+#: A prompt: token ids (completions API only), or a text.
+Prompt = Sequence[int] | str
+
+#: Number of characters of an error's body that a record keeps.
+MAX_ERROR_CHARACTERS = 200
+
+#: The client closes idle connections after this time, in s. vLLM and SGLang (uvicorn) close theirs after 5 s.
+_KEEP_ALIVE_SECONDS = 4.0
+
+#: Connections beyond those of the load, for /metrics.
+_SPARE_CONNECTIONS = 2
+
+#: Open files of this process besides the load's connections.
+_OTHER_FILES = 128
+
+#: Time between two attempts to connect to a server that refused a connection, in s, and their number.
+_PROBE_SECONDS, _PROBES = 0.1, 3
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go, and what they have in common.
+
+    Attributes:
+        url: Base URL of the server, without ``/v1``.
+        api: ``completions`` (prompts are token ids or texts) or ``chat`` (prompts are texts).
+        model: Name of the model; None if the server has one model and needs no name.
+        key: API key, sent as ``Authorization: Bearer``.
+        fields: Further fields of every request, such as ``temperature`` and ``ignore_eos``.
+        token_ids: Whether to ask for ``return_token_ids``, which vLLM and SGLang support.
+        timeout_seconds: Time limit for one request from sending to the end of the answer, in s.
+
+    Example:
+        >>> Endpoint("http://127.0.0.1:8000", fields={"ignore_eos": True}, token_ids=True)
+    """
+
+    url: str
+    api: Literal["completions", "chat"] = "completions"
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    token_ids: bool = False
+    timeout_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """One prompt, or one conversation.
+
+    Attributes:
+        index: Number of the request in the dataset.
+        turns: The prompt. Several are a conversation in the chat API: each answer becomes part of the next prompt.
+        max_tokens: Maximum number of output tokens of each turn.
+        system: System message; chat API only.
+    """
+
+    index: int
+    turns: Sequence[Prompt]
+    max_tokens: int
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class SentRequest:
+    """A request that was sent, and its record.
+
+    Attributes:
+        index: ``LoadRequest.index``.
+        turn: Number of the turn within the conversation, from 0.
+        record: Times, tokens, error.
+        ended: When the answer's end was seen, or the request failed, on the clock of ``time.monotonic``, in s.
+    """
+
+    index: int
+    turn: int
+    record: RequestRecord
+    ended: float
+
+
+class Client:
+    """Sends requests over one session of kept-alive connections.
+
+    Args:
+        endpoint: Where the requests go.
+        connections: Maximum number of requests in flight.
+
+    Example:
+        >>> async with Client(Endpoint("http://127.0.0.1:8000"), connections=8) as client:
+        ...     [record] = await client.send(LoadRequest(0, [[1, 17, 4]], max_tokens=16))
+    """
+
+    def __init__(self, endpoint: Endpoint, connections: int) -> None:
+        self.endpoint = endpoint
+        self._connections = connections
+        self._answers: set[_Answer] = set()
+        path = "/v1/completions" if endpoint.api == "completions" else "/v1/chat/completions"
+        self._url = endpoint.url.rstrip("/") + path
+        self._fields = dict(endpoint.fields) | {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.model is not None:
+            self._fields["model"] = endpoint.model
+        if endpoint.token_ids:
+            self._fields["return_token_ids"] = True
+
+    async def __aenter__(self) -> Self:
+        """Open the session.
+
+        Raises:
+            LoadError: The system allows fewer open files than connections are needed.
+        """
+        limit = self._connections + _SPARE_CONNECTIONS
+        _allow_open_files(limit + _OTHER_FILES)
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if self.endpoint.key is not None:
+            headers["Authorization"] = f"Bearer {self.endpoint.key}"
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        #: The session, also for requests to other paths of the server.
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout_seconds),
+            headers=headers,
+            trace_configs=[trace],
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+
+    @property
+    def chunks_in_flight(self) -> int:
+        """Number of chunks of the answers that have not ended: for a display, about the number of their tokens."""
+        return sum(len(answer.times) for answer in self._answers)
+
+    async def send(self, request: LoadRequest, due: float | None = None) -> list[RequestRecord]:
+        """Send *request*, and return a record for each turn. A conversation ends with a turn that fails.
+
+        An error is part of the record, and not raised: an HTTP status of 400 or more, a refused connection, a cut
+        stream, a timeout, a wrong ``usage``. What arrived before is kept. If the server has closed a kept-alive
+        connection, the request is sent again on another.
+
+        Args:
+            request: What to send.
+            due: When the request should be sent by the schedule, on the clock of ``time.monotonic``.
+        """
+        sent: list[SentRequest] = []
+        await self.exchange(request, sent, due)
+        return [turn.record for turn in sent]
+
+    async def exchange(self, request: LoadRequest, sent: list[SentRequest], due: float | None = None) -> None:
+        """Do what ``send`` does, and append each turn to *sent* when it has ended or this task is cancelled."""
+        chat = self.endpoint.api == "chat"
+        if not chat and (len(request.turns) > 1 or request.system is not None):
+            raise ValueError("conversations and system messages need the chat API")
+        messages = [] if request.system is None else [{"role": "system", "content": request.system}]
+        for number, prompt in enumerate(request.turns):
+            content: dict[str, Any] = {"prompt": prompt}
+            if chat:
+                messages.append({"role": "user", "content": str(prompt)})
+                content = {"messages": messages}
+            body = json.dumps(content | {"max_tokens": request.max_tokens} | self._fields).encode()
+            answer = _Answer()
+            self._answers.add(answer)
+            error: str | None = "cancelled before the answer's end"
+            try:
+                error = await self._stream(body, answer)
+            finally:
+                ended = monotonic()
+                self._answers.remove(answer)
+                record = answer.record(error, due, request.max_tokens)
+                sent.append(SentRequest(request.index, number, record, ended))
+            if record.error is not None:
+                return
+            messages.append({"role": "assistant", "content": record.output_text or ""})
+            due = None
+
+    async def refuses(self) -> bool:
+        """Return whether the server refuses connections, also some tenths of a second later."""
+        url = URL(self._url)
+        for attempt in range(_PROBES):
+            if attempt:
+                await asyncio.sleep(_PROBE_SECONDS)
+            try:
+                _, writer = await asyncio.wait_for(asyncio.open_connection(url.host, url.port), timeout=5)
+            except ConnectionRefusedError:
+                continue
+            except (OSError, TimeoutError):
+                return False
+            writer.close()
+            return False
+        return True
+
+    async def _stream(self, body: bytes, answer: _Answer) -> str | None:
+        """Send one request and read the answer into *answer*; return why it failed, if it did."""
+        try:
+            while True:
+                answer.reused = False
+                answer.sent = monotonic()
+                try:
+                    response = await self.session.post(
+                        self._url, data=body, allow_redirects=False, trace_request_ctx=answer
+                    )
+                    break
+                except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                    # The server closed an idle connection while the request was on its way. Each failed attempt
+                    # takes one old connection out of the pool, and one on a new connection is not repeated.
+                    if not answer.reused:
+                        raise
+            async with response:
+                if response.status != 200:
+                    text = await response.text(errors="replace")
+                    return f"HTTP {response.status}: {text[:MAX_ERROR_CHARACTERS]}"
+                await answer.read(response.content)
+            return None
+        except TimeoutError:
+            return f"no complete answer within {self.endpoint.timeout_seconds:g} s"
+        except aiohttp.ClientConnectorError as error:
+            return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        except aiohttp.ServerDisconnectedError:
+            return "the server closed the connection before it answered"
+        except aiohttp.ClientPayloadError:
+            return f"the stream was cut after {len(answer.times)} chunks"
+        except (aiohttp.ClientError, OSError) as error:
+            return f"the connection broke: {type(error).__name__}: {error}"
+
+
+class _Answer:
+    """What has arrived of an answer. Events are decoded once the answer has ended, all at once."""
+
+    __slots__ = ("events", "reused", "sent", "times")
+
+    def __init__(self) -> None:
+        self.sent = 0.0
+        self.reused = False
+        #: Data of the server-sent events, and when the end of each arrived.
+        self.events: list[bytes] = []
+        self.times: list[float] = []
+
+    async def read(self, content: aiohttp.StreamReader) -> None:
+        """Read to the end. The connection is used again only if nothing of the answer is left in it."""
+        events, times = self.events, self.times
+        rest = b""
+        while data := await content.readany():
+            now = monotonic()
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    events.append(line[5:])
+                    times.append(now)
+        if rest.startswith(b"data:"):
+            events.append(rest[5:])
+            times.append(now)
+
+    def record(self, error: str | None, due: float | None, max_tokens: int) -> RequestRecord:
+        """Return the record of the request. *error* says why it failed, if it is known to have failed."""
+        done = bool(self.events) and self.events[-1].strip() == b"[DONE]"
+        content = _Content()
+        try:
+            content.add(json.loads(b"[" + b",".join(self.events[: -1 if done else None]) + b"]"), self.times)
+        except (ValueError, TypeError, AttributeError, LookupError) as reason:
+            error = error or f"the answer is not a stream of completion chunks: {type(reason).__name__}: {reason}"
+        if error is None and not self.events:
+            error = "the answer is not an event stream"
+        error = error or content.error
+        if error is None and not done and content.finish is None:
+            error = f"the stream was cut after {len(self.times)} chunks"
+        ids, usage = content.ids, content.usage
+        if problem := _usage_problem(usage, len(ids), max_tokens):
+            error, usage = error or problem, {}
+        output_tokens = usage.get("completion_tokens")
+        # A server may leave out ids of some chunks, for example of a tool call: then usage has the number.
+        complete = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
+        times: Sequence[float] = ()
+        if complete and (error is not None or output_tokens is not None):
+            times = content.id_times
+        elif not ids and len(content.times) == output_tokens:
+            times = content.times
+        return RequestRecord(
+            input_tokens=usage.get("prompt_tokens"),
+            output_ids=ids if complete else None,
+            sent=self.sent,
+            token_times=times,
+            first_token=content.times[0] if content.times else None,
+            last_token=content.times[-1] if content.times else None,
+            due=due,
+            output_text="".join(content.texts),
+            output_count=None if complete else output_tokens,
+            error=error,
+            cached_tokens=content.cached_tokens,
+        )
+
+
+class _Content:
+    """What the chunks of an answer hold."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.ids: list[int] = []
+        self.id_times: list[float] = []
+        #: When each chunk with a part of the answer arrived.
+        self.times: list[float] = []
+        self.usage: dict[str, Any] = {}
+        self.cached_tokens: int | None = None
+        self.finish: str | None = None
+        self.error: str | None = None
+
+    def add(self, chunks: Sequence[dict[str, Any]], times: Sequence[float]) -> None:
+        for chunk, time in zip(chunks, times, strict=False):  # [DONE] has a time and is not a chunk
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or choice
+                text = delta.get("text") or delta.get("content")
+                ids = choice.get("token_ids")
+                if text:
+                    self.texts.append(text)
+                if ids:
+                    self.ids += ids
+                    self.id_times += [time] * len(ids)
+                if text or ids or any(delta.get(key) for key in ("reasoning", "reasoning_content", "tool_calls")):
+                    self.times.append(time)
+                self.finish = choice.get("finish_reason") or self.finish
+            if usage := chunk.get("usage"):
+                self.usage = usage
+                details = usage.get("prompt_tokens_details") or {}
+                self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
+            if self.cached_tokens is None and (timings := chunk.get("timings")):
+                self.cached_tokens = timings.get("cache_n")
+            if problem := chunk.get("error"):
+                message = problem.get("message") if isinstance(problem, dict) else problem
+                self.error = f"error within the stream: {str(message)[:MAX_ERROR_CHARACTERS]}"
+        if self.finish in ("abort", "error"):
+            self.error = self.error or f"the server ended the answer with finish_reason {self.finish!r}"
+
+
+def _usage_problem(usage: Mapping[str, Any], ids: int, max_tokens: int) -> str | None:
+    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived."""
+    if not usage:
+        return None if ids else "the answer has no usage, so its number of tokens is unknown"
+    for name in ("prompt_tokens", "completion_tokens"):
+        if not isinstance(usage.get(name), int) or usage[name] < 0:
+            return f"wrong usage: {name} is {usage.get(name)!r}"
+    output_tokens = usage["completion_tokens"]
+    if output_tokens > max_tokens:
+        return f"wrong usage: {output_tokens} completion_tokens, of at most {max_tokens}"
+    if output_tokens < ids:
+        return f"wrong usage: {output_tokens} completion_tokens, but {ids} token ids arrived"
+    return None
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession, context: SimpleNamespace, parameters: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    answer = context.trace_request_ctx
+    if answer is not None:
+        answer.reused = True
+
+
+def _allow_open_files(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= number:
+        return
+    if hard != resource.RLIM_INFINITY and hard < number:
+        raise LoadError(f"the load needs {number} open files, and this system allows {hard}: see ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

@@ -1,0 +1,331 @@
+"""Keep a server under load: ramp, steady state, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Coroutine, Iterator
+from time import monotonic
+from typing import Any
+
+from pytest_llem.serving.checks import mean_in_flight
+from pytest_llem.serving.client import Client, LoadRequest, SentRequest
+from pytest_llem.serving.errors import (
+    DatasetExhaustedError,
+    NotSteadyError,
+    ServerGoneError,
+    TooManyErrors,
+)
+from pytest_llem.serving.schedule import ClosedLoop, OpenLoop
+
+#: A share of failed requests is compared with its limit before the load has ended, once this many have finished.
+_MIN_JUDGED = 20
+
+#: Interval at which the lateness of the event loop is seen, in s.
+_HEARTBEAT_SECONDS = 0.01
+
+#: Number of finished requests after which an open loop can be steady.
+_MIN_RAMP_REQUESTS = 10
+
+
+class Load:
+    """One load point: requests, and when they are sent.
+
+    Args:
+        client: The open client.
+        requests: The requests in order. Their prompts are distinct unless repeats are allowed.
+        schedule: When to send them.
+        max_error_rate: Largest share of failed requests that is accepted.
+        lost: Set by the server's owner when the server has ended.
+
+    Example:
+        >>> load = Load(client, requests, ClosedLoop(16))
+        >>> try:
+        ...     await load.begin()
+        ...     await load.hold(30)
+        ... finally:
+        ...     await load.drain(timeout=60)
+        >>> [sent.record for sent in load.records]
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        requests: Iterator[LoadRequest],
+        schedule: ClosedLoop | OpenLoop,
+        *,
+        max_error_rate: float = 0.0,
+        lost: asyncio.Event | None = None,
+    ) -> None:
+        self._client = client
+        self._requests = requests
+        self._schedule = schedule
+        self._max_error_rate = max_error_rate
+        self._lost = asyncio.Event() if lost is None else lost
+        self._sent: list[SentRequest] = []
+        #: For each request, how long its slot was busy with it, in s: for a conversation, all of its turns.
+        self._durations: list[float] = []
+        self._lags: list[tuple[float, float]] = []
+        self._taken = self._in_flight = self._finished = self._failed = self._tokens = 0
+        self._first_error = ""
+        self._stopping = False
+        self._raised = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._progress = asyncio.Event()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heartbeat = _Heartbeat()
+
+    async def begin(self) -> None:
+        """Start to send. Return when the steady state has begun.
+
+        Closed loop: when every slot has finished a request. Open loop: see ``OpenLoop.ramp_seconds``.
+
+        Raises:
+            ServerGoneError: The server refuses connections, or ``lost`` was set.
+            TooManyErrors: A larger share of the requests failed than ``max_error_rate``.
+            NotSteadyError: Open loop: ``max_in_flight`` was reached.
+            DatasetExhaustedError: There are no more requests or arrivals.
+        """
+        self._heartbeat.start()
+        self._spawn(self._watch_server())
+        if isinstance(self._schedule, ClosedLoop):
+            await self._or_failure(self._begin_closed(self._schedule))
+        else:
+            self._spawn(self._run_open(self._schedule))
+            await self._or_failure(self._open_is_steady(self._schedule))
+
+    async def hold(self, seconds: float, min_finished: int = 0) -> None:
+        """Keep the load up for *seconds*, and longer until *min_finished* more requests have ended.
+
+        Raises:
+            LoadError: As for ``begin``.
+        """
+        finished = self._finished + min_finished
+        await self._or_failure(asyncio.sleep(seconds))
+        await self._or_failure(self._until(lambda: self._finished >= finished))
+        await self._or_failure(self._check_errors(self._finished))
+
+    async def drain(self, timeout: float) -> None:
+        """Send no more requests, wait up to *timeout* s for those in flight, and cancel the rest.
+
+        A request that is cancelled is in ``records`` with an error, and does not count as failed.
+
+        Raises:
+            LoadError: As for ``begin``, unless such an error was raised before.
+        """
+        self._stopping = True
+        try:
+            if not self._raised:
+                async with asyncio.timeout(timeout):
+                    await self._or_failure(self._until(lambda: self._in_flight == 0))
+        except TimeoutError:
+            pass
+        finally:
+            self._heartbeat.stop()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._raised:
+            await self._or_failure(self._check_errors(self._finished))
+
+    @property
+    def records(self) -> list[SentRequest]:
+        """All requests that have ended, in order of sending, those of ramp and drain included."""
+        return sorted(self._sent, key=lambda sent: sent.record.sent or 0.0)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests that were sent and have not ended."""
+        return self._in_flight
+
+    @property
+    def finished(self) -> int:
+        """Number of requests that have ended; each turn of a conversation is one."""
+        return self._finished
+
+    @property
+    def tokens_so_far(self) -> int:
+        """About the number of output tokens so far, for a display: in flight, chunks are counted."""
+        return self._tokens + self._client.chunks_in_flight
+
+    def mean_in_flight(self, began: float, ended: float) -> float:
+        """Return the mean number of requests in flight within a window, by the records. Use it after ``drain``.
+
+        Args:
+            began: Begin of the window, on the clock of ``time.monotonic``, in s.
+            ended: End of the window.
+        """
+        return mean_in_flight(self._sent, began, ended)
+
+    def send_lags(self, began: float, ended: float) -> list[float]:
+        """Return how late each request of a window was sent, in s.
+
+        Open loop: the time since it was due. Closed loop: the time since its slot was free. The end of an answer
+        is seen late by as much as the event loop is late at that time, so this is part of it.
+        """
+        return [lag for sent, lag in self._lags if began <= sent <= ended]
+
+    async def _begin_closed(self, schedule: ClosedLoop) -> None:
+        """Start the slots one after the other, and wait until each has finished a request."""
+        finished = [asyncio.Event() for _ in range(schedule.concurrency)]
+        start = monotonic()
+        for event in finished:
+            self._spawn(self._run_slot(event))
+            if schedule.ramp_seconds is None:
+                start = await self._after_share_of_latency(start, schedule.concurrency)
+            else:
+                start += schedule.ramp_seconds / schedule.concurrency
+                await asyncio.sleep(start - monotonic())
+        for event in finished:
+            await event.wait()
+
+    async def _after_share_of_latency(self, start: float, concurrency: int) -> float:
+        """Wait until one latency ÷ *concurrency* after *start*, and return that time.
+
+        Latencies grow while slots start, so this is the latest one, looked at again after the wait.
+        """
+        await self._until(lambda: bool(self._durations))
+        start = max(start, monotonic() - self._durations[-1])
+        while (wait := start + self._durations[-1] / concurrency - monotonic()) > 0:
+            await asyncio.sleep(wait)
+        return monotonic()
+
+    async def _run_slot(self, finished: asyncio.Event) -> None:
+        free: float | None = None
+        while not self._stopping:
+            request = self._take()
+            if free is not None:
+                now = monotonic()
+                self._lags.append((now, now - free))
+            free = await self._exchange(request) - self._heartbeat.lateness()
+            finished.set()
+
+    async def _run_open(self, schedule: OpenLoop) -> None:
+        began = monotonic()
+        number = 0
+        for number, offset in enumerate(schedule.arrivals, 1):
+            request = self._take()
+            due = began + offset
+            if (wait := due - monotonic()) > 0:
+                await asyncio.sleep(wait)
+            if self._stopping:
+                return
+            now = monotonic()
+            if self._in_flight >= schedule.max_in_flight:
+                offered, served = number / (now - began), self._finished / (now - began)
+                raise NotSteadyError(
+                    f"not steady: {self._in_flight} requests are in flight while {offered:.3g} requests/s were "
+                    f"offered and {served:.3g} served: lower load.rate"
+                )
+            self._lags.append((now, now - due))
+            self._spawn(self._exchange(request, due))
+        raise DatasetExhaustedError(f"the trace has {number} arrivals and the load needs more: use a longer trace")
+
+    async def _open_is_steady(self, schedule: OpenLoop) -> None:
+        """Wait until about as many requests end as arrive: after one latency, and another since latencies vary."""
+        began = monotonic()
+        if schedule.ramp_seconds is not None:
+            await asyncio.sleep(schedule.ramp_seconds)
+            return
+
+        def steady() -> bool:
+            if not self._durations:
+                return False
+            median, elapsed = statistics.median(self._durations), monotonic() - began
+            enough = len(self._durations) >= _MIN_RAMP_REQUESTS or elapsed >= _MIN_RAMP_REQUESTS * median
+            return enough and elapsed >= 2 * median
+
+        await self._until(steady)
+
+    def _take(self) -> LoadRequest:
+        try:
+            request = next(self._requests)
+        except StopIteration:
+            raise DatasetExhaustedError(
+                f"the dataset has {self._taken} prompts and the load needs more: set load.allow_repeats, or a "
+                "larger dataset"
+            ) from None
+        self._taken += 1
+        return request
+
+    async def _exchange(self, request: LoadRequest, due: float | None = None) -> float:
+        """Send *request* and note its records. Return when its last answer ended."""
+        began = monotonic()
+        turns: list[SentRequest] = []
+        self._in_flight += 1
+        try:
+            await self._client.exchange(request, turns, due)
+        finally:
+            self._in_flight -= 1
+            self._sent += turns
+        ended = turns[-1].ended
+        self._durations.append(ended - began)
+        self._finished += len(turns)
+        self._tokens += sum(turn.record.output_tokens or 0 for turn in turns)
+        self._progress.set()
+        if (error := turns[-1].record.error) is not None:
+            self._failed += 1
+            self._first_error = self._first_error or error
+            await self._check_errors(max(self._finished, _MIN_JUDGED))
+        return ended
+
+    async def _check_errors(self, finished: int) -> None:
+        """Raise if the server is gone, or if too many of *finished* requests failed."""
+        if not self._failed:
+            return
+        if await self._client.refuses():
+            raise ServerGoneError(f"{self._client.endpoint.url} refuses connections (first: {self._first_error})")
+        if self._failed > self._max_error_rate * finished:
+            raise TooManyErrors(
+                f"{self._failed} of {self._finished} requests failed, and load.max_error_rate is "
+                f"{self._max_error_rate:g}; the first: {self._first_error}"
+            )
+
+    async def _watch_server(self) -> None:
+        await self._lost.wait()
+        raise ServerGoneError("the server has ended")
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(self._report_failure(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report_failure(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except Exception as error:
+            if not self._failure.done():
+                self._failure.set_exception(error)
+
+    async def _or_failure(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for *work*, and raise the first error of this or of any task."""
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait((task, self._failure), return_when=asyncio.FIRST_COMPLETED)
+            await (self._failure if self._failure.done() else task)
+        except Exception:
+            self._raised = True
+            raise
+        finally:
+            task.cancel()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._progress.clear()
+            await self._progress.wait()
+
+
+class _Heartbeat:
+    """Knows how late the event loop is: a timer that is overdue has not been run."""
+
+    def start(self) -> None:
+        # The loop's clock is that of time.monotonic.
+        self._due = monotonic() + _HEARTBEAT_SECONDS
+        self._timer = asyncio.get_running_loop().call_at(self._due, self.start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def lateness(self) -> float:
+        """Return how late the event loop is now, in s."""
+        return max(0.0, monotonic() - self._due)
