@@ -43,7 +43,7 @@ CATALOGUE: dict[str, Definition] = {
     "wh_per_1000_requests": Definition("Wh", "lower", "energy_per_request_j × 1000, in watt-hours"),
     "energy_per_total_token_j": Definition("J", "lower", "energy_j / input and output tokens"),
     "energy_per_good_token_j": Definition(
-        "J", "lower", "energy_j / output tokens of requests within load.slo; null unless a server is measured"
+        "J", "lower", "energy_j / output tokens of requests within load.slo, of a server"
     ),
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
     "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
@@ -70,13 +70,13 @@ CATALOGUE: dict[str, Definition] = {
     "input_tokens": Definition("tokens", None, "Tokens of a pass's prompts, without padding"),
     "output_tokens": Definition("tokens", None, "Tokens of a pass's answers, up to and including each one's end"),
     "requests_per_second": Definition("1/s", "higher", "Answered prompts / seconds"),
-    "goodput_rps": Definition("1/s", "higher", "Requests within load.slo / seconds; null unless a server is measured"),
+    "goodput_rps": Definition("1/s", "higher", "Requests within load.slo / seconds, of a server"),
     "slo_attainment": Definition("ratio", "higher", "Share of requests within load.slo, failed ones included"),
-    "offered_rate": Definition("1/s", None, "Requests due per second; null unless a server is measured"),
-    "error_rate": Definition("ratio", "lower", "Share of failed requests; null unless a server is measured"),
-    "concurrency_mean": Definition("requests", None, "Mean number of requests in flight; null unless a server is measured"),
-    "batch_mean": Definition("requests", None, "Mean number of requests that the server runs at a time, by its counters"),
-    "prefix_hit_rate": Definition("ratio", None, "Share of input tokens that the server had in its prefix cache"),
+    "offered_rate": Definition("1/s", None, "Requests that are due per second, of a server"),
+    "error_rate": Definition("ratio", "lower", "Share of failed requests, of a server"),
+    "concurrency_mean": Definition("requests", None, "Mean number of requests in flight, of a server"),
+    "batch_mean": Definition("requests", None, "Mean number of requests that a server runs at a time"),
+    "prefix_hit_rate": Definition("ratio", None, "Share of input tokens in a server's prefix cache"),
     "send_lag_p50_ms": Definition("ms", None, "Delay of the client in sending a request, percentile 50"),
     "send_lag_p99_ms": Definition("ms", None, "Delay of the client in sending a request, percentile 99"),
     "client_cpu_seconds": Definition("s", None, "CPU time of the client during the window"),

@@ -209,6 +209,7 @@ class TestRecords:
         window, tokens = outcome.result.window, outcome.result.tokens
         kept = window.recorded_passes
         assert kept is not None
+        assert window.passes is not None
         assert 5 <= kept <= 10 < window.passes
         assert (tokens.requests, tokens.output_tokens) == (2 * kept, 6)
         metrics = {name: one.value for name, one in outcome.result.metrics.items()}

@@ -227,7 +227,7 @@ class Meters:
         if first is None:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
-            span = None, None
+            span: tuple[float | None, float | None] = None, None
         else:
             seconds, tick, skew = first.seconds, first.tick_seconds, first.read_skew_seconds
             total, span = _sum(first.devices, seconds, tick), (first.began, first.ended)

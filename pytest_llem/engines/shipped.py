@@ -10,6 +10,7 @@ from pytest_llem.engines.pytorch import requirements as pytorch
 from pytest_llem.engines.vllm import requirements as vllm
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions, Needs, PyTorchConfig, VLLMConfig
+from pytest_llem.study.server import ServerConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class ShippedEngine:
     checks_options: bool = False
 
 
+def _unmet_by_server(config: ExperimentConfig, packages: Packages) -> list[str]:
+    """Return why no load can be put on a server."""
+    if packages.has("aiohttp"):
+        return []
+    return [f"backend 'server' needs aiohttp: {packages.pip} install 'pytest-llem[server]'"]
+
+
 SHIPPED = {
     "pytorch": ShippedEngine(
         options=PyTorchConfig,
@@ -44,6 +52,12 @@ SHIPPED = {
         unmet_requirements=vllm.unmet_requirements,
         optional_modules=("vllm",),
         checks_options=True,
+    ),
+    "server": ShippedEngine(
+        options=ServerConfig,
+        supports=frozenset(),
+        unmet_requirements=_unmet_by_server,
+        optional_modules=("aiohttp",),
     ),
 }
 

@@ -22,6 +22,7 @@ from pytest_llem.execution.idle_power import measure_no_context_once, no_context
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
+from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.stopping import stopped
@@ -34,6 +35,9 @@ from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO
 from pytest_llem.study.design import StudyConfig
+
+#: Idle time before an experiment whose server runs already: the machine is not idle without it.
+_ON_SERVER = GapRecord(seconds=0.0, reason="skipped", note="its server runs already", waited_seconds=0.0)
 
 _NO_CONTEXT = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
 
@@ -77,10 +81,13 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         item: Any item that is about to run.
         nextitem: The next item in this process; None if there is none.
     """
-    session = _Session.of(item.config)
+    session, servers = _Session.of(item.config), ModelServers.of(item.config)
     if not _is_started(item):
-        session.draining.close()
+        if not servers.are_needed_by(item):
+            session.draining.close()
         yield
+        if not servers.are_needed_by(nextitem):
+            session.draining.close()
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
@@ -103,7 +110,9 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         if ownership is None:
             yield
             return
-        stack.callback(session.draining.shut_down)
+        has_server = servers.are_needed_by(item)
+        if not has_server:
+            stack.callback(session.draining.shut_down)
         if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
             session.cool_down.record_target()
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
@@ -112,19 +121,23 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             _start_early(session, item, lease, stack)
         session.draining.shut_down()
         with live_progress(item) as watcher:
-            idled = _idle(session, gap, watcher.show if watcher else None)
-            waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-            lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
-            lease.next_gap = partial(_prepare_repeat, session, ownership)
+            if has_server:
+                lease.gap = _ON_SERVER
+            else:
+                idled = _idle(session, gap, watcher.show if watcher else None)
+                waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
+                lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
+                idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
+                measure_no_context_once(
+                    item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
+                )
+            lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
             lease.devices, lease.drain, lease.progress = ownership.devices, session.draining.take, watcher
-            idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
-            measure_no_context_once(
-                item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
-            )
+            lease.defer = stack.callback
             if watcher is not None:
                 watcher.erase()  # pytest continues its own line
             yield
-        if nextitem is not None and _follows_at_once(nextitem) and session.draining.is_any():
+        if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
             session.draining.hand_over(ownership, stack)
 
 
@@ -162,9 +175,9 @@ def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack
         end()
 
 
-def _follows_at_once(item: pytest.Item) -> bool:
+def _follows_at_once(item: pytest.Item | None) -> bool:
     """Return whether *item* is an experiment that starts without xdist's controller asking for it."""
-    return is_experiment(item) and not hasattr(item.config, "workerinput")
+    return item is not None and is_experiment(item) and not hasattr(item.config, "workerinput")
 
 
 #: Idle time as written in the study, and its minimum in s.
@@ -182,9 +195,13 @@ def _idle(session: _Session, gap: _Gap | None, report: Callable[[str], None] | N
     return session.cool_down.wait(*gap, report)
 
 
-def _prepare_repeat(session: _Session, ownership: Ownership) -> GapRecord:
+def _prepare_repeat(
+    session: _Session, servers: ModelServers, item: pytest.Item, ownership: Ownership
+) -> GapRecord:
     """Get the item's devices ready for another run of it."""
     session.draining.shut_down()
+    if servers.are_needed_by(item):
+        return _ON_SERVER
     gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
     return _settle(session, ownership, gap)
 

@@ -16,6 +16,7 @@ from pytest_llem.execution.idle_power import keep_idle_power
 from pytest_llem.execution.jobs import complete_job, early_job, preflight_of
 from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
+from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import forget_replayed, replayed
@@ -121,6 +122,21 @@ def _may_repeat(item: pytest.Item, study: StudyConfig, experiment: Experiment) -
 
 def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *job* and show its progress."""
+    if not needs_server(item):
+        return _run_process(item, job, execution, lease, timeout)
+    servers = ModelServers.of(item.config)
+    server = servers.get(item, lease)
+    if isinstance(server, Outcome):
+        return server
+    outcome = server.conclude(_run_process(item, server.job(job), execution, lease, timeout))
+    if outcome.error is not None:
+        servers.stop(server.key)
+    return outcome
+
+
+def _run_process(
+    item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float
+) -> Outcome:
     live_progress = lease.progress
     erase = live_progress.erase if live_progress is not None else lambda: None
     if live_progress is not None:

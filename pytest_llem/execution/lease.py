@@ -27,6 +27,7 @@ class DeviceLease:
         process: The item's process if it was started early and is not used yet.
         drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
         progress: Shows the live progress; None without a terminal.
+        defer: Registers what to call before the devices are released, which may be after later items.
     """
 
     devices: Collection[str] = ()
@@ -36,6 +37,7 @@ class DeviceLease:
     process: ExperimentProcess | None = None
     drain: Callable[[ExperimentProcess], None] | None = None
     progress: LiveProgress | None = None
+    defer: Callable[[Callable[[], None]], object] = lambda callback: None
 
     def take_gap(self) -> GapRecord | None:
         """Return the idle time before this run. A plugin may run the item several times under one lease."""

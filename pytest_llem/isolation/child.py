@@ -146,6 +146,11 @@ class Child:
         return self._pid
 
     @property
+    def supervisor_pid(self) -> int | None:
+        """Pid of the supervisor; None if it has not reported it."""
+        return self._supervisor_pid
+
+    @property
     def fetched_seconds(self) -> float:
         """Time that downloads took so far, in s."""
         return self._fetched_for

@@ -54,6 +54,7 @@ class Job:
         not_from: For a reference that is another revision: the candidate's working tree, of which no module may be
             imported, and the reference's own. None otherwise.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
+        server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
     """
 
     identity: dict[str, Any]
@@ -75,6 +76,7 @@ class Job:
     variables: Mapping[str, str] = field(default_factory=dict)
     not_from: tuple[str, str] | None = None
     turns: dict[str, Any] | None = None
+    server: dict[str, Any] | None = None
 
 
 class ExperimentProcess:

@@ -84,7 +84,7 @@ class Spawn:
     def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         # -P: files in the current folder do not shadow the standard library.
         command = [self._python, "-P", "-m", worker.__name__, str(attempt), str(pipes.events), str(pipes.start)]
-        return _Spawned(
+        return Spawned(
             subprocess.Popen(
                 supervisor.supervisor_command(command, str(attempt), watch_pids),
                 stdin=pipes.orders,
@@ -97,7 +97,7 @@ class Spawn:
         )
 
 
-class _Spawned:
+class Spawned:
     """Handle of a supervisor that is this process's child."""
 
     name = "its supervisor"

@@ -183,6 +183,7 @@ def run(
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
     from pytest_llem.results.experiment import GapRecord, Identity, IdlePowerRecord, StartRecord
+    from pytest_llem.results.serving import ServerRecord
     from pytest_llem.study.config import ExperimentConfig
 
     def report(progress: Progress) -> None:
@@ -195,7 +196,10 @@ def run(
     measured = ExperimentOrchestrator(
         config=ExperimentConfig.model_validate(job["config"]),
         identity=Identity.model_validate(job["identity"]),
-        context=EngineContext(model_path=tuple(map(Path, job["model_path"]))),
+        context=EngineContext(
+            model_path=tuple(map(Path, job["model_path"])),
+            server=ServerRecord.model_validate(job["server"]) if job["server"] else None,
+        ),
         directory=Path(job["directory"]),
         root=Path(job["root"]) if job["root"] is not None else None,
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
@@ -243,7 +247,9 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         kind = "oom"
     elif "EngineCrashError" in names:
         kind = "crash"
-    text = None if kind == "preflight" else _traceback(error)
+    elif "LoadError" in names:
+        kind = "load"
+    text = None if kind in ("preflight", "load") else _traceback(error)
     return {
         "kind": kind,
         "type": type(error).__name__,

@@ -185,8 +185,9 @@ def speed_metrics(seconds: float, served: Served) -> dict[str, Metric]:
 
 
 def _count(name: str, number: float | None, passes: float, reason: str) -> Metric:
-    known = number is not None and passes
-    return metric(name, number / passes if known else None, reason=None if known else reason)
+    if number is None or not passes:
+        return metric(name, None, reason=reason)
+    return metric(name, number / passes)
 
 
 def _rate(name: str, number: float | None, seconds: float, reason: str) -> Metric:

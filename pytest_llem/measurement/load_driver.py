@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_llem.energy.account import Account, Meters, Total, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, RequestRecord
+from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_window import LoadWindow, due_at
 from pytest_llem.measurement.observers import WindowObservers
@@ -31,10 +32,10 @@ from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.serving.errors import NotSteadyError, ServerGoneError
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.prompts import synthetic_requests, text_requests
-from pytest_llem.serving.search import next_load
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop, constant, from_trace, poisson
+from pytest_llem.serving.search import next_load
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.load import AUTO, LoadConfig
+from pytest_llem.study.load import LoadConfig
 from pytest_llem.workload.prompts import Texts, prompts_digest
 
 #: Interval between two reports of the live progress, and between two reads of the server's counters, in s.
@@ -44,7 +45,7 @@ _SAMPLE_SECONDS = 1.0
 _WARMUP_CONCURRENCY = 8
 
 
-class LoadDriver:
+class LoadDriver(Driver[LoadWindow]):
     """Puts the load of an experiment on a server, and measures.
 
     Args:
@@ -118,7 +119,7 @@ class LoadDriver:
     def _search(self, meters: Meters, observers: WindowObservers) -> LoadWindow:
         """Return the window of the largest load within the SLO."""
         search, probes = self._load.search, []
-        is_whole = self._load.concurrency == AUTO
+        is_whole = self._load.concurrency == "auto"
         best: LoadWindow | None = None
         within: float | None = None
         beyond: float | None = None
@@ -137,7 +138,7 @@ class LoadDriver:
     def _probe(
         self, load: float, meters: Meters, observers: WindowObservers
     ) -> tuple[LoadWindow | None, ProbeRecord]:
-        name = "concurrency" if self._load.concurrency == AUTO else "rate"
+        name = "concurrency" if self._load.concurrency == "auto" else "rate"
         point = self._load.model_copy(update={name: int(load) if name == "concurrency" else load})
         self._on_progress(Progress(f"searching: {name} {load:g}"))
         began = time.monotonic()
@@ -173,6 +174,7 @@ class LoadDriver:
             ramp_seconds=sum(part.ramp_seconds for part in window.parts),
             drain_seconds=sum(part.drain_seconds for part in window.parts),
             sent=len(sent),
+            prompts=self.prompts_taken,
             due=len(due),
             failed=sum(not one.is_served for one in due),
             good=None if None in good else sum(map(bool, good)),
@@ -350,7 +352,7 @@ class LoadDriver:
         return load.max_in_flight if load.is_open else int(load.concurrency or 1)
 
     def _schedule(self, load: LoadConfig) -> ClosedLoop | OpenLoop:
-        ramp = None if load.ramp_seconds == AUTO else float(load.ramp_seconds)
+        ramp = None if load.ramp_seconds == "auto" else float(load.ramp_seconds)
         if not load.is_open:
             return ClosedLoop(int(load.concurrency or 1), ramp)
         seed = f"{self._config.random_seed}:{self._cycle}:{self._slices}"
@@ -443,13 +445,13 @@ async def _watched(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
     """Yield an event that is set when the server's first process ends."""
     lost, pidfds = asyncio.Event(), []
     loop = asyncio.get_running_loop()
-    for pid in engine.processes:
-        try:
-            pidfds.append(os.pidfd_open(pid))
-        except ProcessLookupError:
-            lost.set()
-        except (AttributeError, OSError):  # not Linux, or another user's
-            continue
+    try:
+        if engine.record.pid is not None:
+            pidfds.append(os.pidfd_open(engine.record.pid))
+    except ProcessLookupError:
+        lost.set()
+    except (AttributeError, OSError):  # not Linux, or another user's
+        pass
     for fd in pidfds:
         loop.add_reader(fd, lost.set)
     try:

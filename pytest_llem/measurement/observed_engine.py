@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import psutil
 from pydantic import Field
@@ -97,7 +97,8 @@ class ObservedEngine(BatchEngine):
         self._options = ObservedOptions.from_config(config)
         self._files_before = set(_shared_files([os.getpid()]))
         observed = self._options.observed_config(config)
-        self._engine = ExperimentOrchestrator(observed, context=context)._engine()
+        engine = ExperimentOrchestrator(observed, context=context)._engine()
+        self._engine = cast("BatchEngine", engine)
         self._copy_attributes()
         self._note("new", gpus=list(self.gpus))
 

@@ -25,15 +25,14 @@ from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.coverage import with_coverage
+from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.load_driver import LoadDriver
-from pytest_llem.measurement.load_window import LoadWindow
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
-from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
 from pytest_llem.measurement.progress import Progress
@@ -262,11 +261,11 @@ class ExperimentOrchestrator:
             )
         finally:
             meters.close()
-        return Measured(result, driver.sent(window) if isinstance(driver, LoadDriver) else requests, window)
+        return Measured(result, driver.sent(window), window)
 
     def _driver(
         self, engine: Engine, texts: Texts | None, sequences: int | None, compiled_before: int
-    ) -> PassDriver | LoadDriver:
+    ) -> Driver[Any]:
         """Return what makes the engine work: whole passes over the prompts, or a load on a server."""
         config = self.config
         if isinstance(engine, ServerEngine):
@@ -323,20 +322,18 @@ class ExperimentOrchestrator:
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
             gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
-            engine: Engine = make(
-                self.config, replace(self.context, gpus=gpus, report_phase=self._report_phase)
-            )
+            engine: Engine = make(self.config, replace(self.context, gpus=gpus, report_phase=self._report_phase))
         except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine
 
 
-def _turn_record(driver: PassDriver | LoadDriver, turn: PassWindow | LoadWindow) -> TurnRecord:
+def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
     metrics = driver.metrics(turn, driver.requests(turn))
     return TurnRecord(
         began_at=utc(turn.began_at, "microseconds"),
         seconds=turn.seconds,
-        passes=turn.count if isinstance(turn, PassWindow) else None,
+        passes=turn.pass_fields["passes"],
         metrics={name: one.value for name, one in metrics.items() if one.value is not None},
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics, token_record
+from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
@@ -29,7 +30,7 @@ from pytest_llem.workload.prompts import Workload, warmup_prompts
 REQUESTS_AT_A_TIME = 8
 
 
-class PassDriver:
+class PassDriver(Driver[PassWindow]):
     """Drives an engine with whole passes over the prompts of *workload*. Every pass has the same seed.
 
     Args:
@@ -135,15 +136,17 @@ class PassDriver:
         sizes = requests.sizes if self._engine.batch_sizes_known else ()
         return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens, prompts=self._config.n)
 
+    def sent(self, window: PassWindow) -> Requests:
+        """Return the requests of every recorded pass of *window*."""
+        return self.requests(window)
+
     def check(self, window: PassWindow, requests: Requests) -> str | None:
         """Check the engine's records, and return why no gate may judge them; None if gates may.
 
         Raises:
             ValueError: The records contradict each other or the clock.
         """
-        check_engine_reports(
-            requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window
-        )
+        check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
         return repeats_are_faster(window, requests)
 
     def metrics(self, window: PassWindow, requests: Requests) -> dict[str, Metric]:
@@ -211,5 +214,3 @@ class _WarmupBatches:
             parts = by_length[middle : middle + size], by_length[-size:]
             self.whole = self.batches
             self.batches = [batch for part in parts for batch in engine.prepare(part)]
-
-

@@ -18,6 +18,7 @@ from pytest_llem.measurement.window import Window, compilations, first_run_stand
 #: Maximum number of restarts of a window because something was compiled in it.
 MAX_RESTARTS = 3
 
+
 @dataclass(frozen=True)
 class PassWindow(Window):
     """A window of whole passes.

@@ -20,8 +20,8 @@ MAX_PHASE_LENGTH = 80
 class Progress:
     """An experiment's step to the next phase, or within a phase.
 
-    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed. Only the client
-    of a server, which runs during the window anyway, reports about once a second.
+    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed. Only the
+    client of a server, which runs during the window anyway, reports about once a second.
 
     Attributes:
         phase: Current phase: ``importing``, ``loading``, ``warming up``, ``measuring``, …

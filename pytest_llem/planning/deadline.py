@@ -10,6 +10,7 @@ from pytest_llem.planning.host import Host
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.load import LoadConfig
 
 #: Starting, importing and other small steps on a slow host, in seconds.
 BASE_SECONDS = 300.0
@@ -28,6 +29,9 @@ COMPILING_SECONDS = 1800.0
 UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
+
+#: Requests of a load that may follow each other beside its window, and loads that a search may try.
+_REQUESTS_OF_A_LOAD, MAX_PROBES = 4, 20
 
 #: Ten years, in seconds: an effectively unlimited deadline.
 MAX_SECONDS = 315_360_000.0
@@ -49,7 +53,8 @@ def deadline_seconds(
     - ``min_window_seconds``, ``thermal_floor_seconds`` and ``baseline.duration_seconds``, if they apply,
 
     rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each token
-    of a pass, at most 6 h.
+    of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of four requests:
+    in warm-up, ramp, window and drain; for a search, of 20 such loads.
 
     Args:
         config: The experiment.
@@ -60,6 +65,8 @@ def deadline_seconds(
     """
     if execution.experiment_timeout_seconds is not None:
         return execution.experiment_timeout_seconds
+    if config.load is not None:
+        return _of_load(config, config.load)
     if footprint is None:
         tokens = config.n * config.max_output_tokens
         total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, MAX_UNKNOWN_SECONDS)
@@ -76,6 +83,13 @@ def deadline_seconds(
         total += config.warmup.thermal_floor_seconds
     if config.baseline.enabled:
         total += config.baseline.duration_seconds + config.baseline.part_seconds
+    return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
+
+
+def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:
+    """Return the deadline of a load: each of its requests is bounded by a time limit of its own."""
+    one = config.measurement.min_window_seconds + _REQUESTS_OF_A_LOAD * load.request_timeout_seconds
+    total = BASE_SECONDS + one * (MAX_PROBES if load.is_search else 1)
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 

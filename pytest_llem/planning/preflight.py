@@ -43,6 +43,7 @@ from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.runners import is_class, is_container
+from pytest_llem.study.server import SERVER
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 
 #: CUDA compute capability from which GPUs support bfloat16.
@@ -84,7 +85,9 @@ class Preflight:
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
         """Return the size of an experiment's model; None if unknown."""
-        return _footprint(config.model, _revision(config), self._model_path) if config.model else None
+        if config.model is None or config.backend == SERVER:  # what a server takes is not known
+            return None
+        return _footprint(config.model, _revision(config), self._model_path)
 
     def needs(self, config: ExperimentConfig) -> Needs:
         """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
@@ -343,8 +346,7 @@ def rough_seconds(
     config: ExperimentConfig, execution: ExecutionConfig, model_path: tuple[Path, ...]
 ) -> float | None:
     """Return the estimated time of an experiment on this machine, in s; None if its model's size is unknown."""
-    footprint = _footprint(config.model, _revision(config), model_path)
-    if footprint is None:
+    if config.backend == SERVER or (footprint := _footprint(config.model, _revision(config), model_path)) is None:
         return None
     needs = shipped_needs(config, footprint.parameters) or Needs()
     return seconds(config, execution, needs, footprint, this_host())

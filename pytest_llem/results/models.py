@@ -12,7 +12,7 @@ from pytest_llem.results.document import Document, Record
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 
-ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner"]
+ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner", "load"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
 StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
 

@@ -18,6 +18,9 @@ class ServerRecord(Record):
     """Its address."""
     pid: int | None = None
     """Pid of its first process; null if unknown."""
+    supervisor_pid: int | None = None
+    """Pid of the process that supervises it and has all of its processes as descendants; null if it ran already.
+    """
     attached: bool = False
     """Whether it ran already, and was not started for the experiment: it is no fresh process."""
     command: list[str] | None = None
@@ -68,6 +71,8 @@ class LoadRecord(Record):
     """Time from the end of the window until the last request was answered, in s."""
     sent: int
     """Number of requests that were sent, in ramp and drain too."""
+    prompts: int
+    """Number of prompts that were taken from the dataset, those of the warm-up included."""
     due: int
     """Number of requests that were due in the window. Latencies are theirs."""
     failed: int

@@ -11,8 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.models import ModelNotFoundError, cached_snapshot, fingerprint, hub_revision, resolve_model
-from pytest_llem.engines.protocol import Engine, EngineContext, EngineCrashError, PreflightError
+from pytest_llem.engines.models import (
+    cached_snapshot,
+    fingerprint,
+    hub_revision,
+    resolve_model,
+)
+from pytest_llem.engines.protocol import (
+    Engine,
+    EngineContext,
+    EngineCrashError,
+    ModelNotFoundError,
+    PreflightError,
+)
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.serving.client import Endpoint
 from pytest_llem.serving.prompts import vocabulary_of, vocabulary_of_size
@@ -44,7 +55,8 @@ class ServerEngine(Engine):
     @property
     def processes(self) -> Sequence[int]:
         """Pids of the server's processes that have all others as descendants; empty if they are not known."""
-        return () if self.record.pid is None else (self.record.pid,)
+        root = self.record.supervisor_pid or self.record.pid
+        return () if root is None else (root,)
 
     def load(self) -> None:
         """Ask the server for its models."""

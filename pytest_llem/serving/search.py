@@ -5,9 +5,7 @@ from __future__ import annotations
 from pytest_llem.study.load import SearchConfig
 
 
-def next_load(
-    search: SearchConfig, within: float | None, beyond: float | None, *, is_whole: bool
-) -> float | None:
+def next_load(search: SearchConfig, within: float | None, beyond: float | None, *, is_whole: bool) -> float | None:
     """Return the next load to try; None if the search has ended.
 
     The load is doubled from the lowest until one is not within the SLO; then the interval is halved.

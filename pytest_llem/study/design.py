@@ -15,6 +15,7 @@ from pytest_llem.study.gates import Budget, GatesConfig
 from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.runners import interpreter_path
+from pytest_llem.study.server import SERVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,14 @@ class StudyConfig:
 
     def interpreter(self, backend: str) -> Path | None:
         """Return the Python interpreter of an engine's experiments; None for this one."""
-        runner = self.runners.get(backend)
+        # A server's experiments run in this interpreter: they only send requests.
+        runner = None if backend == SERVER else self.runners.get(backend)
+        return None if runner is None else interpreter_path(runner, self.path.parent)
+
+    @property
+    def server_interpreter(self) -> Path | None:
+        """The Python interpreter of servers; None for this one."""
+        runner = self.runners.get(SERVER)
         return None if runner is None else interpreter_path(runner, self.path.parent)
 
     @cached_property

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from pytest_llem.study.section import NullableSection, single_error
 
-AUTO = "auto"
-
 #: Largest number of requests in flight of an open loop, unless ``load.max_in_flight`` is given.
 MAX_IN_FLIGHT = 1024
 
@@ -95,14 +93,15 @@ class LoadConfig(NullableSection):
     largest rate within the SLO. Default null.
     """
     trace: Annotated[str, Field(min_length=1)] | None = None
-    """Open loop: a file of arrival times, relative to the study: a number of seconds in each line, or a JSON object
-    with ``timestamp`` in milliseconds. It is repeated if it is shorter than the measurement. Default null.
+    """Open loop: a file of arrival times, relative to the study: seconds, one in each line, or for ``.jsonl``
+    objects with ``timestamp``, in ms if all are whole numbers. It has to be as long as the measurement. Default
+    null.
     """
     arrival: Literal["poisson", "constant"] = "poisson"
     """Arrival process of an open loop with ``rate``: ``poisson`` (independent users) or ``constant`` (equal
     intervals). Default ``poisson``.
     """
-    ramp_seconds: Seconds = AUTO
+    ramp_seconds: Seconds = "auto"
     """Time over which the load is built up, in seconds. ``auto`` is the time that one request takes, so that
     requests do not run in lock-step. Default ``auto``.
     """
@@ -146,4 +145,4 @@ class LoadConfig(NullableSection):
     @property
     def is_search(self) -> bool:
         """Whether the load is searched for."""
-        return AUTO in (self.concurrency, self.rate)
+        return "auto" in (self.concurrency, self.rate)

@@ -104,6 +104,11 @@ class ServerConfig(EngineOptions):
         return self
 
     @property
+    def ready_config(self) -> ReadyConfig:
+        """How to see that the server is ready, with all defaults filled in."""
+        return self.ready or ReadyConfig()
+
+    @property
     def is_attached(self) -> bool:
         """Whether the server runs already, and is not started for the experiment."""
         return self.url is not None

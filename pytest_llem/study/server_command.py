@@ -55,6 +55,7 @@ PRESETS: dict[str, ServerPreset] = {
     ),
 }
 
+
 def fields_in_command(config: ExperimentConfig) -> set[str]:
     """Return the fields of the study that the command of an experiment's server takes, by dotted name.
 
@@ -130,7 +131,7 @@ def _options(server: ServerConfig) -> Iterator[str]:
         elif value is False and PRESETS[server.preset].negates:
             yield f"--no-{name.replace('_', '-')}"
         elif value is False:
-            raise ValueError(f"args: {name!r} cannot be false: {server.preset} has no option for that: leave it out")
+            raise ValueError(f"args: {name!r} cannot be false for {server.preset}: leave it out")
         elif isinstance(value, list):
             yield option
             yield from map(_text, value)

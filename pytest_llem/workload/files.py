@@ -113,8 +113,8 @@ def _each_object(path: Path) -> Iterator[Prompt]:
             text, *later = _turns(entry)
         except (ValueError, AttributeError, TypeError, KeyError):
             raise PreflightError(
-                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text', or 'conversations'"
-                " of objects with 'from' and 'value'"
+                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text', or with turns "
+                "under 'conversations'"
             ) from None
         if surrogate := _SURROGATE.search("".join((text, *later))):
             raise PreflightError(

@@ -31,7 +31,7 @@ def test_engine_without_work_has_no_active_energy(
     assert result.idle_power.idle_power_no_context_w is not None
     no_context, context = result.idle_power.idle_power_no_context_w[gpu.uuid], result.idle_power.idle_power_w
     active = result.metrics["active_energy_j"]
-    passes, seconds = result.window.passes, result.window.window_seconds
+    passes, seconds = result.window.passes or 0, result.window.window_seconds
     assert active.value is not None
     assert active.uncertainty is not None
     assert active.interval95 is not None

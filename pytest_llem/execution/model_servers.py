@@ -1,0 +1,304 @@
+"""Start the servers of a session's experiments, and keep one for the load points that share it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.stash import STUDIES
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.engines.models import resolve_model
+from pytest_llem.engines.protocol import ModelNotFoundError
+from pytest_llem.execution.jobs import preflight_of_item
+from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.session_resources import controller
+from pytest_llem.hardware.gpus import gpu_processes, visible_gpus
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
+from pytest_llem.isolation.model_server import ModelServer, answers, free_port
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.serving import LoadRecord, ServerRecord
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.server import SERVER, ServerConfig
+from pytest_llem.study.server_command import server_command, server_env
+from pytest_llem.times import now
+
+#: Text in the output of a server whose port is taken.
+_PORT_TAKEN = "address already in use"
+
+#: Maximum number of starts of a server whose port another process took meanwhile.
+_MAX_STARTS = 3
+
+Key = tuple[object, ...]
+
+
+@dataclass
+class RunningServer:
+    """A server that is ready.
+
+    Attributes:
+        key: Which experiments may share it.
+        record: Its record in results.
+        process: Its process; None if it ran already.
+        config: Its section of the study.
+        prompts: Number of prompts that it has had.
+        experiments: Number of experiments that it has had.
+    """
+
+    key: Key
+    record: ServerRecord
+    process: ModelServer | None
+    config: ServerConfig
+    prompts: int = 0
+    experiments: int = 0
+
+    def job(self, job: Job) -> Job:
+        """Return *job* as the next experiment on this server."""
+        next_one = {"position": self.experiments + 1, "first_prompt": self.prompts}
+        return replace(job, server=self.record.model_copy(update=next_one).model_dump(mode="json"))
+
+    def conclude(self, outcome: Outcome) -> Outcome:
+        """Count an experiment and return its outcome, with the server's output if it failed."""
+        self.experiments += 1
+        if load := outcome.data.get("load"):
+            self.prompts += LoadRecord.model_validate(load).prompts
+        if outcome.error is None or self.process is None:
+            return outcome
+        error, output = outcome.error, f"{outcome.output}\n--- output of the server ---\n{self.process.output()}"
+        if self.process.has_ended:
+            error = self.process.error().model_copy(update={"phase": error.phase})
+        return replace(outcome, error=error, output=output)
+
+    def is_usable(self) -> bool:
+        """Whether it still runs."""
+        return self.process is None or not self.process.has_ended
+
+    def stop(self) -> None:
+        """Stop it, unless it ran before the session."""
+        if self.process is not None:
+            self.process.stop(self.config.stop.grace_seconds)
+
+
+class ModelServers:
+    """The servers that run in this process's session: one, or one for each side of a comparison."""
+
+    def __init__(self) -> None:
+        self._running: dict[Key, RunningServer] = {}
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> ModelServers:
+        """Return the servers of a pytest session."""
+        if _SERVERS not in config.stash:
+            config.stash[_SERVERS] = servers = cls()
+            config.add_cleanup(servers.stop)
+        return config.stash[_SERVERS]
+
+    def are_needed_by(self, item: pytest.Item | None) -> bool:
+        """Return whether one of these servers runs that *item*'s experiment can share."""
+        if item is None or not needs_server(item):
+            return False
+        found = self._running.get(key_of(item))
+        return found is not None and found.is_usable()
+
+    def get(self, item: pytest.Item, lease: DeviceLease) -> RunningServer | Outcome:
+        """Return a server for *item*'s experiment; an outcome with the error if it does not become ready."""
+        key = key_of(item)
+        found = self._running.get(key)
+        if found is not None and found.is_usable():
+            return found
+        self.stop(key)
+        config = experiment_of(item).point.config
+        assert config.server is not None
+        started = _attach(key, config) if config.server.is_attached else self._start(item, key, config, lease)
+        if isinstance(started, RunningServer):
+            self._running[key] = started
+            lease.defer(partial(self.stop, key))
+        return started
+
+    def stop(self, key: Key | None = None) -> None:
+        """Stop the server with that *key*; without a key, all."""
+        for one in [one for one in self._running if key in (None, one)]:
+            self._running.pop(one).stop()
+
+    def _start(
+        self, item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease
+    ) -> RunningServer | Outcome:
+        for attempt in range(_MAX_STARTS):
+            port = free_port()
+            started = _start_once(item, key, config, lease, port)
+            taken = isinstance(started, Outcome) and _PORT_TAKEN in started.output.lower()
+            if not taken or attempt == _MAX_STARTS - 1:
+                return started
+        raise AssertionError
+
+
+_SERVERS = pytest.StashKey[ModelServers]()
+
+
+def key_of(item: pytest.Item) -> Key:
+    """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
+    run, experiment = run_of(item), experiment_of(item)
+    study, config = item.config.stash[STUDIES][run], experiment.point.config
+    if study.execution.server_reuse == "never" and not (config.server and config.server.is_attached):
+        return (run, experiment.id)
+    text = config.model_dump_json(exclude={"load", "measurement", "warmup", "baseline", "output_dir"})
+    return (run, experiment.cycle, hashlib.sha256(text.encode()).hexdigest())
+
+
+def needs_server(item: pytest.Item) -> bool:
+    """Return whether *item* is an experiment on a server."""
+    return is_experiment(item) and experiment_of(item).point.config.backend == SERVER
+
+
+def _start_once(
+    item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease, port: int
+) -> RunningServer | Outcome:
+    server, study = config.server, item.config.stash[STUDIES][run_of(item)]
+    assert server is not None
+    python = study.server_interpreter
+    command = server_command(
+        config, port=port, python=str(python or sys.executable), model=_model_location(item, config)
+    )
+    pytest_pids = [pid] if (pid := controller(item.config)) else []
+    process = ModelServer(command, _environment(item, config, python), pytest_pids)
+    began, started_at, url = time.monotonic(), now(), f"http://127.0.0.1:{port}"
+    if lease.progress is not None:
+        lease.progress.show("starting the server")
+    ready = server.ready_config
+    try:
+        try:
+            process.start()
+        except OSError as error:
+            message = f"the server could not be started: {error}"
+            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+        tick = lease.progress.tick if lease.progress is not None else lambda: None
+        if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, tick)) is not None:
+            output = process.output()
+            process.end()
+            return Outcome(error=problem, output=output)
+    except BaseException:
+        process.end()
+        raise
+    record = ServerRecord(
+        id=uuid.uuid4().hex[:16],
+        url=url,
+        pid=process.pid,
+        supervisor_pid=process.supervisor_pid,
+        command=command,
+        packages=package_versions(python),
+        started_at=started_at,
+        ready_seconds=time.monotonic() - began,
+    )
+    return RunningServer(key, record, process, server)
+
+
+def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | None) -> dict[str, str]:
+    """Return the environment variables of a server. Programs of its interpreter's environment come first."""
+    assert config.server is not None
+    inherited = {name: value for name, value in os.environ.items() if not (python and name in PYTHON_VARIABLES)}
+    folder = (python or Path(sys.executable)).parent
+    path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
+    allocation = preflight_of_item(item).allocation(config)
+    return {**inherited, "PATH": path, **allocation.environment, **server_env(config.server)}
+
+
+def _model_location(item: pytest.Item, config: ExperimentConfig) -> str | None:
+    """Return where the server finds its model: a local file or folder, or else the name."""
+    if config.model is None:
+        return None
+    model_path = Settings.from_config(item.config).model_path
+    for place in (Path(config.model).expanduser(), *(folder / config.model for folder in model_path)):
+        if place.is_file():  # such as a GGUF file
+            return str(place.absolute())
+    try:
+        source = resolve_model(config.model, model_path, None, download=False)
+    except ModelNotFoundError:  # the server may find it
+        return config.model
+    return source.location
+
+
+def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
+    """Return the server that runs already, or why it cannot be measured."""
+    server = config.server
+    assert server is not None
+    assert server.url is not None
+
+    def refused(message: str) -> Outcome:
+        return Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
+
+    path = server.ready_config.path
+    if not answers(server.url, path):
+        return refused(f"server.url: {server.url}{path} does not answer with status 200")
+    pid = listener(server.url)
+    if (others := _other_users(server, pid)) is not None:
+        return refused(others)
+    return RunningServer(
+        key, ServerRecord(id=f"{server.url} {pid}", url=server.url, pid=pid, attached=True), None, server
+    )
+
+
+def listener(url: str) -> int | None:
+    """Return the pid of the process that listens on the port of *url* on this host; None if it cannot be seen."""
+    port = urlsplit(url).port or (443 if url.startswith("https") else 80)
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        return None
+    pids = sorted(one.pid for one in listening if one.laddr and one.laddr[1] == port and one.pid is not None)
+    return pids[0] if pids else None
+
+
+def gpus_of(server: ServerConfig) -> list[str]:
+    """Return the UUIDs of the GPUs of a server that runs already: those that the study names, or that it uses."""
+    if isinstance(server.gpus, list):
+        return server.gpus
+    pid = listener(server.url or "")
+    if pid is None or server.gpus == 0:
+        return []
+    own = _tree(pid)
+    with Nvml() as nvml:
+        return [uuid for uuid, pids in _gpu_users(nvml).items() if own & pids]
+
+
+def _other_users(server: ServerConfig, pid: int | None) -> str | None:
+    """Return which other process uses the server's GPUs; None if none is seen."""
+    own = _tree(pid) if pid is not None else set()
+    with Nvml() as nvml:
+        users = _gpu_users(nvml)
+    for gpu in gpus_of(server):
+        if own and (others := sorted(users.get(gpu, set()) - own)):
+            return (
+                f"server.url: {gpu} is also used by other processes than the server's "
+                f"({', '.join(map(str, others))}): no energy is the server's alone"
+            )
+    return None
+
+
+def _gpu_users(nvml: Nvml) -> dict[str, set[int]]:
+    found = {}
+    for gpu in visible_gpus().all:
+        handle = nvml.ask("nvmlDeviceGetHandleByUUID", gpu.uuid)
+        if handle is not None:
+            found[gpu.uuid] = {one.pid for one in gpu_processes(nvml, handle) or ()}
+    return found
+
+
+def _tree(pid: int) -> set[int]:
+    try:
+        process = psutil.Process(pid)
+        return {pid, *(one.pid for one in process.children(recursive=True))}
+    except psutil.Error:
+        return {pid}

@@ -1,0 +1,233 @@
+"""Start a model server under a supervisor, wait until it is ready, and stop it with all its descendants."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from pytest_llem.isolation import supervisor
+from pytest_llem.isolation.child import Child
+from pytest_llem.isolation.launcher import run_uninterrupted
+from pytest_llem.isolation.starting import ChildPipes, Spawned, SupervisorHandle
+from pytest_llem.results.models import ErrorRecord
+
+#: Interval between two looks at a server that starts or stops, in s.
+_POLL_SECONDS = 0.1
+
+#: Time limit of one question whether the server is ready, in s.
+_ASK_SECONDS = 5.0
+
+#: Bytes of the server's output that are read from its beginning and from its end.
+_HEAD_BYTES, _TAIL_BYTES = 16_384, 49_152
+
+#: Name of the file with the server's output, in its folder.
+_LOG = "server.log"
+
+
+class ModelServer:
+    """A server that was started for experiments.
+
+    Its output goes to a file: nobody may read a pipe while nothing runs, and a full one would stop the server.
+
+    Args:
+        command: Program and arguments; the program is searched in the environment's ``PATH``.
+        environment: All of its environment variables.
+        watch_pids: Processes, beside this one, whose end also ends the server.
+
+    Attributes:
+        pid: Pid of its first process; None before it runs.
+        supervisor_pid: Pid of its supervisor, which has all of its processes as descendants.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], watch_pids: Sequence[int]) -> None:
+        self._command, self._environment, self._watch_pids = command, environment, watch_pids
+        self._folder: Path | None = None
+        self._child: Child | None = None
+
+    def start(self) -> None:
+        """Start it. It is not ready yet.
+
+        Raises:
+            OSError: The program was not found, or the system cannot start a process.
+        """
+        program = shutil.which(self._command[0], path=self._environment.get("PATH"))
+        if program is None:
+            raise FileNotFoundError(f"program not found: {self._command[0]}")
+        self._folder = Path(tempfile.mkdtemp(prefix="llem-"))
+        self._child = Child(lambda chunk: None)
+        with (self._folder / _LOG).open("wb") as log:
+            starter = _RunCommand([program, *self._command[1:]], self._environment, log.fileno())
+            self._child.start(starter, self._folder, self._watch_pids)
+
+    @property
+    def pid(self) -> int | None:
+        self._drain()
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def supervisor_pid(self) -> int | None:
+        self._drain()
+        return self._child.supervisor_pid if self._child is not None else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its first process and all descendants have ended."""
+        return self._child is None or self._child.is_over()
+
+    def wait_until_ready(
+        self, url: str, path: str, timeout: float, tick: Callable[[], None] = lambda: None
+    ) -> ErrorRecord | None:
+        """Wait until it answers with status 200 under *path*. Return why it is not ready; None if it is.
+
+        Args:
+            url: Its base URL.
+            path: The path to ask for.
+            timeout: Time limit in s.
+            tick: Called about once a second.
+        """
+        phase, give_up, ticked = "starting the server", time.monotonic() + timeout, 0.0
+        while not self.has_ended:
+            if answers(url, path) and not self.has_ended:
+                return None
+            if (now := time.monotonic()) > give_up:
+                message = (
+                    f"the server was not ready after {timeout:g} s: {url}{path} did not answer with status 200"
+                )
+                return ErrorRecord(kind="timeout", type="NotReady", message=message, phase=phase)
+            if now - ticked >= 1:
+                tick()
+                ticked = now
+            time.sleep(_POLL_SECONDS)
+        error = self.error()
+        return error.model_copy(update={"phase": phase})
+
+    def error(self) -> ErrorRecord:
+        """Return how it ended."""
+        assert self._child is not None
+        status, refused = self._child.status, self._child.refused
+        if refused is not None:
+            return ErrorRecord(
+                kind="crash", type="NotStarted", message=f"the server could not be started: {refused}"
+            )
+        if status is None:
+            return ErrorRecord(kind="crash", type="Unknown", message="the server's supervisor was killed")
+        if status >= 0:
+            message = f"the server ended with status {status}: its output says why"
+            return ErrorRecord(kind="crash", type="Exit", message=message)
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        return ErrorRecord(kind="crash", type=name, message=f"the server was ended by {name}")
+
+    def output(self) -> str:
+        """Return the head and the tail of what it wrote to standard output and standard error."""
+        if self._folder is None:
+            return ""
+        try:
+            with (self._folder / _LOG).open("rb") as log:
+                head = log.read(_HEAD_BYTES)
+                size = log.seek(0, os.SEEK_END)
+                left_out = size - len(head) - _TAIL_BYTES
+                log.seek(len(head) + max(0, left_out))
+                tail = log.read()
+        except OSError:
+            return ""
+        gap = f"\n[… {left_out:,} bytes left out …]\n" if left_out > 0 else ""
+        return head.decode(errors="replace") + gap + tail.decode(errors="replace")
+
+    def stop(self, grace_seconds: float) -> None:
+        """Ask it to end, and kill what is left of it after *grace_seconds*. May be called again."""
+        if (pid := self.pid) is not None and not self.has_ended:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+            give_up = time.monotonic() + grace_seconds
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the grace
+                while not self.has_ended and time.monotonic() < give_up:
+                    time.sleep(_POLL_SECONDS / 2)
+        self.end()
+
+    def end(self) -> None:
+        """Kill it with all its descendants, and remove its files. May be called again."""
+        shared = self._shared_files()
+        if self._child is not None:
+            run_uninterrupted(self._child.end)
+        for name in shared:
+            Path(name).unlink(missing_ok=True)
+        if self._folder is not None:
+            run_uninterrupted(functools.partial(shutil.rmtree, self._folder, ignore_errors=True))
+            self._folder = None
+
+    def _drain(self) -> None:
+        if self._child is not None:
+            self._child.is_over()
+
+    def _shared_files(self) -> set[str]:
+        """Return the files in shared memory that only its processes use: killed, they cannot remove them."""
+        root = self.supervisor_pid
+        if root is None or self.has_ended:
+            return set()
+        with suppress(psutil.Error):
+            own = {one.pid for one in psutil.Process(root).children(recursive=True)}
+            others = set(shared_memory_files(pid for pid in psutil.pids() if pid not in own))
+            return set(shared_memory_files(own)) - others
+        return set()
+
+
+class _RunCommand:
+    """Starts a supervisor that runs a command, whose output goes to a file."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: int) -> None:
+        self._command, self._environment, self._log = command, environment, log
+
+    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
+        return Spawned(
+            subprocess.Popen(
+                supervisor.supervisor_command(self._command, str(attempt), watch_pids),
+                stdin=pipes.orders,
+                stdout=pipes.reports,
+                stderr=self._log,
+                env=self._environment,
+                start_new_session=True,
+            )
+        )
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that is free now."""
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(url: str, path: str) -> bool:
+    """Return whether a server answers with status 200."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with closing(kind(parts.hostname or "", parts.port, timeout=_ASK_SECONDS)) as connection:
+        try:
+            connection.request("GET", parts.path.rstrip("/") + path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+
+def shared_memory_files(pids: Iterable[int]) -> list[str]:
+    """Return the files in /dev/shm that processes have mapped. They use memory until they are removed."""
+    found: list[str] = []
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+            found += re.findall(r"(/dev/shm/.+)$", maps, re.MULTILINE)
+    return [name for name in found if not name.endswith(" (deleted)")]

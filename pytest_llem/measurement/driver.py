@@ -1,0 +1,65 @@
+"""The protocol of a driver: what makes a loaded engine work, and what its work amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from pytest_llem.energy.account import Meters, Total
+from pytest_llem.measurement.observers import WindowObservers
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.turns import Turns
+from pytest_llem.measurement.window import Window
+from pytest_llem.results.experiment import TokenRecord, WarmupRecord
+from pytest_llem.results.metrics import Metric
+from pytest_llem.results.quality_warnings import QualityWarning
+
+W = TypeVar("W", bound=Window)
+
+
+class Driver(Protocol[W]):
+    """Makes a loaded engine work: in whole passes over its prompts, or under a load."""
+
+    def run_once(self) -> None:
+        """Make the engine work once, so that it allocates all that it needs."""
+
+    def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
+        """Warm up, and return a record of it; None if the study switches that off.
+
+        Args:
+            on_run: Called with the number of runs so far and their maximum.
+        """
+
+    def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> W:
+        """Measure for at least ``measurement.min_window_seconds``.
+
+        Args:
+            meters: Open meters, outside of a window.
+            observers: Observe each window, or turn.
+            turns: Turns with another experiment; None to measure without interruption.
+        """
+
+    def requests(self, window: W) -> Requests:
+        """Return the requests from which latencies are computed."""
+
+    def sent(self, window: W) -> Requests:
+        """Return the requests that are saved: those, and others that were sent with them."""
+
+    def check(self, window: W, requests: Requests) -> str | None:
+        """Check the requests, and return why no gate may judge them; None if gates may.
+
+        Raises:
+            ValueError: The records contradict each other or the clock.
+        """
+
+    def metrics(self, window: W, requests: Requests) -> dict[str, Metric]:
+        """Return the metrics that follow from the requests, per pass."""
+
+    def loading_metrics(self, seconds: float, total: Total) -> dict[str, Metric]:
+        """Return time and energy of loading the model, given what :meth:`Engine.load` took."""
+
+    def token_record(self, window: W, requests: Requests) -> TokenRecord:
+        """Return the token counts of a pass."""
+
+    def warnings(self, window: W, requests: Requests) -> Iterator[QualityWarning]:
+        """Yield quality warnings about the work."""
