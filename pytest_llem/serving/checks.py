@@ -24,7 +24,7 @@ def mean_in_flight(sent: Iterable[SentRequest], began: float, ended: float) -> f
         began: Begin of the window, on the clock of ``time.monotonic``, in s.
         ended: End of the window.
     """
-    within = (min(request.ended, ended) - max(request.record.sent or 0.0, began) for request in sent)
+    within = (min(request.ended, ended) - max(request.sent, began) for request in sent)
     return sum(seconds for seconds in within if seconds > 0) / (ended - began)
 
 
@@ -32,7 +32,12 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     """Check that the requests in flight do not grow within a window of an open loop.
 
     The mean number in flight in the last third is compared with the first third. For requests that arrive at
-    random, and each stay for a time τ, the variance of such a mean over S seconds is λ·E[τ²]/S.
+    random at rate λ, and each stay for a time τ, the variance of such a mean over S seconds is λ·E[τ²]/S. If they
+    mostly wait, their number is a random walk, whose variance over the 2·S between the thirds is at most 4·λ·S.
+
+    In simulated queues of 16 slots, with latencies of 0.2 to 1 s and windows of 30 s, this reported no load at
+    60 % of the capacity, 0 to 3 % of those at 80 %, 9 to 15 % at 90 %, where queues are long for a time, and all
+    at 125 %.
 
     Args:
         sent: The requests, those of ramp and drain included.
@@ -45,20 +50,17 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     third = (ended - began) / 3
     first = mean_in_flight(sent, began, began + third)
     last = mean_in_flight(sent, ended - third, ended)
-    stays = [
-        request.ended - request.record.sent
-        for request in sent
-        if request.record.sent is not None and request.record.sent <= ended and request.ended >= began
-    ]
-    seconds = ended - began
-    standard_error = (2 * sum(stay**2 for stay in stays) / seconds / third) ** 0.5
-    if last - first <= _STANDARD_ERRORS * standard_error + 1:
+    # Later stays are longer if the load is not steady, and would hide it.
+    stays = [request.ended - request.sent for request in sent if began <= request.sent < began + third]
+    variance = min(2 * sum(stay**2 for stay in stays) / third**2, 4 * len(stays))
+    if last - first <= _STANDARD_ERRORS * variance**0.5 + 1:
         return
+    seconds = ended - began
     offered = sum(began <= _start(request) <= ended for request in sent) / seconds
     served = sum(began <= request.ended <= ended for request in sent) / seconds
     raise NotSteadyError(
         f"not steady: requests in flight grew from {first:.3g} to {last:.3g} while {offered:.3g} requests/s were "
-        f"offered and {served:.3g} served: lower load.rate"
+        f"offered and {served:.3g} served: lower load.rate, or measure for longer"
     )
 
 
@@ -84,4 +86,4 @@ def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
 
 
 def _start(request: SentRequest) -> float:
-    return request.record.sent or 0.0 if request.record.due is None else request.record.due
+    return request.sent if request.record.due is None else request.record.due

@@ -26,6 +26,9 @@ from pytest_llem.serving.errors import LoadError
 #: A prompt: token ids (completions API only), or a text.
 Prompt = Sequence[int] | str
 
+#: Beginning of the error of a request for which there was no connection.
+CANNOT_CONNECT = "cannot connect"
+
 #: Number of characters of an error's body that a record keeps.
 MAX_ERROR_CHARACTERS = 200
 
@@ -38,7 +41,7 @@ _SPARE_CONNECTIONS = 2
 #: Open files of this process besides the load's connections.
 _OTHER_FILES = 128
 
-#: Time between two attempts to connect to a server that refused a connection, in s, and their number.
+#: Time before each attempt to connect to a server that may be gone, in s, and the number of attempts.
 _PROBE_SECONDS, _PROBES = 0.1, 3
 
 
@@ -101,6 +104,12 @@ class SentRequest:
     record: RequestRecord
     ended: float
 
+    @property
+    def sent(self) -> float:
+        """When it was sent, on the same clock."""
+        assert self.record.sent is not None
+        return self.record.sent
+
 
 class Client:
     """Sends requests over one session of kept-alive connections.
@@ -142,7 +151,7 @@ class Client:
         #: The session, also for requests to other paths of the server.
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=self.endpoint.timeout_seconds),
+            timeout=aiohttp.ClientTimeout(total=None),  # aiohttp's would be set anew for every chunk
             headers=headers,
             trace_configs=[trace],
         )
@@ -199,11 +208,11 @@ class Client:
             due = None
 
     async def refuses(self) -> bool:
-        """Return whether the server refuses connections, also some tenths of a second later."""
+        """Return whether the server refuses connections, in some tenths of a second."""
         url = URL(self._url)
-        for attempt in range(_PROBES):
-            if attempt:
-                await asyncio.sleep(_PROBE_SECONDS)
+        for _ in range(_PROBES):
+            # A process that ends has its connections closed one by one, its listening socket maybe last.
+            await asyncio.sleep(_PROBE_SECONDS)
             try:
                 _, writer = await asyncio.wait_for(asyncio.open_connection(url.host, url.port), timeout=5)
             except ConnectionRefusedError:
@@ -214,32 +223,35 @@ class Client:
             return False
         return True
 
+    async def _post(self, body: bytes, answer: _Answer) -> aiohttp.ClientResponse:
+        """Send one request, and return when the answer's head has arrived."""
+        while True:
+            answer.reused = False
+            answer.sent = monotonic()
+            try:
+                return await self.session.post(
+                    self._url, data=body, allow_redirects=False, trace_request_ctx=answer
+                )
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                # The server closed an idle connection while the request was on its way. Each such attempt takes an
+                # old connection out of the pool, and one on a new connection is not repeated.
+                if not answer.reused:
+                    raise
+
     async def _stream(self, body: bytes, answer: _Answer) -> str | None:
         """Send one request and read the answer into *answer*; return why it failed, if it did."""
         try:
-            while True:
-                answer.reused = False
-                answer.sent = monotonic()
-                try:
-                    response = await self.session.post(
-                        self._url, data=body, allow_redirects=False, trace_request_ctx=answer
-                    )
-                    break
-                except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-                    # The server closed an idle connection while the request was on its way. Each failed attempt
-                    # takes one old connection out of the pool, and one on a new connection is not repeated.
-                    if not answer.reused:
-                        raise
-            async with response:
-                if response.status != 200:
-                    text = await response.text(errors="replace")
-                    return f"HTTP {response.status}: {text[:MAX_ERROR_CHARACTERS]}"
-                await answer.read(response.content)
+            async with asyncio.timeout(self.endpoint.timeout_seconds):
+                async with await self._post(body, answer) as response:
+                    if response.status != 200:
+                        text = await response.text(errors="replace")
+                        return f"HTTP {response.status}: {text[:MAX_ERROR_CHARACTERS]}"
+                    await answer.read(response.content)
             return None
         except TimeoutError:
             return f"no complete answer within {self.endpoint.timeout_seconds:g} s"
         except aiohttp.ClientConnectorError as error:
-            return f"cannot connect: {error.os_error.strerror or error.os_error}"
+            return f"{CANNOT_CONNECT}: {error.os_error.strerror or error.os_error}"
         except aiohttp.ServerDisconnectedError:
             return "the server closed the connection before it answered"
         except aiohttp.ClientPayloadError:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from pytest_llem.serving.checks import mean_in_flight
-from pytest_llem.serving.client import Client, LoadRequest, SentRequest
+from pytest_llem.serving.client import CANNOT_CONNECT, Client, LoadRequest, SentRequest
 from pytest_llem.serving.errors import (
     DatasetExhaustedError,
     NotSteadyError,
@@ -131,7 +131,7 @@ class Load:
     @property
     def records(self) -> list[SentRequest]:
         """All requests that have ended, in order of sending, those of ramp and drain included."""
-        return sorted(self._sent, key=lambda sent: sent.record.sent or 0.0)
+        return sorted(self._sent, key=lambda request: request.sent)
 
     @property
     def in_flight(self) -> int:
@@ -251,34 +251,39 @@ class Load:
     async def _exchange(self, request: LoadRequest, due: float | None = None) -> float:
         """Send *request* and note its records. Return when its last answer ended."""
         began = monotonic()
-        turns: list[SentRequest] = []
+        answers: list[SentRequest] = []
         self._in_flight += 1
         try:
-            await self._client.exchange(request, turns, due)
+            await self._client.exchange(request, answers, due)
         finally:
             self._in_flight -= 1
-            self._sent += turns
-        ended = turns[-1].ended
+            self._sent += answers
+        ended = answers[-1].ended
         self._durations.append(ended - began)
-        self._finished += len(turns)
-        self._tokens += sum(turn.record.output_tokens or 0 for turn in turns)
+        self._finished += len(answers)
+        self._tokens += sum(answer.record.output_tokens or 0 for answer in answers)
         self._progress.set()
-        if (error := turns[-1].record.error) is not None:
+        if (error := answers[-1].record.error) is not None:
             self._failed += 1
             self._first_error = self._first_error or error
+            if error.startswith(CANNOT_CONNECT):
+                await self._check_server()
             await self._check_errors(max(self._finished, _MIN_JUDGED))
         return ended
 
     async def _check_errors(self, finished: int) -> None:
-        """Raise if the server is gone, or if too many of *finished* requests failed."""
-        if not self._failed:
-            return
-        if await self._client.refuses():
-            raise ServerGoneError(f"{self._client.endpoint.url} refuses connections (first: {self._first_error})")
+        """Raise if too many of *finished* requests failed."""
         if self._failed > self._max_error_rate * finished:
+            await self._check_server()
             raise TooManyErrors(
                 f"{self._failed} of {self._finished} requests failed, and load.max_error_rate is "
                 f"{self._max_error_rate:g}; the first: {self._first_error}"
+            )
+
+    async def _check_server(self) -> None:
+        if await self._client.refuses():
+            raise ServerGoneError(
+                f"{self._client.endpoint.url} refuses connections; the first error: {self._first_error}"
             )
 
     async def _watch_server(self) -> None:

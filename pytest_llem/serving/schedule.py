@@ -7,8 +7,8 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pytest_llem.engines.protocol import PreflightError
 
@@ -84,37 +84,55 @@ def from_trace(path: Path) -> Iterator[float]:
     """Return the arrival times in a trace file, in s from its first request.
 
     Args:
-        path: A text file with a time in s in each line, or a ``.jsonl`` file of objects with a ``timestamp``: in
-            ms if all are integers, as in Mooncake's traces, else in s.
+        path: By its type: ``.txt``, a time in s in each line; ``.jsonl``, objects with a ``timestamp`` in ms, as
+            in Mooncake's traces; ``.csv``, a column ``timestamp`` with date and time, as in Azure's, or in s.
 
     Raises:
         PreflightError: The file cannot be read, a line has another format, or the times decrease.
+
+    Example:
+        >>> arrivals = from_trace(Path("AzureLLMInferenceTrace_code.csv"))
     """
+    if path.suffix not in _EXPECTED:
+        raise PreflightError(f"trace {str(path)!r}: expected a file of type {', '.join(_EXPECTED)}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PreflightError(f"trace {str(path)!r} cannot be read: {error}") from error
-    read = _timestamp if path.suffix == ".jsonl" else float
-    times: list[int | float] = []
+    column = None
+    times: list[float] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            time = read(line)
+            if path.suffix == ".csv" and column is None:
+                column = line.lower().split(",").index("timestamp")
+                continue
+            time = _time(line, column) if path.suffix != ".jsonl" else json.loads(line)["timestamp"] / 1e3
+            if not math.isfinite(time) or (times and time < times[-1]):
+                raise ValueError
         except (ValueError, TypeError, LookupError):
-            expected = "an object with a number under 'timestamp'" if path.suffix == ".jsonl" else "a time in s"
-            raise PreflightError(f"{path}:{number}: expected {expected} (got {line[:80]!r})") from None
-        if not math.isfinite(time) or (times and time < times[-1]):
-            raise PreflightError(f"{path}:{number}: expected a time not before the line above (got {line[:80]!r})")
+            expected = _EXPECTED[path.suffix]
+            raise PreflightError(
+                f"{path}:{number}: expected {expected}, not before the line above (got {line[:80]!r})"
+            ) from None
         times.append(time)
     if not times:
-        raise PreflightError(f"trace {str(path)!r} is empty")
-    unit = 1e-3 if all(isinstance(time, int) for time in times) else 1.0
-    return iter([(time - times[0]) * unit for time in times])
+        raise PreflightError(f"trace {str(path)!r} has no arrivals")
+    return iter([time - times[0] for time in times])
 
 
-def _timestamp(line: str) -> int | float:
-    entry: Any = json.loads(line)["timestamp"]
-    if isinstance(entry, bool) or not isinstance(entry, int | float):
-        raise TypeError
-    return entry
+_EXPECTED = {
+    ".txt": "a time in s",
+    ".jsonl": "an object with a time in ms under 'timestamp'",
+    ".csv": "a header with 'timestamp', and a time in s or date and time in that column",
+}
+
+
+def _time(line: str, column: int | None) -> float:
+    """Return the time in *column* of a line, or in the whole line, in s."""
+    text = line if column is None else line.split(",")[column]
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text.strip()).timestamp()

@@ -1,0 +1,306 @@
+"""A load: closed and open loops, their ramps and steady states, and the errors that end them."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.serving.checks import check_client, check_steady
+from pytest_llem.serving.client import Client, Endpoint, LoadRequest
+from pytest_llem.serving.errors import (
+    ClientBoundError,
+    DatasetExhaustedError,
+    LoadError,
+    NotSteadyError,
+    ServerGoneError,
+    TooManyErrors,
+)
+from pytest_llem.serving.load import Load
+from pytest_llem.serving.schedule import ClosedLoop, OpenLoop, constant, from_trace, poisson
+from tests.support.serving import mock_server, requests
+
+Schedule = ClosedLoop | OpenLoop
+
+
+def under_load(
+    schedule: Schedule,
+    *server: str,
+    dataset: Iterator[LoadRequest] | None = None,
+    window: Callable[[Load], Awaitable[None]] = lambda load: load.hold(0.3),
+    timeout_seconds: float = 10.0,
+    **options: Any,
+) -> tuple[Load, float, float]:
+    """Put a mock server under load; the drained load, and begin and end of its window."""
+
+    async def run(url: str) -> tuple[Load, float, float]:
+        endpoint = Endpoint(url, token_ids=True, timeout_seconds=timeout_seconds)
+        async with Client(endpoint, connections=64) as client:
+            load = Load(client, dataset or requests(), schedule, **options)
+            try:
+                await load.begin()
+                began = time.monotonic()
+                await window(load)
+                ended = time.monotonic()
+            finally:
+                await load.drain(timeout=1)
+            return load, began, ended
+
+    with mock_server(*(server or ("--step-ms", "2+0"))) as url:
+        return asyncio.run(run(url))
+
+
+def test_closed_loop_keeps_its_concurrency_in_flight() -> None:
+    load, began, ended = under_load(ClosedLoop(8))
+    assert load.mean_in_flight(began, ended) == pytest.approx(8, abs=0.4)
+    assert load.in_flight == 0
+    assert all(request.record.error is None for request in load.records)
+    assert load.finished == len(load.records)
+    assert load.tokens_so_far == 8 * load.finished
+    starts = [request.sent for request in load.records]
+    assert starts == sorted(starts)
+    assert len({request.index for request in load.records}) == len(load.records)
+
+
+def test_steady_state_begins_when_every_slot_has_finished() -> None:
+    load, began, _ = under_load(ClosedLoop(8, ramp_seconds=0.2), "--step-ms", "5+0")
+    first_starts = [request.sent for request in load.records][:8]
+    assert sum(request.ended <= began for request in load.records) >= 8
+    assert began - first_starts[0] >= 0.2 * 7 / 8
+
+
+def test_slots_started_together_stay_in_lock_step() -> None:
+    """Prefills of one step wait for each other: TTFT is short only if slots are spread over a latency."""
+
+    def ttft(ramp_seconds: float | None) -> float:
+        dataset = requests(prompt_tokens=100, max_tokens=20)
+        options = ("--step-ms", "5+0", "--prefill-ms", "0.1")
+        load, began, ended = under_load(
+            ClosedLoop(8, ramp_seconds), *options, dataset=dataset, window=lambda load: load.hold(0.6)
+        )
+        within = [request.record.ttft_s for request in load.records if began <= request.sent <= ended]
+        return statistics.median(latency for latency in within if latency is not None)
+
+    assert ttft(ramp_seconds=0.0) > 2 * ttft(ramp_seconds=None)
+
+
+def test_hold_waits_for_a_number_of_requests() -> None:
+    load, began, ended = under_load(ClosedLoop(2), window=lambda load: load.hold(0.01, min_finished=20))
+    assert sum(began <= request.ended <= ended for request in load.records) >= 20
+
+
+def test_drain_cancels_what_does_not_end_in_time() -> None:
+    async def drain(load: Load) -> None:
+        await load.hold(0.1)
+        await load.drain(timeout=0.05)
+
+    load, _, _ = under_load(
+        ClosedLoop(4, ramp_seconds=0.0),
+        *("--step-ms", "2+0", "--stall-after", "9", "--stall-seconds", "60"),
+        window=drain,
+    )
+    errors = [request.record.error for request in load.records]
+    assert errors.count("cancelled before the answer's end") == 4
+    assert load.finished == errors.count(None) > 0
+
+
+def test_conversation_keeps_its_slot() -> None:
+    conversations = (LoadRequest(index, ["a", "b"], 4) for index in range(1000))
+
+    async def run(url: str) -> Load:
+        async with Client(Endpoint(url, api="chat"), connections=2) as client:
+            load = Load(client, conversations, ClosedLoop(2))
+            await load.begin()
+            await load.hold(0.1)
+            await load.drain(timeout=2)
+            return load
+
+    with mock_server("--step-ms", "2+0") as url:
+        load = asyncio.run(run(url))
+    turns: dict[int, list[int]] = {}
+    for request in load.records:
+        turns.setdefault(request.index, []).append(request.turn)
+    assert all(numbers == [0, 1] for numbers in turns.values())
+
+
+def test_poisson_arrivals_are_those_of_their_seed() -> None:
+    arrivals = list(islice(poisson(50.0, "7-1"), 5000))
+    assert arrivals == list(islice(poisson(50.0, "7-1"), 5000))
+    assert arrivals != list(islice(poisson(50.0, "7-2"), 5000))
+    intervals = [after - before for before, after in pairwise(arrivals)]
+    assert statistics.mean(intervals) == pytest.approx(1 / 50, rel=0.05)
+    assert statistics.stdev(intervals) == pytest.approx(1 / 50, rel=0.05)
+
+
+def test_open_loop_sends_at_the_times_of_its_arrivals() -> None:
+    load, began, ended = under_load(OpenLoop(constant(100.0)), window=lambda load: load.hold(0.5))
+    due = [request.record.due for request in load.records]
+    first = due[0]
+    assert first is not None
+    assert due == pytest.approx([first + number / 100 for number in range(len(due))])
+    assert min(load.send_lags(began, ended)) >= 0
+    assert all(request.sent >= (request.record.due or 0) for request in load.records)
+    check_steady(load.records, began, ended)
+
+
+def test_overload_is_not_steady_and_both_rates_are_reported() -> None:
+    schedule = OpenLoop(poisson(200.0, 1), ramp_seconds=0.1)
+    # One request at a time, of 8 steps of 2 ms: 62 requests/s.
+    load, began, ended = under_load(
+        schedule, "--step-ms", "2+0", "--max-batch", "1", window=lambda load: load.hold(0.6)
+    )
+    with pytest.raises(NotSteadyError) as caught:
+        check_steady(load.records, began, ended)
+    words = str(caught.value).split()
+    offered, served = (float(words[words.index(word) - 1]) for word in ("requests/s", "served:"))
+    assert offered == pytest.approx(200, rel=0.25)
+    assert served < 80
+
+
+def test_open_loop_ends_at_its_maximum_in_flight() -> None:
+    schedule = OpenLoop(constant(1000.0), max_in_flight=20)
+    with pytest.raises(NotSteadyError, match=r"not steady: 20 requests are in flight while .* were offered and"):
+        under_load(schedule, "--step-ms", "20+0")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("trace.txt", "5\n\n5.5\n7\n", [0.0, 0.5, 2.0]),
+        ("trace.jsonl", '{"timestamp": 100, "input_length": 6}\n{"timestamp": 350.5}\n', [0.0, 0.2505]),
+        ("trace.csv", "Timestamp,Model\n2,a\n2.25,b\n", [0.0, 0.25]),
+        (
+            "trace.csv",
+            "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9799600,4808\n2023-11-16 18:17:04.0319600,3180\n",
+            [0.0, 0.052],
+        ),
+    ],
+    ids=["text", "Mooncake", "BurstGPT", "Azure"],
+)
+def test_trace_has_times_from_its_first_arrival(
+    tmp_path: Path, name: str, text: str, expected: list[float]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert list(from_trace(tmp_path / name)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("trace.txt", "1\nsoon\n", r"trace\.txt:2: expected a time in s, not before .* \(got 'soon'\)"),
+        ("trace.txt", "1\n0.5\n", r"trace\.txt:2: expected a time in s, not before .* \(got '0\.5'\)"),
+        ("trace.txt", "nan\n", r"trace\.txt:1: expected a time in s"),
+        ("trace.txt", "", "has no arrivals"),
+        (
+            "trace.jsonl",
+            '{"time": 1}\n',
+            r"trace\.jsonl:1: expected an object with a time in ms under",
+        ),
+        ("trace.csv", "time\n1\n", r"trace\.csv:1: expected a header with 'timestamp'"),
+        ("trace.parquet", "", r"expected a file of type \.txt, \.jsonl, \.csv"),
+    ],
+)
+def test_bad_line_of_a_trace_is_located(tmp_path: Path, name: str, text: str, error: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PreflightError, match=error):
+        from_trace(tmp_path / name)
+
+
+def test_missing_trace_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="cannot be read"):
+        from_trace(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (("--error-every", "30"), TooManyErrors, r"\d of \d+ requests failed, .* the first: HTTP 500: "),
+        (("--error-event-every", "30"), TooManyErrors, "the first: error within the stream: out of memory"),
+        (("--cut-every", "30"), TooManyErrors, "the first: the stream was cut after 4 chunks"),
+        (
+            ("--wrong-usage-every", "30"),
+            TooManyErrors,
+            "the first: wrong usage: 15 completion_tokens",
+        ),
+        (("--stall-after", "30"), TooManyErrors, r"the first: no complete answer within 0\.3 s"),
+        (("--die-after-requests", "30"), ServerGoneError, "refuses connections"),
+    ],
+    ids=["500", "error event", "cut", "wrong usage", "stall", "death"],
+)
+def test_fault_of_the_server_ends_the_load(fault: tuple[str, ...], error: type[LoadError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        under_load(
+            ClosedLoop(4), "--step-ms", "1+0", *fault, window=lambda load: load.hold(5), timeout_seconds=0.3
+        )
+
+
+def test_failed_requests_within_the_accepted_share_are_records() -> None:
+    load, _, _ = under_load(ClosedLoop(4), "--step-ms", "1+0", "--error-every", "10", max_error_rate=0.2)
+    errors = [request.record.error for request in load.records]
+    assert 0.05 < sum(error is not None for error in errors) / len(errors) < 0.15
+
+
+def test_share_of_failed_requests_is_judged_at_the_end_of_the_window() -> None:
+    with pytest.raises(TooManyErrors, match=r"load.max_error_rate is 0\.05"):
+        under_load(ClosedLoop(4), "--step-ms", "1+0", "--error-every", "10", max_error_rate=0.05)
+
+
+def test_owner_can_report_the_end_of_the_server() -> None:
+    async def lose(load: Load) -> None:
+        asyncio.get_running_loop().call_later(0.1, lost.set)
+        await load.hold(5)
+
+    lost = asyncio.Event()
+    with pytest.raises(ServerGoneError, match="the server has ended"):
+        under_load(ClosedLoop(2), window=lose, lost=lost)
+
+
+def test_fault_in_the_drain_is_reported() -> None:
+    async def nothing(load: Load) -> None:
+        pass
+
+    with pytest.raises(TooManyErrors, match="the first: the stream was cut"):
+        under_load(ClosedLoop(4), "--step-ms", "5+0", "--cut-every", "8", window=nothing)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "dataset", "message"),
+    [
+        (
+            ClosedLoop(2),
+            islice(requests(), 10),
+            "the dataset has 10 prompts and the load needs more: set",
+        ),
+        (OpenLoop(iter([0.0, 0.01])), requests(), "the trace has 2 arrivals and the load needs more"),
+    ],
+    ids=["prompts", "arrivals"],
+)
+def test_exhausted_dataset_ends_the_load(schedule: Schedule, dataset: Iterator[LoadRequest], message: str) -> None:
+    with pytest.raises(DatasetExhaustedError, match=message):
+        under_load(schedule, dataset=dataset)
+
+
+@pytest.mark.parametrize("schedule", [ClosedLoop(8), OpenLoop(constant(100.0))], ids=["closed", "open"])
+def test_client_without_cpu_time_is_found_to_be_the_limit(schedule: Schedule) -> None:
+    async def starve(load: Load) -> None:
+        ended = time.monotonic() + 0.5
+        while time.monotonic() < ended:
+            time.sleep(0.05)  # keeps the event loop from running, as a busy machine would
+            await asyncio.sleep(0.001)
+
+    load, began, ended = under_load(schedule, window=starve)
+    with pytest.raises(ClientBoundError, match=r"sent \d+ ms late or later \(limit 10 ms\)"):
+        check_client(load.send_lags(began, ended), load.records)
+
+
+def test_client_in_time_is_accepted() -> None:
+    check_client([0.001] * 100, [])
+    load, _, _ = under_load(ClosedLoop(2))
+    check_client([0.001] * 100, load.records)
