@@ -167,7 +167,7 @@ def test_help_imports_only_the_standard_library() -> None:
         "import sys\n"
         "before = set(sys.modules)\n"  # .pth files of the environment may import anything
         "from pytest_llem.cli import COMMANDS, main\n"
-        "for words in [[], *([one.__name__.rpartition('.')[2]] for one in COMMANDS)]:\n"
+        "for words in [[], *([one.__name__.rpartition('.')[2].rstrip('_')] for one in COMMANDS)]:\n"
         "    try: main([*words, '--help'])\n"
         "    except SystemExit as stopped: assert stopped.code == 0\n"
         "loaded = set(sys.modules) - before\n"
@@ -178,7 +178,7 @@ def test_help_imports_only_the_standard_library() -> None:
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
 
 
-NAMES = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
+NAMES = [command.__name__.rpartition(".")[2].rstrip("_") for command in cli.COMMANDS]
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in NAMES)], ids=["llem", *NAMES])

@@ -146,8 +146,12 @@ def make_case(
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
         too_few = n < (2 if schedule is None else schedule.min_cycles)
+        why = [str(error), candidate.not_repeated or reference.not_repeated if too_few else None]
         return case(
-            reason=str(error), skip_undecided=by_default and none_positive, inconclusive=too_few, testbed=testbed
+            reason="; ".join(filter(None, why)),
+            skip_undecided=by_default and none_positive,
+            inconclusive=too_few,
+            testbed=testbed,
         )
     question = Question(found_contrast, better, settings.delta_of(requested), looks)
     share = share_of_processes(candidate, reference, metric, values) if paired else None

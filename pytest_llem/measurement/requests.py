@@ -217,11 +217,11 @@ class Requests:
             return self.no_latency or _MISSING[kind]
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"
 
-    def to_csv(self, began: float) -> str:
+    def to_csv(self, began: float | None) -> str:
         """Return the requests as CSV, one line each. A missing value is an empty cell.
 
         Args:
-            began: Start of the window on the monotonic clock, in s.
+            began: Start of the window on the clock of the requests, in s; None if they are on no common clock.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -241,7 +241,7 @@ class Requests:
             writer.writerow((index, " ".join(map(str, request.output_ids or ())), request.output_text))
         return text.getvalue()
 
-    def _rows(self, began: float) -> Iterator[Sequence[object]]:
+    def _rows(self, began: float | None) -> Iterator[Sequence[object]]:
         numbers = self.numbers or range(1, 1 + len(self.passes))
         for number, one in zip(numbers, self.passes, strict=True):
             for index, request in enumerate(one):
@@ -254,7 +254,7 @@ class Requests:
                     request.input_tokens,
                     request.output_tokens,
                     *(None if s is None else f"{s * 1000:.4f}" for s in latencies),
-                    *(None if at is None else f"{at - began:.6f}" for at in times),
+                    *(None if at is None or began is None else f"{at - began:.6f}" for at in times),
                     request.error,
                 )
 

@@ -304,6 +304,53 @@ class InputsRecord(Record):
     """
 
 
+class ImportedFile(Record):
+    """A file of another tool that a result was read from."""
+
+    name: str
+    """Name of the file, without its folder."""
+    sha256: str
+    """SHA-256 of its content."""
+
+
+class ImportRecord(Record):
+    """The load generator that measured a result, and its files."""
+
+    tool: str
+    """Name of the tool, such as ``vllm bench serve``."""
+    version: str | None = None
+    """Version of the tool; null if its files do not say."""
+    files: list[ImportedFile] = Field(default_factory=list)
+    """Files that the result was read from."""
+    rates: Literal["steady state", "whole run"]
+    """What the rates are over: the steady state, from the times of requests, or the whole run, with ramp-up and
+    the time when requests run out.
+    """
+    note: str | None = None
+    """Why the rates are over the whole run; null if they are not."""
+    runs: int = 1
+    """Number of runs of one start of the server that were joined to this result. They are no repetitions."""
+    server_start: str | None = None
+    """Identity of the start of the server; null if it is not known."""
+    reported: dict[str, float] = Field(default_factory=dict)
+    """The tool's own figures of the metrics that it defines likewise, in the catalogue's units; of several runs,
+    their means.
+    """
+
+    @property
+    def not_repeated(self) -> str | None:
+        """Why the runs are no repetitions; None if there is only one."""
+        return runs_of_one_server(self.runs) if self.runs > 1 else None
+
+
+def runs_of_one_server(runs: int) -> str:
+    """Return why several *runs* of one start of a server are no repetitions."""
+    return (
+        f"{runs} runs of one server are one cycle and no repetitions, since servers differ from start to start: "
+        "import with --cycle-per file if each file is of a server of its own start"
+    )
+
+
 class DeviceConditions(Record):
     """Temperatures, clocks and throttling of a device over the window. What it does not report is null."""
 
@@ -414,6 +461,8 @@ class ExperimentResult(Document):
     """
     inputs: InputsRecord | None = None
     """State of code and model, which a resumed run compares; null in results of schema 1.3 and older."""
+    imported: ImportRecord | None = None
+    """The load generator that measured, and its files; null if pytest-llem measured alone."""
     started_at: str
     """Start of the experiment, UTC, as ISO 8601."""
     completed_at: str

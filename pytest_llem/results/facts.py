@@ -69,6 +69,8 @@ TESTBED: dict[str, TestbedFact] = {
     "emission_factors": TestbedFact("carbon intensity and PUE", "gco2e_g", optional=True),
     "dataset_hash": TestbedFact("dataset hash", optional=True),
     CONCURRENT: TestbedFact("other experiments at the same time"),
+    "load_generator": TestbedFact("load generator"),
+    "load_generator_version": TestbedFact("version of the load generator", "nothing"),
     "driver": TestbedFact("GPU driver", "nothing"),
     "gpu_uuids": TestbedFact("GPU", "nothing", note="boards of one model differ by about 8 %"),
     "host_cpu": TestbedFact("the GPU's host", "nothing"),
@@ -132,7 +134,7 @@ def overlapping(spans: Sequence[tuple[str, str]]) -> list[bool]:
 
 
 def _testbed(result: ExperimentResult) -> dict[str, Any]:
-    environment, energy = result.environment, result.metrics["energy_j"]
+    environment, energy, imported = result.environment, result.metrics["energy_j"], result.imported
     known = energy.value is not None
     return {
         **(_cpu(result) if result.engine.device == "cpu" else _gpu(result)),
@@ -144,6 +146,8 @@ def _testbed(result: ExperimentResult) -> dict[str, Any]:
         "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
         "dataset_hash": result.tokens.dataset_hash,
         "cpu_governor": environment.get("cpu_governor"),
+        "load_generator": None if imported is None else f"{imported.tool}, rates over the {imported.rates}",
+        "load_generator_version": None if imported is None else imported.version,
     }
 
 

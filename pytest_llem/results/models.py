@@ -176,6 +176,8 @@ class PointResult(Record):
     """Contended cycles; null if no result records contention."""
     turns: list[CycleTurns] = Field(default_factory=list)
     """Turns of those cycles that were measured alternately, in order."""
+    not_repeated: str | None = None
+    """Why several runs of a cycle are no repetitions; null if no cycle has several."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

@@ -99,6 +99,21 @@ WARNINGS: dict[str, Kind] = {
         "A dataset or a model was edited while the study ran.",
         "Measure again, and do not edit datasets or models while a study runs.",
     ),
+    "runs_of_one_server": Kind(
+        "warning",
+        "Several runs measured one start of the server; they are one cycle, and give no verdict.",
+        "Start the server again for each run, and import the files with --cycle-per file.",
+    ),
+    "whole_run_rates": Kind(
+        "warning",
+        "Rates are over the whole run of a load generator, with ramp-up and the time when requests run out.",
+        "Let the tool save the times of requests (vllm bench serve --save-detailed), or run it for longer.",
+    ),
+    "records_cut": Kind(
+        "warning",
+        "A load generator's records have only the first requests of its run.",
+        "Import the complete file.",
+    ),
     "throttled": Kind(
         "warning",
         "The GPU reduced its clocks within the window, for power, heat or another reason.",

@@ -191,6 +191,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.sut = found.shared(sut_facts(results))
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
+        imported = (result.imported for result in results)
+        point.not_repeated = next((one.not_repeated for one in imported if one and one.not_repeated), None)
         for result in results:
             found.add(result, point)
         file = next((entry.result_file for entry in entries if entry.result_file is not None), None)

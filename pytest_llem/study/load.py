@@ -108,7 +108,7 @@ class LoadConfig(NullableSection):
     slo: SloConfig | None = None
     """Limits on the latency of a request. Default null: none, and no goodput."""
     search: SearchConfig = Field(default_factory=SearchConfig)
-    """Search for the largest load within the SLO, if ``concurrency`` or ``rate`` is ``auto``."""
+    """Limits of the search if ``concurrency`` or ``rate`` is ``auto``. Default: from 1 to 256, to 5 %."""
     prompts: Literal["distinct", "repeated"] = "distinct"
     """``distinct``: no prompt is sent twice to a server, so that its prefix cache is not measured. A dataset that
     is shorter than the load is an error. ``repeated``: the ``n`` prompts are sent again and again. Default

@@ -30,8 +30,10 @@ from pytest_llem.study.engines import ENGINES, LoRAConfig, PyTorchConfig, VLLMCo
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.grid import LIST_AXES
+from pytest_llem.study.load import LoadConfig, SearchConfig, SloConfig
 from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
 from pytest_llem.study.section import NullableSection
+from pytest_llem.study.server import ReadyConfig, ServerConfig, StopConfig
 
 Schema = dict[str, Any]
 
@@ -47,6 +49,12 @@ _MODELS: tuple[type[BaseModel], ...] = (
     MeasurementConfig,
     PyTorchConfig,
     VLLMConfig,
+    ServerConfig,
+    ReadyConfig,
+    StopConfig,
+    LoadConfig,
+    SloConfig,
+    SearchConfig,
     LoRAConfig,
     ExecutionConfig,
     LimitConfig,

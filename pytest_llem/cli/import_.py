@@ -1,0 +1,109 @@
+"""Declare ``llem import``, which makes results of the files of other load generators."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
+from pytest_llem.cli.command import add as add_command
+
+#: Names of the formats.
+FORMATS = ("vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own")
+
+_DESCRIPTION = """\
+Make results of the files of another load generator, so that llem compare,
+budgets, baselines and reports work on them.
+
+FILE is a result of vllm bench serve, AIPerf (its export, its records, or both),
+guidellm, SGLang's bench_serving or llama-bench, or the JSON of a script of
+your own. Rates are taken from the times of requests, over the steady state;
+the tool's own figures are kept beside them.
+
+Files of one configuration are runs of one server, and so one cycle, unless
+they say otherwise or --cycle-per is given: a server's start varies more than
+its runs, so that several runs of one server are no repetitions.
+"""
+
+_EXAMPLES = """\
+  llem import result.json -o imported
+  llem import starts/*.json --cycle-per file -o main
+  llem compare main changed
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the command to *commands*."""
+    parser = add_command(
+        commands,
+        "import",
+        _run,
+        summary="make results of the files of vllm bench, AIPerf, guidellm and others",
+        description=_DESCRIPTION,
+        statuses={DONE: "done"},
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a result file")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="results directory to create"
+    )
+    parser.add_argument(
+        "--from",
+        metavar="FORMAT",
+        dest="format",
+        choices=FORMATS,
+        help=f"format of the files: {', '.join(FORMATS)}; default: found out from the content",
+    )
+    parser.add_argument(
+        "--axis",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="axis NAME, whose value is at PATH in each file (config.strategy.streams); may be given several "
+        "times; default: the settings that differ between the files",
+    )
+    parser.add_argument(
+        "--cycle-per",
+        metavar="WHAT",
+        choices=("file", "folder"),
+        help="file or folder: each has results of a server that was started for it; default: all files are of "
+        "one server, unless they name its start",
+    )
+    parser.add_argument("--name", metavar="NAME", help="name of the study; default: the name of DIR")
+
+
+def _run(options: argparse.Namespace) -> int:
+    prepare_output()
+    from pytest_llem.importers.reading import ImportFileError
+
+    try:
+        text = _imported(options)
+    except ImportFileError as error:
+        print_error(str(error))
+        return NOT_RUN
+    write(text)
+    return DONE
+
+
+def _imported(options: argparse.Namespace) -> str:
+    """Write the results, and return what was imported as text.
+
+    Raises:
+        ImportFileError: A file cannot be imported, or the directory is not empty.
+        OSError: The results cannot be written.
+    """
+    from pytest_llem.importers.formats import read_runs
+    from pytest_llem.importers.reading import ImportFileError
+    from pytest_llem.measurement.imported_study import parse_axes, points_of, write_study
+    from pytest_llem.reporting.terminal.plan import counted
+
+    directory: Path = options.output
+    points = points_of(read_runs(options.files, options.format), dict(parse_axes(options.axis)), options.cycle_per)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ImportFileError(f"{directory}: exists already: give the name of a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    result = write_study(directory, options.name or directory.resolve().name, points)
+    lines = [f"{directory}: {counted(len(result.points), 'point')}"]
+    lines += [f"  {point.id}: {counted(len(point.cycles), 'cycle')}" for point in result.points]
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    return "\n".join(lines) + "\n"

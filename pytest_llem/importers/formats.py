@@ -1,0 +1,105 @@
+"""Find out which tool wrote a file, and read its runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.importers import aiperf, guidellm, llama_bench, own, sglang, vllm
+from pytest_llem.importers.reading import Fields, fail, parse, read_text
+from pytest_llem.importers.run import ToolRun
+
+#: The formats by their names on the command line.
+FORMATS = {one.NAME: one.FORMAT for one in (vllm, aiperf, guidellm, sglang, llama_bench, own)}
+
+
+def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
+    """Return the runs in *files*, in their order. The records of a run of AIPerf are joined with its export.
+
+    Example:
+        >>> [run.format for run in read_runs([Path("result.json")])]
+        ['vllm bench serve']
+
+    Args:
+        files: The files.
+        name: Name of their format in :data:`FORMATS`; None to find it out for each.
+
+    Raises:
+        ImportFileError: A file cannot be read, or is of none of the formats.
+    """
+    runs: list[ToolRun] = []
+    exports: list[Fields] = []
+    records: list[list[Fields]] = []
+    for file in files:
+        text = read_text(file)
+        if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
+            runs += llama_bench.read(llama_bench.rows(file, text))
+            continue
+        documents = parse(file, text)
+        found = _format(documents)
+        if found is None or name not in (None, found):
+            fail(file, _unknown(documents, name, found))
+        if found == aiperf.NAME:
+            lines = [Fields(file, one, f"line {at}") for at, one in enumerate(documents, start=1)]
+            if aiperf.matches_export(documents[0]):
+                exports.append(Fields(file, documents[0]))
+            else:
+                records.append(lines)
+            continue
+        runs += _read(found, file, documents)
+    return [*runs, *_aiperf(exports, records)]
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of *file*, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _format(documents: Sequence[Any]) -> str | None:
+    first = documents[0]
+    if own.matches(first):
+        return own.NAME
+    if sglang.matches(first):
+        return sglang.NAME
+    if vllm.matches(first):
+        return vllm.NAME
+    if guidellm.matches(first):
+        return guidellm.NAME
+    if llama_bench.matches(first):
+        return llama_bench.NAME
+    return aiperf.NAME if aiperf.matches_export(first) or aiperf.matches_record(first) else None
+
+
+def _read(name: str, file: Path, documents: Sequence[Any]) -> Iterator[ToolRun]:
+    if name == llama_bench.NAME and isinstance(documents[0], list):
+        yield from llama_bench.read([Fields(file, one, f"[{at}]") for at, one in enumerate(documents[0])])
+        return
+    lines = [Fields(file, one, f"line {at}" if at > 1 else "") for at, one in enumerate(documents, start=1)]
+    if name == llama_bench.NAME:
+        yield from llama_bench.read(lines)
+    elif name == sglang.NAME:
+        yield from sglang.read(lines)
+    else:
+        module = {vllm.NAME: vllm, guidellm.NAME: guidellm, own.NAME: own}[name]
+        for line in lines:  # vllm bench serve --append-result writes a line for each run
+            yield from module.read(line)
+
+
+def _aiperf(exports: Sequence[Fields], records: Sequence[Sequence[Fields]]) -> Iterator[ToolRun]:
+    """Yield the runs of AIPerf. If there are exports and records, they belong together in their order."""
+    if exports and records and len(exports) != len(records):
+        fail(
+            exports[0].file, f"{len(exports)} exports of AIPerf and {len(records)} files of records: give one each"
+        )
+    for at in range(max(len(exports), len(records))):
+        yield from aiperf.read(exports[at] if exports else None, records[at] if records else [])
+
+
+def _unknown(documents: Sequence[Any], name: str | None, found: str | None) -> str:
+    if name is not None:
+        return f"is not a file of {FORMATS[name]}" + (f", but of {FORMATS[found]}" if found else "")
+    known = ", ".join(one for key, one in FORMATS.items() if key != own.NAME)
+    return f"is of none of the formats that can be imported: {known}, or a script's own with the key {own.KEY!r}"
