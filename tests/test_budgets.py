@@ -180,7 +180,15 @@ class TestNotJudged:
         estimated = {name for name, reason in reasons.items() if reason == ESTIMATED}
         assert estimated == {
             *("energy_j", "energy_per_request_j", "energy_per_output_token_j", "wh_per_1000_requests"),
-            *("tokens_per_joule", "edp_js", "mean_power_w", "cpu_energy_j", "load_energy_j", "gco2e_g"),
+            *(
+                "tokens_per_joule",
+                "energy_per_total_token_j",
+                "edp_js",
+                "mean_power_w",
+                "cpu_energy_j",
+                "load_energy_j",
+                "gco2e_g",
+            ),
         }
         assert {name for name, reason in reasons.items() if reason is None} >= {"seconds", SPEED, "ttft_p50_ms"}
 

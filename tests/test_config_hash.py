@@ -15,6 +15,8 @@ from pytest_llem.study.config import ExperimentConfig, MeasurementConfig
 from pytest_llem.study.dataset import DatasetConfig, LengthConfig
 from pytest_llem.study.engines import LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.identity import DESIGN_VERSION, config_hash
+from pytest_llem.study.load import LoadConfig, SloConfig
+from pytest_llem.study.server import ServerConfig
 from tests.conftest import Results, RunPytest
 
 #: File with the defaults of the current design version.
@@ -26,6 +28,9 @@ OPTIONAL_SECTIONS: dict[str, type[BaseModel]] = {
     "lora": LoRAConfig,
     "pytorch": PyTorchConfig,
     "vllm": VLLMConfig,
+    "server": ServerConfig,
+    "load": LoadConfig,
+    "load.slo": SloConfig,
 }
 
 

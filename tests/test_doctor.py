@@ -574,6 +574,7 @@ class TestSoftware:
         assert (status, found.verdict.method) == (1, "measured")
         assert [(one.name, one.error) for one in found.software.engines] == [
             ("pytorch", "ImportError: libcudart.so.12"),
+            ("server", "ImportError: libcudart.so.12"),
             ("vllm", VLLM_NEEDS),
         ]
         assert about(found, "blocks", "engine pytorch")
@@ -584,7 +585,11 @@ class TestSoftware:
     ) -> None:
         status, found = doctor()
         assert (status, about(found, "hinders", "engine vllm")) == (0, [])
-        assert {one.name: one.installed for one in found.software.engines} == {"pytorch": True, "vllm": False}
+        assert {one.name: one.installed for one in found.software.engines} == {
+            "pytorch": True,
+            "server": True,
+            "vllm": False,
+        }
         (finding,) = about(found, "note", "engine vllm")
         assert finding.message == f"is not installed: it {VLLM_NEEDS}"
         (line,) = [one for one in table_of(found, 100) if re.match(r"^  vllm +pytest-llem", one)]
@@ -610,6 +615,7 @@ class TestSoftware:
         assert {one.name: one.error for one in found.software.engines} == {
             "noop": None,
             "pytorch": "the process ended with status 3",
+            "server": "the process ended with status 3",
             "vllm": VLLM_NEEDS,
         }
         assert status == 0
@@ -639,7 +645,7 @@ class TestSoftware:
     def test_engines_of_another_interpreter_are_examined(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor("--python", sys.executable)
         assert found.software.executable == sys.executable
-        assert [one.name for one in found.software.engines] == ["pytorch", "vllm"]
+        assert [one.name for one in found.software.engines] == ["pytorch", "server", "vllm"]
 
     def test_interpreter_without_pytest_llem_blocks(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)

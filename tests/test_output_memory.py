@@ -10,8 +10,7 @@ import torch
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.pytorch.engine import Generated
-from pytest_llem.measurement.quality_warnings import find_warnings, on_device
-from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.measurement.quality_warnings import on_device, pass_warnings
 from tests.support.measured import pass_window
 from tests.support.tiny import GREEDY, PROMPTS, engine
 from tests.support.warned import texts
@@ -69,11 +68,7 @@ def test_tensor_on_a_gpu_is_found(returned: Any, expected: bool) -> None:
 def test_engine_that_leaves_outputs_on_the_gpu_is_a_warning() -> None:
     account = Account((), Total(1.0, "measured", "nvml_total_energy", "gpu_board"), 1.0, tick_seconds=0.01)
     found = [
-        texts(
-            find_warnings(
-                pass_window([[one]] * 7, 1.0, account), None, EngineRecord(name="mine", device="cuda"), {}
-            )
-        )
+        [*texts(pass_warnings(pass_window([[one]] * 7, 1.0, account)))]
         for one in (SimpleNamespace(ids=ON_GPU), SimpleNamespace(ids=[1, 2]))
     ]
     assert found == [

@@ -173,7 +173,7 @@ class TestExperiment:
 
         meter: Any = Meter()
         meters = Meters({"one": meter})
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus, telemetry_fd=None: meters)
+        monkeypatch.setattr(Meters, "open", lambda *given: meters)
         result = run()
         value = {name: one.value for name, one in result.metrics.items()}
         assert (value["energy_j"], value["prefill_energy_j"], value["decode_energy_j"]) == (60.0, 20.0, 40.0)

@@ -164,7 +164,7 @@ class TestAnotherInterpreter:
             f"model: m\nbackend: [tensorrt, mine]\n"
             f"runners: {{tensorrt: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
         )
-        message = "has no engine of that name (there are: noop, pytorch, vllm): "
+        message = "has no engine of that name (there are: noop, pytorch, server, vllm): "
         assert reasons(tmp_path, text) == [
             f"runner '{elsewhere.python}' of engine '{name}' {message}{how_to_install(name)}"
             for name in ("tensorrt", "mine")

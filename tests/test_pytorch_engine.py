@@ -20,6 +20,7 @@ from pytest_llem.engines.pytorch import loading
 from pytest_llem.engines.pytorch.engine import Generated, PyTorchEngine, _dotted
 from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement import prefill
+from pytest_llem.measurement.load_metrics import SERVING_METRICS
 from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig
 from tests.support.marks import slow
@@ -462,8 +463,9 @@ def test_run_experiment_runs_in_this_process() -> None:
     missing = {name for name, metric in result.metrics.items() if metric.value is None}
     conditions = {"peak_temperature_c", "throttled_seconds", "mfu", "mbu", "roofline_slowdown"}  # of GPUs
     not_asked = {"idle_power_w", "active_energy_j", "gco2e_g", *prefill.PREFILL_METRICS}
+    serving = {*SERVING_METRICS}
     no_queue = {f"queue_p{p}_ms" for p in PERCENTILES} | {"cache_memory_mb", "used_cache_memory_mb"}
-    assert missing - {"gpu_energy_j", "dram_energy_j"} - conditions == not_asked | no_queue
+    assert missing - {"gpu_energy_j", "dram_energy_j"} - conditions == not_asked | no_queue | serving
     assert all(result.metrics[name].reason for name in missing)
     metrics: dict[str, Any] = {name: metric.value for name, metric in result.metrics.items()}
     assert metrics["output_tokens_per_second"] == pytest.approx(18 / metrics["seconds"])

@@ -375,7 +375,7 @@ class TestEngines:
         assert schema_errors({"sweep": {"my-engine+.size": [1]}}, validator)
 
     def test_installed_engine_does_not_replace_one_of_the_grammar(self) -> None:
-        assert study_schema(["pytorch", "vllm"]) == SCHEMA
+        assert study_schema(["pytorch", "server", "vllm"]) == SCHEMA
 
 
 def loaded_as(folder: Path, study: Any) -> bool:

@@ -252,7 +252,9 @@ def _axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[
     """Yield the fields of *model* as axes by dotted path, each followed by the fields inside it."""
     for name, field in defs[model]["properties"].items():
         path = f"{prefix}{name}"
-        yield path, _listable({"$ref": f"#/$defs/{model}/properties/{name}"}, field["description"])
+        is_list = any(kind.get("type") == "array" for kind in _kinds(field))
+        reference = {"$ref": f"#/$defs/{model}/properties/{name}"}
+        yield path, _listable(reference, field["description"], is_list=is_list)
         for kind in _kinds(field):
             if "$ref" in kind:
                 yield from _axes(defs, _target(kind), f"{path}.")
@@ -288,11 +290,14 @@ def _inside(path: str) -> str:
     return "^" + _SPECIAL.sub(r"\\\g<0>", path) + r"\..+"
 
 
-def _listable(value: Schema, description: str) -> Schema:
-    """Return the schema of a *value* or of a non-empty list of values."""
+def _listable(value: Schema, description: str, *, is_list: bool = False) -> Schema:
+    """Return the schema of a *value* or of a non-empty list of values; only of a list if a value may be one."""
     if not value:  # any value but an empty list
         return {"description": description, "minItems": 1}
-    return {"description": description, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+    values = {"type": "array", "items": value, "minItems": 1}
+    if is_list:
+        return {"description": description, **values}
+    return {"description": description, "anyOf": [value, values]}
 
 
 def _reference(model: type[BaseModel], field: str | None = None) -> Schema:
