@@ -172,8 +172,8 @@ class TestMissingEngine:
     def test_no_install_hint_for_a_library_without_an_engine(self, write_study: Callable[..., Path]) -> None:
         study = load_study(write_study(backend="tensorrt", sweep={"n": [1]}))
         assert Preflight(study, (), []).reason(study.points[0]) == (
-            "engine 'tensorrt' is not installed here (there are: noop, pytorch, server, vllm): the library tensorrt "
-            "itself provides no engine; install a package that provides it (entry-point group "
+            "engine 'tensorrt' is not installed here (there are: noop, pytorch, server, vllm): the library "
+            "tensorrt itself provides no engine; install a package that provides it (entry-point group "
             "pytest_llem.engines), or name a class of your own, backend: package.module:Class, or name in runners "
             "a Python interpreter that has it"
         )

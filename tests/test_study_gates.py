@@ -163,7 +163,7 @@ class TestBudgets:
             "model: m\nbudgets: {second: 4}\ngates: 7\nexperiments: [{budgets: 7}]\n"
         )
         study = load(tmp_path, "base: common.yaml\n")
-        assert (study.budgets, study.gates.family, study.gates_line) == ((), DEFAULT_FAMILY, 1)
+        assert (study.budgets, study.gates.family_of(None), study.gates_line) == ((), DEFAULT_FAMILY, 1)
         assert [str(note.shown_from(tmp_path)) for note in study.notes] == [
             "common.yaml:4:1: experiments: is ignored in a base: only the study itself can set it",
             "common.yaml:2:1: budgets: is ignored in a base: only the study itself can set it",
@@ -346,7 +346,7 @@ class TestWrongBudgets:
 class TestGates:
     def test_study_without_gates_has_the_defaults(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nn: 3\nsweep: {precision: [bf16]}\n")
-        assert (study.gates.alpha, study.gates.family, study.gates.delta_of("seconds")) == (
+        assert (study.gates.alpha, study.gates.family_of(None), study.gates.delta_of("seconds")) == (
             0.01,
             DEFAULT_FAMILY,
             DEFAULT_DELTA,
@@ -359,7 +359,7 @@ class TestGates:
             tmp_path, f"{STUDY}gates: {{alpha: 0.05, delta: {{seconds: 0.1}}, metrics: [seconds, energy_j]}}\n"
         )
         gates = study.gates
-        assert (gates.alpha, gates.family, study.gates_line) == (0.05, ("seconds", "energy_j"), 3)
+        assert (gates.alpha, gates.family_of(None), study.gates_line) == (0.05, ("seconds", "energy_j"), 3)
         assert (gates.delta_of("seconds"), gates.delta_of("energy_j")) == (0.1, DEFAULT_DELTA)
         assert load(tmp_path, f"{STUDY}gates: {{delta: 0}}\n").gates.delta_of("seconds") == 0
         assert study.notes == ()
@@ -400,7 +400,7 @@ class TestGates:
     def test_every_metric_with_a_better_direction_can_be_gated(self, tmp_path: Path, metric: str) -> None:
         text = f"model: m\ngates: {{metrics: [{metric}]}}\n"
         if CATALOGUE[metric].better:
-            assert load(tmp_path, text).gates.family == (metric,)
+            assert load(tmp_path, text).gates.family_of(None) == (metric,)
         else:
             assert len(errors(tmp_path, text)) == 1
 

@@ -19,7 +19,7 @@ def expected_cycles(study: StudyConfig, duration: str | None) -> list[str]:
     """
     gates, execution = study.gates, study.execution
     schedule = Schedule(execution.min_cycles, execution.max_cycles)
-    family, delta = len(gates.family) * len(study.points), min(map(gates.delta_of, gates.family))
+    family, delta = len(study.family), min(map(gates.delta_of, study.family))
     each = "" if duration is None else f", about {duration} each"
     lines = [
         f"gates: {schedule.min_cycles} to {schedule.max_cycles} interleaved cycles{each}, until decided "

@@ -65,7 +65,7 @@ def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[
     gates = [
         Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, 0, point.skip, point.xfail)
         for point in study.points
-        for metric in study.gates.family
+        for metric in study.compared_metrics(point)
     ]
     for one in missing_points([point.axes for point in study.points], reference) if reference else ():
         gates.append(Gate("regression", f"missing-{one.id}", one.axes, one.id, line, 0))

@@ -31,7 +31,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
         reference: The saved result; None if the reference is interleaved with the candidate.
     """
     gates, n = study.gates, study.n_cycles
-    family = len(gates.family) * len(study.points)
+    family = len(study.family)
     n_reference = n if reference is None else _cycles(reference)
     if min(n, n_reference) < 2:
         side = "candidate" if n < 2 else "reference"
@@ -66,11 +66,11 @@ def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tupl
     gates = study.gates
     known = {
         metric: [cv for point in reference.points if (cv := point.metrics[metric].cv) is not None]
-        for metric in gates.family
+        for metric in dict.fromkeys(study.family)
         if reference is not None and all(metric in point.metrics for point in reference.points)
     }
     if not any(known.values()):
-        delta = min(map(gates.delta_of, gates.family))
+        delta = min(map(gates.delta_of, study.family))
         yield from (("", delta, cv) for cv in TYPICAL)
         return
     for metric, found in known.items():

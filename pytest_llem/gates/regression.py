@@ -99,7 +99,7 @@ def compare(
             schedule=schedule,
         )
         for pair in matched
-        for requested in settings.family
+        for requested in settings.family_of(pair.candidate.config.get("load"))
     ]
     questions = [case.question for case in cases if case.question is not None]
     pending = sum(_is_pending(case, schedule, paired=paired) for case in cases) if schedule is not None else 0

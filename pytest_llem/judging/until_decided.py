@@ -105,7 +105,7 @@ class UntilDecided:
         study = run.study
         budgets = {budget.metric for budget in study.budgets if budget.point == point.id}
         result = next(one for one in run.summarise().points if one.id == point.id)
-        names = budgets or set(study.gates.family)
+        names = budgets or set(study.compared_metrics(point))
         summaries = {name: result.metrics[name] for name in sorted(names) if result.metrics[name].n}
         return [
             name

@@ -137,6 +137,16 @@ class StudyConfig:
         runner = self.runners.get(SERVER)
         return None if runner is None else interpreter_path(runner, self.path.parent)
 
+    def compared_metrics(self, point: Point) -> tuple[str, ...]:
+        """Return the metrics of *point* that are compared with a reference."""
+        load = point.config.load
+        return self.gates.family_of(None if load is None else load.model_dump())
+
+    @cached_property
+    def family(self) -> tuple[str, ...]:
+        """The metrics of all gates of a comparison, one for each gate."""
+        return tuple(metric for point in self.points for metric in self.compared_metrics(point))
+
     @cached_property
     def axis_names(self) -> dict[str, str]:
         """Short name of each dotted axis of the study."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -16,6 +16,9 @@ from pytest_llem.study.validation import section_problems
 
 #: Metrics that are compared by default.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
+
+#: Those of a server at a given request rate: there, throughput is the rate, and users wait for the slowest.
+OPEN_LOOP_FAMILY = ("energy_per_good_token_j", "ttft_p99_ms", "itl_p99_ms")
 
 #: Default of the relative change that is tolerated; ``llem aa`` measures a better one.
 DEFAULT_DELTA = 0.02
@@ -68,8 +71,9 @@ class GatesConfig(NullableSection):
     """Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02."""
     metrics: _Family | None = None
     """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
-    and ``ttft_p50_ms``; the first two per request if answers differ in length, or if
-    their tokens are not known.
+    and ``ttft_p50_ms``; the first two per request if answers differ in length, or if their tokens are not known.
+    For a server at a request rate, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
+    ``ttft_p99_ms`` and ``itl_p99_ms``.
     """
     interleave: Interleave = "pass"
     """What alternates with ``--llem-against``: ``pass`` loads both sides and lets them measure some passes at a
@@ -81,10 +85,18 @@ class GatesConfig(NullableSection):
     ``measurement.min_window_seconds``. Default 1.
     """
 
-    @property
-    def family(self) -> tuple[str, ...]:
-        """The metrics to compare."""
-        return DEFAULT_FAMILY if self.metrics is None else tuple(self.metrics)
+    def family_of(self, load: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """Return the metrics to compare of a point.
+
+        Args:
+            load: The section ``load`` of its configuration, as plain data; None without one.
+        """
+        if self.metrics is not None:
+            return tuple(self.metrics)
+        if load is None or load.get("concurrency") is not None:
+            return DEFAULT_FAMILY
+        energy, *latencies = OPEN_LOOP_FAMILY
+        return (energy if load.get("slo") else DEFAULT_FAMILY[0], *latencies)
 
     def delta_of(self, metric: str) -> float:
         """Return the relative change of *metric* that is tolerated."""
@@ -103,7 +115,7 @@ def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Pro
     for name in gates.delta if isinstance(gates.delta, dict) else ():
         if fault := metric_fault(name):
             problems.append(document.problem(("gates", "delta", name), fault))
-        elif name not in gates.family:
+        elif name not in {*(gates.metrics or (*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY))}:
             message = "has no effect: this metric is not compared; add it to gates.metrics"
             notes.append(document.problem(("gates", "delta", name), message))
     return gates, problems, notes
