@@ -14,6 +14,7 @@ import pytest
 from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, SHARED_STATE, STUDIES
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
     from pytest_llem.isolation.interrupts import Interrupts
@@ -129,6 +130,17 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
             reporter.write_line("")  # xdist does not end the line on which it counts its workers
             for line in _plan_lines(config, plans):
                 reporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> object:
+    from pytest_llem.execution.scheduling import make_scheduler
+
+    def studies() -> Mapping[str, StudyConfig]:
+        recorder: Recorder | None = config.pluginmanager.get_plugin(_RECORDER)
+        return {} if recorder is None else recorder.studies
+
+    return make_scheduler(config, log, studies)
 
 
 def pytest_terminal_summary(

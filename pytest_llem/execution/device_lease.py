@@ -101,7 +101,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         session.cool_down.record_target()
     with ExitStack() as stack, _leased(item) as lease:
         owner = Owner.of_this_process(study.name, experiment.id, worker)
-        ownership = session.draining.take_over(devices, owner, stack)
+        ownership = session.draining.take_over(devices, owner, stack, keep=servers.are_needed_by(item))
         if ownership is None:
             try:
                 ownership = stack.enter_context(owned(devices, owner, partial(print_line, item.config)))

@@ -51,13 +51,16 @@ class DrainingProcesses:
         """
         self.handover = ownership, stack.pop_all()
 
-    def take_over(self, devices: Collection[str], owner: Owner, stack: ExitStack) -> Ownership | None:
+    def take_over(
+        self, devices: Collection[str], owner: Owner, stack: ExitStack, *, keep: bool = False
+    ) -> Ownership | None:
         """Return the ownership of *devices* that the previous item handed over.
 
         Args:
             devices: Device names.
             owner: The new owner.
             stack: Releases the devices from now on.
+            keep: Take them over even if another process waits for one of them.
 
         Returns:
             None if none or other devices were handed over, or if another process waits for one of them.
@@ -67,7 +70,7 @@ class DrainingProcesses:
             return None
         ownership, kept = handover
         stack.enter_context(kept)
-        if ownership.devices == set(devices) and ownership.hand_over(owner):
+        if ownership.devices == set(devices) and ownership.hand_over(owner, keep=keep):
             return ownership
         kept.close()
         return None

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,16 @@ from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.session_resources import controller
 from pytest_llem.hardware.gpus import gpu_processes, visible_gpus
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER, ServerConfig
-from pytest_llem.study.server_command import server_command, server_env
+from pytest_llem.study.server_command import server_command, server_env, template
 from pytest_llem.times import now
 
 #: Text in the output of a server whose port is taken.
@@ -128,6 +130,17 @@ class ModelServers:
             lease.defer(partial(self.stop, key))
         return started
 
+    def get_all(self, items: Sequence[pytest.Item], lease: DeviceLease) -> list[RunningServer] | Outcome:
+        """Return a server for each of *items*, which are measured alternately, or the first error."""
+        found: list[RunningServer] = []
+        for item in items:
+            server = self.get(item, lease)
+            if isinstance(server, Outcome):
+                self.stop()
+                return server
+            found.append(server)
+        return found
+
     def stop(self, key: Key | None = None) -> None:
         """Stop the server with that *key*; without a key, all."""
         for one in [one for one in self._running if key in (None, one)]:
@@ -150,12 +163,18 @@ _SERVERS = pytest.StashKey[ModelServers]()
 
 def key_of(item: pytest.Item) -> Key:
     """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
-    run, experiment = run_of(item), experiment_of(item)
-    study, config = item.config.stash[STUDIES][run], experiment.point.config
-    if study.execution.server_reuse == "never" and not (config.server and config.server.is_attached):
-        return (run, experiment.id)
+    run = run_of(item)
+    return run, server_group(item.config.stash[STUDIES][run], experiment_of(item))
+
+
+def server_group(study: StudyConfig, experiment: Experiment) -> str:
+    """Return a text that is equal for the experiments of a run that share a server."""
+    config = experiment.point.config
+    is_attached = config.server is not None and config.server.is_attached
+    if study.execution.server_reuse == "never" and not is_attached:
+        return experiment.id
     text = config.model_dump_json(exclude={"load", "measurement", "warmup", "baseline", "output_dir"})
-    return (run, experiment.cycle, hashlib.sha256(text.encode()).hexdigest())
+    return f"{experiment.cycle} {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def needs_server(item: pytest.Item) -> bool:
@@ -198,11 +217,17 @@ def _start_once(
         pid=process.pid,
         supervisor_pid=process.supervisor_pid,
         command=command,
-        packages=package_versions(python),
+        packages=_packages(python) if "{python}" in template(server) else {},
         started_at=started_at,
         ready_seconds=time.monotonic() - began,
     )
     return RunningServer(key, record, process, server)
+
+
+def _packages(python: Path | None) -> dict[str, str]:
+    """Return the versions of the packages that a server may use. Asked in the same way for both sides."""
+    found = ask(python or Path(sys.executable))
+    return {} if isinstance(found, str) else found.packages
 
 
 def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | None) -> dict[str, str]:

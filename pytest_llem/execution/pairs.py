@@ -18,6 +18,7 @@ from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.jobs import complete_job, preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import output_forwarder
 from pytest_llem.execution.servers import servers_of
 from pytest_llem.execution.stopping import stopped
@@ -50,22 +51,36 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     timeout += preflight_of_item(partner).deadline_seconds(config)
     gap, erase = lease.take_gap(), live_progress.erase if live_progress is not None else lambda: None
 
+    servers = ModelServers.of(item.config)
+    started = servers.get_all([one for one in (item, partner) if needs_server(one)], lease)
+    if isinstance(started, Outcome):
+        other = Outcome(error=started.error) if started.error else started
+        item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+        return started
+    server_of = dict(zip((item, partner), started, strict=False))
+
     def side(one: pytest.Item) -> Side:
-        run = run_of(one)
+        run, server = run_of(one), server_of.get(one)
         study = one.config.stash[STUDIES][run]
+        job = replace(complete_job(one, lease.devices, gap), turns=turns)
         return Side(
             REFERENCE if is_reference(run) else "candidate",
-            replace(complete_job(one, lease.devices, gap), turns=turns),
+            job if server is None else server.job(job),
             timeout,
             servers_of(one.config, file_of(run), study.execution),
             lease.take_process() if one is item else None,
             output_forwarder(one.config, erase),
+            server.record.pid if server is not None else None,
         )
 
     try:
         outcome, other = run_interleaved(side(item), side(partner), watcher=live_progress)
     finally:
         erase()  # pytest continues its own line
+    if server_of:
+        outcome, other = server_of[item].conclude(outcome), server_of[partner].conclude(other)
+        if outcome.error is not None or other.error is not None:
+            servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
     item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())

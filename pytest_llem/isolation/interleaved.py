@@ -41,6 +41,7 @@ class Side:
         servers: Forkservers to fork it from; None to start an interpreter.
         started: A process that was started early; None if there is none.
         on_output: Called with output of the process as it arrives.
+        server: Pid of the first process of its server, which leads a process group; None without a server.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Side:
     servers: Servers | None = None
     started: ExperimentProcess | None = None
     on_output: Callable[[bytes], None] = lambda chunk: None
+    server: int | None = None
 
 
 def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -> tuple[Outcome, Outcome]:
@@ -166,7 +168,7 @@ class _Running:
         assert self.child is not None
         assert other.child is not None
         before, was_stopped = self.waits, self._resume()
-        self.child.send(Turn(other.child.pid or 0, was_stopped).order())
+        self.child.send(Turn(other.side.server or other.child.pid or 0, was_stopped).order())
         if not self.wait(other, left, lambda: self.waits > before):
             return False
         # One that was stopped has used no CPU for that reason, and is stopped again.
@@ -206,9 +208,10 @@ class _Running:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self.child is not None
-        if self.child.pid is not None:
-            with suppress(ProcessLookupError):  # it has ended
-                os.killpg(self.child.pid, number)
+        for pid in (self.child.pid, self.side.server):
+            if pid is not None:
+                with suppress(ProcessLookupError):  # it has ended
+                    os.killpg(pid, number)
 
 
 def _run(first: _Running, second: _Running) -> _Running | None:

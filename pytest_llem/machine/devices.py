@@ -66,16 +66,17 @@ class Ownership:
         """Their names."""
         return set(self._locks)
 
-    def hand_over(self, owner: Owner) -> bool:
+    def hand_over(self, owner: Owner, *, keep: bool = False) -> bool:
         """Make the next experiment of this process the owner, unless another process waits for one of the devices.
 
         Args:
             owner: The next experiment.
+            keep: Hand over even if another process waits: the next experiment uses what this one has started.
 
         Returns:
             Whether it is the owner now. If not, nothing has changed.
         """
-        if any(lock.is_waited_for() for lock in self._locks.values()):
+        if not keep and any(lock.is_waited_for() for lock in self._locks.values()):
             return False
         for lock in self._locks.values():
             lock.hand_over(owner)

@@ -14,6 +14,7 @@ from typing import Any
 from pytest_llem.engines.function import is_function, load_engine
 from pytest_llem.engines.options import abilities, needs_of_class, option_problems
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext
+from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions
 
@@ -47,7 +48,7 @@ def answer(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, di
 def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         engine = load_engine(name)
-        if (problem := missing_methods(engine)) is not None:
+        if name not in SHIPPED and (problem := missing_methods(engine)) is not None:
             return {"problem": problem}
         options: Any = getattr(engine, "options", None)
         is_class = isinstance(options, type) and issubclass(options, EngineOptions)

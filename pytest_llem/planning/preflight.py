@@ -21,7 +21,7 @@ from pytest_llem.engines.models import (
     resolve_model,
     too_long,
 )
-from pytest_llem.engines.options import LORA
+from pytest_llem.engines.options import LORA, given_fields, option_problems
 from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
@@ -92,7 +92,11 @@ class Preflight:
     def needs(self, config: ExperimentConfig) -> Needs:
         """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
         question = self._question(config)
-        if (stated := shipped_needs(config, question.parameters)) is not None:
+        try:
+            stated = shipped_needs(config, question.parameters)
+        except ValueError:  # which is a reason why the experiment cannot run
+            return Needs()
+        if stated is not None:
             return stated
         answer = self._answer(config)
         return Needs() if answer is None else answer.needs(question)
@@ -186,6 +190,9 @@ class Preflight:
             yield from unmet
         if shipped is None or (shipped.checks_options and not unmet):
             yield from self._engine_problems(config)
+        if config.backend == SERVER:
+            problems = option_problems(shipped, config, given_fields(config))
+            yield from (f"{self._place(one.path)}: {one.message}" for one in problems)
         needs = self.needs(config)
         if (
             config.measurement.prefill_split

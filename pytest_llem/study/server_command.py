@@ -66,16 +66,16 @@ def fields_in_command(config: ExperimentConfig) -> set[str]:
     assert server is not None
     if server.is_attached:
         return set()
-    template = _template(server)
-    if not any("{port}" in part for part in template):
+    parts = template(server)
+    if not any("{port}" in part for part in parts):
         raise ValueError("command: needs the placeholder {port}: each server gets a port of its own")
     substitution = _substitution(config, port="0", python="python", model=config.model or "")
     try:
-        found = substitution.fields_in(template)
+        found = substitution.fields_in(parts)
     except PlaceholderError as error:
         raise ValueError(f"command[{error.index}]: {error}") from None
     behind = {"{model}": "model", "{dtype}": "precision"}
-    found |= {name for place, name in behind.items() if any(place in part for part in template)}
+    found |= {name for place, name in behind.items() if any(place in part for part in parts)}
     if server.command is None:
         list(_options(server))  # to check them
         return found
@@ -96,7 +96,7 @@ def server_command(config: ExperimentConfig, *, port: int, python: str, model: s
     """
     server = config.server
     assert server is not None
-    command = _substitution(config, port=str(port), python=python, model=model or "").fill(_template(server))
+    command = _substitution(config, port=str(port), python=python, model=model or "").fill(template(server))
     return command if server.command is not None else [*command, *_options(server)]
 
 
@@ -110,7 +110,8 @@ def server_env(server: ServerConfig) -> dict[str, str]:
     return {**preset, **(server.env or {})}
 
 
-def _template(server: ServerConfig) -> Sequence[str]:
+def template(server: ServerConfig) -> Sequence[str]:
+    """Return the command of a server that is started, with its placeholders."""
     if server.command is not None:
         return server.command
     assert server.preset is not None

@@ -1,0 +1,61 @@
+"""Distribute experiments to xdist's workers: the load points of one server go to one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+from pytest_llem._plugin.declarations import YAML_SUFFIXES
+from pytest_llem._plugin.node_ids import EXPERIMENTS, match_id, parse, run_key
+from pytest_llem.execution.model_servers import server_group
+from pytest_llem.study.server import SERVER
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
+    from pytest_llem.study.design import StudyConfig
+
+
+def make_scheduler(
+    config: pytest.Config, log: Producer, studies: Callable[[], Mapping[str, StudyConfig]]
+) -> StudyScheduling | None:
+    """Return the scheduler of a session whose arguments are all studies; None to leave the choice to xdist.
+
+    Args:
+        config: The controller's configuration.
+        log: xdist's log.
+        studies: Returns the studies by the key of their run, once workers have collected.
+    """
+    files = [argument.partition("::")[0] for argument in config.args]
+    if config.option.dist != "load" or not all(Path(file).suffix in YAML_SUFFIXES for file in files):
+        return None
+    return StudyScheduling(config, log, studies)
+
+
+class StudyScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Sends the experiments that share a server to one worker together, and every other item alone.
+
+    xdist's own groups (``--dist loadgroup``) change the ids of items, and its default sends items in chunks, so
+    that each worker would start the same server.
+    """
+
+    def __init__(
+        self, config: pytest.Config, log: Producer, studies: Callable[[], Mapping[str, StudyConfig]]
+    ) -> None:
+        super().__init__(config, log)
+        self._studies = studies
+
+    def _split_scope(self, nodeid: str) -> str:
+        node = parse(nodeid)
+        study = None if node is None else self._studies().get(run_key(node.file, EXPERIMENTS[0]))
+        if node is None or study is None or node.function not in EXPERIMENTS:
+            return nodeid
+        by_id = {one.id: one for one in study.experiments}
+        name = match_id(node.name, by_id)
+        if name is None or by_id[name].point.config.backend != SERVER:
+            return nodeid
+        return f"{node.file} {server_group(study, by_id[name])}"
