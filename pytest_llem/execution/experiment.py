@@ -13,7 +13,7 @@ from pytest_llem._plugin.shared_state import REPEATED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.idle_power import keep_idle_power
-from pytest_llem.execution.jobs import complete_job, early_job, preflight_of
+from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of
 from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
@@ -77,8 +77,8 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         else:
             outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
         if outcome.result is not None:
-            python = study.interpreter(config.backend)
-            keep_idle_power(item.config.stash[SHARED_STATE], experiment.point.config_hash, python, outcome.data)
+            key = idle_power_key(study, experiment.point)
+            keep_idle_power(item.config.stash[SHARED_STATE], *key, outcome.data)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, experiment, outcome)
 

@@ -19,7 +19,9 @@ from pytest_llem.execution.session_resources import controller, hub_unreachable_
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import GapRecord, Identity
-from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.design import Point, StudyConfig
+from pytest_llem.study.server import SERVER, is_attached
+from pytest_llem.study.server_command import server_hash
 
 #: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
@@ -54,7 +56,7 @@ def complete_job(item: pytest.Item, devices: Collection[str], gap: GapRecord | N
     return replace(
         early_job(item),
         gap=gap.model_dump(mode="json") if gap else None,
-        idle_power=known_idle_power(shared_state, point.config_hash, study.interpreter(point.config.backend)),
+        idle_power=known_idle_power(shared_state, *idle_power_key(study, point)),
         no_context=no_context_fields(shared_state, point.config, devices),
         hub_unreachable=hub_unreachable_for(shared_state, preflight_of_item(item), point.config),
     )
@@ -80,7 +82,7 @@ def early_job(item: pytest.Item) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
-        root=str(_working_tree(item.config, python if is_reference(run) else None)),
+        root=str(_working_tree(item.config, _code_interpreter(study, point) if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in import_path_of(item.config, reference=is_reference(run))],
         watch_pids=pytest_processes[1:],
@@ -89,12 +91,25 @@ def early_job(item: pytest.Item) -> Job:
         carbon=None
         if settings.carbon_intensity is None
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
-        devices=allocation.devices if allocation.environment else (),
+        devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
         not_from=(str(worktree.repository), str(worktree.folder))
-        if worktree is not None and is_reference(run)
+        if worktree is not None and is_reference(run) and point.config.backend != SERVER
         else None,
     )
+
+
+def idle_power_key(study: StudyConfig, point: Point) -> tuple[str, Path | None]:
+    """Return what determines a point's idle power: its configuration, or that of its server without the load."""
+    if point.config.backend != SERVER:
+        return point.config_hash, study.interpreter(point.config.backend)
+    return f"server {server_hash(point.config)}", study.server_interpreter
+
+
+def _code_interpreter(study: StudyConfig, point: Point) -> Path | None:
+    """Return the interpreter that runs the measured code; None for this one."""
+    is_server = point.config.backend == SERVER
+    return study.server_interpreter if is_server else study.interpreter(point.config.backend)
 
 
 def _working_tree(config: pytest.Config, reference: Path | None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -11,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 from pytest_llem._plugin.options import Settings
@@ -24,18 +21,17 @@ from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.session_resources import controller
-from pytest_llem.hardware.gpus import gpu_processes, visible_gpus
-from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.attached_server import listening_process, other_gpu_users
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.server import SERVER, ServerConfig
-from pytest_llem.study.server_command import server_command, server_env, template
+from pytest_llem.study.server import SERVER, ServerConfig, is_attached
+from pytest_llem.study.server_command import runs_python, server_command, server_env, server_hash
 from pytest_llem.times import now
 
 #: Text in the output of a server whose port is taken.
@@ -124,7 +120,7 @@ class ModelServers:
         self.stop(key)
         config = experiment_of(item).point.config
         assert config.server is not None
-        started = _attach(key, config) if config.server.is_attached else self._start(item, key, config, lease)
+        started = _attach(key, config) if is_attached(config) else self._start(item, key, config, lease)
         if isinstance(started, RunningServer):
             self._running[key] = started
             lease.defer(partial(self.stop, key))
@@ -170,11 +166,9 @@ def key_of(item: pytest.Item) -> Key:
 def server_group(study: StudyConfig, experiment: Experiment) -> str:
     """Return a text that is equal for the experiments of a run that share a server."""
     config = experiment.point.config
-    is_attached = config.server is not None and config.server.is_attached
-    if study.execution.server_reuse == "never" and not is_attached:
+    if study.execution.server_reuse == "never" and not is_attached(config):
         return experiment.id
-    text = config.model_dump_json(exclude={"load", "measurement", "warmup", "baseline", "output_dir"})
-    return f"{experiment.cycle} {hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{experiment.cycle} {server_hash(config)}"
 
 
 def needs_server(item: pytest.Item) -> bool:
@@ -217,7 +211,7 @@ def _start_once(
         pid=process.pid,
         supervisor_pid=process.supervisor_pid,
         command=command,
-        packages=_packages(python) if "{python}" in template(server) else {},
+        packages=_packages(python) if runs_python(server) else {},
         started_at=started_at,
         ready_seconds=time.monotonic() - began,
     )
@@ -267,63 +261,9 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     path = server.ready_config.path
     if not answers(server.url, path):
         return refused(f"server.url: {server.url}{path} does not answer with status 200")
-    pid = listener(server.url)
-    if (others := _other_users(server, pid)) is not None:
+    pid = listening_process(server.url)
+    if (others := other_gpu_users(server, pid)) is not None:
         return refused(others)
     return RunningServer(
         key, ServerRecord(id=f"{server.url} {pid}", url=server.url, pid=pid, attached=True), None, server
     )
-
-
-def listener(url: str) -> int | None:
-    """Return the pid of the process that listens on the port of *url* on this host; None if it cannot be seen."""
-    port = urlsplit(url).port or (443 if url.startswith("https") else 80)
-    try:
-        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    except psutil.Error:
-        return None
-    pids = sorted(one.pid for one in listening if one.laddr and one.laddr[1] == port and one.pid is not None)
-    return pids[0] if pids else None
-
-
-def gpus_of(server: ServerConfig) -> list[str]:
-    """Return the UUIDs of the GPUs of a server that runs already: those that the study names, or that it uses."""
-    if isinstance(server.gpus, list):
-        return server.gpus
-    pid = listener(server.url or "")
-    if pid is None or server.gpus == 0:
-        return []
-    own = _tree(pid)
-    with Nvml() as nvml:
-        return [uuid for uuid, pids in _gpu_users(nvml).items() if own & pids]
-
-
-def _other_users(server: ServerConfig, pid: int | None) -> str | None:
-    """Return which other process uses the server's GPUs; None if none is seen."""
-    own = _tree(pid) if pid is not None else set()
-    with Nvml() as nvml:
-        users = _gpu_users(nvml)
-    for gpu in gpus_of(server):
-        if own and (others := sorted(users.get(gpu, set()) - own)):
-            return (
-                f"server.url: {gpu} is also used by other processes than the server's "
-                f"({', '.join(map(str, others))}): no energy is the server's alone"
-            )
-    return None
-
-
-def _gpu_users(nvml: Nvml) -> dict[str, set[int]]:
-    found = {}
-    for gpu in visible_gpus().all:
-        handle = nvml.ask("nvmlDeviceGetHandleByUUID", gpu.uuid)
-        if handle is not None:
-            found[gpu.uuid] = {one.pid for one in gpu_processes(nvml, handle) or ()}
-    return found
-
-
-def _tree(pid: int) -> set[int]:
-    try:
-        process = psutil.Process(pid)
-        return {pid, *(one.pid for one in process.children(recursive=True))}
-    except psutil.Error:
-        return {pid}

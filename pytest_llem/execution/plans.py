@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from pytest_llem._plugin import overwriting
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
-from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
@@ -21,7 +21,7 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.host import load_warning
 from pytest_llem.planning.plan import Plan
-from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.design import Experiment, Point, StudyConfig
 
 
 def make_plans(
@@ -105,6 +105,22 @@ def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
         raise pytest.UsageError(f"--llem-plan: {error}") from error
 
 
+def _same_servers(config: pytest.Config, points: Iterable[Point]) -> Iterator[str]:
+    """Yield why servers would be the same on both sides of a comparison."""
+    for server in (point.config.server for point in points):
+        if server is None:
+            continue
+        if server.is_attached:
+            yield f"server.url {server.url}: a server that runs already is the same on both sides"
+        elif config.stash.get(WORKTREE, None) is not None and not any(
+            "{python}" in one for one in template(server)
+        ):
+            yield (
+                "the server's command has no {python}, so that it is the same at every revision: start the project's "
+                "code with it"
+            )
+
+
 def check_both_engines(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> None:
@@ -127,5 +143,7 @@ def check_both_engines(
         side = "the reference" if is_reference(key) else "the candidate"
         found = preflight_of(config, key, study).unusable_engines(sorted(wanted))
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
+        if is_reference(key):
+            problems |= dict.fromkeys(f"{side}: {problem}" for problem in _same_servers(config, points))
     if problems:
         raise pytest.UsageError(f"--llem-against: no experiment was started: {'; '.join(problems)}")

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pytest_llem.planning.preflight import Preflight, gib
 from pytest_llem.study.config import ExperimentConfig
 
+#: The option of an engine or a server that sets its share of a GPU's memory.
+_SHARES = {
+    "vllm": "vllm.engine.gpu_memory_utilization",
+    "sglang": "server.args.mem_fraction_static",
+}
+
 
 def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Preflight) -> str | None:
     """Return why whole cycles have to alternate, in one line; None if passes can.
@@ -17,7 +23,9 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
     sides, host = (candidate, reference), candidate.host_of(config)
     shares = [share for side in sides if (share := side.needs(config).memory_share) is not None]
     if host.gpus and sum(shares) > 1:
-        advice = f"{config.backend}.engine.gpu_memory_utilization" if config.backend == "vllm" else "its share"
+        preset = config.server.preset if config.server is not None else config.backend
+        advice = _SHARES.get(str(preset), "its share")
+        advice = advice if config.server is None else advice.replace("vllm.engine", "server.args")
         return (
             f"each side reserves {max(shares):.0%} of the GPU's memory, so that two do not fit: "
             f"set {advice} to at most {1 / len(sides) - 0.05:.2f}"

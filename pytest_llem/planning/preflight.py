@@ -28,7 +28,8 @@ from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
-from pytest_llem.machine.devices import Allocation, allocate
+from pytest_llem.machine.attached_server import gpus_of_server
+from pytest_llem.machine.devices import CPU, Allocation, allocate
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
@@ -134,6 +135,8 @@ class Preflight:
 
     def allocation(self, config: ExperimentConfig) -> Allocation:
         """Return the devices for an experiment. Experiments with equal needs query NVML once."""
+        if config.server is not None and config.server.is_attached:
+            return Allocation(tuple(gpus_of_server(config.server)) or (CPU,))
         needs, python = self.needs(config), self._study.interpreter(config.backend)
         key = python, needs.gpus, needs.uses_torch
         if key not in self._allocations:

@@ -173,3 +173,8 @@ class ServerConfig(EngineOptions):
         else:
             return None
         return float(given) if isinstance(given, int | float) else None
+
+
+def is_attached(config: ExperimentConfig) -> bool:
+    """Return whether an experiment is on a server that runs already."""
+    return config.server is not None and config.server.is_attached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def fields_in_command(config: ExperimentConfig) -> set[str]:
     assert server is not None
     if server.is_attached:
         return set()
-    parts = template(server)
+    parts = _template(server)
     if not any("{port}" in part for part in parts):
         raise ValueError("command: needs the placeholder {port}: each server gets a port of its own")
     substitution = _substitution(config, port="0", python="python", model=config.model or "")
@@ -96,12 +97,18 @@ def server_command(config: ExperimentConfig, *, port: int, python: str, model: s
     """
     server = config.server
     assert server is not None
-    command = _substitution(config, port=str(port), python=python, model=model or "").fill(template(server))
+    command = _substitution(config, port=str(port), python=python, model=model or "").fill(_template(server))
     return command if server.command is not None else [*command, *_options(server)]
 
 
 def _substitution(config: ExperimentConfig, **others: str) -> Substitution:
     return Substitution(config, "server", dtype=_DTYPES[config.precision], **others)
+
+
+def server_hash(config: ExperimentConfig) -> str:
+    """Return a digest that is equal for experiments that may share a server: they differ in their load only."""
+    text = config.model_dump_json(exclude={"load", "measurement", "warmup", "baseline", "output_dir"})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def server_env(server: ServerConfig) -> dict[str, str]:
@@ -110,8 +117,12 @@ def server_env(server: ServerConfig) -> dict[str, str]:
     return {**preset, **(server.env or {})}
 
 
-def template(server: ServerConfig) -> Sequence[str]:
-    """Return the command of a server that is started, with its placeholders."""
+def runs_python(server: ServerConfig) -> bool:
+    """Return whether a server's command runs a Python interpreter that the study or an option chooses."""
+    return not server.is_attached and any("{python}" in part for part in _template(server))
+
+
+def _template(server: ServerConfig) -> Sequence[str]:
     if server.command is not None:
         return server.command
     assert server.preset is not None
