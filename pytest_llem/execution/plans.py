@@ -22,6 +22,7 @@ from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.host import load_warning
 from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, Point, StudyConfig
+from pytest_llem.study.server_command import runs_python
 
 
 def make_plans(
@@ -112,13 +113,8 @@ def _same_servers(config: pytest.Config, points: Iterable[Point]) -> Iterator[st
             continue
         if server.is_attached:
             yield f"server.url {server.url}: a server that runs already is the same on both sides"
-        elif config.stash.get(WORKTREE, None) is not None and not any(
-            "{python}" in one for one in template(server)
-        ):
-            yield (
-                "the server's command has no {python}, so that it is the same at every revision: start the project's "
-                "code with it"
-            )
+        elif config.stash.get(WORKTREE, None) is not None and not runs_python(server):
+            yield "the server's command has no {python}, so that it is the same at every revision"
 
 
 def check_both_engines(
