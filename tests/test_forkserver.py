@@ -165,8 +165,8 @@ class TestTheServer:
         ("at_import", "reason"),
         [
             (
-                "import threading, time; threading.Thread(target=time.sleep, args=(2,)).start()",
-                "there are 2 threads",
+                "import threading, time; threading.Thread(None, time.sleep, 'flusher', args=(2,)).start()",
+                "there are 2 threads (flusher)",
             ),
             (
                 "import types; sys.modules['torch'] = types.SimpleNamespace(\n"

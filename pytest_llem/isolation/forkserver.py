@@ -23,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -153,7 +154,8 @@ def _unfit() -> str | None:
     if _threads() > 1:
         _fork_once()
     if (threads := _threads()) > 1:
-        return f"there are {threads} threads"
+        known = ", ".join(one.name for one in threading.enumerate() if one is not threading.main_thread())
+        return f"there are {threads} threads" + (f" ({known})" if known else "")
     if devices := sorted({device for device in _open_files() if device.startswith(_DEVICES)}):
         return f"{devices[0]} is open"
     torch = sys.modules.get("torch")

@@ -59,10 +59,10 @@ def on_gpu(gpu: Gpu) -> Iterator[Callable[..., Any]]:
         yield lambda function, *arguments: pool.submit(_call, function, gpu.uuid, *arguments).result()
 
 
-def _model(shape: str) -> Path:
-    folder = cache() / f"llama-{shape}-random"
+def _model(shape: str, *options: str) -> Path:
+    folder = cache() / f"llama-{shape}-{'shape' if options else 'random'}"
     if not folder.is_dir():
-        made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder)]
+        made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder), *options]
         subprocess.run(made, cwd=Path(__file__).parents[2], check=True)
     return folder
 
@@ -77,6 +77,12 @@ def llama_1b() -> Path:
 def llama_8b() -> Path:
     """A folder with a model of the shape of Llama 3.1 8B, in bf16."""
     return _model("8b")
+
+
+@pytest.fixture(scope="session")
+def llama_8b_shape() -> Path:
+    """The same without weights, for vLLM's ``load_format: dummy``."""
+    return _model("8b", "--no-weights")
 
 
 @pytest.fixture

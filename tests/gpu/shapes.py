@@ -1,6 +1,9 @@
-"""Write models of Llama's shapes with random weights: ``python -m tests.gpu.shapes 1b FOLDER``.
+"""Write models of Llama's shapes with random weights.
 
-Speed is that of the shape; power depends on the values, and theirs are not a trained model's.
+    python -m tests.gpu.shapes 1b FOLDER [--no-weights]
+
+Speed is that of the shape; power depends on the values, and theirs are not a trained model's. Without weights,
+vLLM makes random ones: ``load_format: dummy``.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ VOCABULARY = 128_256
 BOS, EOS = 128_000, 128_001
 
 
-def make(shape: str, folder: Path) -> None:
+def make(shape: str, folder: Path, *, weights: bool = True) -> None:
     """Write a model and its tokenizer to *folder*, which appears only when it is complete."""
     config = LlamaConfig(
         **SHAPES[shape],
@@ -60,19 +63,26 @@ def make(shape: str, folder: Path) -> None:
         bos_token_id=BOS,
         eos_token_id=EOS,
         dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial)
+    if weights:
+        _random(config).save_pretrained(partial)
+    else:
+        config.save_pretrained(partial)
     _tokenizer().save_pretrained(partial)
     path = partial / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": True}, indent=2))
     partial.rename(folder)
+
+
+def _random(config: LlamaConfig) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -85,4 +95,4 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(sys.argv[2]))
+    make(sys.argv[1], Path(sys.argv[2]), weights="--no-weights" not in sys.argv)

@@ -15,6 +15,8 @@ from pytest_llem import IsolatedExperiment
 from pytest_llem.energy.gpu_source import COUNTER
 from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.results.statistics import mean_interval
+from tests.support.narrow import not_none
 
 Found = Callable[[str, object], None]
 OnGpu = Callable[..., Any]
@@ -70,12 +72,12 @@ def test_integral_of_power_agrees_with_counter(
     assert result.metrics["energy_per_output_token_j"].method == "measured"
 
 
-def test_aligned_windows_agree(on_gpu: OnGpu, found: Found) -> None:
-    aligned, unaligned = on_gpu("alignment", 20, 2.0)
-    found("windows of 2 s, CV in %", 100 * _variation(aligned))
+def test_windows_aligned_to_ticks_vary_less(on_gpu: OnGpu, found: Found) -> None:
+    """Windows are ten ticks long: where they cut a tick matters more than how the power itself varies."""
+    aligned, unaligned = on_gpu("alignment", 20, 1.0)
+    found("windows of 1 s, CV in %", 100 * _variation(aligned))
     found("unaligned, CV in %", 100 * _variation(unaligned))
-    found("W", statistics.fmean(aligned) / 2)
-    assert _variation(aligned) <= 0.01
+    found("W", statistics.fmean(aligned))
     assert _variation(aligned) < _variation(unaligned)
 
 
@@ -97,8 +99,10 @@ def test_queued_work_counts_in_the_window(on_gpu: OnGpu, found: Found) -> None:
 
 def test_sampling_does_not_change_power(on_gpu: OnGpu, found: Found) -> None:
     ratios = on_gpu("observed", 6, 4.0)
-    seconds, energy = (statistics.median(one[at] for one in ratios) for at in (0, 1))
-    found("sampler at 10 Hz / none, time", seconds)
-    found("sampler at 10 Hz / none, energy", energy)
-    assert abs(seconds - 1) <= 0.005
-    assert abs(energy - 1) <= 0.01
+    for at, what in enumerate(("time", "energy")):
+        mean, _, interval = mean_interval([one[at] for one in ratios], 0.99)
+        low, high = not_none(interval)
+        found(f"sampler at 10 Hz / none, {what}", f"{mean:.4f}, 99 %: {low:.4f} to {high:.4f}")
+        assert low <= 1.005
+        assert high >= 0.995
+        assert high - low <= 0.04, "the interval is narrow enough to mean something"

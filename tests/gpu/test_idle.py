@@ -34,7 +34,6 @@ def test_engine_without_work_has_no_active_energy(
     passes, seconds = result.window.passes or 0, result.window.window_seconds
     assert active.value is not None
     assert active.uncertainty is not None
-    assert active.interval95 is not None
     assert result.idle_power.after_w is not None
     assert result.idle_power.drift_w is not None
     found("no context, W", no_context)
@@ -44,8 +43,7 @@ def test_engine_without_work_has_no_active_energy(
     found("idle power after the window - before it, W", result.idle_power.after_w - context)
     found("standard uncertainty of its drift, W", result.idle_power.drift_w)
     assert 15 <= context - no_context <= 70
-    low, high = active.interval95
-    assert low <= 0 <= high
+    assert abs(active.value) <= 4 * active.uncertainty, "a 95 % interval would fail once in twenty runs"
     assert passes * active.uncertainty <= 2 * seconds, "the interval is narrow enough to mean something"
 
 

@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable, Sequence
 from fcntl import ioctl
+from pathlib import Path
 
 _ESCAPE = re.compile(r"\x1b(?:\[([0-9;?]*)([A-Za-z])|\](?:[^\x07\x1b]*)(?:\x07|\x1b\\)|([78DM]))")
 
@@ -90,7 +91,11 @@ class Screen:
 
 
 def watch(
-    command: Sequence[str], screen: Screen, on_change: Callable[[Screen], None], limit_s: float = 120
+    command: Sequence[str],
+    screen: Screen,
+    on_change: Callable[[Screen], None],
+    limit_s: float = 120,
+    folder: Path | None = None,
 ) -> int:
     """Run *command* in a terminal, and return its exit status.
 
@@ -99,12 +104,14 @@ def watch(
         screen: Receives its output.
         on_change: Called after each chunk. An exception ends the command.
         limit_s: Time limit in s.
+        folder: Folder to run it in; None for the current one.
     """
     controller, terminal = pty.openpty()
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", screen.rows, screen.columns, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CI", "NO_COLOR")}
     with subprocess.Popen(
         command,
+        cwd=folder,
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -124,7 +131,7 @@ def watch(
                 screen.write(chunk.decode("utf-8", "replace"))
                 on_change(screen)
         except BaseException:
-            process.kill()
+            process.kill()  # with SIGKILL
             raise
         finally:
             os.close(controller)

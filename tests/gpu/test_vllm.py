@@ -1,0 +1,132 @@
+"""The engine ``vllm``: beside PyTorch in one study, and after pytest has been killed."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from pytest_llem import StudyResult
+from pytest_llem.hardware.gpus import Gpu
+from pytest_llem.hardware.nvml import Nvml
+from tests.support.processes import gone
+from tests.support.terminal import Screen, watch
+
+Found = Callable[[str, object], None]
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+#: Requests at a time, and tokens of each prompt and of each answer.
+REQUESTS, TOKENS = 64, 128
+
+ENGINE = {
+    "max_model_len": 1024,
+    "max_num_seqs": REQUESTS,
+    "compilation_config": {"cudagraph_capture_sizes": [1, REQUESTS]},
+}
+
+POINT = {
+    "n": REQUESTS,
+    "max_input_tokens": TOKENS,
+    "max_output_tokens": TOKENS,
+    "decoder": {"do_sample": False},
+    "warmup": {"n_warmup": 2, "convergence_detection": False},
+    "baseline": {"enabled": False},
+}
+
+#: Time to stay in the window before the kill, in s.
+MEASURING_SECONDS = 5
+
+
+#: The live line of an experiment in its window.
+_MEASURING = re.compile(r"llem: .*  measuring(?! the idle)")
+
+
+class _InWindowError(Exception):
+    """The experiment has been in its window for some seconds, with *used_bytes* of the GPU's memory in use."""
+
+    def __init__(self, used_bytes: int) -> None:
+        super().__init__(used_bytes)
+        self.used_bytes = used_bytes
+
+
+def test_sigkill_of_pytest_in_the_window_frees_the_gpu(
+    tmp_path: Path, llama_8b_shape: Path, gpu: Gpu, found: Found
+) -> None:
+    study = {
+        "name": "killed",
+        "model": str(llama_8b_shape),
+        "backend": "vllm",
+        **POINT,
+        "measurement": {"min_window_seconds": 600},
+        "execution": {"n_cycles": 1},
+        "vllm": {"engine": {**ENGINE, "load_format": "dummy"}},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    others, family = set(psutil.Process().children(recursive=True)), set()
+    began: list[float] = []
+    with Nvml() as nvml:
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", gpu.uuid)
+
+        def used() -> int:
+            return int(nvml.call("nvmlDeviceGetMemoryInfo", handle).used)
+
+        def look(screen: Screen) -> None:
+            family.update(set(psutil.Process().children(recursive=True)) - others)
+            if any(_MEASURING.search(line) for line in screen.lines()):
+                began.append(time.monotonic())
+                if began[-1] - began[0] > MEASURING_SECONDS:
+                    raise _InWindowError(used())
+
+        before = used()
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", f"--rootdir={tmp_path}"]
+        with pytest.raises(_InWindowError) as seen:
+            watch(command, Screen(120), look, limit_s=300, folder=tmp_path)  # the exception kills pytest
+        killed = time.monotonic()
+        while (left := [one for one in family if not gone(one.pid)]) or used() - before > 2**20:
+            assert time.monotonic() - killed < 60, (left, used() - before)
+            time.sleep(0.05)
+        found("s until processes and memory were gone", time.monotonic() - killed)
+        found("GPU memory left, bytes", used() - before)
+    found("processes of vLLM and pytest", len(family))
+    found("GPU memory in the window, GB", (seen.value.used_bytes - before) / 1e9)
+    assert seen.value.used_bytes - before > 2**33, "the model is loaded"
+
+
+def test_one_study_measures_pytorch_and_vllm(
+    study: Callable[..., StudyResult], llama_8b: Path, found: Found
+) -> None:
+    result = study(
+        "engines",
+        "--llem-start-method=spawn",  # vLLM's CUDA build starts a thread when it is imported
+        model=str(llama_8b),
+        **POINT,
+        measurement={"min_window_seconds": 8},
+        sweep={"backend": ["pytorch", "vllm"]},
+        pytorch={"batch_size": REQUESTS, "cache_implementation": "static"},
+        vllm={"engine": ENGINE},
+        execution={"n_cycles": 2, "experiment_gap_seconds": 0},
+    )
+    assert (result.summary.completed, result.summary.failed) == (4, 0)
+    for point in result.points:
+        for name in (
+            "output_tokens_per_second",
+            "energy_per_output_token_j",
+            "mean_power_w",
+            "ttft_p50_ms",
+            "itl_p50_ms",
+            "output_tokens",
+        ):
+            metric = point.metrics[name]
+            found(f"{point.id}: {name}", f"{metric.mean:.5g}, CV {metric.cv or 0:.2%}" if metric.mean else metric)
+        assert point.metrics["energy_per_output_token_j"].method == "measured"
+        assert point.metrics["output_tokens"].mean == REQUESTS * TOKENS
+    [agreement] = result.token_agreement
+    found("share of equal tokens", agreement.share)
