@@ -158,6 +158,11 @@ def test_chunks_are_not_counted_as_tokens() -> None:
     assert record.tpot_s is not None
 
 
+def test_control_token_without_text_has_the_time_of_its_chunk() -> None:
+    record = answered(HEAD, event("a"), event(""), event("b"), event("", "length"), usage(3), DONE)
+    assert len(record.token_times) == 3
+
+
 def test_merged_tokens_with_ids_arrive_together() -> None:
     record = answered(
         HEAD, event("a", ids=[5]), event("b c", ids=[6, 7]), event("", "stop", ids=[]), usage(3), DONE

@@ -206,8 +206,8 @@ class Load:
         for number, offset in enumerate(schedule.arrivals, 1):
             request = self._take()
             due = began + offset
-            if (wait := due - monotonic()) > 0:
-                await asyncio.sleep(wait)
+            # A late arrival waits for nothing, but lets the one before it begin.
+            await asyncio.sleep(max(0.0, due - monotonic()))
             if self._stopping:
                 return
             now = monotonic()
