@@ -124,10 +124,10 @@ def test_conversation_keeps_its_slot() -> None:
 
     with mock_server("--step-ms", "2+0") as url:
         load = asyncio.run(run(url))
-    turns: dict[int, list[int]] = {}
+    numbers: dict[int, list[int]] = {}
     for request in load.records:
-        turns.setdefault(request.index, []).append(request.turn)
-    assert all(numbers == [0, 1] for numbers in turns.values())
+        numbers.setdefault(request.index, []).append(request.turn)
+    assert all(turn == [0, 1] for turn in numbers.values())
 
 
 def test_poisson_arrivals_are_those_of_their_seed() -> None:
