@@ -168,27 +168,21 @@ class Load:
     async def _begin_closed(self, schedule: ClosedLoop) -> None:
         """Start the slots one after the other, and wait until each has finished a request."""
         finished = [asyncio.Event() for _ in range(schedule.concurrency)]
+        self._spawn(self._run_slot(finished[0]))
+        if schedule.ramp_seconds is None:
+            await finished[0].wait()
         start = monotonic()
-        for event in finished:
+        for event in finished[1:]:
+            # Latencies grow while slots start, so the latest one counts, also if it ends during the wait.
+            while (next_start := start + self._ramp_seconds(schedule) / schedule.concurrency) > monotonic():
+                await asyncio.sleep(next_start - monotonic())
+            start = next_start
             self._spawn(self._run_slot(event))
-            if schedule.ramp_seconds is None:
-                start = await self._after_share_of_latency(start, schedule.concurrency)
-            else:
-                start += schedule.ramp_seconds / schedule.concurrency
-                await asyncio.sleep(start - monotonic())
         for event in finished:
             await event.wait()
 
-    async def _after_share_of_latency(self, start: float, concurrency: int) -> float:
-        """Wait until one latency ÷ *concurrency* after *start*, and return that time.
-
-        Latencies grow while slots start, so this is the latest one, looked at again after the wait.
-        """
-        await self._until(lambda: bool(self._durations))
-        start = max(start, monotonic() - self._durations[-1])
-        while (wait := start + self._durations[-1] / concurrency - monotonic()) > 0:
-            await asyncio.sleep(wait)
-        return monotonic()
+    def _ramp_seconds(self, schedule: ClosedLoop) -> float:
+        return self._durations[-1] if schedule.ramp_seconds is None else schedule.ramp_seconds
 
     async def _run_slot(self, finished: asyncio.Event) -> None:
         free: float | None = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -101,11 +102,13 @@ def vllm(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> 
 def aiperf(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
     command = [
         *(arguments.aiperf, "profile", "--url", url, "--model", "mock", "--endpoint-type", "completions"),
-        *("--streaming", "--tokenizer", "builtin", "--isl", str(TOKENS), "--osl", str(TOKENS)),
+        *("--streaming", "--tokenizer", arguments.tokenizer, "--isl", str(TOKENS), "--osl", str(TOKENS)),
         *("--request-count", str(number), "--concurrency", str(arguments.concurrency), "--use-server-token-count"),
         *("--extra-inputs", "ignore_eos:true", "--ui", "none", "--output-artifact-dir", str(folder)),
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    # Offline, it takes a folder for a name on the hub.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=180)
     result = json.loads((folder / "profile_export_aiperf.json").read_text())
     rate, ttft, e2e = (
         result[name]["avg"] for name in ("request_throughput", "time_to_first_token", "request_latency")
@@ -128,7 +131,7 @@ def with_cpu_time(client: Callable[[int, Path], Report], few: int, many: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", help="folder of a tokenizer, for vLLM's prompts")
+    parser.add_argument("--tokenizer", help="folder of a tokenizer, for the prompts of the others")
     parser.add_argument("--vllm", help="the Python of an environment with vLLM")
     parser.add_argument("--aiperf", help="the program aiperf")
     parser.add_argument("--rounds", type=int, default=3)

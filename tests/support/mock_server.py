@@ -64,7 +64,7 @@ class Engine:
         self.queue_seconds, self.admitted = 0.0, 0
         self.state = _opened(options.state_file)
         self.log = _opened(options.log_file)
-        self._batch = 0
+        self._batch = -1
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -93,8 +93,7 @@ class Engine:
                 self.admitted += 1
             self._note_batch(end)
             end += (self.base_ms + self.per_request_ms * len(self.running) + prefill_ms) * self.slowdown / 1e3
-            if (wait := end - monotonic()) > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, end - monotonic()))
             self._emit()
             if self.options.stall_after and self.requests >= self.options.stall_after:
                 self.options.stall_after = 0
