@@ -111,9 +111,9 @@ class Engine:
                 request.connection.send_tokens(request)
             if request.done:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
-                request.connection.finish(request, usage_error)
-                if self.log is not None:
+                if self.log is not None:  # first, since a test reads it once the answer has ended
                     _write(self.log, number=request.number, received=request.received, tokens=request.times)
+                request.connection.finish(request, usage_error)
             elif _every(options.cut_every, request.number) and 2 * len(request.times) >= request.max_tokens:
                 request.connection.transport.close()
         self.running = [request for request in self.running if not request.done]
