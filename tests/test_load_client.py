@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import statistics
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import pytest
 
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.serving.client import Client, Endpoint, LoadRequest, SentRequest
+from pytest_llem.serving.errors import LoadError
 from tests.support.serving import entries, mock_server
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -158,6 +160,11 @@ def test_chunks_are_not_counted_as_tokens() -> None:
     assert record.tpot_s is not None
 
 
+def test_control_token_without_text_has_the_time_of_its_chunk() -> None:
+    record = answered(HEAD, event("a"), event(""), event("b"), event("", "length"), usage(3), DONE)
+    assert len(record.token_times) == 3
+
+
 def test_merged_tokens_with_ids_arrive_together() -> None:
     record = answered(
         HEAD, event("a", ids=[5]), event("b c", ids=[6, 7]), event("", "stop", ids=[]), usage(3), DONE
@@ -257,6 +264,22 @@ def test_connection_closed_between_requests_is_no_failure(tmp_path: Path) -> Non
         records = sent(Endpoint(url), REQUEST, REQUEST, REQUEST)
     assert [record.error for record in records] == [None, None, None]
     assert len(entries(log)) == 3
+
+
+def test_open_files_are_allowed_as_far_as_the_system_does(mock: tuple[str, Path]) -> None:
+    async def connect(connections: int) -> None:
+        async with Client(Endpoint(mock[0]), connections):
+            pass
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        asyncio.run(connect(300))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 300
+        with pytest.raises(LoadError, match=f"and this system allows {hard}: see ulimit -Hn"):
+            asyncio.run(connect(hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_cancelled_request_is_recorded_with_what_arrived(mock: tuple[str, Path]) -> None:

@@ -309,15 +309,17 @@ class _Answer:
         times: Sequence[float] = ()
         if complete and (error is not None or output_tokens is not None):
             times = content.id_times
-        elif not ids and len(content.times) == output_tokens:
-            times = content.times
+        elif not ids:
+            by_chunk = (content.times, content.text_times)
+            times = next((times for times in by_chunk if len(times) == output_tokens), ())
         return RequestRecord(
             input_tokens=usage.get("prompt_tokens"),
             output_ids=ids if complete else None,
             sent=self.sent,
             token_times=times,
-            first_token=content.times[0] if content.times else None,
-            last_token=content.times[-1] if content.times else None,
+            # token_times has them, else a chunk with a part of the answer.
+            first_token=None if times or not content.times else content.times[0],
+            last_token=None if times or not content.times else content.times[-1],
             due=due,
             output_text="".join(content.texts),
             output_count=None if complete else output_tokens,
@@ -335,6 +337,8 @@ class _Content:
         self.id_times: list[float] = []
         #: When each chunk with a part of the answer arrived.
         self.times: list[float] = []
+        #: Likewise, with those of the completions API that have no text, such as a control token of llama.cpp.
+        self.text_times: list[float] = []
         self.usage: dict[str, Any] = {}
         self.cached_tokens: int | None = None
         self.finish: str | None = None
@@ -353,7 +357,10 @@ class _Content:
                     self.id_times += [time] * len(ids)
                 if text or ids or any(delta.get(key) for key in ("reasoning", "reasoning_content", "tool_calls")):
                     self.times.append(time)
-                self.finish = choice.get("finish_reason") or self.finish
+                finish = choice.get("finish_reason")
+                if text or (choice.get("text") == "" and not finish):
+                    self.text_times.append(time)
+                self.finish = finish or self.finish
             if usage := chunk.get("usage"):
                 self.usage = usage
                 details = usage.get("prompt_tokens_details") or {}

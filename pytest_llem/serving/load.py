@@ -168,56 +168,45 @@ class Load:
     async def _begin_closed(self, schedule: ClosedLoop) -> None:
         """Start the slots one after the other, and wait until each has finished a request."""
         finished = [asyncio.Event() for _ in range(schedule.concurrency)]
+        self._spawn(self._run_slot(finished[0]))
+        if schedule.ramp_seconds is None:
+            await finished[0].wait()
         start = monotonic()
-        for event in finished:
+        for event in finished[1:]:
+            # Latencies grow while slots start, so the latest one counts, also if it ends during the wait.
+            while (next_start := start + self._ramp_seconds(schedule) / schedule.concurrency) > monotonic():
+                await asyncio.sleep(next_start - monotonic())
+            start = next_start
             self._spawn(self._run_slot(event))
-            if schedule.ramp_seconds is None:
-                start = await self._after_share_of_latency(start, schedule.concurrency)
-            else:
-                start += schedule.ramp_seconds / schedule.concurrency
-                await asyncio.sleep(start - monotonic())
         for event in finished:
             await event.wait()
 
-    async def _after_share_of_latency(self, start: float, concurrency: int) -> float:
-        """Wait until one latency ÷ *concurrency* after *start*, and return that time.
-
-        Latencies grow while slots start, so this is the latest one, looked at again after the wait.
-        """
-        await self._until(lambda: bool(self._durations))
-        start = max(start, monotonic() - self._durations[-1])
-        while (wait := start + self._durations[-1] / concurrency - monotonic()) > 0:
-            await asyncio.sleep(wait)
-        return monotonic()
+    def _ramp_seconds(self, schedule: ClosedLoop) -> float:
+        return self._durations[-1] if schedule.ramp_seconds is None else schedule.ramp_seconds
 
     async def _run_slot(self, finished: asyncio.Event) -> None:
         free: float | None = None
         while not self._stopping:
-            request = self._take()
-            if free is not None:
-                now = monotonic()
-                self._lags.append((now, now - free))
-            free = await self._exchange(request) - self._heartbeat.lateness()
+            free = await self._exchange(self._next_request(), free=free) - self._heartbeat.lateness()
             finished.set()
 
     async def _run_open(self, schedule: OpenLoop) -> None:
         began = monotonic()
         number = 0
         for number, offset in enumerate(schedule.arrivals, 1):
-            request = self._take()
+            request = self._next_request()  # before it is due, since making a prompt takes time
             due = began + offset
-            if (wait := due - monotonic()) > 0:
-                await asyncio.sleep(wait)
+            # A late arrival waits for nothing, but lets the one before it begin.
+            await asyncio.sleep(max(0.0, due - monotonic()))
             if self._stopping:
                 return
-            now = monotonic()
             if self._in_flight >= schedule.max_in_flight:
-                offered, served = number / (now - began), self._finished / (now - began)
+                elapsed = monotonic() - began
+                offered, served = number / elapsed, self._finished / elapsed
                 raise NotSteadyError(
                     f"not steady: {self._in_flight} requests are in flight while {offered:.3g} requests/s were "
                     f"offered and {served:.3g} served: lower load.rate"
                 )
-            self._lags.append((now, now - due))
             self._spawn(self._exchange(request, due))
         raise DatasetExhaustedError(f"the trace has {number} arrivals and the load needs more: use a longer trace")
 
@@ -237,19 +226,24 @@ class Load:
 
         await self._until(steady)
 
-    def _take(self) -> LoadRequest:
-        try:
-            request = next(self._requests)
-        except StopIteration:
+    def _next_request(self) -> LoadRequest | None:
+        request = next(self._requests, None)
+        self._taken += request is not None
+        return request
+
+    async def _exchange(
+        self, request: LoadRequest | None, due: float | None = None, free: float | None = None
+    ) -> float:
+        """Send *request*, which is due at a time, or whose slot is free since. Return when its last answer ended.
+
+        Raises:
+            DatasetExhaustedError: *request* is None.
+        """
+        if request is None:
             raise DatasetExhaustedError(
                 f"the dataset has {self._taken} prompts and the load needs more: set load.allow_repeats, or a "
                 "larger dataset"
-            ) from None
-        self._taken += 1
-        return request
-
-    async def _exchange(self, request: LoadRequest, due: float | None = None) -> float:
-        """Send *request* and note its records. Return when its last answer ended."""
+            )
         began = monotonic()
         answers: list[SentRequest] = []
         self._in_flight += 1
@@ -258,6 +252,8 @@ class Load:
         finally:
             self._in_flight -= 1
             self._sent += answers
+        if (earliest := free if due is None else due) is not None:
+            self._lags.append((answers[0].sent, answers[0].sent - earliest))
         ended = answers[-1].ended
         self._durations.append(ended - began)
         self._finished += len(answers)
@@ -321,16 +317,24 @@ class Load:
 
 
 class _Heartbeat:
-    """Knows how late the event loop is: a timer that is overdue has not been run."""
+    """Knows how late the event loop is, by how late it runs a timer."""
 
     def start(self) -> None:
+        self._late = 0.0
+        self._schedule()
+
+    def _beat(self) -> None:
+        self._late = monotonic() - self._due
+        self._schedule()
+
+    def _schedule(self) -> None:
         # The loop's clock is that of time.monotonic.
         self._due = monotonic() + _HEARTBEAT_SECONDS
-        self._timer = asyncio.get_running_loop().call_at(self._due, self.start)
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._beat)
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def lateness(self) -> float:
-        """Return how late the event loop is now, in s."""
-        return max(0.0, monotonic() - self._due)
+        """Return how late an event that is handled now may have been, in s: as the last beat, or the next."""
+        return max(self._late, monotonic() - self._due)

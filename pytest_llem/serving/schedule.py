@@ -37,7 +37,8 @@ class OpenLoop:
 
     Attributes:
         arrivals: Times of the requests, in s from the beginning.
-        max_in_flight: Maximum number of requests in flight. If it is reached, the load is not steady.
+        max_in_flight: Maximum number of requests in flight. If it is reached, the load is not steady. The client
+            needs as many connections.
         ramp_seconds: Time until the steady state begins, in s. None: twice the median E2E latency, and at least
             10 requests (or 10 times the median E2E latency, for a low rate).
 

@@ -64,7 +64,7 @@ class Engine:
         self.queue_seconds, self.admitted = 0.0, 0
         self.state = _opened(options.state_file)
         self.log = _opened(options.log_file)
-        self._batch = 0
+        self._batch = -1
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -93,8 +93,7 @@ class Engine:
                 self.admitted += 1
             self._note_batch(end)
             end += (self.base_ms + self.per_request_ms * len(self.running) + prefill_ms) * self.slowdown / 1e3
-            if (wait := end - monotonic()) > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, end - monotonic()))
             self._emit()
             if self.options.stall_after and self.requests >= self.options.stall_after:
                 self.options.stall_after = 0
@@ -112,9 +111,9 @@ class Engine:
                 request.connection.send_tokens(request)
             if request.done:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
-                request.connection.finish(request, usage_error)
-                if self.log is not None:
+                if self.log is not None:  # first, since a test reads it once the answer has ended
                     _write(self.log, number=request.number, received=request.received, tokens=request.times)
+                request.connection.finish(request, usage_error)
             elif _every(options.cut_every, request.number) and 2 * len(request.times) >= request.max_tokens:
                 request.connection.transport.close()
         self.running = [request for request in self.running if not request.done]
