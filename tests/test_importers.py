@@ -22,7 +22,9 @@ from tests.support.imports import GOLDEN, vllm_result, write_vllm
 
 
 def _run(*names: str) -> ToolRun:
-    [run] = read_runs([GOLDEN / name for name in names])
+    """Return the run in files of GOLDEN; of those of llama-bench, that of the first test."""
+    run, *others = read_runs([GOLDEN / name for name in names])
+    assert not others or run.tool == "llama-bench"
     return run
 
 
@@ -64,6 +66,8 @@ def test_rates_are_over_the_steady_state(names: tuple[str, ...]) -> None:
         (["aiperf_0.2.0.json", "aiperf_0.2.0.jsonl"], {"output_tokens": 160, "e2e_p50_ms": 127.442}),
         (["aiperf_0.2.0.jsonl"], {"output_tokens": 160, "e2e_p50_ms": 127.442}),
         (["guidellm_0.8.1.json"], {"output_tokens": 1024, "input_tokens": 2048, "tpot_p50_ms": 45.673}),
+        (["llama-bench_b11434.json"], {"seconds": 1.885, "input_tokens": 64}),
+        (["llama-bench_b11434.csv"], {"seconds": 1.224, "input_tokens": 64}),
         (["sglang_0.4.10.jsonl"], {"output_tokens": 160, "e2e_p99_ms": 172.627}),
         (["sglang_0.4.10_details.jsonl"], {"output_tokens": 160, "itl_p50_ms": 11.071}),
         (["sglang_0.5.9.jsonl"], {"output_tokens": 160, "e2e_p90_ms": 144.277}),
@@ -206,7 +210,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda file: file.touch(), "is empty"),
     "binary": (lambda file: file.write_bytes(b"\x80abc"), "is not UTF-8 text (byte 0x80 at 0)"),
     "huge": (_sparse, f"has 1,000 MB, and at most {MAX_BYTES / 1e6:,.0f} MB can be imported"),
-    "folder": (lambda file: file.mkdir(), "Is a directory"),
+    "folder": (lambda file: file.mkdir(), "is a folder without JSON, JSON lines and CSV"),
     "pipe": (_pipe, "is not a file"),
     "deep": (_deep, "not valid JSON: nested too deeply"),
     "lists": (lambda file: file.write_text("[" + "[]," * 4_100_000 + "[]]"), "holds more than 4,000,000 lists"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Protocol
 
-from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.contention import (
     Activity,
     ContentionWatch,
@@ -22,6 +22,17 @@ from pytest_llem.results.experiment import InterleavingRecord, TurnRecord
 from pytest_llem.results.statistics import total_of
 
 
+class Observed(Protocol):
+    """The part of a loaded engine that observers use."""
+
+    @property
+    def gpus(self) -> Sequence[str]:
+        """UUIDs of its GPUs."""
+
+    def reset_peak_memory(self) -> None:
+        """Start to record the peak memory use."""
+
+
 class WindowObservers:
     """Observes contention, and the CPU time of the measurement, during one or several windows.
 
@@ -30,7 +41,7 @@ class WindowObservers:
         harness: Pids of the supervisor and of the pytest processes.
     """
 
-    def __init__(self, engine: Engine, harness: Sequence[int]) -> None:
+    def __init__(self, engine: Observed, harness: Sequence[int]) -> None:
         self._engine, self._pids = engine, harness
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []
