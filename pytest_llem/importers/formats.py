@@ -32,7 +32,7 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     runs: list[ToolRun] = []
     exports: list[Fields] = []
     records: list[list[Fields]] = []
-    for file in (one for given in files for one in _in_folder(given)):
+    for file in (one for given in files for one in _expanded(given, files)):
         text = read_text(file)
         if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
             runs += llama_bench.read(llama_bench.rows(file, text))
@@ -58,10 +58,13 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _in_folder(given: Path) -> list[Path]:
-    """Return the result files in a folder; *given* itself if it is none."""
+def _expanded(given: Path, files: Sequence[Path]) -> list[Path]:
+    """Return the result files in a folder; otherwise *given*, with the records beside an export of AIPerf."""
     if not given.is_dir():
-        return [given]
+        export, records = aiperf.FILES
+        beside = given.with_name(records)
+        pair = given.name == export and beside not in files and beside.is_file()
+        return [given, beside] if pair else [given]
     of_aiperf = [given / name for name in aiperf.FILES if (given / name).is_file()]
     found = of_aiperf or sorted(one for one in given.iterdir() if one.suffix in (".json", ".jsonl", ".csv"))
     if not found:
