@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -17,6 +17,7 @@ from pytest_llem.cli import main
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.importers.reading import ImportFileError
 from pytest_llem.measurement.command import CommandFailedError
+from pytest_llem.planning.interleaving import cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
@@ -180,6 +181,10 @@ def test_cycles_of_fresh_servers_are_compared(run_study: RunStudy, results: Resu
 def test_budgets_of_a_command_are_judged(run_study: RunStudy) -> None:
     done = run_study(budgets={"ttft_p50_ms": 5, "e2e_p50_ms": 1000})
     done.assert_outcomes(passed=3, failed=1)
+
+
+def test_commands_alternate_cycle_by_cycle() -> None:
+    assert cycles_reason(_config("a"), cast(Any, None), cast(Any, None)) == "a command runs as a whole"
 
 
 @pytest.mark.slow

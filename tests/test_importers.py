@@ -6,18 +6,20 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.cli import import_
 from pytest_llem.importers import vllm
-from pytest_llem.importers.formats import read_runs
+from pytest_llem.importers.formats import FORMATS, read_runs
 from pytest_llem.importers.reading import MAX_BYTES, Fields, ImportFileError
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, steady_rates
 from pytest_llem.measurement.imported import ImportedRuns
 from pytest_llem.results.metrics import Metric
+from pytest_llem.study.engines import FileFormat
 from tests.support.imports import GOLDEN, vllm_result, write_vllm
 
 
@@ -265,7 +267,7 @@ def test_bad_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_control_characters_of_a_file_are_not_passed_on(tmp_path: Path) -> None:
     [run] = read_runs([write_vllm(tmp_path / "a.json", model_id="\x1b[31mred\x07")])
-    assert run.model == "[31mred"
+    assert run.model == " [31mred "
 
 
 def test_named_format_has_to_be_the_format_of_the_file(tmp_path: Path) -> None:
@@ -281,6 +283,10 @@ def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
     (file := tmp_path / "export.json").write_text(json.dumps(export))
     with pytest.raises(ImportFileError, match="are not of one run: 20 records for 2 requests"):
         read_runs([file, GOLDEN / "aiperf_0.13.0.jsonl"])
+
+
+def test_formats_have_the_same_names_everywhere() -> None:
+    assert set(import_.FORMATS) == set(get_args(FileFormat)) == FORMATS.keys()
 
 
 def test_appended_runs_of_vllm_are_runs_of_their_own(tmp_path: Path) -> None:
