@@ -97,6 +97,13 @@ def test_energy_of_a_short_command_is_that_of_the_whole(monkeypatch: pytest.Monk
     assert "whole_run_energy" in {one.code for one in result.warnings}
 
 
+def test_named_meter_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(WATTMETER)
+    monkeypatch.setenv("WATTMETER_FAILS", "open")
+    with pytest.raises(PreflightError, match="meter 'wattmeter' cannot be used: ConnectionError: open"):
+        run_experiment({**_config(*BENCH).model_dump(), "energy": {"backend": "wattmeter"}})
+
+
 def test_standard_output_is_the_file_without_a_placeholder(tmp_path: Path) -> None:
     (file := tmp_path / "result.json").write_text(json.dumps(vllm_result()))
     result = run_experiment(_config("cat", str(file)))

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.energy.account import Account, Meters, join_accounts
@@ -32,7 +33,9 @@ from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity, InputsRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.results.statistics import total_of
+from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.study.engines import CommandConfig
 from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
 from pytest_llem.times import now
 
@@ -103,172 +106,196 @@ class CommandDevices:
         """Do nothing: the memory of a command is not recorded."""
 
 
-def measure_command(
-    config: ExperimentConfig,
-    identity: Identity,
-    *,
-    directory: Path,
-    root: Path | None,
-    carbon: Carbon | None,
-    harness: Sequence[int],
-    on_progress: Callable[[Progress], None],
-    telemetry_fd: int | None,
-    devices: Sequence[str],
-) -> MeasuredCommand:
-    """Run the command of *config* and return the outcome. The arguments are those of an orchestrator.
+@dataclass(frozen=True)
+class CommandOrchestrator:
+    """Runs the command of one experiment, in this process.
 
-    Raises:
-        PreflightError: The command cannot be run here.
-        EngineCrashError: A signal ended the command.
-        CommandFailedError: It ended with another exit status than 0, or wrote no file.
-        ImportFileError: Its file cannot be read.
+    Attributes:
+        config: The experiment, of the backend ``command``.
+        identity: Its identity in a study.
+        directory: Folder that the command runs in.
+        root: Directory whose git commit is recorded; None for the current directory.
+        carbon: Carbon intensity of the electricity; None if not given.
+        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
+        on_progress: Called at the start of each phase.
+        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
+        devices: Leased devices.
     """
-    assert config.command is not None
-    started_at = now()
-    gpus = [name for name in devices if name.startswith("GPU-")]
-    wanted = config.energy.backend
-    meters = Meters.open(wanted, gpus, telemetry_fd)
-    parts = Meters.open(wanted, gpus)
-    observers = WindowObservers(CommandDevices(gpus), harness)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "result.json")
-        on_progress(Progress("measuring"))
-        try:
-            observers.begin()
-            meters.begin()
-            began, began_at = time.monotonic(), time.time()
-            slices = _run(config, directory, out, parts)
-            ended = time.monotonic()
-            window = PassWindow(ended - began, meters.end(), began, began_at)
-            observers.end(window)
-        finally:
-            parts.close()
-            meters.close()
-        on_progress(Progress("accounting"))
-        runs = _read(config, out)
-        return _outcome(config, identity, runs, window, slices, observers, gpus, root, carbon, started_at, meters)
 
+    config: ExperimentConfig
+    identity: Identity
+    directory: Path = field(default_factory=Path)
+    root: Path | None = None
+    carbon: Carbon | None = None
+    harness: Sequence[int] = ()
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    telemetry_fd: int | None = None
+    devices: Sequence[str] = ()
 
-def _run(config: ExperimentConfig, directory: Path, out: Path, meters: Meters) -> list[CommandSlice]:
-    """Run the command until it ends, and return the slices of that time."""
-    assert config.command is not None
-    try:
-        arguments = command_values(config, out=str(out), python=sys.executable).fill(config.command.run)
-    except PlaceholderError as error:
-        raise PreflightError(f"command.run[{error.index}]: {error}") from error
-    slices = []
-    writes_itself = any("{out}" in argument for argument in config.command.run)
-    with out.with_name("stdout").open("wb") as stdout:
+    @property
+    def options(self) -> CommandConfig:
+        """The options of the command."""
+        assert self.config.command is not None
+        return self.config.command
+
+    @property
+    def gpus(self) -> list[str]:
+        """UUIDs of the leased GPUs."""
+        return [name for name in self.devices if name.startswith("GPU-")]
+
+    def run(self) -> MeasuredCommand:
+        """Run the command, and return the outcome.
+
+        Raises:
+            PreflightError: The command cannot be run here, or a meter that the study names cannot be used.
+            EngineCrashError: A signal ended the command.
+            CommandFailedError: It ended with another exit status than 0, or wrote no file.
+            ImportFileError: Its file cannot be read.
+        """
+        started_at = now()
+        wanted = self.config.energy.backend
+        meters, parts = Meters.open(wanted, self.gpus, self.telemetry_fd), Meters.open(wanted, self.gpus)
+        observers = WindowObservers(CommandDevices(self.gpus), self.harness)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "result.json")
+            self.on_progress(Progress("measuring"))
+            try:
+                if wanted not in (None, AUTO) and not meters.meters:
+                    raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
+                observers.begin()
+                meters.begin()
+                began, began_at = time.monotonic(), time.time()
+                slices = self._run_command(out, parts)
+                window = PassWindow(time.monotonic() - began, meters.end(), began, began_at)
+                observers.end(window)
+            finally:
+                parts.close()
+                meters.close()
+            self.on_progress(Progress("accounting"))
+            runs = self._read(out)
+            result = self._result(runs, window, slices, observers, meters.refusals, started_at)
+            return MeasuredCommand(result, runs.to_csv(), window)
+
+    def _run_command(self, out: Path, meters: Meters) -> list[CommandSlice]:
+        """Run the command until it ends, and return the slices of that time.
+
+        Args:
+            out: The file that it has to write.
+            meters: Open meters, which read each slice.
+        """
+        given = self.options.run
         try:
-            process = subprocess.Popen(
-                arguments,
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=None if writes_itself else stdout,
+            arguments = command_values(self.config, out=str(out), python=sys.executable).fill(given)
+        except PlaceholderError as error:
+            raise PreflightError(f"command.run[{error.index}]: {error}") from error
+        writes_itself = any("{out}" in argument for argument in given)
+        printed = out.with_name("stdout")
+        with printed.open("wb") as stdout:
+            try:
+                process = subprocess.Popen(
+                    arguments,
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if writes_itself else stdout,
+                )
+            except OSError as error:
+                message = f"command.run: {arguments[0]!r} cannot be run: {error.strerror}"
+                raise PreflightError(message) from error
+            slices = []
+            try:
+                while process.returncode is None:
+                    meters.begin()
+                    began = time.monotonic()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(SLICE_SECONDS)
+                    slices.append(CommandSlice(began, time.monotonic(), meters.end()))
+            finally:
+                process.kill()  # does nothing once it has ended
+        program, status = shlex.quote(arguments[0]), process.returncode
+        if status < 0:
+            raise EngineCrashError(f"{program} was ended by signal {-status}")
+        if status:
+            raise CommandFailedError(f"{program} ended with exit status {status}: see its output")
+        if not writes_itself:
+            printed.rename(out)
+        elif not out.exists():
+            raise CommandFailedError(f"{program} did not write {{out}}")
+        return slices
+
+    def _read(self, out: Path) -> ImportedRuns:
+        """Return what the command measured."""
+        runs = read_runs([out], self.options.format)
+        if any(run.settings != runs[0].settings for run in runs):
+            raise CommandFailedError(
+                f"the file has {len(runs)} runs of several configurations, and an experiment has one: "
+                "make an axis of them"
             )
-        except OSError as error:
-            raise PreflightError(f"command.run: {arguments[0]!r} cannot be run: {error.strerror}") from error
-        status = None
-        while status is None:
-            meters.begin()
-            began = time.monotonic()
-            with suppress(subprocess.TimeoutExpired):
-                status = process.wait(SLICE_SECONDS)
-            ended = time.monotonic()
-            slices.append(CommandSlice(began, ended, meters.end()))
-    if status < 0:
-        raise EngineCrashError(f"{shlex.quote(arguments[0])} was ended by signal {-status}")
-    if status:
-        raise CommandFailedError(f"{shlex.quote(arguments[0])} ended with exit status {status}: see its output")
-    if not writes_itself:
-        out.with_name("stdout").rename(out)
-    elif not out.exists():
-        raise CommandFailedError(f"{shlex.quote(arguments[0])} did not write {{out}}")
-    return slices
+        is_fresh = self.options.fresh_server or runs[0].tool in SELF_CONTAINED
+        return ImportedRuns([replace(run, server_start=None if is_fresh else BEFORE) for run in runs])
 
-
-def _read(config: ExperimentConfig, out: Path) -> ImportedRuns:
-    """Return what the command measured.
-
-    Raises:
-        CommandFailedError: The file has runs of several configurations.
-    """
-    assert config.command is not None
-    runs = read_runs([out], config.command.format)
-    if any(run.settings != runs[0].settings for run in runs):
-        raise CommandFailedError(
-            f"the file has {len(runs)} runs of several configurations, and an experiment has one: make it an axis"
+    def _result(
+        self,
+        runs: ImportedRuns,
+        window: PassWindow,
+        slices: Sequence[CommandSlice],
+        observers: WindowObservers,
+        refusals: Mapping[str, str],
+        started_at: str,
+    ) -> ExperimentResult:
+        run, is_fresh = runs.first, runs.first.server_start is None
+        record = EngineRecord(
+            name=run.format,
+            versions={} if run.version is None else {run.format: run.version},
+            device="cuda" if self.gpus else "cpu",
+            settings=dict(run.settings),
         )
-    owned = config.command.fresh_server or runs[0].tool in SELF_CONTAINED
-    return ImportedRuns([replace(run, server_start=None if owned else BEFORE) for run in runs])
-
-
-def _outcome(
-    config: ExperimentConfig,
-    identity: Identity,
-    runs: ImportedRuns,
-    window: PassWindow,
-    slices: Sequence[CommandSlice],
-    observers: WindowObservers,
-    gpus: Sequence[str],
-    root: Path | None,
-    carbon: Carbon | None,
-    started_at: str,
-    meters: Meters,
-) -> MeasuredCommand:
-    assert config.command is not None
-    owned = runs.first.server_start is None
-    run = runs.first
-    record = EngineRecord(
-        name=run.format,
-        versions={} if run.version is None else {run.format: run.version},
-        device="cuda" if gpus else "cpu",
-        settings=dict(run.settings),
-    )
-    energy, is_steady = _energy_metrics(runs, window, slices)
-    metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(carbon, energy["energy_j"])}
-    if owned:  # it is not known where another server runs
-        metrics = with_coverage(metrics, record, gpus)
-    # The processes of a server that was there before are not of this experiment.
-    contention = observers.contention(window.seconds) if owned else None
-    warnings = [
-        *runs.warnings(),
-        *find_warnings(
-            window,
-            None,
-            record,
-            meters.refusals,
-            allow_estimated=config.energy.allow_estimated,
-            covers_engine=metrics["energy_j"].covers_engine,
+        energy, is_steady = _energy_metrics(runs, window, slices)
+        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.carbon, energy["energy_j"])}
+        if is_fresh:  # it is not known where another server runs
+            metrics = with_coverage(metrics, record, self.gpus)
+        # The processes of a server that was there before are not of this experiment.
+        contention = observers.contention(window.seconds) if is_fresh else None
+        warnings = [
+            *runs.warnings(),
+            *find_warnings(
+                window,
+                None,
+                record,
+                refusals,
+                allow_estimated=self.config.energy.allow_estimated,
+                covers_engine=metrics["energy_j"].covers_engine,
+                contention=contention,
+            ),
+        ]
+        if not is_steady and energy["energy_j"].value is not None:
+            text = (
+                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
+            )
+            warnings.append(QualityWarning.of("whole_run_energy", text))
+        return ExperimentResult(
+            pytest_llem_version=package_version("pytest-llem") or "unknown",
+            identity=self.identity,
+            effective_config=self._effective_config(runs.completed),
+            metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
+            devices=accounting.device_energies(window.account),
+            window=accounting.window_record(window),
+            tokens=runs.tokens(),
+            engine=record,
+            environment=environment(self.gpus, self.root),
+            harness_cpu_seconds=observers.harness_cpu_seconds,
             contention=contention,
-        ),
-    ]
-    if not is_steady and energy["energy_j"].value is not None:
-        text = "energy is over the whole command, with its start and its end: no part of it is known to be steady"
-        warnings.append(QualityWarning.of("whole_run_energy", text))
-    effective = accounting.effective_config(config, unreached(config, config.command.run))
-    del effective["n"]
-    if runs.completed is not None:
-        effective["n"] = runs.completed
-    result = ExperimentResult(
-        pytest_llem_version=package_version("pytest-llem") or "unknown",
-        identity=identity,
-        effective_config=effective,
-        metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
-        devices=accounting.device_energies(window.account),
-        window=accounting.window_record(window),
-        tokens=runs.tokens(),
-        engine=record,
-        environment=environment(gpus, root),
-        harness_cpu_seconds=observers.harness_cpu_seconds,
-        contention=contention,
-        inputs=InputsRecord(**code_state.imported(), model_folder=None),
-        imported=runs.record(),
-        started_at=started_at,
-        completed_at=now(),
-        warnings=sorted(warnings, key=lambda one: one.rank),
-    )
-    return MeasuredCommand(result, runs.to_csv(), window)
+            inputs=InputsRecord(**code_state.imported(), model_folder=None),
+            imported=runs.record(),
+            started_at=started_at,
+            completed_at=now(),
+            warnings=sorted(warnings, key=lambda one: one.rank),
+        )
+
+    def _effective_config(self, completed: int | None) -> dict[str, Any]:
+        """Return the configuration as it ran; ``n`` is the number of answered requests."""
+        fields = accounting.effective_config(self.config, unreached(self.config, self.options.run))
+        del fields["n"]
+        return fields if completed is None else {**fields, "n": completed}
 
 
 def _energy_metrics(
@@ -282,11 +309,7 @@ def _energy_metrics(
     if steady:
         account = join_accounts([one.account for one, _ in steady])
         requests = sum(rates.requests for _, rates in steady)
-        tokens = (
-            None
-            if any(rates.output_tokens is None for _, rates in steady)
-            else sum(rates.output_tokens or 0.0 for _, rates in steady)
-        )
+        tokens = total_of(rates.output_tokens for _, rates in steady)
     else:
         account = window.account
         metrics = runs.metrics()

@@ -21,7 +21,7 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
-from pytest_llem.measurement.command import MeasuredCommand, measure_command
+from pytest_llem.measurement.command import CommandOrchestrator, MeasuredCommand
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.engine_reports import check_engine_reports
@@ -120,7 +120,7 @@ class ExperimentOrchestrator:
             PreflightError: The experiment cannot run here.
         """
         if self.config.backend == COMMAND:
-            return measure_command(
+            return CommandOrchestrator(
                 self.config,
                 self.identity or _standalone_identity(self.config),
                 directory=self.directory,
@@ -130,7 +130,7 @@ class ExperimentOrchestrator:
                 on_progress=self.on_progress,
                 telemetry_fd=self.telemetry_fd,
                 devices=self.devices,
-            )
+            ).run()
         with library_warnings() as library:
             started_at = now()
             texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))
