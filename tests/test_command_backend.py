@@ -185,6 +185,13 @@ def test_cycles_of_fresh_servers_are_compared(run_study: RunStudy, results: Resu
     assert json.loads(point.read_text())["points"][0]["not_repeated"] is None
 
 
+def test_runs_of_a_command_are_resumed(run_study: RunStudy) -> None:
+    run_study("-k", "cycle=1").assert_outcomes(passed=1, deselected=1)
+    done = run_study("--llem-resume")
+    done.assert_outcomes(passed=2)
+    assert "2 of 2 experiments completed (1 of them replayed)" in done.stdout.str()
+
+
 def test_budgets_of_a_command_are_judged(run_study: RunStudy) -> None:
     done = run_study(budgets={"ttft_p50_ms": 5, "e2e_p50_ms": 1000})
     done.assert_outcomes(passed=3, failed=1)
