@@ -16,6 +16,7 @@ import pytest
 from pytest_llem._plugin.declarations import (
     ENERGY_BUDGET,
     MARKER_HELP,
+    RESULT_SUFFIXES,
     YAML_SUFFIXES,
     add_options,
     is_any_option_given,
@@ -52,6 +53,10 @@ def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
     collected = yield
+    if _is_result(file_path, parent) and not any(collected):
+        from pytest_llem.collection.result_files import ResultFile
+
+        return [*collected, ResultFile.from_parent(parent, path=file_path)]
     if file_path.suffix not in YAML_SUFFIXES or any(collected):
         return collected  # not YAML, or already collected by another plugin
     named = parent.session.isinitpath(file_path)
@@ -62,6 +67,11 @@ def pytest_collect_file(
         study_file.named = named
         collected.append(study_file)
     return collected
+
+
+def _is_result(file_path: Path, parent: pytest.Collector) -> bool:
+    named = parent.config.getoption("llem_budgets") and file_path.suffix in RESULT_SUFFIXES
+    return bool(named) and parent.session.isinitpath(file_path)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

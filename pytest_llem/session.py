@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, SHARED_STATE, STUDIES
+from pytest_llem._plugin.stash import RESULTS, RUN_EXPERIMENT, SELECTED_AXES, SHARED_STATE, STUDIES
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -146,6 +146,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> object:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
 ) -> None:
+    if config.getoption("llem_budgets") and RESULTS not in config.stash and not _is_xdist(config):
+        message = "llem: no result file was named, so that --llem-budgets had no effect: pytest RESULT.json …"
+        terminalreporter.write_line(message, yellow=True)
     if SHARED_STATE in config.stash or _studies(config) or _runs_nothing(config):
         return
     errors = terminalreporter.stats.get("error", ())

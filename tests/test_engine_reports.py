@@ -42,7 +42,9 @@ def config(**changes: Any) -> ExperimentConfig:
 
 
 def run(**changes: Any) -> Measured:
-    return ExperimentOrchestrator(config(**changes)).run()
+    measured = ExperimentOrchestrator(config(**changes)).run()
+    assert isinstance(measured, Measured)
+    return measured
 
 
 @pytest.mark.parametrize(

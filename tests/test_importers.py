@@ -6,23 +6,27 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.cli import import_
 from pytest_llem.importers import vllm
-from pytest_llem.importers.formats import read_runs
+from pytest_llem.importers.formats import FORMATS, read_runs
 from pytest_llem.importers.reading import MAX_BYTES, Fields, ImportFileError
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, steady_rates
 from pytest_llem.measurement.imported import ImportedRuns
 from pytest_llem.results.metrics import Metric
+from pytest_llem.study.engines import FileFormat
 from tests.support.imports import GOLDEN, vllm_result, write_vllm
 
 
 def _run(*names: str) -> ToolRun:
-    [run] = read_runs([GOLDEN / name for name in names])
+    """Return the run in files of GOLDEN; of those of llama-bench, that of the first test."""
+    run, *others = read_runs([GOLDEN / name for name in names])
+    assert not others or run.tool == "llama-bench"
     return run
 
 
@@ -64,6 +68,8 @@ def test_rates_are_over_the_steady_state(names: tuple[str, ...]) -> None:
         (["aiperf_0.2.0.json", "aiperf_0.2.0.jsonl"], {"output_tokens": 160, "e2e_p50_ms": 127.442}),
         (["aiperf_0.2.0.jsonl"], {"output_tokens": 160, "e2e_p50_ms": 127.442}),
         (["guidellm_0.8.1.json"], {"output_tokens": 1024, "input_tokens": 2048, "tpot_p50_ms": 45.673}),
+        (["llama-bench_b11434.json"], {"seconds": 1.885, "input_tokens": 64}),
+        (["llama-bench_b11434.csv"], {"seconds": 1.224, "input_tokens": 64}),
         (["sglang_0.4.10.jsonl"], {"output_tokens": 160, "e2e_p99_ms": 172.627}),
         (["sglang_0.4.10_details.jsonl"], {"output_tokens": 160, "itl_p50_ms": 11.071}),
         (["sglang_0.5.9.jsonl"], {"output_tokens": 160, "e2e_p90_ms": 144.277}),
@@ -206,7 +212,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda file: file.touch(), "is empty"),
     "binary": (lambda file: file.write_bytes(b"\x80abc"), "is not UTF-8 text (byte 0x80 at 0)"),
     "huge": (_sparse, f"has 1,000 MB, and at most {MAX_BYTES / 1e6:,.0f} MB can be imported"),
-    "folder": (lambda file: file.mkdir(), "Is a directory"),
+    "folder": (lambda file: file.mkdir(), "is a folder without JSON, JSON lines and CSV"),
     "pipe": (_pipe, "is not a file"),
     "deep": (_deep, "not valid JSON: nested too deeply"),
     "lists": (lambda file: file.write_text("[" + "[]," * 4_100_000 + "[]]"), "holds more than 4,000,000 lists"),
@@ -261,7 +267,7 @@ def test_bad_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_control_characters_of_a_file_are_not_passed_on(tmp_path: Path) -> None:
     [run] = read_runs([write_vllm(tmp_path / "a.json", model_id="\x1b[31mred\x07")])
-    assert run.model == "[31mred"
+    assert run.model == " [31mred "
 
 
 def test_named_format_has_to_be_the_format_of_the_file(tmp_path: Path) -> None:
@@ -277,6 +283,10 @@ def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
     (file := tmp_path / "export.json").write_text(json.dumps(export))
     with pytest.raises(ImportFileError, match="are not of one run: 20 records for 2 requests"):
         read_runs([file, GOLDEN / "aiperf_0.13.0.jsonl"])
+
+
+def test_formats_have_the_same_names_everywhere() -> None:
+    assert set(import_.FORMATS) == set(get_args(FileFormat)) == FORMATS.keys()
 
 
 def test_appended_runs_of_vllm_are_runs_of_their_own(tmp_path: Path) -> None:

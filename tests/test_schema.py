@@ -339,7 +339,11 @@ BY_MACHINE = {"energy.backend"}
 def test_loader_and_schema_agree_on_every_value(tmp_path: Path, axis: str) -> None:
     """The value is on an axis, so that an incompatible combination is excluded and is not an error."""
     for value in PROBES:
-        others = {"model": "m"} if axis != "model" else {}
+        others: dict[str, Any] = {"model": "m"} if axis != "model" else {}
+        if axis.startswith("command"):
+            if value is None and axis == "command":
+                continue  # required, which a schema cannot say of a field of one engine
+            others = {"backend": "command", "command": {"run": ["x"]}}
         study = {**others, "sweep": {axis: [value]}}
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
         try:

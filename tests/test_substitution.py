@@ -11,7 +11,11 @@ from pytest_llem.study.substitution import PlaceholderError, Substitution
 
 
 def _substitution(**fields: Any) -> Substitution:
-    given = {"model": "smol", "backend": "command", "command": {"rate": 4.0, "flag": True, "model": "own"}}
+    given = {
+        "model": "smol",
+        "backend": "command",
+        "command": {"run": ["x"], "rate": 4.0, "flag": True, "model": "own"},
+    }
     return Substitution(ExperimentConfig.model_validate({**given, **fields}), "command", out="/tmp/o.json")
 
 

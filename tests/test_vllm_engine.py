@@ -108,7 +108,9 @@ def generate(made: Any, prompts: list[list[int]] = PROMPTS, first: bool = False)
 
 
 def measure(one: ExperimentConfig) -> Measured:
-    return ExperimentOrchestrator(one).run()
+    measured = ExperimentOrchestrator(one).run()
+    assert isinstance(measured, Measured)
+    return measured
 
 
 # ---- arguments ----

@@ -18,6 +18,9 @@ MARKER_HELP = (
 #: Suffixes of files that may be studies.
 YAML_SUFFIXES = (".yaml", ".yml")
 
+#: Suffixes of files that may be results.
+RESULT_SUFFIXES = (".json", ".jsonl", ".csv")
+
 #: Type, default and help text of each ini option.
 INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
     "llem_results_dir": (
@@ -113,6 +116,12 @@ def add_options(parser: pytest.Parser) -> None:
         "--llem-baseline",
         metavar="NAME|FILE",
         help="compare with the baseline NAME or a saved result FILE: each metric of each point becomes a test",
+    )
+    group.addoption(
+        "--llem-budgets",
+        metavar="FILE",
+        help="judge the result files that are named on the command line, of other tools or studies, by the "
+        "budgets in the YAML FILE: each budget of each point becomes a test",
     )
     group.addoption(
         "--llem-against",

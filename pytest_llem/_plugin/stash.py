@@ -22,3 +22,6 @@ RUN_EXPERIMENT: pytest.StashKey[Callable[[Experiment, pytest.Item], str | None]]
 
 #: Axes named in the session's -k expression.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
+
+#: Whether a result file was collected, to be judged by budgets.
+RESULTS: pytest.StashKey[bool] = pytest.StashKey()

@@ -21,6 +21,7 @@ from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.workload.hub_dataset import cached_dataset, fetch_dataset
@@ -92,7 +93,7 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
     for study in studies:
         for point in study.points:
             config = point.config
-            if point.skip is not None:
+            if point.skip is not None or config.backend == COMMAND:  # which finds its model itself
                 continue
             if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
                 whole = HubDataset(

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from pytest_llem.engines import command
 from pytest_llem.engines.packages import DATASETS, Packages
 from pytest_llem.engines.pytorch import requirements as pytorch
 from pytest_llem.engines.vllm import requirements as vllm
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import (
+    COMMAND,
+    CommandConfig,
+    EngineOptions,
+    Needs,
+    PyTorchConfig,
+    VLLMConfig,
+)
 from pytest_llem.study.server import ServerConfig
 
 
@@ -58,6 +66,11 @@ SHIPPED = {
         supports=frozenset(),
         unmet_requirements=_unmet_by_server,
         optional_modules=("aiohttp",),
+    ),
+    COMMAND: ShippedEngine(
+        options=CommandConfig,
+        supports=frozenset(),
+        unmet_requirements=command.unmet_requirements,
     ),
 }
 

@@ -128,6 +128,8 @@ def make_case(
             reason = f"cannot be compared: {'; '.join(testbed.binding)}"
     if reason is not None:
         return case(reason=reason, testbed=testbed)
+    if (reason := candidate.not_repeated or reference.not_repeated) is not None:
+        return case(reason=reason, inconclusive=True, testbed=testbed)
     contended = _contended(candidate, reference, metric)
     if contended is not None and not paired:
         reason = f"{contended} (repeat the measurement on a machine where nothing else runs)"
@@ -146,12 +148,8 @@ def make_case(
         # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
         too_few = n < (2 if schedule is None else schedule.min_cycles)
-        why = [str(error), candidate.not_repeated or reference.not_repeated if too_few else None]
         return case(
-            reason="; ".join(filter(None, why)),
-            skip_undecided=by_default and none_positive,
-            inconclusive=too_few,
-            testbed=testbed,
+            reason=str(error), skip_undecided=by_default and none_positive, inconclusive=too_few, testbed=testbed
         )
     question = Question(found_contrast, better, settings.delta_of(requested), looks)
     share = share_of_processes(candidate, reference, metric, values) if paired else None

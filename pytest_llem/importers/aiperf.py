@@ -12,6 +12,9 @@ from pytest_llem.importers.run import CutRecords, ToolRun, figures, token_times
 
 NAME, FORMAT = "aiperf", "AIPerf"
 
+#: Its files in a folder of artifacts: the export, and the records.
+FILES = ("profile_export_aiperf.json", "profile_export.jsonl")
+
 #: Parts of the configuration that do not change what is measured, or that may name a host.
 _UNIMPORTANT = (
     *("artifacts", "output", "cli_command", "runtime", "otel", "mlflow", "wandb", "gpu_telemetry"),

@@ -23,7 +23,7 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
         ['vllm bench serve']
 
     Args:
-        files: The files.
+        files: The files, or folders of them, such as that of AIPerf's artifacts.
         name: Name of their format in :data:`FORMATS`; None to find it out for each.
 
     Raises:
@@ -32,7 +32,7 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     runs: list[ToolRun] = []
     exports: list[Fields] = []
     records: list[list[Fields]] = []
-    for file in files:
+    for file in (one for given in files for one in _expanded(given, files)):
         text = read_text(file)
         if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
             runs += llama_bench.read(llama_bench.rows(file, text))
@@ -56,6 +56,20 @@ def digest(file: Path) -> str:
     """Return the SHA-256 of *file*, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _expanded(given: Path, files: Sequence[Path]) -> list[Path]:
+    """Return the result files in a folder; otherwise *given*, with the records beside an export of AIPerf."""
+    if not given.is_dir():
+        export, records = aiperf.FILES
+        beside = given.with_name(records)
+        pair = given.name == export and beside not in files and beside.is_file()
+        return [given, beside] if pair else [given]
+    of_aiperf = [given / name for name in aiperf.FILES if (given / name).is_file()]
+    found = of_aiperf or sorted(one for one in given.iterdir() if one.suffix in (".json", ".jsonl", ".csv"))
+    if not found:
+        fail(given, "is a folder without JSON, JSON lines and CSV")
+    return found
 
 
 def _format(documents: Sequence[Any]) -> str | None:

@@ -104,8 +104,6 @@ def _figures(benchmark: Fields) -> dict[str, float]:
             "output_tokens_per_second": of("output_tokens_per_second", "mean"),
             "requests_per_second": of("requests_per_second", "mean"),
             "concurrency_mean": metrics.section("request_concurrency").section("total").number("mean"),
-            "slo_attainment": metrics.number("slo_attainment"),
-            "goodput_rps": metrics.number("request_goodput"),
             "input_tokens": of("prompt_token_count", "total_sum"),
             "output_tokens": of("output_token_count", "total_sum"),
             "error_rate": None if failed is None or not answered else failed / (failed + answered),

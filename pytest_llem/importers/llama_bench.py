@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +14,8 @@ from pytest_llem.importers.run import ToolRun, figures
 
 NAME, FORMAT = "llama-bench", "llama-bench"
 
-#: Columns that CSV has as text.
-_NUMBERS = ("n_prompt", "n_gen", "n_depth", "avg_ns", "avg_ts", "build_number")
+#: Whole numbers, which CSV has as text.
+_NUMBER = re.compile(r"-?\d{1,18}")
 
 #: What was measured, and what may name a host.
 _RESULTS = {
@@ -46,18 +47,11 @@ def rows(file: Any, text: str) -> list[Fields]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
             if None in row or None in row.values():
                 fail(file, f"line {number} does not have the cells of the header")
-            cells = {name: _number(cell) if name in _NUMBERS else cell for name, cell in row.items()}
+            cells = {name: int(cell) if _NUMBER.fullmatch(cell) else cell for name, cell in row.items()}
             found.append(Fields(file, cells, f"line {number}"))
     except csv.Error as error:
         fail(file, f"not valid CSV: {error}")
     return found
-
-
-def _number(cell: str) -> Any:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell  # reported where the number is needed
 
 
 def read(tests: Sequence[Fields]) -> Iterator[ToolRun]:
@@ -71,12 +65,13 @@ def read(tests: Sequence[Fields]) -> Iterator[ToolRun]:
         nanoseconds = test.number("avg_ns")
         seconds = None if not nanoseconds else nanoseconds / 1e9
         commit, number = test.text("build_commit"), test.count("build_number")
+        known = commit not in (None, "unknown")
         yield ToolRun(
             files=[test.file],
             tool=NAME,
             format=FORMAT,
-            version=None if commit is None else f"{'' if number is None else f'b{number} '}{commit}".strip(),
-            settings={name: value for name, value in test.data.items() if name not in _RESULTS},
+            version=f"{'' if number is None else f'b{number} '}{commit}" if known else None,
+            settings=dict(_settings(test)),
             document=test.data,
             model=test.text("model_type"),
             concurrency=1,
@@ -95,6 +90,12 @@ def read(tests: Sequence[Fields]) -> Iterator[ToolRun]:
             ended_at=_time(test.text("test_time")),
             server_start=str(test.file),
         )
+
+
+def _settings(test: Fields) -> Iterator[tuple[str, Any]]:
+    for name, value in test.data.items():
+        if name not in _RESULTS:
+            yield name, int(value) if isinstance(value, bool) else value  # 0 and 1 in CSV
 
 
 def _time(text: str | None) -> datetime | None:

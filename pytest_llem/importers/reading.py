@@ -19,7 +19,7 @@ MAX_BYTES = 128_000_000
 #: Maximum number of lists and objects in a file, since empty ones take 20 times their size in memory.
 MAX_NODES = 4_000_000
 
-_CONTROL = {character: None for character in range(32) if chr(character) not in "\t\n\r"}
+_CONTROL = dict.fromkeys([*range(32), 127], " ")
 
 
 class ImportFileError(ValueError):
@@ -150,7 +150,7 @@ class Fields:
         return value
 
     def text(self, name: str) -> str | None:
-        """Return a string, without control characters."""
+        """Return a string, with spaces in place of control characters."""
         value: str | None = self._typed(name, str, "a string")
         return None if value is None else value.translate(_CONTROL)
 

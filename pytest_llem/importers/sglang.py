@@ -78,10 +78,12 @@ def _figures(fields: Fields) -> dict[str, float]:
         for ours, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", "e2e_latency"))
         for p in (50, 90, 95, 99)
     }
+    endless = isinstance(fields.data.get("request_rate"), str)  # "inf", or "trace"
     return figures(
         {
             "output_tokens_per_second": fields.number("output_throughput"),
             "requests_per_second": fields.number("request_throughput"),
+            "offered_rate": None if endless else fields.number("request_rate"),
             "concurrency_mean": fields.number("concurrency"),
             "input_tokens": fields.number("total_input_tokens") or fields.number("total_input"),
             "output_tokens": fields.number("total_output_tokens") or fields.number("total_output"),

@@ -28,7 +28,7 @@ _RESULT = re.compile(
     r"|date|endpoint_type|label|duration|completed|failed|rtfx|steady_state.*"
 )
 
-_NO_STAMPS = "the file has no times of requests (--save-detailed writes them)"
+_NO_STAMPS = "the file has no times of requests (vllm bench serve --save-detailed writes them)"
 
 
 def matches(document: Any) -> bool:
@@ -118,6 +118,7 @@ def _figures(fields: Fields) -> dict[str, float]:
             "output_tokens_per_second": fields.number("output_throughput"),
             "requests_per_second": fields.number("request_throughput"),
             "goodput_rps": fields.number("request_goodput"),
+            "offered_rate": None if fields.data.get("request_rate") == "inf" else fields.number("request_rate"),
             "input_tokens": fields.number("total_input_tokens"),
             "output_tokens": fields.number("total_output_tokens"),
             "error_rate": None if not total or failed is None else failed / total,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import total_of
+from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.times import utc
 from pytest_llem.workload.prompts import Workload
 
@@ -252,3 +253,18 @@ def window_record(window: Window) -> WindowRecord:
         restarts=window.restarts,
         compiled=window.compiled,
     )
+
+
+def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:
+    """Return *config* as it ran, as plain data.
+
+    Args:
+        config: The experiment.
+        unused: Fields that did not reach the engine. They are null, and without a fixed length it is natural.
+    """
+    data = config.model_dump(mode="json")
+    for name in unused:
+        section, _, key = name.rpartition(".")
+        place = data[section] if section else data
+        place[key] = "natural" if name == "measurement.length_mode" else None
+    return data

@@ -54,7 +54,7 @@ class ImportedRuns:
         return Requests(passes) if all(passes) else None
 
     @cached_property
-    def _steady(self) -> list[Rates] | str:
+    def steady(self) -> list[Rates] | str:
         """What was generated in the steady state of each run; why a run has none."""
         try:
             return [steady_rates(run) for run in self.runs]
@@ -97,18 +97,18 @@ class ImportedRuns:
             values = {}  # the export has those of all requests
         found = {name: value / len(self.runs) for name, value in values.items() if value is not None}
         found["error_rate"] = requests.failed / requests.total
-        if isinstance(self._steady, list) and all(run.cut is None for run in self.runs):
-            found["concurrency_mean"] = sum(map(_request_seconds, self.runs, self._steady)) / self._steady_seconds
+        if isinstance(self.steady, list) and all(run.cut is None for run in self.runs):
+            found["concurrency_mean"] = sum(map(_request_seconds, self.runs, self.steady)) / self._steady_seconds
         return {name: metric(name, value) for name, value in found.items() if name in CATALOGUE}
 
     @property
     def _steady_seconds(self) -> float:
-        assert isinstance(self._steady, list)
-        return sum(rates.seconds for rates in self._steady)
+        assert isinstance(self.steady, list)
+        return sum(rates.seconds for rates in self.steady)
 
     def _rates(self) -> dict[str, Metric]:
         """Return the rates that follow from the times of requests."""
-        spans = self._steady if isinstance(self._steady, list) else [*self._whole_runs()]
+        spans = self.steady if isinstance(self.steady, list) else [*self._whole_runs()]
         if not spans:
             return {}
         seconds = sum(span.seconds for span in spans)
@@ -137,8 +137,8 @@ class ImportedRuns:
             tool=self.first.format,
             version=self.first.version,
             files=[ImportedFile(name=file.name, sha256=digest(file)) for file in files],
-            rates="steady state" if isinstance(self._steady, list) else "whole run",
-            note=None if isinstance(self._steady, list) else self._steady,
+            rates="steady state" if isinstance(self.steady, list) else "whole run",
+            note=None if isinstance(self.steady, list) else self.steady,
             runs=len(self.runs),
             server_start=self.first.server_start,
             reported=self._reported(),
@@ -146,11 +146,11 @@ class ImportedRuns:
 
     def window(self) -> WindowRecord:
         """Return the steady state, or the whole run, as a window."""
-        steady = isinstance(self._steady, list)
+        steady = isinstance(self.steady, list)
         seconds = self._steady_seconds if steady else sum(map(_duration, self.runs))
         began = None
-        if isinstance(self._steady, list) and self.first.clock == "unix":
-            began = utc(self._steady[0].began, "microseconds")
+        if isinstance(self.steady, list) and self.first.clock == "unix":
+            began = utc(self.steady[0].began, "microseconds")
         return WindowRecord(passes=len(self.runs), window_seconds=seconds, began_at=began)
 
     def tokens(self) -> TokenRecord:
@@ -176,8 +176,8 @@ class ImportedRuns:
         """Yield what may be wrong with the metrics."""
         if self.requests is not None:
             yield from (one for one in self.requests.warnings() if one.code == "requests_failed")
-        if isinstance(self._steady, str) and self.first.format not in _WITHOUT_RAMP and self._reported():
-            text = f"rates are over the whole run, with ramp-up and the time when requests run out: {self._steady}"
+        if isinstance(self.steady, str) and self.first.format not in _WITHOUT_RAMP and self._reported():
+            text = f"rates are over the whole run, with ramp-up and the time when requests run out: {self.steady}"
             yield QualityWarning.of("whole_run_rates", text)
         if any(run.cut is not None for run in self.runs):
             recorded = sum(len(run.requests) for run in self.runs)

@@ -20,6 +20,7 @@ from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Ident
 from pytest_llem.results.manifest import ManifestWriter, write_atomically
 from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
 from pytest_llem.results.study_result import StudyResult, build_study_result
+from pytest_llem.results.summaries import summarise
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.identity import axes_key, experiment_id, point_id, short_names, study_design_hash
@@ -213,6 +214,30 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
     write_atomically(directory / "summary.csv", point_table(study).to_csv())
     write_atomically(directory / "experiments.csv", experiment_table(study).to_csv())
     return study
+
+
+def point_results(points: Sequence[ImportedPoint]) -> list[PointResult]:
+    """Return the statistics of *points* over their cycles, without writing them.
+
+    Raises:
+        ImportFileError: A duration does not follow from a file.
+    """
+    names = short_names(dict.fromkeys(axis for point in points for axis in point.axes))
+    found = []
+    for point in points:
+        identity = Identity(experiment_id=point_id(point.axes, names), config_hash=point.config_hash)
+        results = [result_of(runs, identity) for runs in point.cycles]
+        found.append(
+            PointResult(
+                id=identity.experiment_id,
+                axes=dict(point.axes),
+                config=results[0].effective_config,
+                config_hash=point.config_hash,
+                cycles=[*range(1, 1 + len(results))],
+                metrics=summarise(results),
+            )
+        )
+    return found
 
 
 def result_of(runs: ImportedRuns, identity: Identity) -> ExperimentResult:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Protocol
 
 from pytest_llem.energy.account import Account
-from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.contention import (
     Activity,
     ContentionWatch,
@@ -22,6 +22,17 @@ from pytest_llem.results.experiment import InterleavingRecord, TurnRecord
 from pytest_llem.results.statistics import total_of
 
 
+class Observed(Protocol):
+    """The part of a loaded engine that observers use."""
+
+    @property
+    def gpus(self) -> Sequence[str]:
+        """UUIDs of its GPUs."""
+
+    def reset_peak_memory(self) -> None:
+        """Start to record the peak memory use."""
+
+
 class WindowObservers:
     """Observes contention, and the CPU time of the measurement, during one or several windows.
 
@@ -31,7 +42,7 @@ class WindowObservers:
         processes: Pids of other processes that run the model, with their descendants: those of a server.
     """
 
-    def __init__(self, engine: Engine, harness: Sequence[int], processes: Sequence[int] = ()) -> None:
+    def __init__(self, engine: Observed, harness: Sequence[int], processes: Sequence[int] = ()) -> None:
         self._engine, self._pids, self._processes = engine, harness, processes
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []

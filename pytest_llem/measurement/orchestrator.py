@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
+from pytest_llem.measurement.command import CommandOrchestrator, MeasuredCommand
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.driver import Driver
@@ -48,6 +49,7 @@ from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePower
 from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.identity import config_hash
 from pytest_llem.times import now, utc
 from pytest_llem.workload.prompts import Texts, build_workload, read_texts
@@ -114,12 +116,24 @@ class ExperimentOrchestrator:
     devices: Sequence[str] = ()
     turns: Turns | None = None
 
-    def run(self) -> Measured:
-        """Load the model, warm up, measure, and return the outcome.
+    def run(self) -> Measured | MeasuredCommand:
+        """Load the model, warm up, measure, and return the outcome; of a command, run it.
 
         Raises:
             PreflightError: The experiment cannot run here.
         """
+        if self.config.backend == COMMAND:
+            return CommandOrchestrator(
+                self.config,
+                self.identity or _standalone_identity(self.config),
+                directory=self.directory,
+                root=self.root,
+                carbon=self.carbon,
+                harness=self.harness,
+                on_progress=self.on_progress,
+                telemetry_fd=self.telemetry_fd,
+                devices=self.devices,
+            ).run()
         with library_warnings() as library:
             started_at = now()
             texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))
@@ -214,7 +228,7 @@ class ExperimentOrchestrator:
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _standalone_identity(config),
-                effective_config=effective_config(config, needs.unused),
+                effective_config=accounting.effective_config(config, needs.unused),
                 metrics=accounting.not_judged(
                     metrics, requests.not_judged or window.compiled or repeats or tracer
                 ),
@@ -341,21 +355,6 @@ def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
 def _processes(engine: Engine) -> Sequence[int]:
     """Return the pids of the processes that run the model beside this one, with all their descendants."""
     return engine.processes if isinstance(engine, ServerEngine) else ()
-
-
-def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:
-    """Return *config* as it ran, as plain data.
-
-    Args:
-        config: The experiment.
-        unused: Fields that did not reach the engine. They are null, and without a fixed length it is natural.
-    """
-    data = config.model_dump(mode="json")
-    for name in unused:
-        section, _, key = name.rpartition(".")
-        place = data[section] if section else data
-        place[key] = "natural" if name == "measurement.length_mode" else None
-    return data
 
 
 def _standalone_identity(config: ExperimentConfig) -> Identity:

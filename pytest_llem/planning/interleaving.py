@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_llem.planning.preflight import Preflight, gib
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import COMMAND
 
 #: The option of an engine or a server that sets its share of a GPU's memory.
 _SHARES = {
@@ -20,6 +21,8 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
         candidate: Preflight of the candidate.
         reference: Preflight of the reference.
     """
+    if config.backend == COMMAND:
+        return "a command runs as a whole"
     sides, host = (candidate, reference), candidate.host_of(config)
     shares = [share for side in sides if (share := side.needs(config).memory_share) is not None]
     if host.gpus and sum(shares) > 1:

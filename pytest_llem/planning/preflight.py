@@ -40,7 +40,7 @@ from pytest_llem.results.code_state import find_by_hook
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engines import COMMAND, Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.runners import is_class, is_container
@@ -265,7 +265,12 @@ class Preflight:
         found = ask(python, [_module(backend)] if is_class(backend) else [])
         if isinstance(found, str):
             return found
-        return check_runner_environment(found, None if is_class(backend) else backend, self._pip(backend)) or found
+        return (
+            check_runner_environment(
+                found, None if is_class(backend) or backend == COMMAND else backend, self._pip(backend)
+            )
+            or found
+        )
 
     def _pip(self, backend: str) -> str:
         """Return the pip command of an engine's environment, as typed in the current folder."""
@@ -278,6 +283,8 @@ class Preflight:
         return f"{shlex.quote(command if os.sep in command else f'./{command}')} -m pip"
 
     def _missing_engine(self, name: str, interpreter: Interpreter | None) -> str | None:
+        if name == COMMAND:
+            return None
         if is_class(name):
             module = _module(name)
             path = self._import_path if interpreter else [*sys.path, *self._import_path]

@@ -177,7 +177,7 @@ class PointResult(Record):
     turns: list[CycleTurns] = Field(default_factory=list)
     """Turns of those cycles that were measured alternately, in order."""
     not_repeated: str | None = None
-    """Why several runs of a cycle are no repetitions; null if no cycle has several."""
+    """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

@@ -109,6 +109,11 @@ WARNINGS: dict[str, Kind] = {
         "Rates are over the whole run of a load generator, with ramp-up and the time when requests run out.",
         "Let the tool save the times of requests (vllm bench serve --save-detailed), or run it for longer.",
     ),
+    "whole_run_energy": Kind(
+        "warning",
+        "Energy is over a whole command, with its start and its end, and not over the steady state.",
+        "Let the tool save the times of requests, and run it for longer.",
+    ),
     "records_cut": Kind(
         "warning",
         "A load generator's records have only the first requests of its run.",

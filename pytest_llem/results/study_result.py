@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pytest_llem.results.document import Document
-from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult, not_repeated
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import read_manifest, stored_result
@@ -191,8 +191,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.sut = found.shared(sut_facts(results))
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
-        imported = (result.imported for result in results)
-        point.not_repeated = next((one.not_repeated for one in imported if one and one.not_repeated), None)
+        point.not_repeated = not_repeated([result.imported for result in results])
         for result in results:
             found.add(result, point)
         file = next((entry.result_file for entry in entries if entry.result_file is not None), None)

@@ -16,7 +16,15 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from pytest_llem.study.dataset import MAX_COUNT, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
-from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import (
+    COMMAND,
+    DEFAULT_BACKEND,
+    ENGINES,
+    CommandConfig,
+    LoRAConfig,
+    PyTorchConfig,
+    VLLMConfig,
+)
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.section import Section, check_finite
 from pytest_llem.study.server import SERVER, ServerConfig
@@ -224,6 +232,9 @@ class ExperimentConfig(Section):
     """The load on a server. Required with ``backend: server``. Default null."""
     tensorrt: dict[str, Any] | None = None
     """Options of the engine ``tensorrt``, under its own names. Default null: its defaults."""
+    command: CommandConfig | None = None
+    """Options of the engine ``command``, a command of your own that measures. Default null.
+    """
     lora: LoRAConfig | None = None
     """An adapter on top of the model. Default null: none. Not supported yet."""
     passthrough_kwargs: dict[str, Any] | None = None
@@ -252,7 +263,10 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> ExperimentConfig:
-        if self.model is None and ":" not in self.backend and self.backend != SERVER:
+        if self.backend == COMMAND and self.command is None:
+            error = InitErrorDetails(type="missing", loc=(COMMAND, "run"), input=None)
+            raise ValidationError.from_exception_data(type(self).__name__, [error])
+        if self.model is None and ":" not in self.backend and self.backend not in (COMMAND, SERVER):
             kind = "string_type" if "model" in self.model_fields_set else "missing"
             error = InitErrorDetails(type=kind, loc=("model",), input=None)
             raise ValidationError.from_exception_data(type(self).__name__, [error])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pytest_llem.study.section import NullableSection, Section, single_error
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # which imports this module
     from pytest_llem.study.config import ExperimentConfig
 
 #: Engines whose sections are part of the grammar, installed or not.
-ENGINES = ("pytorch", "vllm", "server", "tensorrt")
+ENGINES = ("pytorch", "vllm", "server", "tensorrt", "command")
+
+#: The engine that is a command of the user's.
+COMMAND = "command"
 
 DEFAULT_BACKEND = "pytorch"
 
@@ -262,6 +265,41 @@ def _memory_share(engine: Mapping[str, Any]) -> float | None:
     """Return the share of a GPU's memory that vLLM reserves. Its own default is 0.9."""
     given = engine.get("gpu_memory_utilization", 0.9)
     return None if "kv_cache_memory_bytes" in engine or not isinstance(given, int | float) else float(given)
+
+
+#: Formats of result files, by their names in a study.
+FileFormat = Literal["vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own"]
+
+
+class CommandConfig(EngineOptions):
+    """A command of your own that measures, such as a load generator. Its file is read as by ``llem import``.
+
+    Every further key is a value for placeholders, so that it may be an axis: ``command.rate: 4`` for ``{rate}``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    run: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    """The program and its arguments, without a shell. ``{model}`` and other fields of the experiment are filled
+    in, ``{python}`` is the interpreter of the experiment, and ``{out}`` the path of the file or folder that the
+    command has to write. Without ``{out}``, its standard output is the file. ``{{`` and ``}}`` are braces. A field
+    of the experiment that no placeholder names is refused, since it would have no effect. Required.
+    """
+    format: FileFormat | None = None
+    """Format of the file: ``vllm``, ``aiperf``, ``guidellm``, ``sglang``, ``llama-bench`` or ``own``. Default
+    null: found out from its content.
+    """
+    fresh_server: bool = False
+    """The command starts the server that it measures. Otherwise all cycles measure one server: they are no
+    repetitions, and no gate compares them. Default false.
+    """
+    gpus: int | None = Field(None, ge=0)
+    """Number of GPUs to lease and to meter. Default null: every visible GPU."""
+
+    def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
+        from pytest_llem.study.substitution import unreached  # which imports this module
+
+        return Needs(gpus=self.gpus, compiles=False, unused=unreached(config, self.run))
 
 
 class LoRAConfig(Section):

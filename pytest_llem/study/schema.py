@@ -26,7 +26,7 @@ from pytest_llem.study.config import (
     WarmupConfig,
 )
 from pytest_llem.study.dataset import DatasetConfig, LengthConfig
-from pytest_llem.study.engines import ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import ENGINES, CommandConfig, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.grid import LIST_AXES
@@ -55,6 +55,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     LoadConfig,
     SloConfig,
     SearchConfig,
+    CommandConfig,
     LoRAConfig,
     ExecutionConfig,
     LimitConfig,
@@ -252,9 +253,9 @@ def _axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[
     """Yield the fields of *model* as axes by dotted path, each followed by the fields inside it."""
     for name, field in defs[model]["properties"].items():
         path = f"{prefix}{name}"
+        value = {"$ref": f"#/$defs/{model}/properties/{name}"}
         is_list = any(kind.get("type") == "array" for kind in _kinds(field))
-        reference = {"$ref": f"#/$defs/{model}/properties/{name}"}
-        yield path, _listable(reference, field["description"], is_list=is_list)
+        yield path, _listable(value, field["description"], is_list=is_list)
         for kind in _kinds(field):
             if "$ref" in kind:
                 yield from _axes(defs, _target(kind), f"{path}.")
@@ -291,13 +292,11 @@ def _inside(path: str) -> str:
 
 
 def _listable(value: Schema, description: str, *, is_list: bool = False) -> Schema:
-    """Return the schema of a *value* or of a non-empty list of values; only of a list if a value may be one."""
+    """Return the schema of a *value* or of a non-empty list of values; if a value *is_list*, only the latter."""
     if not value:  # any value but an empty list
         return {"description": description, "minItems": 1}
-    values = {"type": "array", "items": value, "minItems": 1}
-    if is_list:
-        return {"description": description, **values}
-    return {"description": description, "anyOf": [value, values]}
+    several = {"type": "array", "items": value, "minItems": 1}
+    return {"description": description, **(several if is_list else {"anyOf": [value, several]})}
 
 
 def _reference(model: type[BaseModel], field: str | None = None) -> Schema:

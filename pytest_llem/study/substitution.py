@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import COMMAND, CommandConfig
 from pytest_llem.study.grid import flatten
 from pytest_llem.study.problems import did_you_mean, shown
 
@@ -106,3 +107,34 @@ class Substitution:
     def _own(self) -> list[str]:
         prefix = f"{self._section}."
         return [name.removeprefix(prefix) for name in self._fields if name.startswith(prefix)]
+
+
+#: Sections and fields that reach a command without a placeholder.
+_REACH = ("backend", "energy", "output_dir")
+
+
+def command_values(config: ExperimentConfig, *, out: str = "", python: str = "") -> Substitution:
+    """Return the values of the placeholders in ``command.run``.
+
+    Args:
+        config: The experiment.
+        out: Path of the file that the command has to write.
+        python: The interpreter of the experiment.
+    """
+    return Substitution(config, COMMAND, out=out, python=python)
+
+
+def unreached(config: ExperimentConfig, arguments: Sequence[str]) -> dict[str, str]:
+    """Return the fields of an experiment that no placeholder of a command's *arguments* names, and what to do.
+
+    Raises:
+        PlaceholderError: A placeholder cannot be filled.
+    """
+    named = command_values(config).fields_in(arguments)
+    options = {f"{COMMAND}.{name}" for name in CommandConfig.model_fields}
+    found = {}
+    for name, _ in flatten(config.model_dump(mode="json")):
+        if name.partition(".")[0] not in _REACH and name not in named | options:
+            short = name.removeprefix(f"{COMMAND}.")
+            found[name] = f"does not reach the command: write {{{short}}} in command.run, or leave it out"
+    return found

@@ -23,13 +23,21 @@ from pytest_llem.study.config import (
 from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.effects import in_effect, smaller_batches, without_effect
-from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import (
+    COMMAND,
+    DEFAULT_BACKEND,
+    CommandConfig,
+    LoRAConfig,
+    PyTorchConfig,
+    VLLMConfig,
+)
 from pytest_llem.study.execution import ExecutionConfig
-from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
+from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid, flatten
 from pytest_llem.study.identity import ConfigHasher
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
 from pytest_llem.study.server import ServerConfig
+from pytest_llem.study.substitution import PlaceholderError, unreached
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
@@ -45,6 +53,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "vllm": VLLMConfig,
     "server": ServerConfig,
     "load": LoadConfig,
+    "command": CommandConfig,
     "lora": LoRAConfig,
 }
 
@@ -109,6 +118,7 @@ def validate(grid: Grid) -> Checked:
         checked.valid.append((draft.at, draft.axes or named, config))
         if wrong_meter := _meter_problem(document, draft, config, meters):
             checked.problems.append(wrong_meter)
+        checked.problems += _command_problems(document, draft, config)
         if former := _former_meter(draft):
             message = f"{former!r} is read as {AUTO!r}: the best meter available"
             notes.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
@@ -255,6 +265,22 @@ def _meter_problem(
         return None
     message = f"no meter of that name is installed (got {shown(name)}; there are: {', '.join((AUTO, *meters))})"
     return _placed(document, _origin(draft, location), location, message)
+
+
+def _command_problems(document: Document, draft: Draft, config: ExperimentConfig) -> Iterator[Problem]:
+    """Yield a problem for a placeholder that cannot be filled, or for each field that does not reach a command."""
+    if config.command is None:
+        return
+    try:
+        missing = unreached(config, config.command.run)
+    except PlaceholderError as error:
+        location: KeyPath = (COMMAND, "run", error.index)
+        yield _placed(document, _origin(draft, location), location, str(error))
+        return
+    for name, _ in flatten(draft.config):
+        if (message := missing.get(name)) is not None:
+            location = tuple(name.split("."))
+            yield _placed(document, _key(_origin(draft, location)), location, message)
 
 
 def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:

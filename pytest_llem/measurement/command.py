@@ -1,0 +1,362 @@
+"""Measure a command of the user's: run it, meter the devices meanwhile, and read the file that it writes."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.energy.account import Account, Meters, join_accounts
+from pytest_llem.engines.protocol import EngineCrashError, PreflightError
+from pytest_llem.importers.formats import read_runs
+from pytest_llem.importers.steady import Rates, rates_between
+from pytest_llem.measurement import accounting
+from pytest_llem.measurement.coverage import with_coverage
+from pytest_llem.measurement.environment import environment
+from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.measurement.observers import WindowObservers
+from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.power_csv import to_csv
+from pytest_llem.measurement.progress import Progress
+from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.results import code_state
+from pytest_llem.results.carbon import Carbon, emissions
+from pytest_llem.results.environment import package_version
+from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity, InputsRecord
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.quality_warnings import QualityWarning
+from pytest_llem.results.statistics import total_of
+from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.study.engines import CommandConfig
+from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
+from pytest_llem.times import now
+
+#: Length of the windows that the time of a command is divided into, in s: those within the steady state count.
+SLICE_SECONDS = 1.0
+
+#: Tools that measure in their own process, and no server.
+SELF_CONTAINED = ("llama-bench",)
+
+#: Identity of the start of a server that was there before the command.
+BEFORE = "before the command"
+
+_NO_PASS = "a run of a load generator has no passes"
+
+
+class CommandFailedError(Exception):
+    """Raised if a command ends with an exit status other than 0, or writes no file. The message says which."""
+
+
+@dataclass(frozen=True)
+class CommandSlice:
+    """A part of the time of a command.
+
+    Attributes:
+        began: Start on the monotonic clock, in s.
+        ended: End on the monotonic clock, in s.
+        account: The meters' readings.
+    """
+
+    began: float
+    ended: float
+    account: Account
+
+
+@dataclass(frozen=True)
+class MeasuredCommand:
+    """The outcome of a command.
+
+    Attributes:
+        result: The result to save.
+        requests: Requests of the run as CSV; None if the file has none.
+        window: The time of the whole command.
+    """
+
+    result: ExperimentResult
+    requests: str | None
+    window: PassWindow
+
+    def files(self) -> dict[str, str]:
+        """Return the files to save with the result: their contents by file name suffix."""
+        files = {} if self.requests is None else {"requests.csv": self.requests}
+        if samples := self.window.account.samples:
+            files["power.csv"] = to_csv(samples, self.window.began)
+        return files
+
+
+@dataclass(frozen=True)
+class CommandDevices:
+    """The devices of a command, as far as observers have to know them.
+
+    Attributes:
+        gpus: UUIDs of the GPUs that are leased for it.
+    """
+
+    gpus: Sequence[str]
+
+    def reset_peak_memory(self) -> None:
+        """Do nothing: the memory of a command is not recorded."""
+
+
+@dataclass(frozen=True)
+class CommandOrchestrator:
+    """Runs the command of one experiment, in this process.
+
+    Attributes:
+        config: The experiment, of the backend ``command``.
+        identity: Its identity in a study.
+        directory: Folder that the command runs in.
+        root: Directory whose git commit is recorded; None for the current directory.
+        carbon: Carbon intensity of the electricity; None if not given.
+        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
+        on_progress: Called at the start of each phase.
+        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
+        devices: Leased devices.
+    """
+
+    config: ExperimentConfig
+    identity: Identity
+    directory: Path = field(default_factory=Path)
+    root: Path | None = None
+    carbon: Carbon | None = None
+    harness: Sequence[int] = ()
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    telemetry_fd: int | None = None
+    devices: Sequence[str] = ()
+
+    @property
+    def options(self) -> CommandConfig:
+        """The options of the command."""
+        assert self.config.command is not None
+        return self.config.command
+
+    @property
+    def gpus(self) -> list[str]:
+        """UUIDs of the leased GPUs."""
+        return [name for name in self.devices if name.startswith("GPU-")]
+
+    def run(self) -> MeasuredCommand:
+        """Run the command, and return the outcome.
+
+        Raises:
+            PreflightError: The command cannot be run here, or a meter that the study names cannot be used.
+            EngineCrashError: A signal ended the command.
+            CommandFailedError: It ended with another exit status than 0, or wrote no file.
+            ImportFileError: Its file cannot be read.
+        """
+        started_at = now()
+        wanted = self.config.energy.backend
+        meters, parts = Meters.open(wanted, self.gpus, self.telemetry_fd), Meters.open(wanted, self.gpus)
+        observers = WindowObservers(CommandDevices(self.gpus), self.harness)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "result.json")
+            self.on_progress(Progress("measuring"))
+            try:
+                if wanted not in (None, AUTO) and not meters.meters:
+                    raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
+                observers.begin()
+                meters.begin()
+                began, began_at = time.monotonic(), time.time()
+                slices = self._run_command(out, parts)
+                window = PassWindow(time.monotonic() - began, meters.end(), began, began_at)
+                observers.end(window.account)
+            finally:
+                parts.close()
+                meters.close()
+            self.on_progress(Progress("accounting"))
+            runs = self._read(out)
+            result = self._result(runs, window, slices, observers, meters.refusals, started_at)
+            return MeasuredCommand(result, runs.to_csv(), window)
+
+    def _run_command(self, out: Path, meters: Meters) -> list[CommandSlice]:
+        """Run the command until it ends, and return the slices of that time.
+
+        Args:
+            out: The file that it has to write.
+            meters: Open meters, which read each slice.
+        """
+        given = self.options.run
+        try:
+            arguments = command_values(self.config, out=str(out), python=sys.executable).fill(given)
+        except PlaceholderError as error:
+            raise PreflightError(f"command.run[{error.index}]: {error}") from error
+        writes_itself = any("{out}" in argument for argument in given)
+        printed = out.with_name("stdout")
+        with printed.open("wb") as stdout:
+            try:
+                process = subprocess.Popen(
+                    arguments,
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if writes_itself else stdout,
+                )
+            except OSError as error:
+                message = f"command.run: {arguments[0]!r} cannot be run: {error.strerror}"
+                raise PreflightError(message) from error
+            slices = []
+            try:
+                while process.returncode is None:
+                    meters.begin()
+                    began = time.monotonic()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(SLICE_SECONDS)
+                    slices.append(CommandSlice(began, time.monotonic(), meters.end()))
+            finally:
+                process.kill()  # does nothing once it has ended
+        program, status = shlex.quote(arguments[0]), process.returncode
+        if status < 0:
+            raise EngineCrashError(f"{program} was ended by signal {-status}")
+        if status:
+            raise CommandFailedError(f"{program} ended with exit status {status}: see its output")
+        if not writes_itself:
+            printed.rename(out)
+        elif not out.exists():
+            raise CommandFailedError(f"{program} did not write {{out}}")
+        return slices
+
+    def _read(self, out: Path) -> ImportedRuns:
+        """Return what the command measured."""
+        runs = read_runs([out], self.options.format)
+        if any(run.settings != runs[0].settings for run in runs):
+            raise CommandFailedError(
+                f"the file has {len(runs)} runs of several configurations, and an experiment has one: "
+                "make an axis of them"
+            )
+        is_fresh = self.options.fresh_server or runs[0].tool in SELF_CONTAINED
+        return ImportedRuns([replace(run, server_start=None if is_fresh else BEFORE) for run in runs])
+
+    def _result(
+        self,
+        runs: ImportedRuns,
+        window: PassWindow,
+        slices: Sequence[CommandSlice],
+        observers: WindowObservers,
+        refusals: Mapping[str, str],
+        started_at: str,
+    ) -> ExperimentResult:
+        run, is_fresh = runs.first, runs.first.server_start is None
+        record = EngineRecord(
+            name=run.format,
+            versions={} if run.version is None else {run.format: run.version},
+            device="cuda" if self.gpus else "cpu",
+            settings=dict(run.settings),
+        )
+        energy, is_steady = _energy_metrics(runs, window, slices)
+        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.carbon, energy["energy_j"])}
+        if is_fresh:  # it is not known where another server runs
+            metrics = with_coverage(metrics, record, self.gpus)
+        # The processes of a server that was there before are not of this experiment.
+        contention = observers.contention(window.seconds) if is_fresh else None
+        warnings = [
+            *runs.warnings(),
+            *find_warnings(
+                window,
+                None,
+                record,
+                refusals,
+                allow_estimated=self.config.energy.allow_estimated,
+                covers_engine=metrics["energy_j"].covers_engine,
+                contention=contention,
+            ),
+        ]
+        if not is_steady and energy["energy_j"].value is not None:
+            text = (
+                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
+            )
+            warnings.append(QualityWarning.of("whole_run_energy", text))
+        return ExperimentResult(
+            pytest_llem_version=package_version("pytest-llem") or "unknown",
+            identity=self.identity,
+            effective_config=self._effective_config(runs.completed),
+            metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
+            devices=accounting.device_energies(window.account),
+            window=accounting.window_record(window),
+            tokens=runs.tokens(),
+            engine=record,
+            environment=environment(self.gpus, self.root),
+            harness_cpu_seconds=observers.harness_cpu_seconds,
+            contention=contention,
+            inputs=InputsRecord(**code_state.imported(), model_folder=None),
+            imported=runs.record(),
+            started_at=started_at,
+            completed_at=now(),
+            warnings=sorted(warnings, key=lambda one: one.rank),
+        )
+
+    def _effective_config(self, completed: int | None) -> dict[str, Any]:
+        """Return the configuration as it ran; ``n`` is the number of answered requests."""
+        fields = accounting.effective_config(self.config, unreached(self.config, self.options.run))
+        del fields["n"]
+        return fields if completed is None else {**fields, "n": completed}
+
+
+def _energy_metrics(
+    runs: ImportedRuns, window: PassWindow, slices: Sequence[CommandSlice]
+) -> tuple[dict[str, Metric], bool]:
+    """Return the energy metrics, and whether they are over the steady state and not over the whole command.
+
+    A pass is as many requests as the run had, each with the energy of one in the steady state.
+    """
+    steady = [*_steady_slices(runs, slices)]
+    if steady:
+        account = join_accounts([one.account for one, _ in steady])
+        requests = sum(rates.requests for _, rates in steady)
+        tokens = total_of(rates.output_tokens for _, rates in steady)
+    else:
+        account = window.account
+        metrics = runs.metrics()
+        tokens = metrics["output_tokens"].value
+        requests = runs.completed or 0.0
+    total, seconds = account.total, account.seconds or window.seconds
+    missing = f"not in {runs.first.source}: the number of"
+    completed = runs.completed or 1
+
+    def share(name: str, number: float | None, what: str, scale: float = 1.0) -> Metric:
+        if number:
+            return accounting.energy(name, total, scale / number)
+        return metric(name, None, method="unavailable", reason=f"{missing} {what}")
+
+    per_pass = completed / requests if requests else 1.0
+    found = {
+        "energy_j": accounting.energy("energy_j", total, per_pass),
+        "energy_per_request_j": share("energy_per_request_j", requests, "requests"),
+        "wh_per_1000_requests": share("wh_per_1000_requests", requests, "requests", 1000 / accounting.J_PER_WH),
+        "energy_per_output_token_j": share("energy_per_output_token_j", tokens, "output tokens"),
+        "mean_power_w": accounting.energy("mean_power_w", total, 1 / seconds),
+        "edp_js": metric("edp_js", None, method="unavailable", reason=_NO_PASS),
+    }
+    per_token = found["energy_per_output_token_j"]
+    found["tokens_per_joule"] = per_token.model_copy(
+        update={
+            "value": 1 / per_token.value if per_token.value else None,
+            "unit": CATALOGUE["tokens_per_joule"].unit,
+            "uncertainty": None,
+            "reason": per_token.reason or (None if per_token.value else "energy_j is 0"),
+        }
+    )
+    for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
+        key = f"{name}_energy_j"
+        found[key] = accounting.energy(key, account.over(boundary), per_pass)
+    return {name: one for name, one in found.items() if name in CATALOGUE}, bool(steady)
+
+
+def _steady_slices(runs: ImportedRuns, slices: Sequence[CommandSlice]) -> Iterator[tuple[CommandSlice, Rates]]:
+    """Yield the slices within the steady state, each with what was generated in it."""
+    spans = runs.steady
+    if isinstance(spans, str) or runs.first.clock == "other" or any(run.cut for run in runs.runs):
+        return
+    for run, span in zip(runs.runs, spans, strict=True):
+        ahead = time.time() - time.monotonic() if run.clock == "unix" else 0.0
+        served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+        for one in slices:
+            began, ended = one.began + ahead, one.ended + ahead
+            if span.began <= began < ended <= span.ended:
+                yield one, rates_between(served, began, ended)
