@@ -235,7 +235,7 @@ def answers(url: str, path: str) -> bool:
 
 
 def listening_processes(url: str) -> list[int]:
-    """Return the pids of the processes that listen on the port of *url* on this host, as far as they can be seen."""
+    """Return the pids of the processes that listen on the port of *url* on this host, where they can be seen."""
     port = urlsplit(url).port or (443 if url.startswith("https") else 80)
     try:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
