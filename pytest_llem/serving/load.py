@@ -36,7 +36,7 @@ class Load:
 
     Args:
         client: The open client.
-        requests: The requests in order. Their prompts are distinct unless repeats are allowed.
+        requests: The requests in order. They do not end, or raise DatasetExhaustedError.
         schedule: When to send them.
         max_error_rate: Largest share of failed requests that is accepted.
         lost: Set by the server's owner when the server has ended.
@@ -69,7 +69,7 @@ class Load:
         #: For each request, how long its slot was busy with it, in s: for a conversation, all of its turns.
         self._durations: list[float] = []
         self._lags: list[tuple[float, float]] = []
-        self._taken = self._in_flight = self._finished = self._failed = self._tokens = 0
+        self._in_flight = self._finished = self._failed = self._tokens = 0
         self._first_error = ""
         self._stopping = False
         self._raised = False
@@ -196,7 +196,7 @@ class Load:
     async def _run_slot(self, finished: asyncio.Event) -> None:
         free: float | None = None
         while not self._stopping:
-            request = self._take()
+            request = next(self._requests)
             if free is not None:
                 now = monotonic()
                 self._lags.append((now, now - free))
@@ -207,7 +207,7 @@ class Load:
         began = monotonic()
         number = 0
         for number, offset in enumerate(schedule.arrivals, 1):
-            request = self._take()
+            request = next(self._requests)
             due = began + offset
             if (wait := due - monotonic()) > 0:
                 await asyncio.sleep(wait)
@@ -239,17 +239,6 @@ class Load:
             return enough and elapsed >= 2 * median
 
         await self._until(steady)
-
-    def _take(self) -> LoadRequest:
-        try:
-            request = next(self._requests)
-        except StopIteration:
-            raise DatasetExhaustedError(
-                f"the dataset has {self._taken} prompts and the load needs more: set load.allow_repeats, or a "
-                "larger dataset"
-            ) from None
-        self._taken += 1
-        return request
 
     async def _exchange(self, request: LoadRequest, due: float | None = None) -> float:
         """Send *request* and note its records. Return when its last answer ended."""

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from pytest_llem.serving.client import LoadRequest, Prompt
+from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.study.config import ExperimentConfig
 
 #: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
@@ -28,7 +29,7 @@ def synthetic_requests(
         first: Number of the first request.
     """
     shape = config.workload
-    for index in _indices(config, first):
+    for index in _indices(config, first, config.n):
         rng = random.Random(f"{shape.seed}:{cycle}:{index}")
         length = shape.lengths.draw(rng) if shape.lengths else shape.input_len
         yield LoadRequest(index, [rng.choices(vocabulary, k=length)], shape.output_len)
@@ -37,18 +38,24 @@ def synthetic_requests(
 def text_requests(
     config: ExperimentConfig, prompts: Sequence[Sequence[str]], first: int = 0
 ) -> Iterator[LoadRequest]:
-    """Yield requests of texts in their order. They end with the dataset, unless prompts are repeated.
+    """Yield requests of texts in their order.
 
     Args:
         config: The experiment.
         prompts: Texts of each request: several are the turns of a conversation.
         first: Number of the first request.
+
+    Raises:
+        DatasetExhaustedError: All have been sent, and may not be repeated.
     """
     assert config.server is not None
     is_chat = config.server.api == "chat"
-    for index in _indices(config, first):
+    for index in _indices(config, first, min(config.n, len(prompts))):
         if index >= len(prompts):
-            return
+            raise DatasetExhaustedError(
+                f"the dataset has {len(prompts)} prompts, and this server has got them all: give a larger dataset, "
+                "or load.prompts: repeated"
+            )
         turns: Sequence[Prompt] = prompts[index] if is_chat else prompts[index][:1]
         yield LoadRequest(index, turns, config.max_output_tokens)
 
@@ -70,9 +77,10 @@ def vocabulary_of_size(size: int) -> range:
     return range(int(size * _ENDS), size - int(size * _ENDS))
 
 
-def _indices(config: ExperimentConfig, first: int) -> Iterator[int]:
+def _indices(config: ExperimentConfig, first: int, repeated: int) -> Iterator[int]:
+    """Yield the numbers of the prompts without end: distinct ones from *first* on, or so many repeated ones."""
     assert config.load is not None
     if config.load.prompts == "distinct":
         yield from count(first)
     for index in count():
-        yield index % config.n
+        yield index % repeated
