@@ -19,8 +19,8 @@ PORT = "{port}"
 def reason(folder: Path, **study: Any) -> str:
     """Return why the study's experiment cannot run, after the study's path."""
     (folder / "prompts.txt").write_text("one prompt\nanother prompt\n")
-    study = load_study(write_load_study(folder, **study))
-    found = Preflight(study, (), []).reason(study.points[0])
+    loaded = load_study(write_load_study(folder, **study))
+    found = Preflight(loaded, (), []).reason(loaded.points[0])
     assert found is not None
     return found.replace(f"{folder}/study.yaml", "study.yaml")
 

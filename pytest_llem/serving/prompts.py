@@ -53,7 +53,7 @@ def text_requests(
     for index in _indices(config, first, min(config.n, len(prompts))):
         if index >= len(prompts):
             raise DatasetExhaustedError(
-                f"the dataset has {len(prompts)} prompts, and this server has got them all: give a larger dataset, "
+                f"the dataset has {len(prompts)} prompts, and the server has got them all: use a larger dataset, "
                 "or load.prompts: repeated"
             )
         turns: Sequence[Prompt] = prompts[index] if is_chat else prompts[index][:1]
