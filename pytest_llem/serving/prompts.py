@@ -29,7 +29,7 @@ def synthetic_requests(
         first: Number of the first request.
     """
     shape = config.workload
-    for index in _indices(config, first, config.n):
+    for index in _indices(config, first):
         rng = random.Random(f"{shape.seed}:{cycle}:{index}")
         length = shape.lengths.draw(rng) if shape.lengths else shape.input_len
         yield LoadRequest(index, [rng.choices(vocabulary, k=length)], shape.output_len)
@@ -50,7 +50,7 @@ def text_requests(
     """
     assert config.server is not None
     is_chat = config.server.api == "chat"
-    for index in _indices(config, first, min(config.n, len(prompts))):
+    for index in _indices(config, first):
         if index >= len(prompts):
             raise DatasetExhaustedError(
                 f"the dataset has {len(prompts)} prompts, and the server has got them all: use a larger dataset, "
@@ -77,10 +77,10 @@ def vocabulary_of_size(size: int) -> range:
     return range(int(size * _ENDS), size - int(size * _ENDS))
 
 
-def _indices(config: ExperimentConfig, first: int, repeated: int) -> Iterator[int]:
-    """Yield the numbers of the prompts without end: distinct ones from *first* on, or so many repeated ones."""
+def _indices(config: ExperimentConfig, first: int) -> Iterator[int]:
+    """Yield the numbers of the prompts without end: distinct ones from *first* on, or ``n`` repeated ones."""
     assert config.load is not None
     if config.load.prompts == "distinct":
         yield from count(first)
     for index in count():
-        yield index % repeated
+        yield index % config.n

@@ -164,7 +164,6 @@ class StudyConfig:
             for index, (p, cycle) in enumerate(order)
         )
 
-
     @property
     def _groups(self) -> list[object]:
         """For each point a value that is equal for points which follow each other, as they share a server."""

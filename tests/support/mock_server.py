@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
 import mmap
 import os
@@ -34,7 +33,7 @@ class Request:
         self.chat = chat
         self.number = number
         self.received = monotonic()
-        self.prompt = json.dumps(body.get("messages") or body["prompt"])
+        self.prompt = body.get("messages") or body["prompt"]
         self.prompt_tokens = _prompt_tokens(body)
         self.max_tokens = int(body.get("max_tokens") or 16)
         self.with_ids = bool(body.get("return_token_ids"))
@@ -117,8 +116,7 @@ class Engine:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
                 request.connection.finish(request, usage_error)
                 if self.log is not None:
-                    digest = hashlib.sha256(request.prompt.encode()).hexdigest()
-                    entry = {"received": request.received, "tokens": request.times, "prompt": digest}
+                    entry = {"received": request.received, "tokens": request.times, "prompt": request.prompt}
                     _write(self.log, number=request.number, **entry)
             elif 2 * len(request.times) >= request.max_tokens:
                 if request.number == options.die_in_answer:
@@ -290,10 +288,11 @@ def parser() -> argparse.ArgumentParser:
     add("--delay-percent", type=float, default=0.0, help="longer steps, as after a regression")
     add("--merge", type=int, default=1, help="tokens per chunk")
     add("--key", help="API key that requests need")
+    add("--key-file", type=Path, metavar="FILE", help="file with that key")
     add("--state-file", help="gets the batch size whenever it changes, as JSON lines: time (monotonic), batch")
     add(
         "--log-file",
-        help="gets each finished request, as JSON lines: number, received, tokens (times), prompt (digest)",
+        help="gets each finished request, as JSON lines: number, received, tokens (times), prompt",
     )
     add("--close-reused", action="store_true", help="close a connection at its second request")
     add("--never-ready", action="store_true", help="/health answers 503")
@@ -333,6 +332,8 @@ def main() -> None:
             Path(options.once).touch(exist_ok=False)
         except FileExistsError:
             options = parser().parse_args(["--port", str(options.port)])
+    if options.key_file:
+        options.key = options.key_file.read_text()
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.grandchild:
