@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, run_order
 from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.execution import CycleOrder
 from pytest_llem.study.identity import config_hash, point_id, short_names, value_text
 from pytest_llem.study.loading import StudyConfig, is_study, load_study
 from pytest_llem.study.problems import StudyError
@@ -253,13 +254,13 @@ class TestCycles:
 
 class TestOrder:
     def test_sequential_order_repeats_each_point_consecutively(self) -> None:
-        assert run_order(2, 3, "sequential", 0) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+        assert run_order(range(2), 3, "sequential", 0) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
 
     def test_interleaved_order_repeats_the_sequence_of_points(self) -> None:
-        assert run_order(2, 3, "interleaved", 0) == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+        assert run_order(range(2), 3, "interleaved", 0) == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
 
     def test_shuffled_order_differs_by_cycle_and_has_each_point_once(self) -> None:
-        order = run_order(20, 3, "shuffled", 7)
+        order = run_order(range(20), 3, "shuffled", 7)
         assert [cycle for _, cycle in order] == [1] * 20 + [2] * 20 + [3] * 20
         rounds = [[point for point, cycle in order if cycle == one] for one in (1, 2, 3)]
         assert all(sorted(one) == list(range(20)) for one in rounds)
@@ -267,8 +268,16 @@ class TestOrder:
         assert list(range(20)) not in rounds
 
     def test_another_seed_gives_another_shuffled_order(self) -> None:
-        assert run_order(20, 1, "shuffled", 1) == run_order(20, 1, "shuffled", 1)
-        assert run_order(20, 1, "shuffled", 1) != run_order(20, 1, "shuffled", 2)
+        assert run_order(range(20), 1, "shuffled", 1) == run_order(range(20), 1, "shuffled", 1)
+        assert run_order(range(20), 1, "shuffled", 1) != run_order(range(20), 1, "shuffled", 2)
+
+    @pytest.mark.parametrize("order", ["sequential", "interleaved", "shuffled"])
+    def test_points_of_a_group_follow_each_other_in_each_cycle(self, order: CycleOrder) -> None:
+        pairs = run_order("abcabcabc", 3, order, 7)
+        assert sorted(pairs) == [(point, cycle) for point in range(9) for cycle in (1, 2, 3)]
+        parts = [pairs[at : at + 3] for at in range(0, 27, 3)]
+        assert all(len({("abc"[point % 3], cycle) for point, cycle in part}) == 1 for part in parts)
+        assert any(part != sorted(part) for part in parts) == (order == "shuffled")
 
     @pytest.mark.parametrize("order", ["sequential", "interleaved", "shuffled"])
     def test_a_study_numbers_its_experiments_in_run_order(self, tmp_path: Path, order: str) -> None:

@@ -128,7 +128,7 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
-    outcome = server.conclude(_run_process(item, server.job(job), execution, lease, timeout))
+    outcome = server.conclude(item, _run_process(item, server.job(job), execution, lease, timeout))
     if outcome.error is not None:
         servers.stop(server.key)
     return outcome
@@ -206,7 +206,7 @@ def explain(error: ErrorRecord, style: str = "auto") -> str:
     phase = f" while {error.phase}" if error.phase and error.kind != "preflight" else ""
     parts = [f"{error.kind}{phase}", error.type if error.kind in ("exception", "oom") else "", error.message]
     text = ": ".join(part for part in parts if part)
-    if error.kind == "timeout":
+    if error.type == "Timeout":
         text += " (raise --llem-timeout, or experiment_timeout_seconds in the study)"
     return f"{text}\n\n{error.traceback}" if error.traceback and style not in ("line", "no") else text
 

@@ -20,10 +20,11 @@ from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.output import add_server_section
 from pytest_llem.execution.session_resources import controller
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
-from pytest_llem.isolation.model_server import ModelServer, answers, free_port
+from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.attached_server import listening_process, other_gpu_users
 from pytest_llem.results.models import ErrorRecord
@@ -35,7 +36,7 @@ from pytest_llem.study.server_command import runs_python, server_command, server
 from pytest_llem.times import now
 
 #: Text in the output of a server whose port is taken.
-_PORT_TAKEN = "address already in use"
+_PORT_TAKEN_TEXT = "address already in use"
 
 #: Maximum number of starts of a server whose port another process took meanwhile.
 _MAX_STARTS = 3
@@ -68,17 +69,17 @@ class RunningServer:
         next_one = {"position": self.experiments + 1, "first_prompt": self.prompts}
         return replace(job, server=self.record.model_copy(update=next_one).model_dump(mode="json"))
 
-    def conclude(self, outcome: Outcome) -> Outcome:
-        """Count an experiment and return its outcome, with the server's output if it failed."""
+    def conclude(self, item: pytest.Item, outcome: Outcome) -> Outcome:
+        """Count an experiment and return its outcome. If it failed, put the server's output on *item*'s report."""
         self.experiments += 1
         if load := outcome.data.get("load"):
             self.prompts += LoadRecord.model_validate(load).prompts
         if outcome.error is None or self.process is None:
             return outcome
-        error, output = outcome.error, f"{outcome.output}\n--- output of the server ---\n{self.process.output()}"
-        if self.process.has_ended:
-            error = self.process.error().model_copy(update={"phase": error.phase})
-        return replace(outcome, error=error, output=output)
+        add_server_section(item, self.process.output())
+        if outcome.error.kind != "crash" or not self.process.ended_within():
+            return outcome
+        return replace(outcome, error=self.process.error().model_copy(update={"phase": outcome.error.phase}))
 
     def is_usable(self) -> bool:
         """Whether it still runs."""
@@ -124,7 +125,9 @@ class ModelServers:
         if isinstance(started, RunningServer):
             self._running[key] = started
             lease.defer(partial(self.stop, key))
-        return started
+            return started
+        add_server_section(item, started.output)
+        return replace(started, output="")
 
     def get_all(self, items: Sequence[pytest.Item], lease: DeviceLease) -> list[RunningServer] | Outcome:
         """Return a server for each of *items*, which are measured alternately, or the first error."""
@@ -148,10 +151,15 @@ class ModelServers:
         for attempt in range(_MAX_STARTS):
             port = free_port()
             started = _start_once(item, key, config, lease, port)
-            taken = isinstance(started, Outcome) and _PORT_TAKEN in started.output.lower()
-            if not taken or attempt == _MAX_STARTS - 1:
+            if not _is_port_taken(started) or attempt == _MAX_STARTS - 1:
                 return started
         raise AssertionError
+
+
+def _is_port_taken(started: RunningServer | Outcome) -> bool:
+    if isinstance(started, RunningServer) or started.error is None:
+        return False
+    return started.error.type == PORT_TAKEN or _PORT_TAKEN_TEXT in started.output.lower()
 
 
 _SERVERS = pytest.StashKey[ModelServers]()

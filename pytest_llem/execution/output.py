@@ -42,6 +42,12 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
         item.add_report_section("call", "experiment output", output)
 
 
+def add_server_section(item: pytest.Item, output: str) -> None:
+    """Put the *output* of a server on the report of the item that failed on it. ``-s`` does not forward it."""
+    if output.strip():
+        item.add_report_section("call", "server output", output)
+
+
 def print_output(config: pytest.Config, output: str) -> None:
     """Print an experiment's output for pytest to capture, unless it was forwarded."""
     if output and not _is_live(config):

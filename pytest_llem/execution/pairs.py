@@ -78,7 +78,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     finally:
         erase()  # pytest continues its own line
     if server_of:
-        outcome, other = server_of[item].conclude(outcome), server_of[partner].conclude(other)
+        outcome = server_of[item].conclude(item, outcome)
+        other = server_of[partner].conclude(partner, other)
         if outcome.error is not None or other.error is not None:
             servers.stop()
     if live_progress is not None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import http.client
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,8 +30,16 @@ _POLL_SECONDS = 0.1
 #: Time limit of one question whether the server is ready, in s.
 _ASK_SECONDS = 5.0
 
+#: Maximum time from the sign that a server has ended to the report of its status, in s.
+_END_SECONDS = 5.0
+
 #: Bytes of the server's output that are read from its beginning and from its end.
 _HEAD_BYTES, _TAIL_BYTES = 16_384, 49_152
+
+_STARTING = "starting the server"
+
+#: Type of the error that another process listens on the server's port.
+PORT_TAKEN = "PortTaken"
 
 #: Name of the file with the server's output, in its folder.
 _LOG = "server.log"
@@ -57,6 +64,8 @@ class ModelServer:
         self._command, self._environment, self._watch_pids = command, environment, watch_pids
         self._folder: Path | None = None
         self._child: Child | None = None
+        #: Files in shared memory that it uses. It cannot remove them if it is killed.
+        self._shared: set[str] = set()
 
     def start(self) -> None:
         """Start it. It is not ready yet.
@@ -99,21 +108,38 @@ class ModelServer:
             timeout: Time limit in s.
             tick: Called about once a second.
         """
-        phase, give_up, ticked = "starting the server", time.monotonic() + timeout, 0.0
+        give_up, ticked = time.monotonic() + timeout, 0.0
         while not self.has_ended:
             if answers(url, path) and not self.has_ended:
-                return None
+                return self._stranger(url)
             if (now := time.monotonic()) > give_up:
                 message = (
-                    f"the server was not ready after {timeout:g} s: {url}{path} did not answer with status 200"
+                    f"the server was not ready after {timeout:g} s: {url}{path} did not answer with status 200 "
+                    "(raise server.ready.timeout_seconds)"
                 )
-                return ErrorRecord(kind="timeout", type="NotReady", message=message, phase=phase)
+                return ErrorRecord(kind="timeout", type="NotReady", message=message, phase=_STARTING)
             if now - ticked >= 1:
                 tick()
                 ticked = now
             time.sleep(_POLL_SECONDS)
-        error = self.error()
-        return error.model_copy(update={"phase": phase})
+        return self.error().model_copy(update={"phase": _STARTING})
+
+    def _stranger(self, url: str) -> ErrorRecord | None:
+        """Return the error that another process has answered; None if this server has, as far as can be seen."""
+        root, listening = self.supervisor_pid, listening_processes(url)
+        own = supervisor.descendants(root) if root is not None else []
+        if not listening or not set(listening).isdisjoint(own):
+            self._shared = supervisor.shared_files(own)
+            return None
+        message = f"the server's port is in use: process {listening[0]} answers at {url}"
+        return ErrorRecord(kind="crash", type=PORT_TAKEN, message=message, phase=_STARTING)
+
+    def ended_within(self, seconds: float = _END_SECONDS) -> bool:
+        """Return whether it ends within *seconds*, with all descendants."""
+        give_up = time.monotonic() + seconds
+        while not self.has_ended and time.monotonic() < give_up:
+            time.sleep(_POLL_SECONDS / 2)
+        return self.has_ended
 
     def error(self) -> ErrorRecord:
         """Return how it ended."""
@@ -152,19 +178,15 @@ class ModelServer:
         if (pid := self.pid) is not None and not self.has_ended:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
-            give_up = time.monotonic() + grace_seconds
             with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the grace
-                while not self.has_ended and time.monotonic() < give_up:
-                    time.sleep(_POLL_SECONDS / 2)
+                self.ended_within(grace_seconds)
         self.end()
 
     def end(self) -> None:
         """Kill it with all its descendants, and remove its files. May be called again."""
-        shared = self._shared_files()
         if self._child is not None:
             run_uninterrupted(self._child.end)
-        for name in shared:
-            Path(name).unlink(missing_ok=True)
+        supervisor.remove_shared_files(self._shared)
         if self._folder is not None:
             run_uninterrupted(functools.partial(shutil.rmtree, self._folder, ignore_errors=True))
             self._folder = None
@@ -172,17 +194,6 @@ class ModelServer:
     def _drain(self) -> None:
         if self._child is not None:
             self._child.is_over()
-
-    def _shared_files(self) -> set[str]:
-        """Return the files in shared memory that only its processes use: killed, they cannot remove them."""
-        root = self.supervisor_pid
-        if root is None or self.has_ended:
-            return set()
-        with suppress(psutil.Error):
-            own = {one.pid for one in psutil.Process(root).children(recursive=True)}
-            others = set(shared_memory_files(pid for pid in psutil.pids() if pid not in own))
-            return set(shared_memory_files(own)) - others
-        return set()
 
 
 class _RunCommand:
@@ -223,11 +234,11 @@ def answers(url: str, path: str) -> bool:
             return False
 
 
-def shared_memory_files(pids: Iterable[int]) -> list[str]:
-    """Return the files in /dev/shm that processes have mapped. They use memory until they are removed."""
-    found: list[str] = []
-    for pid in pids:
-        with suppress(OSError):  # it has ended
-            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            found += re.findall(r"(/dev/shm/.+)$", maps, re.MULTILINE)
-    return [name for name in found if not name.endswith(" (deleted)")]
+def listening_processes(url: str) -> list[int]:
+    """Return the pids of the processes that listen on the port of *url* on this host, where they can be seen."""
+    port = urlsplit(url).port or (443 if url.startswith("https") else 80)
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    except psutil.Error:
+        return []
+    return sorted({one.pid for one in listening if one.laddr and one.laddr[1] == port and one.pid is not None})

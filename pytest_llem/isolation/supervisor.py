@@ -12,6 +12,9 @@ Standard input carries orders: :data:`END`, or :data:`TIME_IS_UP`, which dumps t
 of file means that the pytest process has died: everything is killed and the folder ATTEMPT is removed. The same
 happens when one of the processes PIDS (comma-separated ids, such as xdist's controller) ends.
 
+Files in shared memory that only killed processes had mapped are removed: they would use memory until the machine
+is restarted.
+
 Standard output carries reports, one JSON object a line: ``{"pid": …, "supervisor": …}`` with the ids of the
 started process and of the supervisor; ``{"refused": …}`` if the process could not be started; ``{"status": …}``,
 as :func:`os.waitstatus_to_exitcode` returns it, once no descendant is left. Standard error becomes the
@@ -30,7 +33,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 END, TIME_IS_UP = b"e", b"t"
@@ -175,6 +178,7 @@ def _has_ended(worker: int) -> bool:
 def _end(worker: int, woken: int) -> int | None:
     """Kill *worker* and all its descendants, and return its status; None if it does not end."""
     status = None
+    shared = shared_files(descendants(os.getpid()))
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker, signal.SIGKILL)
     with suppress(ProcessLookupError):
@@ -193,19 +197,51 @@ def _end(worker: int, woken: int) -> int | None:
         select.select([woken], [], [], 0.05)
         with suppress(BlockingIOError):
             os.read(woken, 512)
+    remove_shared_files(shared)
     return status
 
 
-def _children() -> Iterator[int]:
-    """Yield the ids of this process's children, adopted ones included."""
-    own = str(os.getpid())
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all descendants of a process, itself not included."""
+    found = [pid]
+    parents = _parents()
+    for one in found:  # which grows
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def shared_files(pids: Iterable[int]) -> set[str]:
+    """Return the paths of the files in shared memory that processes have mapped."""
+    found: set[str] = set()
+    for pid in pids:
+        with suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as maps:  # noqa: PTH123
+            found.update("/dev/shm/" + line.rstrip("\n").partition(" /dev/shm/")[2] for line in maps)
+    return {name for name in found if name != "/dev/shm/" and not name.endswith(" (deleted)")}
+
+
+def remove_shared_files(paths: set[str]) -> None:
+    """Remove files in shared memory, unless a process has mapped them."""
+    for path in paths and paths - shared_files(_parents()):
+        with suppress(OSError):
+            os.unlink(path)  # noqa: PTH108
+
+
+def _children() -> list[int]:
+    """Return the ids of this process's children, adopted ones included."""
+    own = os.getpid()
+    return [pid for pid, parent in _parents().items() if parent == own]
+
+
+def _parents() -> dict[int, int]:
+    """Return the parent of each process, by its id."""
+    found = {}
     with suppress(OSError):
         for entry in os.listdir("/proc"):  # noqa: PTH208
             if not entry.isdecimal():
                 continue
             with suppress(OSError), open(f"/proc/{entry}/stat", errors="replace") as stat:  # noqa: PTH123
-                if stat.read().rpartition(")")[2].split()[1] == own:
-                    yield int(entry)
+                found[int(entry)] = int(stat.read().rpartition(")")[2].split()[1])
+    return found
 
 
 def _prctl(option: int, value: int) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 import psutil
 
 from pytest_llem.hardware.gpus import gpu_processes, visible_gpus
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.isolation.model_server import listening_processes
 from pytest_llem.study.server import ServerConfig
 
 
 def listening_process(url: str) -> int | None:
     """Return the pid of the process that listens on the port of *url* on this host; None if it cannot be seen."""
-    port = urlsplit(url).port or (443 if url.startswith("https") else 80)
-    try:
-        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    except psutil.Error:
-        return None
-    pids = sorted(one.pid for one in listening if one.laddr and one.laddr[1] == port and one.pid is not None)
-    return pids[0] if pids else None
+    return next(iter(listening_processes(url)), None)
 
 
 def gpus_of_server(server: ServerConfig) -> list[str]:

@@ -277,6 +277,7 @@ class LoadDriver(Driver[LoadWindow]):
             try:
                 self._on_progress(Progress("ramping up"))
                 await under_load.begin()
+                self._on_progress(Progress("measuring", total=min_seconds, unit="s"))
                 await asyncio.to_thread(observers.begin)
                 is_metering = True
                 await asyncio.to_thread(meters.begin)
@@ -286,6 +287,7 @@ class LoadDriver(Driver[LoadWindow]):
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
                 account = await asyncio.to_thread(meters.end)
                 await asyncio.to_thread(observers.end, account, turn)
+                self._on_progress(Progress("draining"))
             finally:
                 if is_metering and account is None:
                     await asyncio.to_thread(meters.end)

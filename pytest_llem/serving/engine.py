@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ class ServerEngine(Engine):
 
         Raises:
             EngineCrashError: The server does not answer.
+            PreflightError: It refuses the API key.
         """
         request = urllib.request.Request(self.record.url.rstrip("/") + path)
         if self._key is not None:
@@ -191,7 +193,13 @@ class ServerEngine(Engine):
         try:
             with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
                 found = json.loads(answer.read())
-        except (urllib.error.HTTPError, ValueError):
+        except urllib.error.HTTPError as error:
+            if error.code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                return None
+            name = self._options.api_key_env
+            problem = f"refuses the key in {name}" if name else "asks for an API key: name its variable"
+            raise PreflightError(f"server.api_key_env: the server {problem} (HTTP {error.code})") from error
+        except ValueError:
             return None
         except OSError as error:
             raise EngineCrashError(f"the server does not answer at {self.record.url}: {error}") from error

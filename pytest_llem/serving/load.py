@@ -24,6 +24,9 @@ _MIN_JUDGED = 20
 #: Interval at which the lateness of the event loop is seen, in s.
 _HEARTBEAT_SECONDS = 0.01
 
+#: Iterations of the event loop from the arrival of data until the task that waits for it has run.
+_ITERATIONS = 3
+
 #: Number of finished requests after which an open loop can be steady.
 _MIN_RAMP_REQUESTS = 10
 
@@ -33,7 +36,7 @@ class Load:
 
     Args:
         client: The open client.
-        requests: The requests in order. Their prompts are distinct unless repeats are allowed.
+        requests: The requests in order. They do not end, or raise DatasetExhaustedError.
         schedule: When to send them.
         max_error_rate: Largest share of failed requests that is accepted.
         lost: Set by the server's owner when the server has ended.
@@ -66,7 +69,7 @@ class Load:
         #: For each request, how long its slot was busy with it, in s: for a conversation, all of its turns.
         self._durations: list[float] = []
         self._lags: list[tuple[float, float]] = []
-        self._taken = self._in_flight = self._finished = self._failed = self._tokens = 0
+        self._in_flight = self._finished = self._failed = self._tokens = 0
         self._first_error = ""
         self._stopping = False
         self._raised = False
@@ -226,24 +229,22 @@ class Load:
 
         await self._until(steady)
 
-    def _next_request(self) -> LoadRequest | None:
-        request = next(self._requests, None)
-        self._taken += request is not None
-        return request
+    def _next_request(self) -> LoadRequest | DatasetExhaustedError:
+        try:
+            return next(self._requests)
+        except DatasetExhaustedError as error:  # which only counts if the request is sent
+            return error
 
     async def _exchange(
-        self, request: LoadRequest | None, due: float | None = None, free: float | None = None
+        self, request: LoadRequest | DatasetExhaustedError, due: float | None = None, free: float | None = None
     ) -> float:
         """Send *request*, which is due at a time, or whose slot is free since. Return when its last answer ended.
 
         Raises:
-            DatasetExhaustedError: *request* is None.
+            DatasetExhaustedError: It is given in place of a request.
         """
-        if request is None:
-            raise DatasetExhaustedError(
-                f"the dataset has {self._taken} prompts and the load needs more: set load.allow_repeats, or a "
-                "larger dataset"
-            )
+        if isinstance(request, DatasetExhaustedError):
+            raise request
         began = monotonic()
         answers: list[SentRequest] = []
         self._in_flight += 1
@@ -317,24 +318,27 @@ class Load:
 
 
 class _Heartbeat:
-    """Knows how late the event loop is, by how late it runs a timer."""
+    """Knows how late the event loop is: a timer that is overdue has not been run, or was run just now."""
 
     def start(self) -> None:
-        self._late = 0.0
-        self._schedule()
-
-    def _beat(self) -> None:
-        self._late = monotonic() - self._due
-        self._schedule()
-
-    def _schedule(self) -> None:
         # The loop's clock is that of time.monotonic.
-        self._due = monotonic() + _HEARTBEAT_SECONDS
+        self._due, self._late = monotonic() + _HEARTBEAT_SECONDS, 0.0
         self._timer = asyncio.get_running_loop().call_at(self._due, self._beat)
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def lateness(self) -> float:
-        """Return how late an event that is handled now may have been, in s: as the last beat, or the next."""
-        return max(self._late, monotonic() - self._due)
+        """Return how late the event loop is now, in s."""
+        return max(self._late, monotonic() - self._due, 0.0)
+
+    def _beat(self) -> None:
+        late = monotonic() - self._due
+        self.start()
+        self._keep(late, _ITERATIONS)
+
+    def _keep(self, late: float, iterations: int) -> None:
+        """Stay late for the tasks that only now, with the timer or after it, see what arrived meanwhile."""
+        self._late = late if iterations else 0.0
+        if iterations:
+            asyncio.get_running_loop().call_soon(self._keep, late, iterations - 1)

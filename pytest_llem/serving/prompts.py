@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from pytest_llem.serving.client import LoadRequest, Prompt
+from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.study.config import ExperimentConfig
 
 #: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
@@ -37,18 +38,24 @@ def synthetic_requests(
 def text_requests(
     config: ExperimentConfig, prompts: Sequence[Sequence[str]], first: int = 0
 ) -> Iterator[LoadRequest]:
-    """Yield requests of texts in their order. They end with the dataset, unless prompts are repeated.
+    """Yield requests of texts in their order.
 
     Args:
         config: The experiment.
         prompts: Texts of each request: several are the turns of a conversation.
         first: Number of the first request.
+
+    Raises:
+        DatasetExhaustedError: All have been sent, and may not be repeated.
     """
     assert config.server is not None
     is_chat = config.server.api == "chat"
     for index in _indices(config, first):
         if index >= len(prompts):
-            return
+            raise DatasetExhaustedError(
+                f"the dataset has {len(prompts)} prompts, and the server has got them all: use a larger dataset, "
+                "or load.prompts: repeated"
+            )
         turns: Sequence[Prompt] = prompts[index] if is_chat else prompts[index][:1]
         yield LoadRequest(index, turns, config.max_output_tokens)
 
@@ -71,6 +78,7 @@ def vocabulary_of_size(size: int) -> range:
 
 
 def _indices(config: ExperimentConfig, first: int) -> Iterator[int]:
+    """Yield the numbers of the prompts without end: distinct ones from *first* on, or ``n`` repeated ones."""
     assert config.load is not None
     if config.load.prompts == "distinct":
         yield from count(first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.runners import interpreter_path
 from pytest_llem.study.server import SERVER
+from pytest_llem.study.server_command import server_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,25 +158,50 @@ class StudyConfig:
         """Every point in every cycle, in run order."""
         execution = self.execution
         seed = self.design_hash if execution.shuffle_seed is None else execution.shuffle_seed
-        order = run_order(len(self.points), self.n_cycles, execution.cycle_order, seed)
+        order = run_order(self._groups, self.n_cycles, execution.cycle_order, seed)
         return tuple(
             Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
             for index, (p, cycle) in enumerate(order)
         )
 
+    @property
+    def _groups(self) -> list[object]:
+        """For each point a value that is equal for points which follow each other, as they share a server."""
+        if self.execution.server_reuse == "never":
+            return [*range(len(self.points))]
+        return [
+            server_hash(point.config) if point.config.backend == SERVER else index
+            for index, point in enumerate(self.points)
+        ]
 
-def run_order(n_points: int, n_cycles: int, order: CycleOrder, seed: int | str) -> list[tuple[int, int]]:
+
+def run_order(
+    groups: Sequence[object], n_cycles: int, order: CycleOrder, seed: int | str
+) -> list[tuple[int, int]]:
     """Return ``(point, cycle)`` pairs in run order; points count from 0, cycles from 1.
 
     Every order but ``sequential`` runs each point once per cycle, so that drift of the machine affects all points
     alike.
+
+    Args:
+        groups: For each point, its group: the points of a group follow each other within a cycle.
+        n_cycles: Number of cycles.
+        order: Order of the groups in a cycle, and of the points in a group.
+        seed: Seed of the order ``shuffled``.
     """
+    members: dict[object, list[int]] = {}
+    for point, group in enumerate(groups):
+        members.setdefault(group, []).append(point)
+    cycles = range(1, n_cycles + 1)
     if order == "sequential":
-        return [(point, cycle) for point in range(n_points) for cycle in range(1, n_cycles + 1)]
+        return [(point, cycle) for points in members.values() for cycle in cycles for point in points]
     pairs = []
-    for cycle in range(1, n_cycles + 1):
-        points = list(range(n_points))
+    for cycle in cycles:
+        parts = [[*points] for points in members.values()]
         if order == "shuffled":
-            random.Random(f"{seed}:{cycle}").shuffle(points)
-        pairs += [(point, cycle) for point in points]
+            rng = random.Random(f"{seed}:{cycle}")
+            rng.shuffle(parts)
+            for points in parts:
+                rng.shuffle(points)
+        pairs += [(point, cycle) for points in parts for point in points]
     return pairs

@@ -47,7 +47,7 @@ class ExecutionConfig(NullableSection):
     """
     cycle_order: CycleOrder = "shuffled"
     """``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in each cycle).
-    Default ``shuffled``.
+    Points that share a server follow each other. Default ``shuffled``.
     """
     shuffle_seed: int | None = None
     """Seed of the shuffled order. Default null: derived from the study's design, so that a rerun has the same

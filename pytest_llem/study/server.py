@@ -133,7 +133,10 @@ class ServerConfig(EngineOptions):
         taken = _COMMON_FIELDS if self.preset is None else _PRESET_FIELDS
         for name in {*type(config.decoder).model_fields} - taken - {"preset"}:
             unused[f"decoder.{name}"] = "not every server takes it: give server.preset if yours does"
+        for name in {*type(config.warmup).model_fields} - {"enabled", "n_warmup"}:
+            unused[f"warmup.{name}"] = "the ramp of a load goes on until it is steady: give load.ramp_seconds"
         if config.has_texts:
+            unused["server.vocab_size"] = "has no effect: only synthetic prompts are drawn from a vocabulary"
             unused["max_input_tokens"] = "a server gets texts whole"
             unused["dataset_order"] = "a server gets the texts in their order"
         if config.prompt_format == "chat":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ class Request:
         self.chat = chat
         self.number = number
         self.received = monotonic()
+        self.prompt = body.get("messages") or body["prompt"]
         self.prompt_tokens = _prompt_tokens(body)
         self.max_tokens = int(body.get("max_tokens") or 16)
         self.with_ids = bool(body.get("return_token_ids"))
@@ -79,7 +81,7 @@ class Engine:
         end = monotonic()
         while True:
             if not (self.running or self.waiting):
-                self._note_batch(monotonic())
+                self._note_batch()
                 self.work.clear()
                 await self.work.wait()
                 end = monotonic()
@@ -91,7 +93,7 @@ class Engine:
                 self.prompt_tokens += request.prompt_tokens
                 self.queue_seconds += max(0.0, end - request.received)
                 self.admitted += 1
-            self._note_batch(end)
+            self._note_batch()
             end += (self.base_ms + self.per_request_ms * len(self.running) + prefill_ms) * self.slowdown / 1e3
             await asyncio.sleep(max(0.0, end - monotonic()))
             self._emit()
@@ -112,16 +114,20 @@ class Engine:
             if request.done:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
                 if self.log is not None:  # first, since a test reads it once the answer has ended
-                    _write(self.log, number=request.number, received=request.received, tokens=request.times)
+                    entry = {"received": request.received, "tokens": request.times, "prompt": request.prompt}
+                    _write(self.log, number=request.number, **entry)
                 request.connection.finish(request, usage_error)
-            elif _every(options.cut_every, request.number) and 2 * len(request.times) >= request.max_tokens:
-                request.connection.transport.close()
+            elif 2 * len(request.times) >= request.max_tokens:
+                if request.number == options.die_in_answer:
+                    os._exit(3)
+                if _every(options.cut_every, request.number):
+                    request.connection.transport.close()
         self.running = [request for request in self.running if not request.done]
 
-    def _note_batch(self, time: float) -> None:
+    def _note_batch(self) -> None:
         if self.state is not None and len(self.running) != self._batch:
             self._batch = len(self.running)
-            _write(self.state, time=time, batch=self._batch)
+            _write(self.state, time=monotonic(), batch=self._batch)
 
     def metrics(self) -> str:
         """Return counters in the names of vLLM."""
@@ -281,13 +287,18 @@ def parser() -> argparse.ArgumentParser:
     add("--delay-percent", type=float, default=0.0, help="longer steps, as after a regression")
     add("--merge", type=int, default=1, help="tokens per chunk")
     add("--key", help="API key that requests need")
+    add("--key-file", type=Path, metavar="FILE", help="file with that key")
     add("--state-file", help="gets the batch size whenever it changes, as JSON lines: time (monotonic), batch")
-    add("--log-file", help="gets each finished request, as JSON lines: number, received, tokens (times)")
+    add(
+        "--log-file",
+        help="gets each finished request, as JSON lines: number, received, tokens (times), prompt",
+    )
     add("--close-reused", action="store_true", help="close a connection at its second request")
     add("--never-ready", action="store_true", help="/health answers 503")
     add("--ready-after", type=float, default=0.0, metavar="SECONDS", help="/health answers 503 before")
     add("--exit-starting", type=int, metavar="CODE", help="end before listening")
     add("--die-after-requests", type=int, default=0, metavar="N")
+    add("--die-in-answer", type=int, default=0, metavar="N", help="end in the middle of the Nth answer")
     add("--die-after-seconds", type=float, metavar="S")
     add("--error-every", type=int, default=0, metavar="N", help="answer every Nth request with status 500")
     add("--error-event-every", type=int, default=0, metavar="N", help="send an error as an event of the stream")
@@ -297,7 +308,8 @@ def parser() -> argparse.ArgumentParser:
     add("--stall-seconds", type=float, default=30.0)
     add("--ignore-sigterm", action="store_true")
     add("--grandchild", metavar="FILE", help="start a process that outlives this one, and write its pid")
-    add("--shm", metavar="NAME", help="leave a file in /dev/shm")
+    add("--shm", metavar="NAME", help="use a file in /dev/shm, and leave it")
+    add("--once", metavar="FILE", help="have no other options if FILE exists; else make it")
     return parser
 
 
@@ -314,13 +326,22 @@ async def serve(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parser().parse_args()
+    if options.once:
+        try:
+            Path(options.once).touch(exist_ok=False)
+        except FileExistsError:
+            options = parser().parse_args(["--port", str(options.port)])
+    if options.key_file:
+        options.key = options.key_file.read_text()
     if options.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.grandchild:
         child = subprocess.Popen(["sleep", "600"])
         Path(options.grandchild).write_text(str(child.pid))
     if options.shm:
-        Path("/dev/shm", options.shm).write_bytes(bytes(4096))
+        with Path("/dev/shm", options.shm).open("wb+") as file:
+            file.truncate(mmap.PAGESIZE)
+            options.mapped = mmap.mmap(file.fileno(), mmap.PAGESIZE)
     if options.exit_starting is not None:
         print("no such model", file=sys.stderr)
         sys.exit(options.exit_starting)

@@ -19,6 +19,8 @@
  *       power 0 70            from t = 0 on it draws 70 W; at least one such line, in order of time
  *       power 2.5 300         from t = 2.5 on 300 W
  *       power 4 700 ramp      up to t = 4 it went straight from there to 700 W
+ *       follows 5 /tmp/batch  beside its first power it draws so many W for each request in a server's batch, whose size the file has:
+ *                             {"time": seconds of CLOCK_MONOTONIC, "batch": requests}, one a line, at each change
  *       module_power 0 500    from t = 0 on its module draws 500 W; likewise, none: the driver reads no module's power
  *       counts_module 1       the energy counter is that of the module
  *       temperature 0 35      from t = 0 on it is at 35 °C; more such lines as for power, none: it has no sensor
@@ -116,7 +118,7 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
 
-enum { BOARDS = 80, SEGMENTS = 256, RULES = 160, TEXT = 256, USERS = 8 };
+enum { BOARDS = 80, RULES = 160, TEXT = 256, USERS = 8 };
 
 /* Why a board may hold its clocks down: field values, the first six of which are also nvmlPerfPolicyType_t. */
 static const struct {
@@ -134,8 +136,8 @@ typedef struct {
 } Segment;
 
 typedef struct {
-    Segment segments[SEGMENTS];
-    int n;
+    Segment *segments;
+    int n, room;
 } Course;
 
 typedef struct {
@@ -152,7 +154,9 @@ typedef struct Board {
     double clocks[3]; /* from, to, in steps of; none where the last is 0 */
     User users[USERS];
     int n_users;
-    double counts_module;
+    double counts_module, per_request_w;
+    char followed[TEXT];
+    long followed_to; /* so much of the file has been read */
     Course watts, module_watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
 } Board;
 typedef Board *nvmlDevice_t;
@@ -195,13 +199,38 @@ static double clock_s(void) {
 
 /* ---- the script ---- */
 
+static void append(Course *course, Segment segment) {
+    if (course->n == course->room) {
+        course->room = course->room ? 2 * course->room : 8;
+        course->segments = realloc(course->segments, (size_t)course->room * sizeof *course->segments);
+        if (!course->segments) give_up("no memory");
+    }
+    course->segments[course->n++] = segment;
+}
+
 static void add_segment(Course *course, const char *word, const char *value) {
-    if (course->n == SEGMENTS) give_up("more than %d lines of %s", SEGMENTS, word);
-    Segment *segment = &course->segments[course->n++];
+    Segment segment;
     char ramp[8] = "";
-    if (sscanf(value, "%lf %lf %7s", &segment->from_s, &segment->value, ramp) < 2) give_up("%s %s", word, value);
-    segment->ramp = !strcmp(ramp, "ramp");
-    if (segment->ramp && course->n == 1) give_up("%s ramps up from nowhere", word);
+    if (sscanf(value, "%lf %lf %7s", &segment.from_s, &segment.value, ramp) < 2) give_up("%s %s", word, value);
+    segment.ramp = !strcmp(ramp, "ramp");
+    if (segment.ramp && !course->n) give_up("%s ramps up from nowhere", word);
+    append(course, segment);
+}
+
+/* Read what is new in the file that a board follows. */
+static void follow(Board *board) {
+    FILE *file = fopen(board->followed, "r");
+    if (!file) return; /* not yet there */
+    fseek(file, board->followed_to, SEEK_SET);
+    char line[TEXT];
+    while (fgets(line, sizeof line, file) && strchr(line, '\n')) {
+        double time_s, batch;
+        if (sscanf(line, "{\"time\": %lf, \"batch\": %lf}", &time_s, &batch) < 2) give_up("batch %s", line);
+        double watts = board->watts.segments[0].value + board->per_request_w * batch;
+        append(&board->watts, (Segment){time_s - script.start, watts, 0});
+        board->followed_to = ftell(file);
+    }
+    fclose(file);
 }
 
 static void add_rule(Rule *rules, int *n, Board *board, const char *word, const char *value) {
@@ -262,6 +291,8 @@ static void read_line(const char *word, const char *value) {
         snprintf(board->name, TEXT, "%s", value);
     } else if (!strcmp(word, "power")) {
         add_segment(&board->watts, word, value);
+    } else if (!strcmp(word, "follows")) {
+        if (sscanf(value, "%lf %255[^\n]", &board->per_request_w, board->followed) < 2) give_up("follows %s", value);
     } else if (!strcmp(word, "module_power")) {
         add_segment(&board->module_watts, word, value);
     } else if (!strcmp(word, "temperature")) {
@@ -401,6 +432,8 @@ static nvmlReturn_t failure(const char *function, const Board *board) {
 static void call(const char *function, const Board *board) {
     pthread_mutex_lock(&lock);
     read_script();
+    for (int i = 0; i < script.n_boards; i++)
+        if (*script.boards[i].followed) follow(&script.boards[i]);
     const Rule *rule = ruled(script.takes, script.n_takes, function, board);
     double ms = rule ? rule->value : script.call_ms;
     struct timespec pause = {(time_t)(ms / 1000), (long)(fmod(ms, 1000) * 1e6)};

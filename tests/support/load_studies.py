@@ -1,0 +1,70 @@
+"""Write studies of the mock server, and see what they leave behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from tests.conftest import Results
+
+MOCK = Path(__file__).parent / "mock_server.py"
+
+#: A load point takes a second: it has no warm-up, and no idle power.
+LOAD_STUDY = {
+    "name": "load",
+    "backend": "server",
+    "n": 4,
+    "max_input_tokens": 8,
+    "max_output_tokens": 16,
+    "load": {"concurrency": 1},
+    "warmup": {"enabled": False},
+    "baseline": {"enabled": False},
+    "measurement": {"min_window_seconds": 0.3},
+    "energy": {"backend": "estimate"},
+    "execution": {
+        "n_cycles": 1,
+        "cycle_order": "sequential",
+        "experiment_gap_seconds": 0,
+        "contended_retries": 0,
+    },
+}
+
+
+def write_load_study(folder: Path, *mock: str, server: Any = None, **changes: Any) -> Path:
+    """Write ``study.yaml`` with a mock server, and return its path.
+
+    Args:
+        folder: Folder to write to.
+        mock: Options of the mock server.
+        server: Further fields of the section ``server``.
+        changes: Fields of the study; sections are merged, and None removes a field.
+    """
+    command = ["{python}", str(MOCK), "--port", "{port}", *mock]
+    study: dict[str, Any] = {**LOAD_STUDY, "server": {"command": command, "vocab_size": 1000, **(server or {})}}
+    for name, value in changes.items():
+        merges = isinstance(value, dict) and name in ("execution", "measurement")
+        study[name] = {**study[name], **value} if merges else value
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in study.items() if v is not None}, sort_keys=False))
+    return path
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return the command lines of other processes that run in *folder*: all that a study there has started."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def result_of(results: Results, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of an entry of the manifest."""
+    return results.read(entry["result_file"])

@@ -1,0 +1,116 @@
+"""Settings of a study that do not reach its server: they are errors where they are set, and null in results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.loading import load_study
+from pytest_llem.study.problems import StudyError
+from tests.conftest import Results, RunPytest
+from tests.support.load_studies import result_of, write_load_study
+
+PORT = "{port}"
+
+
+def reason(folder: Path, **study: Any) -> str:
+    """Return why the study's experiment cannot run, after the study's path."""
+    (folder / "prompts.txt").write_text("one prompt\nanother prompt\n")
+    loaded = load_study(write_load_study(folder, **study))
+    found = Preflight(loaded, (), []).reason(loaded.points[0])
+    assert found is not None
+    return found.replace(f"{folder}/study.yaml", "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ({"precision": "fp16"}, "28:1: precision: does not reach the server: its command has no {precision}"),
+        ({"model": "m"}, "28:1: model: does not reach the server: its command has no {model}"),
+        ({"server": {"command": ["x", "{model}", PORT]}}, "server: the command takes {model}: give model in the"),
+        ({"decoder": {"top_k": 5}}, "29:3: decoder.top_k: not every server takes it: give server.preset if yours"),
+        ({"decoder": {"preset": "creative"}}, "decoder.repetition_penalty: not every server takes it"),
+        ({"passthrough_kwargs": {"seed": 1}}, "28:1: passthrough_kwargs: engine 'server' does not read them"),
+        ({"warmup": {"max_prompts": 9}}, "warmup.max_prompts: the ramp of a load goes on until it is steady"),
+        ({"measurement": {"prefill_split": True}}, "leave measurement.prefill_split out"),
+        (
+            {"server": {"args": {"seats": 2}}},
+            "server: args: 'seats' does not reach the server: its command",
+        ),
+        ({"server": {"command": ["x", "{prt}", PORT]}}, "command[1]: unknown placeholder '{prt}' (did you mean"),
+        (
+            {"server": {"command": ["x", "{model_name}", PORT]}},
+            "'{model_name}' has no value: server.model_name",
+        ),
+        ({"server": {"command": ["x"]}}, "server: command: needs the placeholder {port}: each server gets a port"),
+        (
+            {"server": {"api": "chat"}},
+            "api 'chat' sends texts, and synthetic prompts are token ids: use a",
+        ),
+    ],
+)
+def test_setting_without_effect_on_a_server_is_an_error(tmp_path: Path, study: Any, expected: str) -> None:
+    assert expected in reason(tmp_path, **study)
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ({}, "4:1: max_input_tokens: a server gets texts whole"),
+        (
+            {"max_input_tokens": None},
+            "vocab_size: has no effect: only synthetic prompts are drawn from",
+        ),
+        ({"dataset_order": "shuffled"}, "dataset_order: a server gets the texts in their order"),
+        ({"prompt_format": "chat"}, "a server applies its own chat template: use server.api: chat"),
+    ],
+)
+def test_setting_without_effect_on_texts_is_an_error(tmp_path: Path, study: Any, expected: str) -> None:
+    assert expected in reason(tmp_path, dataset="prompts.txt", **study)
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ({"precision": "fp16"}, "precision: does not reach a server that already runs"),
+        ({"server": {"args": {"seats": 2}}}, "args needs a server that is started, and with url it runs already"),
+        ({"server": {"env": {"A": "1"}}}, "env needs a server that is started, and with url it runs already"),
+        ({"server": {"stop": {"grace_seconds": 1}}}, "stop needs a server that is started, and with url it runs"),
+    ],
+)
+def test_setting_of_the_start_of_a_running_server_is_an_error(tmp_path: Path, study: Any, expected: str) -> None:
+    attached = {"command": None, "url": "http://127.0.0.1:9", **study.pop("server", {})}
+    try:
+        found = reason(tmp_path, server=attached, **study)
+    except StudyError as error:
+        found = str(error)
+    assert expected in found
+
+
+def test_axis_that_does_not_reach_the_server_is_an_error(tmp_path: Path) -> None:
+    assert "precision: does not reach" in reason(tmp_path, sweep={"precision": ["bf16", "fp16"]})
+
+
+def test_preset_sends_what_every_server_of_its_kind_takes(tmp_path: Path) -> None:
+    server = {"preset": "vllm"}
+    study = load_study(write_load_study(tmp_path, server=server, decoder={"top_k": 5, "repetition_penalty": 1.1}))
+    assert Preflight(study, (), []).reason(study.points[0]) is None
+
+
+def test_settings_that_do_not_reach_the_server_are_null(
+    run_pytest: RunPytest, results: Results, pytester: pytest.Pytester
+) -> None:
+    write_load_study(pytester.path)
+    run_pytest().assert_outcomes(passed=1)
+    config = result_of(results, results.manifest["experiments"][0])["effective_config"]
+    assert (config["model"], config["precision"], config["prompt_format"]) == (None, None, None)
+    assert config["random_seed"] == 42
+    assert {name for name, value in config["decoder"].items() if value is not None} == {
+        *("temperature", "do_sample", "top_p")
+    }
+    assert config["warmup"].pop("enabled") is False
+    assert config["warmup"].pop("n_warmup") == 5
+    assert set(config["warmup"].values()) == {None}
