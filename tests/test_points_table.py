@@ -106,11 +106,21 @@ def test_ids_are_shown_whole_on_request(fifty: list[Any]) -> None:
 
 
 def test_ids_replace_axes_that_are_too_wide() -> None:
-    axes = {f"engine.a_rather_long_option_{number}": f"a rather long value {number}" for number in range(6)}
-    lines, _ = _lines([_point({**axes, "n": n}, 100.0 * n, 1.0) for n in (1, 2)], 80)
+    points = [
+        _point({f"engine.a_rather_long_option_{at}": f"a rather long value {at}{n}" for at in range(6)}, n, 1.0)
+        for n in (1, 2)
+    ]
+    lines, _ = _lines(points, 80)
     assert " point" in "".join(lines[:4])
     folded = "".join(line[:40].strip() for line in lines)
     assert "engine.a_rather_long_option_5=a" in re.sub(r"\s", "", folded) or "option_5" in folded
+
+
+def test_axes_of_one_value_are_left_out() -> None:
+    points = [_point({"precision": "bf16", "n": n}, 100.0 * n, 1.0) for n in (1, 2)]
+    lines, _ = _lines(points, 80)
+    assert "precision" not in "".join(lines)
+    assert [line.split()[1] for line in lines[-2:]] == ["1", "2"]
 
 
 def test_best_and_pareto_optimal_are_marked() -> None:

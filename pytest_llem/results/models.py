@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
+from pytest_llem.results.serving import LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -178,6 +179,8 @@ class PointResult(Record):
     """Turns of those cycles that were measured alternately, in order."""
     not_repeated: str | None = None
     """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
+    loads: list[LoadRecord] = Field(default_factory=list)
+    """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

@@ -191,6 +191,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.sut = found.shared(sut_facts(results))
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
+        point.loads = [result.load for result in results if result.load is not None]
         point.not_repeated = not_repeated([result.imported for result in results])
         for result in results:
             found.add(result, point)

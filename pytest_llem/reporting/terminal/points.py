@@ -10,7 +10,9 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text, plain_table, table_console
+from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns
+from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
+from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -34,8 +36,8 @@ MORE_COLUMNS = (
 #: are tied for either.
 BEST, OPTIMAL, TIED = "*", "P", "~"
 
-#: Columns of a terminal that is too narrow for :data:`COLUMNS`.
-MIN_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
+#: Metrics of the columns of a terminal that is too narrow for all main columns.
+MIN_METRICS = (SPEED, COST, GOOD_COST)
 
 #: Characters of a line of an axis's heading, which is wrapped between words.
 HEADING_WIDTH = 10
@@ -82,20 +84,26 @@ def points_table(
         ids: Show each point's whole id, for copying, instead of its axes.
     """
     rows = _Rows(points, planned)
-    more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
-    wider = [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
-    axes = [] if ids else list(dict.fromkeys(axis for point in points for axis in point.axes))
-    layouts = [(axes, columns) for columns in (*wider, MIN_COLUMNS)] if axes else []
+    wider = load_columns(points) if has_loads(points) else _columns(points)
+    narrowest = [one for one in wider[-1] if one[0] in MIN_METRICS]
+    axes = [] if ids else list(varying_axes(points) or (points[0].axes if points else ()))
+    layouts = [(axes, columns) for columns in (*wider, narrowest)] if axes else []
     layouts += [([], columns) for columns in wider]
     for shown, columns in layouts:
         made = rows.table(shown, columns, width, whole=ids)
         if _widest(made.table) <= width:
             return made
-    for columns in (COLUMNS, MIN_COLUMNS):  # with the ids wrapped
+    for columns in (wider[-1], narrowest):  # with the ids wrapped
         made = rows.table([], columns, width, whole=ids)
         if _narrowest(made.table) <= width:
             break
     return replace(made, width=max(width, _narrowest(made.table)))
+
+
+def _columns(points: Sequence[PointResult]) -> list[Columns]:
+    """Return the possible columns, the most first."""
+    more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
+    return [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
 
 
 class _Rows:
@@ -104,13 +112,13 @@ class _Rows:
     def __init__(self, points: Sequence[PointResult], planned: Mapping[str, int]) -> None:
         self._points = points
         self._planned = planned
-        self.optimal = pareto_optimal(points)
+        self._has_loads = has_loads(points)
+        # Of loads, the line below the table names the best one within the SLO instead.
+        self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
         self._methods = {_summary(point, COST).label for point in points} - {None}
 
-    def table(
-        self, axes: Sequence[str], columns: Sequence[tuple[str, str]], width: int, *, whole: bool
-    ) -> PointsTable:
+    def table(self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool) -> PointsTable:
         """Return the table with *axes*, or with ids if there are no axes; *whole* ids are not shortened."""
         mixed = len(self._methods) > 1
         table = plain_table()
@@ -129,6 +137,9 @@ class _Rows:
             )
         if not axes:
             table.add_column("point", overflow="fold", vertical="bottom", min_width=MIN_ID_WIDTH)
+        has_search = self._has_loads and any(map(is_search, self._points))
+        if has_search:
+            table.add_column("load\nfound", justify="right", vertical="bottom", no_wrap=True)
         table.add_column("n", justify="right", no_wrap=True)
         for name, heading in columns:
             methods = {_summary(point, name).label for point in self._points} - {None}
@@ -140,14 +151,18 @@ class _Rows:
         judged = any(self._verdicts)
         if judged:
             table.add_column("verdict")
-        ranked = {name: best(self._points, name) for name, _ in columns}
+        none = Ranking(set(), set())
+        ranked = {name: best(self._points, name) if self._is_ranked(name) else none for name, _ in columns}
         for place, point in enumerate(self._points):
             cells = [_mark(self.optimal, place, OPTIMAL).strip()] if has_pareto else []
             cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
+            if has_search:
+                load = load_of(point)
+                cells.append("-" if load is None else f"{load:.4g}")
             n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
-                cells.append(f"{mean_text(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
+                cells.append(f"{self._text(name, _summary(point, name))}{_mark(ranked[name], place, BEST)}")
             if mixed:
                 cells.append(_summary(point, COST).label or "-")
             if judged:
@@ -161,6 +176,12 @@ class _Rows:
             has_optimal=bool(self.optimal.first),
             has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
         )
+
+    def _is_ranked(self, name: str) -> bool:
+        return not self._has_loads or is_ranked(name)
+
+    def _text(self, name: str, summary: Summary) -> str:
+        return figure_text(name, summary) if self._has_loads else mean_text(summary)
 
 
 def _summary(point: PointResult, metric: str) -> Summary:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem._plugin.node_ids import REFERENCE
+from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.terminal.tables import render
+from pytest_llem.results.loads import has_loads
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult
 
@@ -34,7 +36,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
         run: A study that has ended.
         directory: The directory that paths are shown relative to.
         width: Width of the terminal in characters.
-        ids: Show each point's whole id instead of its axes.
+        ids: Show each point's whole id instead of its axes, and the loads that searches have tried.
     """
     result = run.result
     if result is None:
@@ -47,7 +49,11 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     lines = render(made.table, made.width)
     if left_out > 0:
         lines.append(f"{counted(left_out, 'more point')} in summary.csv")
+    if ids:
+        lines += probe_lines(shown, width)
     lines.append("")
+    if has_loads(shown):
+        lines += load_lines(shown)
     if any(point.metrics["seconds"].ci95 for point in shown):
         lines.append("mean over n cycles, ± half of its 95 % interval")
     if made.has_best:

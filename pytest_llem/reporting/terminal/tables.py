@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,8 +12,11 @@ from rich.table import Table
 
 from pytest_llem.results.statistics import Summary
 
-#: Main columns: metric, heading.
-COLUMNS = (
+#: Columns of a table of points: metric, heading.
+Columns = Sequence[tuple[str, str]]
+
+#: Main columns.
+COLUMNS: Columns = (
     ("output_tokens_per_second", "out tok/s"),
     ("ttft_p50_ms", "TTFT p50\nms"),
     ("energy_per_output_token_j", "J/out token"),

@@ -1,0 +1,172 @@
+"""Columns of the points table of a study of servers, and lines about the loads within the SLO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_llem.gates.text import percent
+from pytest_llem.reporting.terminal.tables import Columns, mean_text, number, plain_table, render
+from pytest_llem.results.loads import (
+    ATTAINMENT,
+    GOOD_COST,
+    GOODPUT,
+    LoadSeries,
+    best_within_slo,
+    found_loads,
+    is_within_slo,
+    load_cost,
+    load_kind,
+    load_of,
+    load_series,
+    slo_of,
+)
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.pareto import COST, SPEED
+from pytest_llem.results.serving import ProbeRecord
+from pytest_llem.results.statistics import Summary
+
+#: Metrics that are shown with the interval of their mean. The other columns of a load would make lines too long.
+_WITH_INTERVAL = (SPEED, COST, GOOD_COST)
+
+_COST_HEADINGS = {COST: "J/out\ntoken", GOOD_COST: "J/good\ntoken"}
+
+#: Columns that only a wide terminal shows: metric, heading.
+_MORE = (
+    ("offered_rate", "offered\nreq/s"),
+    ("concurrency_mean", "in flight\n(mean)"),
+    ("batch_mean", "batch\n(mean)"),
+    ("e2e_p99_ms", "E2E\np99 ms"),
+    ("mean_power_w", "mean W"),
+    ("error_rate", "failed"),
+)
+
+#: Metrics that are shown in percent.
+_RATIOS = (ATTAINMENT, "error_rate")
+
+
+def load_columns(points: Sequence[PointResult]) -> list[Columns]:
+    """Return the possible columns of a table of points with loads, the most first: metric, heading."""
+    has_slo = any(slo_of(point) for point in points)
+    cost, latency = load_cost(points), token_latency(points)
+    main = [
+        (SPEED, "out\ntok/s"),
+        (cost, _COST_HEADINGS[cost]),
+        ("ttft_p50_ms", "TTFT\np50 ms"),
+        ("ttft_p99_ms", "TTFT\np99 ms"),
+        (f"{latency}_p99_ms", f"{latency.upper()}\np99 ms"),
+        *([(ATTAINMENT, "within\nSLO"), (GOODPUT, "good\nreq/s")] if has_slo else []),
+    ]
+    more = [*([(COST, _COST_HEADINGS[COST])] if cost != COST else []), *_MORE]
+    more = [one for one in more if any(_mean(point, one[0]) is not None for point in points)]
+    without_goodput = [one for one in main if one[0] != GOODPUT]
+    narrow = [one for one in without_goodput if one[0] != "ttft_p50_ms"]
+    return [*([*main, *more[:count]] for count in range(len(more), -1, -1)), without_goodput, narrow]
+
+
+def token_latency(points: Sequence[PointResult]) -> str:
+    """Return the latency of tokens after the first that fits *points*: ``itl`` if their SLO limits it or the other
+    is not known, else ``tpot``.
+    """
+    if any((slo_of(point) or {}).get("itl_ms") for point in points):
+        return "itl"
+    return "tpot" if any(_mean(point, "tpot_p99_ms") is not None for point in points) else "itl"
+
+
+def figure_text(name: str, summary: Summary) -> str:
+    """Return a figure of a table of points with loads."""
+    if name in _WITH_INTERVAL or summary.mean is None:
+        return mean_text(summary)
+    return percent(summary.mean) if name in _RATIOS else number(summary.mean)
+
+
+def is_ranked(name: str) -> bool:
+    """Return whether the best figures of the column of the metric *name* are marked."""
+    return name in _WITH_INTERVAL
+
+
+def load_lines(points: Sequence[PointResult]) -> Iterator[str]:
+    """Yield a line for each configuration of a server with an SLO: its best load, or what a search found."""
+    for series in load_series(points):
+        text = _found(points[series.places[0]]) if series.is_search else _best(points, series)
+        if text is not None:
+            yield f"{series.name}: {text}" if series.name else text
+
+
+def probe_lines(points: Sequence[PointResult], width: int) -> Iterator[str]:
+    """Yield a table of the loads that each search has tried.
+
+    Args:
+        points: Points with loads.
+        width: Width of the terminal in characters.
+    """
+    for point in points:
+        for cycle, load in zip(point.cycles, point.loads, strict=False):
+            if not load.probes:
+                continue
+            yield ""
+            yield f"search of {point.id}, cycle {cycle}:"
+            table = plain_table()
+            for heading in (load_kind(point), "within\nSLO", "out\ntok/s", "J/out\ntoken", "seconds"):
+                table.add_column(heading, justify="right", vertical="bottom")
+            table.add_column("", overflow="fold")
+            for probe in load.probes:
+                table.add_row(*_probe_cells(probe))
+            yield from render(table, width)
+
+
+def _probe_cells(probe: ProbeRecord) -> Iterator[str]:
+    yield f"{probe.load:.4g}"
+    yield "-" if probe.attainment is None else percent(probe.attainment)
+    for value in (probe.output_tokens_per_second, probe.energy_per_output_token_j, probe.window_seconds):
+        yield "-" if value is None else number(value)
+    yield "within the SLO" if probe.within_slo else probe.reason or "not within the SLO"
+
+
+def _best(points: Sequence[PointResult], series: LoadSeries) -> str | None:
+    """Return which load of *series* within the SLO is best; None if that is not known."""
+    known = [place for place in series.places if is_within_slo(points[place]) is not None]
+    if not known:
+        return None
+    within = [place for place in known if is_within_slo(points[place])]
+    if not within:
+        most = max(known, key=lambda place: _mean(points[place], ATTAINMENT) or 0.0)
+        return f"no load is within the SLO: the best is {_load(points[most])}: {_attained(points[most])}"
+    first, tied = best_within_slo(points, series)
+    if not first:  # energies are not known, or not comparable
+        largest = points[within[-1]]
+        return f"largest load within the SLO: {_load(largest)}: {_attained(largest)}"
+    (place,) = first
+    text = f"best within the SLO: {_load(points[place])}: {_cost(points[place])}, {_attained(points[place])}"
+    if tied:
+        loads = ", ".join(f"{load_of(points[place]):g}" for place in sorted(tied))
+        text += f" (tied with {loads}: the intervals overlap)"
+    return text
+
+
+def _found(point: PointResult) -> str | None:
+    loads = found_loads(point)
+    if not loads:
+        return None
+    span = " to ".join(dict.fromkeys(f"{one:.4g}" for one in (min(loads), max(loads))))
+    return f"largest load within the SLO: {load_kind(point)} {span}: {_cost(point)}"
+
+
+def _load(point: PointResult) -> str:
+    load = load_of(point)
+    return point.id if load is None else f"{load_kind(point)} {load:g}"
+
+
+def _cost(point: PointResult) -> str:
+    cost = point.metrics[GOOD_COST]
+    if cost.mean is None:
+        return "energy not available"
+    return f"{number(cost.mean)} J/good token{'' if cost.label == 'measured' else f' ({cost.label})'}"
+
+
+def _attained(point: PointResult) -> str:
+    return f"{percent(_mean(point, ATTAINMENT) or 0.0)} within the SLO"
+
+
+def _mean(point: PointResult, metric: str) -> float | None:
+    summary = point.metrics.get(metric)
+    return None if summary is None else summary.mean
