@@ -526,3 +526,41 @@ def test_line_within_a_call_is_not_captured(pytester: pytest.Pytester, capture: 
     run.assert_outcomes(passed=1)
     run.stdout.fnmatch_lines(["llem: contended"])
     assert ("of the test" in run.stdout.str()) == (capture == "no")
+
+
+# ---- a server under load ----
+
+LOAD = Progress("measuring", 4, 10, "s", in_flight=16, tokens_per_second=880.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (79, "llem: 3/120  bf16, static, …  steady 4/10 s  16 in flight 880 tok/s  0:12 -0:09"),
+        (68, "llem: 3/120  bf16, static, 8…  steady 4/10 s  16 in flight 880 tok/s"),
+        (60, "llem: 3/120  steady 4/10 s  16 in flight 880 tok/s"),
+    ],
+)
+def test_load_of_server_is_shown_before_times(width: int, text: str) -> None:
+    assert _text(width, LOAD) == text
+
+
+def test_ramp_up_of_server_shows_its_load() -> None:
+    ramp = Progress("concurrency 16, ramping up", in_flight=3, tokens_per_second=6050.0)
+    assert "  concurrency 16, ramping up 4 s  3 in flight 6,050 tok/s  " in _text(199, ramp)
+
+
+def test_energy_per_token_so_far_is_mean_over_phase() -> None:
+    now, line = [0.0], Recorded(199)
+    live_progress = LiveProgress(line, PLACE, clock=lambda: now[0])
+    live_progress.see(Progress("measuring", total=10, unit="s"))
+    for seconds, watts, rate in ((1.0, 100.0, 1000.0), (3.0, 300.0, 500.0)):
+        now[0] += seconds
+        live_progress.see(GpuStatus(watts))
+        live_progress.see(Progress("measuring", 1, 10, "s", in_flight=8, tokens_per_second=rate))
+    live_progress.tick()
+    assert "8 in flight 500 tok/s ~0.4 J/tok" in line.text  # (100 + 900) J / (1,000 + 1,500) tokens
+    now[0] += 60
+    live_progress.see(Progress("measuring", 1, 10, "s", in_flight=8, tokens_per_second=500.0))
+    live_progress.tick()
+    assert "J/tok" not in line.text, "the power is not known any more"

@@ -75,6 +75,7 @@ class LiveProgress:
         self._began = self._since = clock()
         self._phase: Progress | str = Progress("waiting")
         self._gpu_status: tuple[float, GpuStatus] | None = None
+        self._load = _LoadSoFar(self._began)
         self._console = Console(
             file=StringIO(),
             force_terminal=colours,
@@ -98,9 +99,13 @@ class LiveProgress:
         if isinstance(seen, GpuStatus):
             self._gpu_status = self._clock(), seen
             return
+        now = self._clock()
         if not isinstance(self._phase, Progress) or seen.phase != self._phase.phase:
-            self._since = self._clock()
+            self._since, self._load = now, _LoadSoFar(now)
         self._phase = seen
+        if seen.tokens_per_second is not None:
+            status = self._current_gpu_status()
+            self._load.add(now, seen.tokens_per_second, None if status is None else status.power_w)
 
     def tick(self) -> None:
         self._line.show(self._compose)
@@ -124,6 +129,7 @@ class LiveProgress:
         head, doing, gpus = self._head(), self._doing(), self._gpu_text()
         load = self._load_text()
         long, short = self._times(short=False), self._times(short=True)
+        own_time = self._times(short=True, study=False)
 
         def joined(*parts: Text) -> Text:
             return Text(_GAP).join([part for part in parts if part])
@@ -133,13 +139,17 @@ class LiveProgress:
         yield joined(head, name, doing, load, gpus, short)
         name = Text(place.short, "bold")
         yield joined(head, name, doing, load, gpus, short)
-        for others in ((load, gpus, short), (load, short), (short,)):
+        # The load of a server says more than the time that the study still takes.
+        with_load = [(load, own_time), (load,)] if load else []
+        for others in ((load, gpus, short), (load, short), *with_load, (short,)):
             room = width - joined(head, doing, *others).cell_len - len(_GAP)
             cut = name.copy()
             cut.truncate(max(room, MIN_NAME_COLUMNS), overflow="ellipsis")
             yield joined(head, cut, doing, *others)
+        if load:
+            yield joined(head, doing, load)
         yield joined(head, doing, short)
-        yield joined(head, doing, self._times(short=True, study=False))
+        yield joined(head, doing, own_time)
         yield joined(head, doing)
 
     def _head(self) -> Text:
@@ -151,6 +161,8 @@ class LiveProgress:
             return Text(printable(now), "cyan")
         lasted = int(self._clock() - self._since)
         text = printable(now.phase)
+        if now.in_flight is not None:  # the window of a load begins in its steady state
+            text = text.replace("measuring", "steady")
         if now.unit == "s":
             text += f" {lasted}/{now.total:.0f} s" if now.total and lasted <= now.total else f" {lasted} s"
         elif now.done is not None:
@@ -160,14 +172,14 @@ class LiveProgress:
         return Text(text, "cyan")
 
     def _load_text(self) -> Text:
-        """Return the load on a server: requests in flight, tokens/s, and J per token by the current power."""
+        """Return the load on a server: requests in flight, tokens/s, and energy per token of the phase so far."""
         now = self._phase
         if not isinstance(now, Progress) or now.in_flight is None or now.tokens_per_second is None:
             return Text()
-        parts = [f"{now.in_flight} in flight", f"{now.tokens_per_second:.3g} tokens/s"]
-        status = self._current_gpu_status()
-        if status is not None and status.power_w is not None and now.tokens_per_second:
-            parts.append(f"{status.power_w / now.tokens_per_second:.3g} J/token")
+        rate = now.tokens_per_second
+        parts = [f"{now.in_flight} in flight", f"{rate:,.0f} tok/s" if rate >= 100 else f"{rate:.3g} tok/s"]
+        if (cost := self._load.energy_per_token_j) is not None:
+            parts.append(f"~{cost:.2g} J/tok")
         return Text(" ".join(parts), "green")
 
     def _current_gpu_status(self) -> GpuStatus | None:
@@ -190,6 +202,33 @@ class LiveProgress:
             study_left = None if left is None or place.study_left_s is None else left + place.study_left_s
             parts.append(f"study {_span(self._clock() - place.study_began, study_left, short=short)}")
         return Text(_GAP.join(parts), "dim")
+
+
+class _LoadSoFar:
+    """Tokens and energy of a server since a phase began, by the rate and the power at each report.
+
+    Args:
+        began: Begin of the phase, on the monotonic clock in s.
+    """
+
+    def __init__(self, began: float) -> None:
+        self._at = began
+        self._tokens = 0.0
+        self._energy_j: float | None = 0.0
+
+    def add(self, now: float, tokens_per_second: float, power_w: float | None) -> None:
+        """Add the time since the last report; a power of None is not known, and then the energy is not either."""
+        seconds, self._at = now - self._at, now
+        self._tokens += tokens_per_second * seconds
+        if power_w is None or self._energy_j is None:
+            self._energy_j = None
+        else:
+            self._energy_j += power_w * seconds
+
+    @property
+    def energy_per_token_j(self) -> float | None:
+        """Energy of the GPUs per output token, in J; None if it is not known."""
+        return self._energy_j / self._tokens if self._energy_j is not None and self._tokens else None
 
 
 def _span(elapsed: float, left: float | None, *, short: bool) -> str:

@@ -6,10 +6,11 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.energy.account import Account, Meters, Total, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, RequestRecord
@@ -76,6 +77,8 @@ class LoadDriver(Driver[LoadWindow]):
         self._requests = self._counted(self._make_requests(first))
         self.prompts_taken = 0
         self._slices = 0
+        #: What precedes the phases of a search's probe in progress reports.
+        self._probing = ""
 
     def run_once(self) -> None:
         """Send one request, so that the server allocates all that it needs."""
@@ -140,7 +143,7 @@ class LoadDriver(Driver[LoadWindow]):
     ) -> tuple[LoadWindow | None, ProbeRecord]:
         name = "concurrency" if self._load.concurrency == "auto" else "rate"
         point = self._load.model_copy(update={name: int(load) if name == "concurrency" else load})
-        self._on_progress(Progress(f"searching: {name} {load:g}"))
+        self._probing = f"{name} {load:g}, "
         began = time.monotonic()
         try:
             window = self._slice(point, meters, self._config.measurement.min_window_seconds, observers)
@@ -275,14 +278,14 @@ class LoadDriver(Driver[LoadWindow]):
             is_metering = False
             batches: list[float] = []
             try:
-                self._on_progress(Progress("ramping up"))
-                await under_load.begin()
-                self._on_progress(Progress("measuring", total=min_seconds, unit="s"))
+                async with self._reported(under_load, Progress("ramping up")):
+                    await under_load.begin()
                 await asyncio.to_thread(observers.begin)
                 is_metering = True
                 await asyncio.to_thread(meters.begin)
                 began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
-                async with self._sampled(client, under_load, began, min_seconds, batches):
+                measuring = Progress("measuring", total=min_seconds, unit="s")
+                async with self._reported(under_load, measuring), self._sampled(client, batches):
                     await under_load.hold(min_seconds, min_finished=connections if not load.is_open else 1)
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
                 account = await asyncio.to_thread(meters.end)
@@ -320,31 +323,39 @@ class LoadDriver(Driver[LoadWindow]):
         return window
 
     @asynccontextmanager
-    async def _sampled(
-        self, client: Client, load: Load, began: float, min_seconds: float, batches: list[float]
-    ) -> AsyncIterator[None]:
-        """Report the progress, and collect how many requests the server runs, about once a second."""
+    async def _reported(self, load: Load, phase: Progress) -> AsyncIterator[None]:
+        """Report *phase* with the state of *load*, about once a second."""
+        phase = replace(phase, phase=f"{self._probing}{phase.phase}")
 
-        async def sample() -> None:
-            tokens, at = load.tokens_so_far, began
+        async def report() -> None:
+            began = at = time.monotonic()
+            tokens = load.tokens_so_far
+            self._on_progress(replace(phase, in_flight=load.in_flight))
             while True:
                 await asyncio.sleep(_SAMPLE_SECONDS)
                 now, so_far = time.monotonic(), load.tokens_so_far
                 rate, tokens, at = (so_far - tokens) / (now - at), so_far, now
-                done = min(int(now - began), int(min_seconds))
+                done = None if phase.total is None else min(int(now - began), int(phase.total))
                 self._on_progress(
-                    Progress("measuring", done, min_seconds, "s", None, load.in_flight, max(0.0, rate))
+                    replace(phase, done=done, in_flight=load.in_flight, tokens_per_second=max(0.0, rate))
                 )
+
+        async with _in_background(report()):
+            yield
+
+    @asynccontextmanager
+    async def _sampled(self, client: Client, batches: list[float]) -> AsyncIterator[None]:
+        """Collect how many requests the server runs, about once a second."""
+
+        async def sample() -> None:
+            while True:
+                await asyncio.sleep(_SAMPLE_SECONDS)
                 counters = await self._counters(client)
                 if counters is not None and counters.running is not None:
                     batches.append(counters.running)
 
-        task = asyncio.create_task(sample())
-        try:
+        async with _in_background(sample()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _counters(self, client: Client) -> Counters | None:
         path = self._config.server.metrics if self._config.server else None
@@ -440,6 +451,17 @@ def _difference(before: Counters | None, after: Counters | None) -> float | None
     if before is None or after is None or before.generation_tokens is None or after.generation_tokens is None:
         return None
     return after.generation_tokens - before.generation_tokens
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do *work* as long as the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
