@@ -183,8 +183,8 @@ def test_dataset_that_is_shorter_than_its_load_is_an_error(run_pytest: RunPytest
 def test_conversations_are_sent_turn_by_turn_with_the_answers(
     run_pytest: RunPytest, results: Results, folder: Path
 ) -> None:
-    turns = [("human", "what is 1"), ("gpt", "one"), ("human", "and 2"), ("gpt", "two")]
-    talk = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    said = [("human", "what is 1"), ("gpt", "one"), ("human", "and 2"), ("gpt", "two")]
+    talk = {"conversations": [{"from": who, "value": text} for who, text in said]}
     (folder / "talks.jsonl").write_text("\n".join([json.dumps(talk)] * 200))
     log = folder / "log"
     write_load_study(

@@ -22,7 +22,7 @@ class ServerRecord(Record):
     """Pid of the process that supervises it and has all of its processes as descendants; null if it ran already.
     """
     attached: bool = False
-    """Whether it ran already, and was not started for the experiment: it is no fresh process."""
+    """Whether it ran already, and was not started for the experiment: it is not a fresh process."""
     command: list[str] | None = None
     """Program and arguments; null if it was not started for the experiment."""
     packages: dict[str, str] = Field(default_factory=dict)

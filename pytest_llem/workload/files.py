@@ -134,8 +134,8 @@ def _turns(entry: Any) -> list[str]:
     Raises:
         ValueError: It has no such text.
     """
-    if isinstance(turns := entry.get("conversations"), list):
-        found = [turn["value"] for turn in turns if turn["from"] in ("human", "user")]
+    if isinstance(talk := entry.get("conversations"), list):
+        found = [turn["value"] for turn in talk if turn["from"] in ("human", "user")]
     else:
         found = [entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str)][:1]
     if not found or not all(isinstance(one, str) for one in found):
