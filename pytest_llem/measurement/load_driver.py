@@ -316,7 +316,9 @@ class LoadDriver(Driver[LoadWindow]):
             concurrency=under_load.mean_in_flight(began, ended),
             batch=math.fsum(batches) / len(batches) if batches else None,
             client_cpu_seconds=cpu_seconds,
-            server_tokens=_difference(before, after),
+            server_tokens=_difference(before, after, "generation_tokens"),
+            cache_queries=_difference(before, after, "prefix_cache_queries"),
+            cache_hits=_difference(before, after, "prefix_cache_hits"),
         )
         if not window.work.requests or not window.metered_work.requests:
             raise ValueError("no request was answered in the window: raise measurement.min_window_seconds")
@@ -437,6 +439,8 @@ def join_windows(parts: Sequence[LoadWindow]) -> LoadWindow:
         batch=mean([part.batch for part in parts]),
         client_cpu_seconds=total_of(part.client_cpu_seconds for part in parts),
         server_tokens=total_of(part.server_tokens for part in parts),
+        cache_queries=total_of(part.cache_queries for part in parts),
+        cache_hits=total_of(part.cache_hits for part in parts),
         records=[record for part in parts for record in part.records],
         turns=parts,
     )
@@ -447,10 +451,10 @@ def _load_of(load: LoadConfig) -> float | None:
     return None if given is None else float(given)
 
 
-def _difference(before: Counters | None, after: Counters | None) -> float | None:
-    if before is None or after is None or before.generation_tokens is None or after.generation_tokens is None:
-        return None
-    return after.generation_tokens - before.generation_tokens
+def _difference(before: Counters | None, after: Counters | None, name: str) -> float | None:
+    """Return how much a counter has risen; None if the server does not export it."""
+    first, last = getattr(before, name, None), getattr(after, name, None)
+    return None if first is None or last is None else last - first
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ def _serving_metrics(window: LoadWindow, metered: Work) -> dict[str, Metric]:
     due = window.due
     good = [window.is_good(record) for record in due]
     known = _unknown_good(window, good)
-    hits, inputs = _prefix_hits(due)
+    hits, inputs = _prefix_hits(window, due)
     lags = window.send_lags
     return {
         "energy_per_good_token_j": _per_good_token(window, metered, known),
@@ -116,7 +116,9 @@ def _per_good_token(window: LoadWindow, metered: Work, missing: str | None) -> M
     return energy(name, window.account.total, 1 / tokens)
 
 
-def _prefix_hits(due: Sequence[RequestRecord]) -> tuple[int, int]:
-    """Return how many input tokens were cached, and of how many, over the requests that report it."""
+def _prefix_hits(window: LoadWindow, due: Sequence[RequestRecord]) -> tuple[float, float]:
+    """Return how many input tokens were cached, and of how many: by the answers, else by the server's counters."""
     known = [one for one in due if one.cached_tokens is not None and one.input_tokens]
+    if not known:
+        return window.cache_hits or 0.0, window.cache_queries or 0.0
     return sum(one.cached_tokens or 0 for one in known), sum(one.input_tokens or 0 for one in known)

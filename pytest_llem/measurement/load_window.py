@@ -55,6 +55,8 @@ class LoadWindow(Window):
         client_cpu_seconds: CPU time of this process in the window, in s.
         server_tokens: Output tokens from the first request to the last answer by the server's counter; None if it
             has none.
+        cache_queries: Input tokens that the server looked up in its prefix cache in that time; None if unknown.
+        cache_hits: Those that it found there; None if unknown.
         turns: The windows that this one was joined from.
         probes: Loads that a search tried before.
     """
@@ -70,6 +72,8 @@ class LoadWindow(Window):
     batch: float | None = None
     client_cpu_seconds: float | None = None
     server_tokens: float | None = None
+    cache_queries: float | None = None
+    cache_hits: float | None = None
     turns: Sequence[LoadWindow] = ()
     probes: Sequence[ProbeRecord] = field(default_factory=tuple)
 
