@@ -83,7 +83,7 @@ STATUS_3 = "the server ended with status 3: its output says why$"
         ),
         fault("dies in the ramp", "--die-in-answer=1", "crash while ramping up", STATUS_3, is_slow=True),
         fault("dies in the window", "--die-in-answer=2", "crash while measuring", STATUS_3),
-        fault("dies in the drain", "--die-in-answer=3", "crash while draining", STATUS_3),
+        fault("dies in the drain", "--die-in-answer=3", "crash while draining", STATUS_3, is_slow=True),
         fault(
             "status 500",
             "--error-every=2",
