@@ -132,9 +132,9 @@ def test_deadline_ends_the_experiment_and_its_server(
 ) -> None:
     """A stalled request would have ten minutes."""
     write_load_study(folder, "--once", "once", "--stall-after=2", sweep={"load.concurrency": [1, 2]})
-    run = run_pytest("--llem-timeout=3")
+    run = run_pytest("--llem-timeout=5")
     run.assert_outcomes(passed=1, failed=1)
-    run.stdout.fnmatch_lines(["timeout while measuring: not finished after 3 s (raise --llem-timeout, *"])
+    run.stdout.fnmatch_lines(["timeout while *: not finished after 5 s (raise --llem-timeout, *"])
     assert groups(results) == [[1]]
 
 
@@ -257,7 +257,7 @@ def test_slots_of_a_study_are_not_in_lock_step(run_pytest: RunPytest, results: R
     """Prefills of one step wait for each other: TTFT is short only if slots are spread over a latency."""
     write_load_study(
         folder,
-        *("--step-ms", "2+0", "--prefill-ms", "1"),
+        *("--step-ms", "8+0", "--prefill-ms", "1"),
         sweep={"load.ramp_seconds": [0, "auto"]},
         load={"concurrency": 8},
         max_output_tokens=64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,9 @@ IDLE_W, REQUEST_W = 100.0, 4.0
 
 #: The counter's tick in s.
 TICK_SECONDS = 0.02
+
+#: Number of runs on a machine so busy that the load client refuses to measure.
+_ATTEMPTS = 4
 
 #: An answer takes 0.3 s and more, so that many of them cross an edge of the window.
 ANSWER_TOKENS = 64
@@ -102,10 +106,17 @@ def measured(
             energy={"backend": "nvml"},
             measurement={"min_window_seconds": seconds},
             server={"gpus": 1},
+            execution={"contended_retries": 3},  # a client that waits for a CPU sees tokens late
             **study,
         )
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-start-method=forkserver"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        for _ in range(_ATTEMPTS):
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if "the load client is too slow" not in done.stdout:
+                break
+            shutil.rmtree(results.root)
+            for name in ("batch", "log"):
+                (folder / name).write_text("")
         assert done.returncode == 0, done.stdout
         for entry in results.manifest["experiments"]:
             result = result_of(results, entry)
@@ -121,9 +132,9 @@ def measured(
     ("sweep", "seconds"),
     [
         ({"load.concurrency": [1, 8, 64]}, 4.0),
-        ({"load.rate": [5, 20]}, 4.0),
+        ({"load.rate": [20]}, 8.0),
     ],
-    ids=["concurrencies", "rates"],
+    ids=["concurrencies", "rate"],
 )
 def test_energy_per_token_is_right_for_a_batch_that_varies(measured: Measure, sweep: Any, seconds: float) -> None:
     for metrics, truth in measured(seconds, "--step-ms", "4+0.1", load=None, sweep=sweep):
@@ -132,8 +143,8 @@ def test_energy_per_token_is_right_for_a_batch_that_varies(measured: Measure, sw
 
 
 def test_energy_per_token_and_per_good_token_is_right(measured: Measure) -> None:
-    """The server pauses once, which makes the answers slow that it gives at that time."""
-    pause = ("--stall-after", "45", "--stall-seconds", "0.5")
+    """The server pauses at times, which makes the answers slow that it gives then."""
+    pause = ("--stall-after", "25", "--stall-every", "25", "--stall-seconds", "0.5")
     load = {"concurrency": 8, "slo": {"tpot_ms": SLO_TPOT_MS}}
     [(metrics, truth)] = measured(2.0, "--step-ms", "4+0.1", *pause, load=load)
     good = truth.tokens(SLO_TPOT_MS)

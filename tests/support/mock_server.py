@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import mmap
 import os
 import signal
@@ -98,7 +99,7 @@ class Engine:
             await asyncio.sleep(max(0.0, end - monotonic()))
             self._emit()
             if self.options.stall_after and self.requests >= self.options.stall_after:
-                self.options.stall_after = 0
+                self.options.stall_after += self.options.stall_every or math.inf
                 await asyncio.sleep(self.options.stall_seconds)
                 end = monotonic()
 
@@ -304,7 +305,8 @@ def parser() -> argparse.ArgumentParser:
     add("--error-event-every", type=int, default=0, metavar="N", help="send an error as an event of the stream")
     add("--cut-every", type=int, default=0, metavar="N", help="close the connection in the middle of the answer")
     add("--wrong-usage-every", type=int, default=0, metavar="N", help="count 7 tokens too many")
-    add("--stall-after", type=int, default=0, metavar="N", help="once, at the Nth request, pause the engine")
+    add("--stall-after", type=int, default=0, metavar="N", help="at the Nth request, pause the engine")
+    add("--stall-every", type=int, default=0, metavar="N", help="pause again at each Nth request after that")
     add("--stall-seconds", type=float, default=30.0)
     add("--ignore-sigterm", action="store_true")
     add("--grandchild", metavar="FILE", help="start a process that outlives this one, and write its pid")
