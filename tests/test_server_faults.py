@@ -23,7 +23,7 @@ from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.model_server import free_port
 from pytest_llem.results.manifest import read_manifest
 from tests.conftest import Results, RunPytest
-from tests.support.load_studies import processes_in, result_of, write_load_study
+from tests.support.load_studies import patient, processes_in, result_of, write_load_study
 from tests.support.processes import wait_until
 from tests.support.serving import mock_server
 
@@ -47,6 +47,12 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield pytester.path
     wait_until(lambda: not processes_in(pytester.path), seconds=10)
     wait_until(lambda: not list(temporary.glob("llem-*/")), seconds=10)
+
+
+@pytest.fixture
+def run_pytest(run_pytest: RunPytest, pytester: pytest.Pytester) -> RunPytest:
+    """Run pytest as the fixture of all tests does, and again if the machine was too busy."""
+    return patient(run_pytest, pytester.path)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem.isolation.model_server import answers, free_port
 from tests.conftest import OTHER_PLUGINS, Results, RunPytest
-from tests.support.load_studies import processes_in, result_of, write_load_study
+from tests.support.load_studies import patient, processes_in, result_of, write_load_study
 from tests.support.marks import slow
 from tests.support.serving import entries, mock_server
 
@@ -23,6 +23,12 @@ SWEEP = {"load.concurrency": [1, 2, 3]}
 def folder(pytester: pytest.Pytester) -> Path:
     """The folder of the study."""
     return pytester.path
+
+
+@pytest.fixture
+def run_pytest(run_pytest: RunPytest, pytester: pytest.Pytester) -> RunPytest:
+    """Run pytest as the fixture of all tests does, and again if the machine was too busy."""
+    return patient(run_pytest, pytester.path)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from tests.conftest import Results, RunPytest
-from tests.support.load_studies import result_of, write_load_study
+from tests.support.load_studies import patient, result_of, write_load_study
 
 PORT = "{port}"
 
@@ -104,7 +104,7 @@ def test_settings_that_do_not_reach_the_server_are_null(
     run_pytest: RunPytest, results: Results, pytester: pytest.Pytester
 ) -> None:
     write_load_study(pytester.path)
-    run_pytest().assert_outcomes(passed=1)
+    patient(run_pytest, pytester.path)().assert_outcomes(passed=1)
     config = result_of(results, results.manifest["experiments"][0])["effective_config"]
     assert (config["model"], config["precision"], config["prompt_format"]) == (None, None, None)
     assert config["random_seed"] == 42

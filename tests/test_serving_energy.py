@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -17,16 +14,13 @@ import pytest
 
 from tests.conftest import Results
 from tests.support import nvml
-from tests.support.load_studies import result_of, write_load_study
+from tests.support.load_studies import patient, result_of, write_load_study
 from tests.support.serving import entries
 
 IDLE_W, REQUEST_W = 100.0, 4.0
 
 #: The counter's tick in s.
 TICK_SECONDS = 0.02
-
-#: Number of runs on a machine so busy that the load client refuses to measure.
-_ATTEMPTS = 4
 
 #: An answer takes 0.3 s and more, so that many of them cross an edge of the window.
 ANSWER_TOKENS = 64
@@ -109,15 +103,8 @@ def measured(
             execution={"contended_retries": 3},  # a client that waits for a CPU sees tokens late
             **study,
         )
-        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-start-method=forkserver"]
-        for _ in range(_ATTEMPTS):
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if "the load client is too slow" not in done.stdout:
-                break
-            shutil.rmtree(results.root)
-            for name in ("batch", "log"):
-                (folder / name).write_text("")
-        assert done.returncode == 0, done.stdout
+        run_pytest = patient(pytester.runpytest_subprocess, folder)
+        assert run_pytest("study.yaml", "-p", "llem", "--llem-start-method=forkserver").ret == 0
         for entry in results.manifest["experiments"]:
             result = result_of(results, entry)
             began = datetime.fromisoformat(result["window"]["began_at"]).timestamp()

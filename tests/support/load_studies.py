@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
-from tests.conftest import Results
+from tests.conftest import Results, RunPytest
+
+#: Maximum number of runs.
+_ATTEMPTS = 4
 
 MOCK = Path(__file__).parent / "mock_server.py"
 
@@ -53,6 +57,27 @@ def write_load_study(folder: Path, *mock: str, server: Any = None, **changes: An
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in study.items() if v is not None}, sort_keys=False))
     return path
+
+
+def patient(run: RunPytest, folder: Path) -> RunPytest:
+    """Return *run* so that it runs again if the machine is too busy for the load client, as beside other tests.
+
+    Args:
+        run: Runs pytest on a study.
+        folder: Its folder, which is as it was before when pytest runs again.
+    """
+
+    def run_patiently(*arguments: Any, **named: Any) -> pytest.RunResult:
+        before = {*folder.rglob("*")}
+        for _ in range(_ATTEMPTS):
+            done = run(*arguments, **named)
+            if "the load client is too slow" not in done.stdout.str():
+                break
+            for path in sorted({*folder.rglob("*")} - before, reverse=True):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        return done
+
+    return run_patiently
 
 
 def processes_in(folder: Path) -> list[str]:
