@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
+from tests.support import made_up
 from tests.support.loads import SLO, load_point, load_record
 
 
@@ -104,7 +107,7 @@ def test_tied_loads_are_named_with_the_best() -> None:
 
 def test_no_load_within_slo_is_said() -> None:
     (line,) = load_lines([_closed(1, 0.9, 0.2), _closed(2, 0.985, 0.1)])
-    assert line == "no load is within the SLO: the best is concurrency 2: 98.5 % within the SLO"
+    assert line == "no load is within the SLO, the best is: concurrency 2: 98.5 % within the SLO"
 
 
 def test_almost_all_requests_are_not_shown_as_all() -> None:
@@ -143,3 +146,16 @@ def test_probes_of_search_are_listed() -> None:
     assert lines[1] == "search of load.concurrency=auto, cycle 1:"
     assert [line.split()[:2] for line in lines[-3:]] == [["1", "100"], ["16", "25"], ["8", "99.5"]]
     assert [" not within" in line for line in lines[-3:]] == [False, True, False]
+
+
+def test_junit_has_figures_of_load(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"energy_per_good_token_j": 0.25, "goodput_rps": 12.5, "slo_attainment": None}
+    made_up.experiments(monkeypatch, lambda job: figures)
+    write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 1})
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml")
+    properties = {one.get("name"): one.get("value") for one in ET.parse("junit.xml").iter("property")}
+    assert properties["llem_energy_per_good_token_j"] == "0.25"
+    assert properties["llem_goodput_rps"] == "12.5"
+    assert "llem_slo_attainment" not in properties, "it is not known"

@@ -19,7 +19,8 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import ROOT, Results, RunPytest
+from tests.conftest import NOOP_STUDY, ROOT, Results, RunPytest
+from tests.support.loads import SLO, load_point
 from tests.support.study_results import point, study_result
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
@@ -32,13 +33,14 @@ UNIT_NAMES = {
     "J·s": r"_js$",
     "W": r"_w$",
     "s": r"seconds$",
-    "1/s": r"_per_second$",
+    "1/s": r"_per_second$|_rps$|_rate$",
+    "requests": r"^(concurrency|batch)_mean$",
     "tokens": r"_tokens$",
     "ms": r"_ms$",
     "MB": r"_mb$",
     "°C": r"_c$",
     "FLOP": r"^flops$",
-    "ratio": r"^(mfu|mbu)$|_slowdown$",
+    "ratio": r"^(mfu|mbu|slo_attainment)$|_slowdown$|_rate$",
     "g": r"_g$",
 }
 
@@ -149,8 +151,8 @@ def test_axes_named_like_metrics_do_not_collide() -> None:
 
 def test_data_frame_has_cells_and_units_of_the_table(result: StudyResult) -> None:
     tables = (
-        (point_table(result), result.to_dataframe(per="point")),
-        (experiment_table(result), result.to_dataframe(per="experiment")),
+        (point_table(result), result.to_dataframe(per="point", all_columns=True)),
+        (experiment_table(result), result.to_dataframe(per="experiment", all_columns=True)),
     )
     for table, frame in tables:
         assert list(frame.columns) == list(table.columns)
@@ -162,8 +164,32 @@ def test_data_frame_has_cells_and_units_of_the_table(result: StudyResult) -> Non
         assert frame[SPEED].dtype == frame["ttft_p50_ms"].dtype == "float64"
         assert frame.attrs["units"][COST] == "J"
         assert frame.attrs["units"]["ttft_p50_ms"] == "ms"
-    assert result.to_dataframe().attrs["units"][f"{SPEED}_sd"] == "1/s"
-    assert result.to_dataframe()["active_energy_j"].isna().tolist() == [False, True]
+    every = result.to_dataframe(all_columns=True)
+    assert every.attrs["units"][f"{SPEED}_sd"] == "1/s"
+    assert every["active_energy_j"].isna().tolist() == [False, True]
+
+
+def test_data_frame_has_few_columns_by_default(result: StudyResult) -> None:
+    points, experiments = result.to_dataframe(), result.to_dataframe("experiment")
+    assert points.columns.tolist()[:6] == ["study", "point", "precision", "noop.seconds", "order", "flag"]
+    assert {COST, f"{COST}_ci95_low", f"{COST}_ci95_high", f"{COST}_method", "verdict"} <= {*points.columns}
+    assert f"{COST}_sd" not in points.columns
+    assert len(points.columns) < 45
+    assert experiments.columns.tolist()[:3] == ["study", "experiment", "point"]
+    assert {"cycle", "status", SPEED} <= {*experiments.columns}
+    assert len(experiments.columns) < 30
+    assert "goodput_rps" not in points.columns
+
+
+def test_data_frame_of_loads_has_metrics_of_loads() -> None:
+    frame = study_result(load_point({"rate": 2.0, "slo": SLO}, 1.0, 0.5)).to_dataframe()
+    assert frame["slo_attainment"].tolist() == [1.0]
+    assert {"energy_per_good_token_j", "goodput_rps", "ttft_p99_ms", "tpot_p99_ms"} <= {*frame.columns}
+
+
+def test_data_frame_of_requests_needs_a_results_directory(result: StudyResult) -> None:
+    with pytest.raises(ValueError, match=r"^per 'request' reads files: use StudyResult.load\(DIRECTORY\)$"):
+        result.to_dataframe("request")
 
 
 def test_data_frame_of_an_empty_result() -> None:
@@ -172,7 +198,7 @@ def test_data_frame_of_an_empty_result() -> None:
 
 
 def test_data_frame_of_an_unknown_kind_is_refused(result: StudyResult) -> None:
-    with pytest.raises(ValueError, match=r"^per: 'cycle' is neither 'point' nor 'experiment'$"):
+    with pytest.raises(ValueError, match=r"^per: 'cycle' is not 'point', 'experiment' or 'request'$"):
         result.to_dataframe("cycle")  # type: ignore[arg-type]
 
 
@@ -209,5 +235,10 @@ def test_run_writes_summary_and_experiments_csv(
             assert (row[SPEED] == "") == math.isnan(found)
             assert not row[SPEED] or float(row[SPEED]) == found, "to the last digit"
     assert len(result.to_dataframe("experiment")) == 3
+    requests = result.to_dataframe("request")
+    assert {*requests["noop.fault"]} == {"none"}, "the other experiments have failed"
+    assert requests.groupby("cycle").size().tolist() == [NOOP_STUDY["n"]] * 2
+    assert requests["e2e_ms"].dtype == "float64"
+    assert requests.attrs["units"]["e2e_ms"] == "ms"
     summary = result.to_dataframe().set_index("noop.fault")
     assert summary.loc["none", "output_tokens_per_second"] == result.points[0].metrics[SPEED].mean

@@ -40,7 +40,10 @@ REPLAYED_PROPERTY = "llem_replayed_from"
 #: shared strings, as pytest keeps every report to the end of the session.
 PROPERTIES = {
     name: f"llem_{name}"
-    for name in ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j")
+    for name in (
+        *("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j"),
+        *("energy_per_good_token_j", "goodput_rps", "slo_attainment"),  # of a server under load
+    )
 }
 
 
@@ -230,7 +233,7 @@ def _properties(result: Mapping[str, Any]) -> list[tuple[str, object]]:
     if not result:
         return []
     metrics = result["metrics"]
-    values = ((shown, metrics[name]["value"]) for name, shown in PROPERTIES.items())
+    values = ((shown, metrics[name]["value"]) for name, shown in PROPERTIES.items() if name in metrics)
     return [
         *((name, value) for name, value in values if value is not None),
         ("llem_energy_method", metrics["energy_j"]["method"]),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from pytest_llem.results.document import Document
 from pytest_llem.results.experiment import ExperimentResult, not_repeated
@@ -87,6 +87,8 @@ class StudyResult(Document):
     warnings: list[StudyWarning] = Field(default_factory=list)
     """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
 
+    _directory: Path | None = PrivateAttr(None)
+
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:
         """Return the StudyResult in a ``study_result.json`` or a results directory.
@@ -102,26 +104,35 @@ class StudyResult(Document):
             OSError: *path* cannot be read.
         """
         path = Path(path)
-        if not path.is_dir():
-            return cls.read(path)
-        file = path / "study_result.json"
-        return cls.read(file) if file.exists() else load_unfinished(path)
+        file = path / "study_result.json" if path.is_dir() else path
+        result = cls.read(file) if file.exists() or not path.is_dir() else load_unfinished(path)
+        result._directory = file.parent
+        return result
 
-    def to_dataframe(self, per: Per = "point") -> pandas.DataFrame:
-        """Return the result as a data frame, with a row for each point or each experiment.
+    def to_dataframe(self, per: Per = "point", *, all_columns: bool = False) -> pandas.DataFrame:
+        """Return the result as a data frame, with a row for each point, experiment or request.
 
-        The columns are those of ``summary.csv`` or ``experiments.csv``: axes by dotted key, and metrics by their
-        names in the catalogue. The row of a point has the mean, ``…_sd``, ``…_ci95_low``, ``…_ci95_high`` and
-        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that the value is missing.
+        The columns are among those of ``summary.csv``, ``experiments.csv`` and ``requests.csv``: axes by dotted
+        key, and metrics by their names in the catalogue. The row of a point has the mean, ``…_ci95_low`` and
+        ``…_ci95_high``. ``attrs["units"]`` holds the unit of each column. NaN always means that the value is
+        missing.
 
         Args:
-            per: ``point`` or ``experiment``.
+            per: ``point``, ``experiment`` or ``request``.
+            all_columns: Return all metrics of points and experiments, with ``…_sd`` and ``…_n``, and not only the
+                main ones.
 
         Raises:
             ImportError: pandas is not installed.
-            ValueError: *per* is neither ``point`` nor ``experiment``.
+            ValueError: *per* is unknown, or is ``request`` and this result was not returned by :meth:`load`.
+
+        Example:
+            Time to first token of each request, by the load on the server::
+
+                requests = StudyResult.load("results/server_2026-11-29T10-00-00Z").to_dataframe("request")
+                print(requests.groupby("load.concurrency")["ttft_ms"].median())
         """
-        return dataframe(self, per)
+        return dataframe(self, per, directory=self._directory, all_columns=all_columns)
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:

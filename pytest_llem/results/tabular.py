@@ -9,9 +9,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
 from pytest_llem.results.models import ManifestEntry, PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -25,7 +27,17 @@ if TYPE_CHECKING:
 Cell = str | int | float | bool | None
 
 #: What each row stands for.
-Per = Literal["point", "experiment"]
+Per = Literal["point", "experiment", "request"]
+
+#: Metrics of a short selection of columns, and those that it has for servers under load in addition.
+_SHORT = (SPEED, COST, "ttft_p50_ms", "itl_p50_ms", "e2e_p50_ms", "seconds", "mean_power_w", "energy_j")
+_SHORT_OF_LOADS = (GOOD_COST, ATTAINMENT, GOODPUT, "requests_per_second", "ttft_p99_ms", "tpot_p99_ms")
+
+#: Columns besides axes and metrics that a short selection has, in tables of points and of experiments.
+_SHORT_FACTS = ("study", "experiment", "point", "cycle", "cycles", "status", "error", "pareto_optimal", "verdict")
+
+#: Columns of ``requests.csv`` with text. All others have numbers.
+_TEXTS = ("pass", "error")
 
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
@@ -140,17 +152,73 @@ def experiment_table(result: Tabulated) -> Table:
     return _table(found, units)
 
 
-def table(result: Tabulated, per: Per) -> Table:
-    """Return the table of *result* with a row for each point, or for each experiment.
+def request_table(result: Tabulated, directory: Path) -> Table:
+    """Return a row for each request of each completed experiment: its axes, and the columns of its requests.csv.
+
+    Args:
+        result: The result.
+        directory: Its results directory. An experiment without a requests.csv has no rows.
+    """
+    axes = _axes(result)
+    points = {point.config_hash: point for point in result.points}
+    found = []
+    for entry in _entries(result):
+        if entry.status != "completed" or entry.result_file is None:
+            continue
+        file = (directory / entry.result_file).with_suffix(".requests.csv")
+        if not file.exists():
+            continue
+        experiment: dict[str, Cell] = {
+            "study": result.name,
+            "point": entry.config_summary,
+            **_axis_cells(points[entry.config_hash], axes),
+            "cycle": entry.cycle,
+        }
+        with file.open(encoding="utf-8", newline="") as lines:
+            found += [
+                experiment | {name: _read(name, text) for name, text in row.items()}
+                for row in csv.DictReader(lines)
+            ]
+    units = {"input_tokens": "tokens", "output_tokens": "tokens"}
+    names = found[0] if found else ()
+    units |= {name: unit for name in names for unit in ("ms", "s") if name.endswith(f"_{unit}")}
+    return _table(found, units)
+
+
+def _read(name: str, text: str) -> Cell:
+    """Return a cell of ``requests.csv``; an empty one has no value."""
+    if not text:
+        return None
+    return text if name in _TEXTS else int(text) if text.isdecimal() else float(text)
+
+
+def short_table(result: Tabulated, rows: Table) -> Table:
+    """Return *rows* with few columns: names, axes, and the main metrics with their intervals."""
+    metrics = [*_SHORT, *(_SHORT_OF_LOADS if has_loads(result.points) else ())]
+    shown = {*_SHORT_FACTS, *_axes(result)}
+    shown |= {f"{name}{suffix}" for name in metrics for suffix in ("", "_ci95_low", "_ci95_high")}
+    shown |= {f"{name}_{what}" for name in (COST, GOOD_COST) for what in ("method", "boundary") if name in metrics}
+    places = [place for place, name in enumerate(rows.columns) if name in shown]
+    columns = [rows.columns[place] for place in places]
+    units = {name: unit for name, unit in rows.units.items() if name in shown}
+    return Table(columns, [[row[place] for place in places] for row in rows.rows], units)
+
+
+def table(result: Tabulated, per: Per, directory: Path | None = None) -> Table:
+    """Return the table of *result* with a row for each point, experiment or request.
 
     Raises:
-        ValueError: *per* is neither ``point`` nor ``experiment``.
+        ValueError: *per* is unknown, or is ``request`` without the results' *directory*.
     """
     if per == "point":
         return point_table(result)
     if per == "experiment":
         return experiment_table(result)
-    raise ValueError(f"per: {per!r} is neither 'point' nor 'experiment'")
+    if per != "request":
+        raise ValueError(f"per: {per!r} is not 'point', 'experiment' or 'request'")
+    if directory is None:
+        raise ValueError("per 'request' reads files: use StudyResult.load(DIRECTORY)")
+    return request_table(result, directory)
 
 
 def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Table:
@@ -240,14 +308,24 @@ def _csv_cell(cell: Cell) -> Cell:
     return str(cell).lower() if isinstance(cell, bool) else cell
 
 
-def dataframe(result: Tabulated, per: Per) -> pandas.DataFrame:
+def dataframe(
+    result: Tabulated, per: Per, *, directory: Path | None = None, all_columns: bool = False
+) -> pandas.DataFrame:
     """Return the rows of *result* as a data frame, with the columns' units in ``attrs``.
+
+    Args:
+        result: The result.
+        per: What each row stands for.
+        directory: The results directory, which ``request`` needs.
+        all_columns: Return all columns of points and experiments, not the short selection.
 
     Raises:
         ImportError: pandas is not installed.
-        ValueError: *per* is neither ``point`` nor ``experiment``.
+        ValueError: *per* is unknown, or is ``request`` without *directory*.
     """
-    rows = table(result, per)
+    rows = table(result, per, directory)
+    if not all_columns and per != "request":
+        rows = short_table(result, rows)
     try:
         import pandas
     except ImportError as error:

@@ -8,9 +8,10 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
-from pytest_llem.study.identity import short_names, value_text
+from pytest_llem.study.identity import value_text
 
 #: Shown in place of a missing value.
 NOTHING = "–"
@@ -30,22 +31,50 @@ MAIN = (
     "roofline_slowdown",
 )
 
+#: The main metrics of servers under load.
+_LOAD_MAIN = (
+    "output_tokens_per_second",
+    GOOD_COST,
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "tpot_p99_ms",
+    ATTAINMENT,
+    GOODPUT,
+    "itl_p99_ms",
+    "e2e_p99_ms",
+    "energy_per_output_token_j",
+    "requests_per_second",
+    "concurrency_mean",
+    "mean_power_w",
+)
+
 _SPELT = {
     "active_energy_j": "Active energy",
     "edp_js": "Energy-delay product",
     "energy_j": "Energy of a pass",
+    "energy_per_good_token_j": "Energy per token within the SLO",
     "flops": "FLOPs",
     "gco2e_g": "CO₂e",
+    "goodput_rps": "Goodput: requests within the SLO",
     "idle_power_w": "Idle power, model loaded",
     "itl": "Inter-token latency",
     "mbu": "MBU",
     "mfu": "MFU",
     "seconds": "Time of a pass",
+    "slo_attainment": "Share of requests within the SLO",
     "roofline_slowdown": "Roofline slowdown",
     "wh_per_1000_requests": "Energy per 1,000 requests",
 }
 _UNITS = {"j", "w", "ms", "mb", "c", "g"}
-_CAPITALS = {"ttft": "TTFT", "itl": "ITL", "e2e": "E2E", "cpu": "CPU", "gpu": "GPU", "dram": "DRAM"}
+_CAPITALS = {
+    "ttft": "TTFT",
+    "itl": "ITL",
+    "tpot": "TPOT",
+    "e2e": "E2E",
+    "cpu": "CPU",
+    "gpu": "GPU",
+    "dram": "DRAM",
+}
 
 
 def name_of(metric: str) -> str:
@@ -71,10 +100,15 @@ def title_of(metric: str) -> str:
     return f"{name_of(metric)} ({unit})" if unit else name_of(metric)
 
 
+def main_metrics(points: Sequence[PointResult]) -> tuple[str, ...]:
+    """Return the main metrics of the points on a page, which come first."""
+    return _LOAD_MAIN if has_loads(points) else MAIN
+
+
 def metrics_with_values(points: Sequence[PointResult]) -> list[str]:
     """Return the metrics with a value at any point, main metrics first."""
     known = {name for point in points for name, summary in point.metrics.items() if summary.mean is not None}
-    return [name for name in (*MAIN, *(name for name in CATALOGUE if name not in MAIN)) if name in known]
+    return [name for name in dict.fromkeys([*main_metrics(points), *CATALOGUE]) if name in known]
 
 
 def shown(summary: Summary | None) -> str:
@@ -113,11 +147,17 @@ def label_of(index: int, point: PointResult) -> str:
     return f"#{index + 1} {point.id}"
 
 
+def mark_of(index: int, points: Sequence[PointResult]) -> str:
+    """Return a short text beside a point's mark in a plot: its load on a server, or else its number."""
+    load = load_of(points[index]) if has_loads(points) else None
+    return f"#{index + 1}" if load is None else f"{load:g}"
+
+
 def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
     """Return the title of an axis of points, and a short text for each point."""
-    axes = list(dict.fromkeys(axis for point in points for axis in point.axes))
-    names = short_names(axes)
-    if len(points) > 16 or any(list(point.axes) != axes for point in points) or not axes:
+    names = varying_axes(points)
+    axes = list(names)
+    if len(points) > 16 or any(not {*axes} <= {*point.axes} for point in points) or not axes:
         return "point", [f"#{index + 1}" for index in range(len(points))]
     texts = [" · ".join(clipped(axis_text(point.axes[axis]), 24) for axis in axes) for point in points]
     return " · ".join(names[axis] for axis in axes), texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -16,16 +17,27 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.data import Contents
-from pytest_llem.reporting.html.formatting import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
+from pytest_llem.reporting.html.formatting import (
+    NOTHING,
+    clipped,
+    label_of,
+    main_metrics,
+    name_of,
+    title_of,
+    unit_of,
+)
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
+from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
 from pytest_llem.reporting.html.samples import SHOWN
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
 from pytest_llem.results.facts import TESTBED
+from pytest_llem.results.loads import has_loads
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -75,9 +87,11 @@ def render(contents: Contents) -> str:
         power_plot(contents),
         latency_plot(contents),
     ]
-    shown = {plot.key: plot for plot in plots if plot is not None}
+    loads = load_plots(contents.points)
+    shown = {plot.key: plot for plot in [*plots, *loads] if plot is not None}
     return environment.get_template("report.html.j2").render(
         **_content(contents, shown),
+        loads=loads,
         # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
         data=as_json({key: plot.data() for key, plot in shown.items()}),
         plotly=plotly,
@@ -110,7 +124,7 @@ def _file(name: str) -> str:
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
     metrics, optimal = rows.columns(points), pareto_optimal(points).first
-    main = [metric for metric in MAIN[:7] if metric in metrics]
+    main = [metric for metric in main_metrics(points)[:7] if metric in metrics]
     failed = rows.failures(result.experiments)
     return {
         "result": result,
@@ -120,7 +134,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "facts": _facts(contents, optimal),
         "plots": plots,
         "why_no_power": why_no_power(points),
-        "columns": rows.headings(metrics),
+        "columns": rows.headings(metrics, main_metrics(points)),
         "points": rows.point_rows(contents, metrics, optimal),
         "without": _without(contents, metrics),
         "cycle_columns": [title_of(metric) for metric in main],
@@ -178,6 +192,7 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
     for one in result.token_agreement:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
+    facts += _best_loads(points)
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:
@@ -188,6 +203,13 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
     if summary.wall_seconds:
         facts.append(Fact("Duration", duration_text(summary.wall_seconds), "from first start to last end"))
     return facts
+
+
+def _best_loads(points: list[PointResult]) -> Iterator[Fact]:
+    """Yield the best load of each server within the SLO, and what searches found."""
+    if has_loads(points):
+        for server, what, load, about in load_findings(points):
+            yield Fact(f"{what[0].upper()}{what[1:]}", load, ", ".join(filter(None, (server, about))))
 
 
 def _interval(summary: Summary) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import label_of, neutral, shown
+from pytest_llem.reporting.html.formatting import label_of, mark_of, neutral, shown
 from pytest_llem.reporting.html.plots import Plot, figure, short
 from pytest_llem.reporting.html.ranges import Range, bars, range_of
 from pytest_llem.reporting.terminal.plan import counted
@@ -80,7 +80,7 @@ def _markers(
     style = {"type": "data", "symmetric": False, "color": "var(--bar)", "thickness": 1, "width": 2}
     return go.Scatter(
         mode="markers+text" if len(points) <= MAX_NUMBERED else "markers",
-        text=[f"#{index + 1}" for index in chosen],
+        text=[mark_of(index, points) for index in chosen],
         textposition=[f"top {_side(speed.mean, axes[0])}" for speed in speeds],
         textfont={"size": 11, "color": "var(--muted)"},
         name=neutral(name),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from pytest_llem.gates.text import verdict_text
 from pytest_llem.reporting.html.cycles import value_of
 from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.formatting import (
-    MAIN,
     NOTHING,
     cycle_figure,
     details,
     label_of,
+    main_metrics,
     metrics_with_values,
     name_of,
     shown,
@@ -75,12 +75,12 @@ class Row:
 
 def columns(points: Sequence[PointResult]) -> list[str]:
     """Return the metrics that get a column: those with a value at any point, and always the five main ones."""
-    return list(dict.fromkeys([*MAIN[:5], *metrics_with_values(points)]))
+    return list(dict.fromkeys([*main_metrics(points)[:5], *metrics_with_values(points)]))
 
 
-def headings(metrics: Iterable[str]) -> list[Column]:
-    """Return the column headings of *metrics*."""
-    return [Column(name_of(one), unit_of(one), CATALOGUE[one].meaning, one in MAIN) for one in metrics]
+def headings(metrics: Iterable[str], main: Collection[str]) -> list[Column]:
+    """Return the column headings of *metrics*, of which *main* ones are shown at first."""
+    return [Column(name_of(one), unit_of(one), CATALOGUE[one].meaning, one in main) for one in metrics]
 
 
 def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:

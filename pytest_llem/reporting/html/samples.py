@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 KINDS = {
     "ttft_ms": "Time to first token",
     "itl_mean_ms": "Inter-token latency, mean of each request",
+    "tpot_ms": "Time per output token after the first",
     "e2e_ms": "End-to-end latency",
 }
 
@@ -58,9 +59,11 @@ class Power:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv``, by column."""
+    """Return the latencies in ms of a ``requests.csv``, by column, without those of a load's ramp and drain."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
+        if row.get("pass") in ("ramp", "drain"):
+            continue
         for kind in KINDS:
             if (value := _number(row.get(kind))) is not None:
                 found.setdefault(kind, []).append(value)

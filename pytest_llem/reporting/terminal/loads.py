@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pytest_llem.gates.text import percent
 from pytest_llem.reporting.terminal.tables import Columns, mean_text, number, plain_table, render
@@ -84,12 +85,34 @@ def is_ranked(name: str) -> bool:
     return name in _WITH_INTERVAL
 
 
-def load_lines(points: Sequence[PointResult]) -> Iterator[str]:
-    """Yield a line for each configuration of a server with an SLO: its best load, or what a search found."""
+class LoadFinding(NamedTuple):
+    """A load of a server that stands out.
+
+    Attributes:
+        server: What distinguishes the configuration of the server from others; empty if there is one.
+        what: What the load is, such as ``best within the SLO``.
+        load: The load, such as ``concurrency 16``.
+        about: Its energy, and the share of its requests within the SLO.
+    """
+
+    server: str
+    what: str
+    load: str
+    about: str
+
+
+def load_findings(points: Sequence[PointResult]) -> Iterator[LoadFinding]:
+    """Yield the best load within the SLO of each configuration of a server with an SLO, or what a search found."""
     for series in load_series(points):
-        text = _found(points[series.places[0]]) if series.is_search else _best(points, series)
-        if text is not None:
-            yield f"{series.name}: {text}" if series.name else text
+        found = _found(points[series.places[0]]) if series.is_search else _best(points, series)
+        if found is not None:
+            yield LoadFinding(series.name, *found)
+
+
+def load_lines(points: Sequence[PointResult]) -> Iterator[str]:
+    """Yield the findings of :func:`load_findings` as lines."""
+    for finding in load_findings(points):
+        yield ": ".join(filter(None, finding))
 
 
 def probe_lines(points: Sequence[PointResult], width: int) -> Iterator[str]:
@@ -122,33 +145,33 @@ def _probe_cells(probe: ProbeRecord) -> Iterator[str]:
     yield "within the SLO" if probe.within_slo else probe.reason or "not within the SLO"
 
 
-def _best(points: Sequence[PointResult], series: LoadSeries) -> str | None:
-    """Return which load of *series* within the SLO is best; None if that is not known."""
+def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, str] | None:
+    """Return what a load of *series* is, the load, and its figures; None if the SLO attainment is not known."""
     known = [place for place in series.places if is_within_slo(points[place]) is not None]
     if not known:
         return None
     within = [place for place in known if is_within_slo(points[place])]
     if not within:
         most = max(known, key=lambda place: _mean(points[place], ATTAINMENT) or 0.0)
-        return f"no load is within the SLO: the best is {_load(points[most])}: {_attained(points[most])}"
+        return "no load is within the SLO, the best is", _load(points[most]), _attained(points[most])
     first, tied = best_within_slo(points, series)
     if not first:  # energies are not known, or not comparable
         largest = points[within[-1]]
-        return f"largest load within the SLO: {_load(largest)}: {_attained(largest)}"
+        return "largest load within the SLO", _load(largest), _attained(largest)
     (place,) = first
-    text = f"best within the SLO: {_load(points[place])}: {_cost(points[place])}, {_attained(points[place])}"
+    about = f"{_cost(points[place])}, {_attained(points[place])}"
     if tied:
         loads = ", ".join(f"{load_of(points[place]):g}" for place in sorted(tied))
-        text += f" (tied with {loads}: the intervals overlap)"
-    return text
+        about += f" (tied with {loads}: the intervals overlap)"
+    return "best within the SLO", _load(points[place]), about
 
 
-def _found(point: PointResult) -> str | None:
+def _found(point: PointResult) -> tuple[str, str, str] | None:
     loads = found_loads(point)
     if not loads:
         return None
     span = " to ".join(dict.fromkeys(f"{one:.4g}" for one in (min(loads), max(loads))))
-    return f"largest load within the SLO: {load_kind(point)} {span}: {_cost(point)}"
+    return "largest load within the SLO", f"{load_kind(point)} {span}", _cost(point)
 
 
 def _load(point: PointResult) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.reporting.terminal.comparison import escaped
 from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns
 from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
@@ -83,10 +85,9 @@ def points_table(
         width: Width of the terminal in characters.
         ids: Show each point's whole id, for copying, instead of its axes.
     """
-    rows = _Rows(points, planned)
-    wider = load_columns(points) if has_loads(points) else _columns(points)
+    rows, wider = _Rows(points, planned), _columns(points)
     narrowest = [one for one in wider[-1] if one[0] in MIN_METRICS]
-    axes = [] if ids else list(varying_axes(points) or (points[0].axes if points else ()))
+    axes = [] if ids else _axes(points)
     layouts = [(axes, columns) for columns in (*wider, narrowest)] if axes else []
     layouts += [([], columns) for columns in wider]
     for shown, columns in layouts:
@@ -100,8 +101,34 @@ def points_table(
     return replace(made, width=max(width, _narrowest(made.table)))
 
 
+def points_markdown(points: Sequence[PointResult], planned: Mapping[str, int]) -> Iterator[str]:
+    """Yield the lines of the widest table of *points* as Markdown. The marks are those of the terminal.
+
+    Args:
+        points: The points, in the order of the study.
+        planned: Number of selected experiments of each point, by the hash of its configuration.
+    """
+    rows, columns, axes = _Rows(points, planned), _columns(points)[0], _axes(points)
+    headings = [(escaped(text), layout) for text, layout in rows.headings(axes, columns)]
+    yield _markdown_row([text for text, _ in headings])
+    yield _markdown_row(["--:" if layout.get("justify") == "right" else ":--" for _, layout in headings])
+    for cells in rows.cells(axes, columns, whole=True):
+        yield _markdown_row([escaped(cell) for cell in cells])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _axes(points: Sequence[PointResult]) -> list[str]:
+    """Return the axes that the table has as columns: those that vary, or all if none does."""
+    return list(varying_axes(points) or (points[0].axes if points else ()))
+
+
 def _columns(points: Sequence[PointResult]) -> list[Columns]:
     """Return the possible columns, the most first."""
+    if has_loads(points):
+        return load_columns(points)
     more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
     return [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
 
@@ -116,58 +143,18 @@ class _Rows:
         # Of loads, the line below the table names the best one within the SLO instead.
         self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._methods = {_summary(point, COST).label for point in points} - {None}
+        self._is_mixed = len({_summary(point, COST).label for point in points} - {None}) > 1
+        self._has_pareto = bool(self.optimal.first or self.optimal.tied)
+        self._has_search = self._has_loads and any(map(is_search, points))
 
     def table(self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool) -> PointsTable:
         """Return the table with *axes*, or with ids if there are no axes; *whole* ids are not shortened."""
-        mixed = len(self._methods) > 1
         table = plain_table()
         table.collapse_padding = True  # saves width
-        has_pareto = bool(self.optimal.first or self.optimal.tied)
-        if has_pareto:
-            table.add_column("")
-        names = short_names(axes)
-        for axis in axes:
-            numbers = all(isinstance(point.axes.get(axis), int | float | None) for point in self._points)
-            table.add_column(
-                _heading(axis, names[axis]),
-                justify="right" if numbers else "left",
-                vertical="bottom",
-                no_wrap=True,
-            )
-        if not axes:
-            table.add_column("point", overflow="fold", vertical="bottom", min_width=MIN_ID_WIDTH)
-        has_search = self._has_loads and any(map(is_search, self._points))
-        if has_search:
-            table.add_column("load\nfound", justify="right", vertical="bottom", no_wrap=True)
-        table.add_column("n", justify="right", no_wrap=True)
-        for name, heading in columns:
-            methods = {_summary(point, name).label for point in self._points} - {None}
-            if not mixed and len(methods) == 1:  # so that an estimate is always marked as one
-                heading += f"\n{methods.pop()}"
-            table.add_column(heading, justify="right", no_wrap=True)
-        if mixed:
-            table.add_column("energy\nmethod")
-        judged = any(self._verdicts)
-        if judged:
-            table.add_column("verdict")
-        none = Ranking(set(), set())
-        ranked = {name: best(self._points, name) if self._is_ranked(name) else none for name, _ in columns}
-        for place, point in enumerate(self._points):
-            cells = [_mark(self.optimal, place, OPTIMAL).strip()] if has_pareto else []
-            cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
-            if has_search:
-                load = load_of(point)
-                cells.append("-" if load is None else f"{load:.4g}")
-            n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
-            cells.append(str(n) if n == planned else f"{n} of {planned}")
-            for name, _ in columns:
-                cells.append(f"{self._text(name, _summary(point, name))}{_mark(ranked[name], place, BEST)}")
-            if mixed:
-                cells.append(_summary(point, COST).label or "-")
-            if judged:
-                verdict = self._verdicts[place]
-                cells.append(verdict.verdict if verdict is not None else "-")
+        for heading, options in self.headings(axes, columns):
+            table.add_column(heading, **options)
+        ranked = self._ranked(columns)
+        for cells in self.cells(axes, columns, whole=whole):
             table.add_row(*cells)
         return PointsTable(
             table,
@@ -176,6 +163,54 @@ class _Rows:
             has_optimal=bool(self.optimal.first),
             has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
         )
+
+    def headings(self, axes: Sequence[str], columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each column's heading, and its layout for a terminal."""
+        right: dict[str, Any] = {"justify": "right", "no_wrap": True}
+        if self._has_pareto:
+            yield "", {}
+        names = short_names(axes)
+        for axis in axes:
+            numbers = all(isinstance(point.axes.get(axis), int | float | None) for point in self._points)
+            layout = right if numbers else {"no_wrap": True}
+            yield _heading(axis, names[axis]), {**layout, "vertical": "bottom"}
+        if not axes:
+            yield "point", {"overflow": "fold", "vertical": "bottom", "min_width": MIN_ID_WIDTH}
+        if self._has_search:
+            yield "load\nfound", {**right, "vertical": "bottom"}
+        yield "n", right
+        for name, heading in columns:
+            methods = {_summary(point, name).label for point in self._points} - {None}
+            alike = not self._is_mixed and len(methods) == 1  # so that an estimate is always marked as one
+            yield f"{heading}\n{methods.pop()}" if alike else heading, right
+        if self._is_mixed:
+            yield "energy\nmethod", {}
+        if any(self._verdicts):
+            yield "verdict", {}
+
+    def cells(self, axes: Sequence[str], columns: Columns, *, whole: bool) -> Iterator[list[str]]:
+        """Yield the cells of each point."""
+        ranked = self._ranked(columns)
+        for place, point in enumerate(self._points):
+            cells = [_mark(self.optimal, place, OPTIMAL).strip()] if self._has_pareto else []
+            cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
+            if self._has_search:
+                load = load_of(point)
+                cells.append("-" if load is None else f"{load:.4g}")
+            n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
+            cells.append(str(n) if n == planned else f"{n} of {planned}")
+            for name, _ in columns:
+                cells.append(f"{self._text(name, _summary(point, name))}{_mark(ranked[name], place, BEST)}")
+            if self._is_mixed:
+                cells.append(_summary(point, COST).label or "-")
+            if any(self._verdicts):
+                verdict = self._verdicts[place]
+                cells.append(verdict.verdict if verdict is not None else "-")
+            yield cells
+
+    def _ranked(self, columns: Columns) -> dict[str, Ranking]:
+        none = Ranking(set(), set())
+        return {name: best(self._points, name) if self._is_ranked(name) else none for name, _ in columns}
 
     def _is_ranked(self, name: str) -> bool:
         return not self._has_loads or is_ranked(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.loads import has_loads
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult
 
@@ -41,27 +43,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     result = run.result
     if result is None:
         return []
-    planned = Counter(entry.config_hash for entry in run.entries if entry.status != "deselected")
-    shown = [point for point in result.points if point.config_hash in planned]
-    if (left_out := len(shown) - MAX_POINTS) > 0:
-        shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MAX_POINTS]
-    made = points_table(shown, planned, width, ids=ids)
-    lines = render(made.table, made.width)
-    if left_out > 0:
-        lines.append(f"{counted(left_out, 'more point')} in summary.csv")
-    if ids:
-        lines += probe_lines(shown, width)
-    lines.append("")
-    if has_loads(shown):
-        lines += load_lines(shown)
-    if any(point.metrics["seconds"].ci95 for point in shown):
-        lines.append("mean over n cycles, ± half of its 95 % interval")
-    if made.has_best:
-        lines.append(f"{BEST} best of its column")
-    if made.has_optimal:
-        lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
-    if made.has_tied:
-        lines.append(f"{TIED} tied for that: the intervals overlap")
+    lines = table_lines(result, width, ids=ids)
     for one in result.token_agreement:
         lines.append(f"greedy tokens of {one.point} equal to {one.reference}: {one.share:.1%} of {one.tokens:,}")
     lines.append(_done(run, result))
@@ -75,6 +57,48 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if run.page is not None:
         lines.append(f"report: {Path(os.path.relpath(run.page, directory))}")
     return lines
+
+
+def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[str]:
+    """Return the table of points, its legend, and the best loads of servers.
+
+    Args:
+        result: A study's result.
+        width: Width of the terminal in characters.
+        ids: Show each point's whole id instead of its axes, and the loads that searches have tried.
+    """
+    shown, planned = selected_points(result)
+    if (left_out := len(shown) - MAX_POINTS) > 0:
+        shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MAX_POINTS]
+    made = points_table(shown, planned, width, ids=ids)
+    lines = render(made.table, made.width)
+    if left_out > 0:
+        lines.append(f"{counted(left_out, 'more point')} in summary.csv")
+    if ids and has_loads(shown):
+        lines += probe_lines(shown, width)
+    lines.append("")
+    if has_loads(shown):
+        lines += load_lines(shown)
+    if any(point.metrics["seconds"].ci95 for point in shown):
+        lines.append("mean over n cycles, ± half of its 95 % interval")
+    if made.has_best:
+        lines.append(f"{BEST} best of its column")
+    if made.has_optimal:
+        lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
+    if made.has_tied:
+        lines.append(f"{TIED} tied for that: the intervals overlap")
+    return lines
+
+
+def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
+    """Return the selected points, and the number of selected experiments of each by the hash of its configuration.
+
+    A baseline keeps no experiments: its cycles count as selected.
+    """
+    planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
+    if not result.experiments:
+        planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
+    return [point for point in result.points if planned[point.config_hash]], planned
 
 
 def _done(run: StudyRun, result: StudyResult) -> str:

@@ -1,0 +1,258 @@
+"""Plot what a server costs and how fast it answers against its load, and what searches have tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import plotly.graph_objects as go
+
+from pytest_llem.reporting.html.formatting import label_of, name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.ranges import bars, range_of
+from pytest_llem.results.loads import (
+    GOODPUT,
+    KINDS,
+    LoadSeries,
+    has_loads,
+    is_within_slo,
+    load_cost,
+    load_kind,
+    load_of,
+    load_series,
+    slo_of,
+)
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.pareto import COST
+from pytest_llem.results.serving import ProbeRecord
+from pytest_llem.results.statistics import Summary
+
+_AXIS_TITLES = {"concurrency": "concurrency (requests in flight)", "rate": "rate (requests/s)"}
+
+#: Latencies that a select box offers, with their names, and the percentiles of each.
+_LATENCIES = {
+    "ttft": "Time to first token",
+    "tpot": "Time per output token (TPOT)",
+    "itl": "Inter-token latency",
+    "e2e": "End-to-end latency",
+}
+_PERCENTILES = {50: "solid", 90: "dash", 99: "dot"}
+
+_HOLLOW = "Hollow marks are not within the SLO."
+
+
+def load_plots(points: Sequence[PointResult]) -> list[Plot]:
+    """Return the plots of a study of servers under load; none for another study."""
+    if not has_loads(points):
+        return []
+    plots = []
+    for kind in KINDS:
+        lines = [
+            one for one in load_series(points) if one.kind == kind and load_of(points[one.places[0]]) is not None
+        ]
+        if len({load_of(points[index]) for line in lines for index in line.places}) > 1:
+            found = (_energy(points, kind, lines), _latency(points, kind, lines), _goodput(points, kind, lines))
+            plots += [plot for plot in found if plot is not None]
+    searches = [(point, cycle) for point in points for cycle, load in enumerate(point.loads) if load.probes]
+    return [*plots, *([_probes(searches)] if searches else [])]
+
+
+def _energy(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
+    cost = load_cost(points)
+    metrics = [metric for metric in dict.fromkeys((cost, COST)) if _known(points, lines, metric)]
+    if not metrics:
+        return None
+    layers = {}
+    for place, metric in enumerate(metrics):
+        traces = [_line(points, line, metric, number, lines) for number, line in enumerate(lines)]
+        layers[str(place)] = _layer(points, lines, metric, traces)
+    caption = "Energy per token of each load, with its 95 % interval if there are several cycles."
+    return Plot(
+        f"energy-{kind}",
+        f"Energy per token against {kind}",
+        _with_slo(points, caption),
+        figure([], height=400, xaxis=_load_axis(points, lines, kind)),
+        [Select("metric", [title_of(metric) for metric in metrics])],
+        layers,
+    )
+
+
+def _latency(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
+    latencies = {key: name for key, name in _LATENCIES.items() if _known(points, lines, f"{key}_p50_ms")}
+    if not latencies:
+        return None
+    layers = {}
+    for place, (key, name) in enumerate(latencies.items()):
+        traces = [
+            _line(points, line, f"{key}_p{p}_ms", number, lines, dash=dash, what=f"p{p}", with_bars=False)
+            for number, line in enumerate(lines)
+            for p, dash in _PERCENTILES.items()
+        ]
+        slos = [slo_of(points[index]) or {} for line in lines for index in line.places]
+        limits = {float(slo[f"{key}_ms"]) for slo in slos if slo.get(f"{key}_ms")}
+        shapes = [shape for limit in sorted(limits) for shape in _within(limit)]
+        known = [one for p in _PERCENTILES for one in _known(points, lines, f"{key}_p{p}_ms")]
+        top = max([*limits, *(one.mean or 0.0 for one in known)])
+        axis = {"title": {"text": f"{name} (ms)"}, "range": [0, 1.08 * top]}
+        layers[str(place)] = {"data": traces, "layout": {"yaxis": axis, "shapes": shapes}, "note": ""}
+    caption = "Percentiles over the requests of each load: solid 50, dashed 90, dotted 99."
+    if any(slo_of(point) for point in points):
+        caption += " The SLO's region is shaded, where it limits this latency."
+    return Plot(
+        f"latency-{kind}",
+        f"Latency against {kind}",
+        _with_slo(points, caption),
+        figure([], height=400, xaxis=_load_axis(points, lines, kind)),
+        [Select("latency", list(latencies.values()))],
+        layers,
+    )
+
+
+def _goodput(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
+    if not _known(points, lines, GOODPUT):
+        return None
+    traces = [
+        _line(points, line, metric, number, lines, dash=dash, what=what)
+        for number, line in enumerate(lines)
+        for metric, dash, what in ((GOODPUT, "solid", "within the SLO"), ("requests_per_second", "dot", "all"))
+    ]
+    caption = "Requests per second that were answered within the SLO (solid), and all that were answered (dotted)."
+    yaxis = {"title": {"text": "requests/s"}, "rangemode": "tozero"}
+    plot = {**figure([], height=400, xaxis=_load_axis(points, lines, kind), yaxis=yaxis), "data": traces}
+    return Plot(f"goodput-{kind}", f"Goodput against {kind}", _with_slo(points, caption), plot)
+
+
+def _probes(searches: Sequence[tuple[PointResult, int]]) -> Plot:
+    """Return the plot of the loads that searches have tried, numbered in their order."""
+    values: dict[str, Callable[[ProbeRecord], float | None]] = {
+        "Requests within the SLO (%)": lambda one: None if one.attainment is None else 100 * one.attainment,
+        "Energy per output token (J)": lambda one: one.energy_per_output_token_j,
+        "Output tokens per second": lambda one: one.output_tokens_per_second,
+    }
+    traces: list[object] = []
+    heights: dict[str, list[Json]] = {title: [] for title in values}
+    for number, (point, cycle) in enumerate(searches):
+        probes = list(enumerate(point.loads[cycle].probes, start=1))
+        probes.sort(key=lambda probe: probe[1].load)
+        name = f"{point.id}, cycle {point.cycles[cycle]}"
+        traces.append(
+            go.Scatter(
+                mode="lines+markers+text",
+                name=neutral(name),
+                x=[probe.load for _, probe in probes],
+                text=[str(order) for order, _ in probes],
+                textposition="top center",
+                textfont={"size": 11, "color": "var(--muted)"},
+                line={"width": 1, "dash": "dot"},
+                marker={"size": 9, "symbol": _symbols(number, [probe.within_slo for _, probe in probes])},
+                customdata=[[neutral(name), order, _outcome(probe)] for order, probe in probes],
+                hovertemplate="<b>%{customdata[0]}</b><br>probe %{customdata[1]}, load %{x}: %{y:.4~g}"
+                "<br>%{customdata[2]}<extra></extra>",
+                showlegend=len(searches) > 1,
+            )
+        )
+        for title, value_of in values.items():
+            heights[title].append({"y": [short(value_of(probe)) for _, probe in probes]})
+    kinds = {load_kind(point) for point, _ in searches}
+    axis = {"title": {"text": _AXIS_TITLES[kinds.pop()] if len(kinds) == 1 else "load"}, "rangemode": "tozero"}
+    layers = {
+        str(place): {
+            "data": heights[title],
+            "layout": {"yaxis": {"title": {"text": title}, "rangemode": "tozero"}},
+            "note": "",
+        }
+        for place, title in enumerate(values)
+    }
+    caption = (
+        "Each load that a search for the largest load within the SLO has tried, numbered in order. Hollow marks "
+        "are not within the SLO; one at which the server was not steady has no value."
+    )
+    select = Select("value", list(values))
+    return Plot(
+        "probes", "Loads that the search tried", caption, figure(traces, height=400, xaxis=axis), [select], layers
+    )
+
+
+def _outcome(probe: ProbeRecord) -> str:
+    return neutral("within the SLO" if probe.within_slo else probe.reason or "not within the SLO")
+
+
+def _line(
+    points: Sequence[PointResult],
+    line: LoadSeries,
+    metric: str,
+    number: int,
+    lines: Sequence[LoadSeries],
+    *,
+    dash: str = "solid",
+    what: str = "",
+    with_bars: bool = True,
+) -> Json:
+    """Return a trace of *metric* against the load, which ``what`` distinguishes from others of the same line."""
+    summaries = [_summary(points[index], metric) for index in line.places]
+    name = ", ".join(filter(None, (line.name if len(lines) > 1 else "", what)))
+    known = [one for one in summaries if one.mean is not None]
+    trace: Json = go.Scatter(
+        mode="lines+markers",
+        name=neutral(name or name_of(metric)),
+        x=[load_of(points[index]) for index in line.places],
+        y=[short(one.mean) for one in summaries],
+        line={"width": 1.8, "dash": dash, "color": f"var(--series-{number % 8 + 1})"},
+        marker={
+            "size": 9,
+            "color": f"var(--series-{number % 8 + 1})",
+            "symbol": _symbols(number, [is_within_slo(points[index]) is not False for index in line.places]),
+        },
+        customdata=[
+            [neutral(label_of(index, points[index])), title_of(metric), shown(one)]
+            for index, one in zip(line.places, summaries, strict=True)
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}: %{customdata[2]}<extra></extra>",
+        showlegend=bool(name),
+    ).to_plotly_json()
+    if with_bars and known:
+        trace["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 4}
+        trace["error_y"] |= bars(summaries, range_of(known))
+    return trace
+
+
+def _symbols(number: int, filled: Iterable[bool]) -> list[str]:
+    symbol = SYMBOLS[number % len(SYMBOLS)]
+    return [symbol if one else f"{symbol}-open" for one in filled]
+
+
+def _layer(points: Sequence[PointResult], lines: Sequence[LoadSeries], metric: str, traces: list[Json]) -> Json:
+    known = _known(points, lines, metric)
+    methods = sorted({one.method for one in known if one.method})
+    title = title_of(metric) + (f", {' and '.join(methods)}" if methods else "")
+    return {"data": traces, "layout": {"yaxis": range_of(known).axis(title)}, "note": ""}
+
+
+def _load_axis(points: Sequence[PointResult], lines: Sequence[LoadSeries], kind: str) -> Json:
+    """Return the axis of loads, whose ticks are the loads. It is logarithmic if they differ by a factor of 8."""
+    loads = sorted({load for line in lines for index in line.places if (load := load_of(points[index]))})
+    axis: Json = {"title": {"text": _AXIS_TITLES[kind]}}
+    if len(loads) <= 12:
+        axis |= {"tickvals": loads, "ticktext": [f"{load:g}" for load in loads]}
+    return axis | ({"type": "log"} if loads[-1] >= 8 * loads[0] else {"rangemode": "tozero"})
+
+
+def _within(limit: float) -> list[Json]:
+    """Return the shapes of the latencies up to *limit* in ms."""
+    across = {"xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
+    region = {"type": "rect", **across, "y0": 0, "y1": limit, "fillcolor": "var(--window)", "line": {"width": 0}}
+    edge = {"type": "line", **across, "y0": limit, "y1": limit, "line": {"color": "var(--good)", "width": 1.5}}
+    label = {"text": f"SLO: {limit:g} ms", "textposition": "start", "font": {"color": "var(--good)", "size": 12}}
+    return [region, {**edge, "label": label}]
+
+
+def _with_slo(points: Sequence[PointResult], caption: str) -> str:
+    return f"{caption} {_HOLLOW}" if any(is_within_slo(point) is False for point in points) else caption
+
+
+def _known(points: Sequence[PointResult], lines: Sequence[LoadSeries], metric: str) -> list[Summary]:
+    found = [_summary(points[index], metric) for line in lines for index in line.places]
+    return [one for one in found if one.mean is not None]
+
+
+def _summary(point: PointResult, metric: str) -> Summary:
+    return point.metrics.get(metric) or Summary(mean=None, n=0, unit="")

@@ -1,0 +1,95 @@
+"""The report's plots of servers under load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.loads import load_plots
+from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.samples import read_latencies
+from pytest_llem.results.models import PointResult
+from tests.support.loads import SLO, load_point, load_record
+from tests.support.study_results import point, study_result
+
+
+def _points() -> list[PointResult]:
+    return [
+        load_point(
+            {"concurrency": load, "slo": SLO},
+            attainment,
+            1 / load,
+            speed=60.0 * load,
+            requests_per_second=[load] * 3,
+        )
+        for load, attainment in ((1, 1.0), (8, 0.995), (32, 0.5))
+    ]
+
+
+def test_loads_are_plotted_with_their_slo() -> None:
+    energy, latency, goodput = load_plots(_points())
+    (line,) = energy.layers["0"]["data"]
+    assert list(line["x"]) == [1, 8, 32]
+    assert list(line["y"]) == [1, 0.125, 0.03125]
+    assert list(line["marker"]["symbol"]) == ["circle", "circle", "circle-open"], "the last is not within the SLO"
+    assert energy.layers["0"]["layout"]["yaxis"]["title"]["text"].endswith("(J), measured")
+    ttft = latency.layers["0"]
+    assert [trace["name"] for trace in ttft["data"]] == ["p50", "p90", "p99"]
+    assert [shape["y1"] for shape in ttft["layout"]["shapes"]] == [200, 200], "region and edge"
+    within, every = goodput.figure["data"]
+    assert list(within["y"])[-1] < list(every["y"])[-1] == 32
+
+
+def test_limit_of_one_latency_is_not_drawn_for_another() -> None:
+    latency = load_plots(_points())[1]
+    names = latency.selects[0].options
+    assert [names[0], names[1]] == ["Time to first token", "Time per output token (TPOT)"]
+    assert latency.layers["1"]["layout"]["shapes"][0]["y1"] == 50
+
+
+def test_each_server_configuration_has_a_line() -> None:
+    points = [
+        load_point({"rate": rate}, cost=size / rate, axes={"server.args.max_num_seqs": size})
+        for size in (8, 64)
+        for rate in (1.0, 2.0)
+    ]
+    energy, *_ = load_plots(points)
+    assert [trace["name"] for trace in energy.layers["0"]["data"]] == ["max_num_seqs=8", "max_num_seqs=64"]
+    assert energy.title == "Energy per token against rate"
+
+
+def test_search_is_plotted_by_its_probes() -> None:
+    record = load_record(8, [(1, 1.0), (16, 0.25), (8, 0.995)])
+    (plot,) = load_plots([load_point({"concurrency": "auto", "slo": SLO}, 1.0, 0.25, loads=[record])])
+    (trace,) = plot.figure["data"]
+    assert list(zip(trace["x"], trace["text"], trace["marker"]["symbol"], strict=True)) == [
+        (1, "1", "circle"),
+        (8, "3", "circle"),
+        (16, "2", "circle-open"),
+    ]
+    assert list(plot.layers["0"]["data"][0]["y"]) == [100, 99.5, 25]
+
+
+def test_other_studies_have_no_plots_of_loads() -> None:
+    assert load_plots([point({"n": n}, energy_per_output_token_j=[1.0]) for n in (1, 2)]) == []
+
+
+def test_pareto_plot_labels_points_by_their_load() -> None:
+    plot = pareto_plot(_points())
+    assert plot is not None
+    texts = [text for trace in plot.figure["data"] for text in trace.get("text") or ()]
+    assert sorted(texts) == ["1", "32", "8"]
+
+
+def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
+    write_report(tmp_path, tmp_path / "page.html", study_result(*_points()))
+    page = (tmp_path / "page.html").read_text()
+    assert "<dt>Best within the SLO</dt><dd><strong>concurrency 8</strong>" in page
+    assert "0.125 J/good token, 99.5 % within the SLO" in page
+    assert json.dumps("Energy per token within the SLO (J), measured")[1:-1] in page
+
+
+def test_latencies_of_ramp_and_drain_are_left_out() -> None:
+    text = "pass,ttft_ms\nramp,900\nwindow,10\nwindow,20\ndrain,800\n"
+    assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
