@@ -104,6 +104,15 @@ def test_named_meter_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyP
         run_experiment({**_config(*BENCH).model_dump(), "energy": {"backend": "wattmeter"}})
 
 
+def test_energy_per_request_needs_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(WATTMETER)
+    fields = {"run": ["echo", '{{"llem_run": 1, "seconds": 1, "metrics": {{"output_tokens": 10}}}}']}
+    given = {"backend": "command", "command": fields, "energy": {"backend": "wattmeter"}}
+    metrics = run_experiment(given).metrics
+    assert metrics["energy_per_output_token_j"].value == pytest.approx((metrics["energy_j"].value or 0) / 10)
+    assert metrics["energy_per_request_j"].reason == "not in result.json of script: the number of requests"
+
+
 def test_standard_output_is_the_file_without_a_placeholder(tmp_path: Path) -> None:
     (file := tmp_path / "result.json").write_text(json.dumps(vllm_result()))
     result = run_experiment(_config("cat", str(file)))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig, MeasurementConfig
 from pytest_llem.study.dataset import DatasetConfig, LengthConfig
-from pytest_llem.study.engines import LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import CommandConfig, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.identity import DESIGN_VERSION, config_hash
 from pytest_llem.study.load import LoadConfig, SloConfig
 from pytest_llem.study.server import ServerConfig
@@ -31,6 +31,7 @@ OPTIONAL_SECTIONS: dict[str, type[BaseModel]] = {
     "server": ServerConfig,
     "load": LoadConfig,
     "load.slo": SloConfig,
+    "command": CommandConfig,
 }
 
 

@@ -74,6 +74,7 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
         no_stamps=None if requests else "the file has no times of requests (profile_export.jsonl has them)",
         clock="unix",
         figures={} if export is None else _figures(export),
+        completed=fields.section("request_count").count("avg"),
         seconds=seconds,
         ended_at=utc_time(ended),
         cut=cut,

@@ -59,6 +59,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
             no_stamps=None if requests else "the file has no requests",
             clock="unix",
             figures=_figures(benchmark),
+            completed=benchmark.section("metrics").section("request_totals").count("successful"),
             seconds=benchmark.number("duration"),
             ended_at=utc_time(benchmark.number("end_time")),
             server_start=None if server_start is None else str(server_start),

@@ -86,6 +86,7 @@ def read(tests: Sequence[Fields]) -> Iterator[ToolRun]:
                     "requests_per_second": 1 / seconds if seconds else None,
                 }
             ),
+            completed=1,
             seconds=seconds,
             ended_at=_time(test.text("test_time")),
             server_start=str(test.file),

@@ -20,7 +20,7 @@ _CLOCKS: dict[str | None, Clock] = {"monotonic": "monotonic", "unix": "unix", No
 
 _KEYS = (
     *(KEY, "tool", "version", "model", "concurrency", "settings", "server_start", "clock"),
-    *("requests", "metrics", "seconds", "ended_at"),
+    *("requests", "completed", "metrics", "seconds", "ended_at"),
 )
 _REQUEST_KEYS = ("sent", "first_token", "last_token", "token_times", "input_tokens", "output_tokens", "error")
 
@@ -59,6 +59,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         no_stamps=None if any(one.sent is not None for one in requests) else "the file has no times of requests",
         clock=_CLOCKS[clock],
         figures={name: value for name in metrics.data if (value := metrics.number(name)) is not None},
+        completed=fields.count("completed"),
         seconds=fields.number("seconds"),
         ended_at=utc_time(fields.number("ended_at")),
         server_start=None if start is None else str(start),

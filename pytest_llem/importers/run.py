@@ -47,6 +47,7 @@ class ToolRun:
         no_stamps: Why the requests' times are not on one clock; None if they are.
         clock: That clock.
         figures: The tool's own figures, by the name of the metric that has the same definition.
+        completed: Number of answered requests; None if unknown.
         seconds: Duration of the run, in s; None if unknown.
         ended_at: End of the run; None if unknown.
         server_start: Identity of the start of the server that was measured; None if the file does not say.
@@ -66,6 +67,7 @@ class ToolRun:
     no_stamps: str | None = None
     clock: Clock = "other"
     figures: Mapping[str, float] = field(default_factory=dict)
+    completed: int | None = None
     seconds: float | None = None
     ended_at: datetime | None = None
     server_start: str | None = None

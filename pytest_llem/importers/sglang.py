@@ -43,6 +43,7 @@ def read(lines: list[Fields]) -> Iterator[ToolRun]:
             requests=_requests(fields),
             no_stamps="the file has durations of requests, and not when they were sent",
             figures=_figures(fields),
+            completed=fields.count("completed"),
             seconds=fields.number("duration"),
         )
 

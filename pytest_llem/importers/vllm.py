@@ -61,6 +61,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         no_stamps=None if any(one.sent for one in requests) else _NO_STAMPS,
         clock="monotonic",  # start_times are of time.perf_counter
         figures=_figures(fields),
+        completed=fields.count("completed"),
         seconds=fields.number("duration"),
         ended_at=_time(date) if date else None,
         server_start=None if server_start is None else str(server_start),

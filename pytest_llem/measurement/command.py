@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.energy.account import Account, Meters, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting
+from pytest_llem.measurement.accounting import Served, energy_metrics
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.imported import ImportedRuns
@@ -31,7 +31,7 @@ from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity, InputsRecord
-from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import AUTO, ExperimentConfig
@@ -48,7 +48,9 @@ SELF_CONTAINED = ("llama-bench",)
 #: Identity of the start of a server that was there before the command.
 BEFORE = "before the command"
 
-_NO_PASS = "a run of a load generator has no passes"
+
+#: Metrics of energy that need the number of requests.
+_PER_REQUEST = ("energy_per_request_j", "wh_per_1000_requests")
 
 
 class CommandFailedError(Exception):
@@ -305,47 +307,22 @@ def _energy_metrics(
 
     A pass is as many requests as the run had, each with the energy of one in the steady state.
     """
+    run = {name: one.value for name, one in runs.metrics().items()}
+    inputs, completed = run["input_tokens"], runs.completed
     steady = [*_steady_slices(runs, slices)]
-    if steady:
-        account = join_accounts([one.account for one, _ in steady])
-        requests = sum(rates.requests for _, rates in steady)
-        tokens = total_of(rates.output_tokens for _, rates in steady)
-    else:
-        account = window.account
-        metrics = runs.metrics()
-        tokens = metrics["output_tokens"].value
-        requests = runs.completed or 0.0
-    total, seconds = account.total, account.seconds or window.seconds
-    missing = f"not in {runs.first.source}: the number of"
-    completed = runs.completed or 1
-
-    def share(name: str, number: float | None, what: str, scale: float = 1.0) -> Metric:
-        if number:
-            return accounting.energy(name, total, scale / number)
-        return metric(name, None, method="unavailable", reason=f"{missing} {what}")
-
-    per_pass = completed / requests if requests else 1.0
-    found = {
-        "energy_j": accounting.energy("energy_j", total, per_pass),
-        "energy_per_request_j": share("energy_per_request_j", requests, "requests"),
-        "wh_per_1000_requests": share("wh_per_1000_requests", requests, "requests", 1000 / accounting.J_PER_WH),
-        "energy_per_output_token_j": share("energy_per_output_token_j", tokens, "output tokens"),
-        "mean_power_w": accounting.energy("mean_power_w", total, 1 / seconds),
-        "edp_js": metric("edp_js", None, method="unavailable", reason=_NO_PASS),
-    }
-    per_token = found["energy_per_output_token_j"]
-    found["tokens_per_joule"] = per_token.model_copy(
-        update={
-            "value": 1 / per_token.value if per_token.value else None,
-            "unit": CATALOGUE["tokens_per_joule"].unit,
-            "uncertainty": None,
-            "reason": per_token.reason or (None if per_token.value else "energy_j is 0"),
-        }
-    )
-    for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
-        key = f"{name}_energy_j"
-        found[key] = accounting.energy(key, account.over(boundary), per_pass)
-    return {name: one for name, one in found.items() if name in CATALOGUE}, bool(steady)
+    if not steady or not completed:
+        served = Served(1.0, completed or 0.0, inputs, run["output_tokens"])
+        found = energy_metrics(window.account, window.seconds, served)
+        if completed is None:
+            update = {"reason": f"not in {runs.first.source}: the number of requests"}
+            found |= {name: found[name].model_copy(update=update) for name in _PER_REQUEST}
+        return found, False
+    requests = sum(rates.requests for _, rates in steady)
+    passes = requests / completed
+    tokens = total_of(rates.output_tokens for _, rates in steady)
+    served = Served(passes, requests, None if inputs is None else inputs * passes, tokens)
+    account = join_accounts([one.account for one, _ in steady])
+    return energy_metrics(account, sum(rates.seconds for _, rates in steady), served), True
 
 
 def _steady_slices(runs: ImportedRuns, slices: Sequence[CommandSlice]) -> Iterator[tuple[CommandSlice, Rates]]:

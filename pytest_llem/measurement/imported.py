@@ -74,6 +74,9 @@ class ImportedRuns:
                     found[name] = one.model_copy(update={"reason": f"{missing}: {self._why_missing(name)}"})
             found |= self._from_requests(requests)
         found |= self._rates()
+        rate = found["requests_per_second"].value
+        if found["seconds"].value is None and rate and self.completed:
+            found["seconds"] = metric("seconds", self.completed / rate)
         return not_judged(found, None if requests is None else requests.not_judged)
 
     def _why_missing(self, name: str) -> str:
@@ -168,9 +171,10 @@ class ImportedRuns:
     @property
     def completed(self) -> int | None:
         """Answered requests of a run, the mean if there are several; None if unknown."""
-        if (cut := self.first.cut) is not None:
-            return cut.requests
-        return None if self.requests is None else round(self.requests.served)
+        if self.requests is not None and all(run.cut is None for run in self.runs):
+            return round(self.requests.served)
+        known = total_of(run.completed for run in self.runs)
+        return None if known is None else round(known / len(self.runs))
 
     def warnings(self) -> Iterator[QualityWarning]:
         """Yield what may be wrong with the metrics."""

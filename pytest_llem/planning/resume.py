@@ -16,7 +16,7 @@ from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.grid import flatten
+from pytest_llem.study.section import flatten
 
 #: File that a finished run contains.
 RESULT = "study_result.json"

@@ -13,6 +13,7 @@ from pytest_llem.study.document import MAX_DEPTH, Document, KeyPath
 from pytest_llem.study.engines import DEFAULT_BACKEND
 from pytest_llem.study.identity import value_text
 from pytest_llem.study.problems import Problem, shown
+from pytest_llem.study.section import flatten
 
 #: Keys of the study that are not fields of an experiment. ``version`` is accepted and ignored.
 STUDY_KEYS = (
@@ -328,12 +329,3 @@ def _read_entries(
         if not missing:
             entries[index] = {key: one for key, one in entry.items() if key != "budgets"}
     return entries, problems
-
-
-def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and value of every leaf of a nested mapping."""
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

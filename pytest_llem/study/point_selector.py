@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath, dotted
-from pytest_llem.study.grid import flatten
 from pytest_llem.study.identity import same_value, short_names
 from pytest_llem.study.problems import Problem, did_you_mean
+from pytest_llem.study.section import flatten
 
 
 class PointSelector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import (
@@ -68,3 +69,12 @@ def single_error(message: str) -> WrapValidator:
             raise PydanticCustomError("single_error", "{message}", {"message": message}) from None
 
     return WrapValidator(validate)
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and value of every leaf of a nested mapping."""
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

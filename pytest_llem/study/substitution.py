@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import COMMAND, CommandConfig
-from pytest_llem.study.grid import flatten
 from pytest_llem.study.problems import did_you_mean, shown
+from pytest_llem.study.section import flatten
 
 #: An escaped brace, a placeholder, or a single brace, which is an error.
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")

@@ -32,10 +32,11 @@ from pytest_llem.study.engines import (
     VLLMConfig,
 )
 from pytest_llem.study.execution import ExecutionConfig
-from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid, flatten
+from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
+from pytest_llem.study.section import flatten
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.substitution import PlaceholderError, unreached
 
