@@ -72,13 +72,14 @@ def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
         sent: The requests.
 
     Raises:
-        ClientBoundError: The 99th percentile of *lags* is above 10 ms and above 5 % of the median E2E latency.
+        ClientBoundError: The 99th percentile of *lags* is above 10 ms and above 5 % of the median E2E latency, and
+            so is that of more than one request.
     """
     latencies = [latency for request in sent if (latency := request.record.e2e_s) is not None]
     if not lags or not latencies:
         return
     late, limit = percentile(lags, 99), max(_MAX_LAG_SECONDS, _MAX_LAG_SHARE * statistics.median(latencies))
-    if late > limit:
+    if late > limit and sum(lag > limit for lag in lags) > 1:
         raise ClientBoundError(
             f"the load client is too slow for this load: 1 % of the requests were sent {late * 1e3:.0f} ms late "
             f"or later (limit {limit * 1e3:.0f} ms). Use a machine with more free CPU time, or a lower load"
