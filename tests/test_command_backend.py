@@ -185,6 +185,7 @@ def test_cycles_of_one_server_are_not_compared(run_study: RunStudy) -> None:
     assert "2 runs of one server are one cycle and no repetitions" in done.stdout.str()
 
 
+@pytest.mark.slow
 def test_cycles_of_fresh_servers_are_compared(run_study: RunStudy, results: Results) -> None:
     command = {"fresh_server": True}
     run_study("--llem-save=main", "--llem-save-force", arguments=("--own-server",), command=command)
