@@ -10,7 +10,7 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.measurement import accounting, passes
 from pytest_llem.measurement.passes import measure
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.quality_warnings import find_warnings, pass_warnings
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.quality_warnings import WARNINGS, QualityWarning, StudyWarning, worst
@@ -45,10 +45,12 @@ def warnings(
     total: Any = None,
     pass_seconds: Any = (),
     tick: float = 0.1,
+    cut: tuple[int, int] = (0, 0),
     **given: Any,
 ) -> Any:
     one = window(*devices, total=total, pass_seconds=pass_seconds, tick=tick)
-    return texts(find_warnings(one, warmup, engine, refusals or {}, **given))
+    of_driver = [*pass_warnings(one, cut)]
+    return texts(find_warnings(one, warmup, engine, refusals or {}, of_driver=of_driver, **given))
 
 
 def test_a_steady_measurement_has_no_warnings() -> None:

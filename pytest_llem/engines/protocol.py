@@ -204,7 +204,8 @@ class Engine(Protocol):
     A class that derives from the protocol has to define its abstract methods only.
 
     An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly`,
-    :class:`SupportsPreload`, :class:`SupportsCacheMemory` and :class:`SupportsExpectedWarnings`.
+    :class:`SupportsPreload`, :class:`SupportsCacheMemory`, :class:`SupportsExpectedWarnings` and
+    :class:`SupportsProcesses`.
     """
 
     #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,
@@ -383,6 +384,14 @@ class SupportsExpectedWarnings(Protocol):
 
     #: Parts of these warnings. Results omit warnings that hold one.
     expected_warnings: Sequence[str]
+
+
+@runtime_checkable
+class SupportsProcesses(Protocol):
+    """Optional: an engine whose model runs in processes that do not descend from the experiment's, as a server's."""
+
+    #: Pids of processes that all of these descend from.
+    processes: Sequence[int]
 
 
 @dataclass(frozen=True)

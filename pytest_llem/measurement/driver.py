@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement.observers import WindowObservers
@@ -60,6 +60,9 @@ class Driver(Protocol[W]):
 
     def token_record(self, window: W, requests: Requests) -> TokenRecord:
         """Return the token counts of a pass."""
+
+    def records(self, window: W) -> dict[str, Any]:
+        """Return further fields of the result, by name."""
 
     def warnings(self, window: W, requests: Requests) -> Iterator[QualityWarning]:
         """Yield quality warnings about the work."""

@@ -187,6 +187,10 @@ class LoadDriver(Driver[LoadWindow]):
             probes=list(window.probes),
         )
 
+    def records(self, window: LoadWindow) -> dict[str, Any]:
+        """Return the records of the server and of the load."""
+        return {"server": self._engine.record, "load": self.record(window)}
+
     def requests(self, window: LoadWindow) -> Requests:
         """Return the requests that were due in *window*."""
         return requests_of(window)

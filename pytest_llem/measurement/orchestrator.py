@@ -19,6 +19,7 @@ from pytest_llem.engines.protocol import (
     PreflightError,
     SupportsCacheMemory,
     SupportsExpectedWarnings,
+    SupportsProcesses,
 )
 from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.measurement import accounting
@@ -31,7 +32,6 @@ from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
-from pytest_llem.measurement.load_driver import LoadDriver
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
 from pytest_llem.measurement.power_csv import to_csv
@@ -47,10 +47,10 @@ from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord, TurnRecord
 from pytest_llem.results.token_agreement import OUTPUTS
-from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.identity import config_hash
+from pytest_llem.study.server import SERVER
 from pytest_llem.times import now, utc
 from pytest_llem.workload.prompts import Texts, build_workload, read_texts
 
@@ -242,8 +242,7 @@ class ExperimentOrchestrator:
                 warmup=warmup,
                 tokens=driver.token_record(window, requests),
                 engine=record,
-                server=engine.record if isinstance(engine, ServerEngine) else None,
-                load=driver.record(window) if isinstance(driver, LoadDriver) else None,
+                **driver.records(window),
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=observers.harness_cpu_seconds,
@@ -282,9 +281,12 @@ class ExperimentOrchestrator:
     ) -> Driver[Any]:
         """Return what makes the engine work: whole passes over the prompts, or a load on a server."""
         config = self.config
-        if isinstance(engine, ServerEngine):
+        if config.backend == SERVER:
+            from pytest_llem.measurement.load_driver import LoadDriver  # which needs an HTTP client
+            from pytest_llem.serving.engine import ServerEngine
+
             return LoadDriver(
-                engine,
+                cast("ServerEngine", engine),
                 config,
                 texts,
                 directory=self.directory,
@@ -354,7 +356,7 @@ def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
 
 def _processes(engine: Engine) -> Sequence[int]:
     """Return the pids of the processes that run the model beside this one, with all their descendants."""
-    return engine.processes if isinstance(engine, ServerEngine) else ()
+    return engine.processes if isinstance(engine, SupportsProcesses) else ()
 
 
 def _standalone_identity(config: ExperimentConfig) -> Identity:

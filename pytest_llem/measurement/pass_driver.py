@@ -170,13 +170,13 @@ class PassDriver(Driver[PassWindow]):
         """Return the token counts of a pass."""
         return token_record(self._workload, requests, self.positions)
 
+    def records(self, window: PassWindow) -> dict[str, Any]:
+        """Return no further fields."""
+        return {}
+
     def warnings(self, window: PassWindow, requests: Requests) -> Iterator[QualityWarning]:
         """Yield quality warnings about the passes of *window*."""
-        if cut := self._workload.truncated:
-            yield QualityWarning.of(
-                "prompts_cut", f"{cut} of {self._config.n} prompts were cut to max_input_tokens"
-            )
-        yield from pass_warnings(window)
+        return pass_warnings(window, (self._workload.truncated, self._config.n))
 
     def _measure(
         self, generate: Callable[[Any], Any], meters: Meters, min_seconds: float, before: Callable[[], None]

@@ -128,8 +128,15 @@ def find_warnings(
     return sorted(found, key=lambda one: one.rank)
 
 
-def pass_warnings(window: PassWindow) -> Iterator[QualityWarning]:
-    """Yield the quality warnings about the passes of *window*."""
+def pass_warnings(window: PassWindow, cut: tuple[int, int] = (0, 0)) -> Iterator[QualityWarning]:
+    """Yield the quality warnings about the passes of *window*.
+
+    Args:
+        window: The measured window.
+        cut: Number of prompts that were cut to ``max_input_tokens``, and of all prompts.
+    """
+    if cut[0]:
+        yield QualityWarning.of("prompts_cut", f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if any(map(on_device, window.passes[0])):
         yield QualityWarning.of(
             "outputs_on_gpu",

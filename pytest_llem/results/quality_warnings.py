@@ -74,11 +74,6 @@ WARNINGS: dict[str, Kind] = {
         "The server's own counter of output tokens differs from what the client received.",
         "Stop other clients of the server, and measure again.",
     ),
-    "server_attached": Kind(
-        "note",
-        "The server ran already: it is not a fresh process, and what it did before may matter.",
-        "Let the study start the server, by server.preset or server.command.",
-    ),
     "contended": Kind(
         "warning",
         "Other processes used the CPUs or GPUs of the experiment within the window.",
@@ -208,6 +203,11 @@ WARNINGS: dict[str, Kind] = {
         "warning",
         "A warning of a result of schema 1.3 or older, which had no codes.",
         "Read the text.",
+    ),
+    "server_attached": Kind(
+        "note",
+        "The server ran already: it is not a fresh process, and what it did before may matter.",
+        "Let the study start the server, by server.preset or server.command.",
     ),
     "memory_of_others": Kind(
         "note",

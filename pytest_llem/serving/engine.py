@@ -51,13 +51,9 @@ class ServerEngine(Engine):
         self._config, self._options, self._context = config, config.server, context
         self.record = context.server
         self.gpus: Sequence[str] = context.gpus
+        root = self.record.supervisor_pid or self.record.pid  # which has all others as descendants
+        self.processes: Sequence[int] = () if root is None else (root,)
         self._models: list[dict[str, Any]] = []
-
-    @property
-    def processes(self) -> Sequence[int]:
-        """Pids of the server's processes that have all others as descendants; empty if they are not known."""
-        root = self.record.supervisor_pid or self.record.pid
-        return () if root is None else (root,)
 
     def load(self) -> None:
         """Ask the server for its models."""
