@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llem import load_study
 from pytest_llem.study.dataset import DatasetConfig
+from pytest_llem.study.server_command import PRESETS
 from tests.conftest import ROOT, Results
 from tests.support import made_up
 from tests.support.pages import blocks, files, page
@@ -60,6 +61,29 @@ def test_example_studies_of_prompt_lengths_load(tmp_path: Path) -> None:
     assert {isinstance(one := point.config.dataset, DatasetConfig) and one.n for point in study.points} == {64}
     (tmp_path / "study.yaml").write_text(uniform)
     assert load_study(tmp_path / "study.yaml").points[0].config.max_input_tokens == 512
+
+
+def test_presets_have_the_stated_commands() -> None:
+    stated = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)`", page("how-to/servers.md"), re.MULTILINE))
+    assert {name: " ".join(preset.command) for name, preset in PRESETS.items()}.items() <= stated.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [
+        ("reference/errors.md", "## Messages of loads"),
+        *((f"how-to/{name}.md", "## What can go wrong") for name in ("servers", "attach-server", "loads", "slo")),
+        ("how-to/server-prompts.md", "## What can go wrong"),
+    ],
+)
+def test_messages_about_servers_are_those_of_the_code(name: str, heading: str) -> None:
+    """Values in messages are ``…`` on a page, and in braces in the code."""
+    sources = [file.read_text() for file in (ROOT / "pytest_llem").rglob("*.py")]
+    code = re.sub(r"(\{[^{}]*\})+", "…", re.sub(r'"\s*f?"', "", "\n".join(sources)))
+    rows = re.findall(r"^\| `([^`]+)`", page(name).partition(heading)[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(rows) > 2
+    parts = [part for row in rows for part in re.split(r"…|\d[\d.]*%?|'.*?'", row) if len(part.strip()) > 3]
+    assert [part for part in parts if part.strip() not in code] == []
 
 
 def test_budget_example_has_the_stated_items(pytester: pytest.Pytester) -> None:

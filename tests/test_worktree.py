@@ -24,6 +24,16 @@ from tests.support.processes import gone, wait_until
 
 WriteStudy = Callable[..., Path]
 
+#: A server that notes its revision.
+SERVER = """
+    import runpy
+    from pathlib import Path
+
+    with Path("{log}").open("a") as log:
+        log.write("{revision}\\n")
+    runpy.run_path("{mock}", run_name="__main__")
+"""
+
 #: An engine whose model memory is that of its revision.
 ENGINE = """
     from noop_engine import NoopEngine
@@ -74,6 +84,28 @@ def study(write_study: WriteStudy) -> WriteStudy:
 
 def worktrees() -> list[str]:
     return [line for line in git("worktree", "list", "--porcelain").splitlines() if line.startswith("worktree ")]
+
+
+def test_server_of_revision_runs_its_own_code(
+    repository: Path, write_study: WriteStudy, run_pytest: RunPytest
+) -> None:
+    log, mock = repository / "temporary" / "log", ROOT / "tests" / "support" / "mock_server.py"
+    write(repository / "served.py", SERVER.format(log=log, mock=mock, revision="main"))
+    git("add", "served.py")
+    git("commit", "--quiet", "--message=two")
+    write(repository / "served.py", SERVER.format(log=log, mock=mock, revision="working tree"))
+    write_study(
+        backend="server",
+        server={"command": ["{python}", "-m", "served", "--port", "{port}"], "vocab_size": 1000},
+        load={"concurrency": 1},
+        max_output_tokens=4,
+        sweep={"random_seed": [1]},
+        execution={"n_cycles": 1},
+        gates={"metrics": ["seconds"]},
+        model=None,
+    )
+    run_pytest("--llem-against=git:main")
+    assert sorted(log.read_text().splitlines()) == ["main", "working tree"]
 
 
 class TestRun:

@@ -241,6 +241,8 @@ def _kind(kind: dict[str, Any], definitions: dict[str, Any]) -> str:
         if len(item.get("enum", ())) > MAX_NAMES:
             return "list of [metrics](metrics.md)"
         return f"list of {' or '.join(dict.fromkeys(one for one in words if one))}".removesuffix(" of ")
+    if kind.get("pattern", "").startswith("^http"):
+        return "URL"
     if "pattern" in kind and "`" not in kind["pattern"] and ":" in kind["pattern"]:
         return "`package.module:name`"
     names = {"object": "mapping", "array": "list", "string": "text", "boolean": "true or false"}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.node_ids import is_reference
+from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.engines.models import resolve_model
@@ -194,7 +195,7 @@ def _start_once(
         config, port=port, python=str(python or sys.executable), model=_model_location(item, config)
     )
     pytest_pids = [pid] if (pid := controller(item.config)) else []
-    process = ModelServer(command, _environment(item, config, python), pytest_pids)
+    process = ModelServer(command, _environment(item, config, python), pytest_pids, _directory(item))
     began, started_at, url = time.monotonic(), now(), f"http://127.0.0.1:{port}"
     if lease.progress is not None:
         lease.progress.show("starting the server")
@@ -239,7 +240,18 @@ def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | Non
     folder = (python or Path(sys.executable)).parent
     path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
     allocation = preflight_of_item(item).allocation(config)
-    return {**inherited, "PATH": path, **allocation.environment, **server_env(config.server)}
+    # ``python -m`` would import the working tree's code for a reference that has its own.
+    safe = {"PYTHONSAFEPATH": "1"} if is_reference(run_of(item)) and _directory(item) is None else {}
+    return {**inherited, "PATH": path, **safe, **allocation.environment, **server_env(config.server)}
+
+
+def _directory(item: pytest.Item) -> Path | None:
+    """Return the current folder of a server of a git revision; None for that of pytest.
+
+    ``python -m`` and scripts that are given by relative paths import from there.
+    """
+    worktree = item.config.stash.get(WORKTREE, None)
+    return worktree.counterpart(Path.cwd()) if worktree is not None and is_reference(run_of(item)) else None
 
 
 def _model_location(item: pytest.Item, config: ExperimentConfig) -> str | None:

@@ -54,14 +54,22 @@ class ModelServer:
         command: Program and arguments; the program is searched in the environment's ``PATH``.
         environment: All of its environment variables.
         watch_pids: Processes, beside this one, whose end also ends the server.
+        directory: Its current folder; None for this process's.
 
     Attributes:
         pid: Pid of its first process; None before it runs.
         supervisor_pid: Pid of its supervisor, which has all of its processes as descendants.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], watch_pids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        watch_pids: Sequence[int],
+        directory: Path | None = None,
+    ) -> None:
         self._command, self._environment, self._watch_pids = command, environment, watch_pids
+        self._directory = directory
         self._folder: Path | None = None
         self._child: Child | None = None
         #: Files in shared memory that it uses. It cannot remove them if it is killed.
@@ -79,7 +87,8 @@ class ModelServer:
         self._folder = Path(tempfile.mkdtemp(prefix="llem-"))
         self._child = Child(lambda chunk: None)
         with (self._folder / _LOG).open("wb") as log:
-            starter = _RunCommand([program, *self._command[1:]], self._environment, log.fileno())
+            command = [program, *self._command[1:]]
+            starter = _RunCommand(command, self._environment, log.fileno(), self._directory)
             self._child.start(starter, self._folder, self._watch_pids)
 
     @property
@@ -199,8 +208,10 @@ class ModelServer:
 class _RunCommand:
     """Starts a supervisor that runs a command, whose output goes to a file."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: int) -> None:
-        self._command, self._environment, self._log = command, environment, log
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: int, directory: Path | None
+    ) -> None:
+        self._command, self._environment, self._log, self._directory = command, environment, log, directory
 
     def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         return Spawned(
@@ -210,6 +221,7 @@ class _RunCommand:
                 stdout=pipes.reports,
                 stderr=self._log,
                 env=self._environment,
+                cwd=self._directory,
                 start_new_session=True,
             )
         )

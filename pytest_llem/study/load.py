@@ -93,9 +93,9 @@ class LoadConfig(NullableSection):
     largest rate within the SLO. Default null.
     """
     trace: Annotated[str, Field(min_length=1)] | None = None
-    """Open loop: a file of arrival times, relative to the study: seconds, one in each line, or for ``.jsonl``
-    objects with ``timestamp``, in ms if all are whole numbers. It has to be as long as the measurement. Default
-    null.
+    """Open loop: a file of arrival times, relative to the study. ``.txt``: a time in s in each line; ``.jsonl``:
+    objects with ``timestamp`` in ms; ``.csv``: a column ``timestamp`` with date and time, or s. It has to be as
+    long as the measurement. Default null.
     """
     arrival: Literal["poisson", "constant"] = "poisson"
     """Arrival process of an open loop with ``rate``: ``poisson`` (independent users) or ``constant`` (equal
