@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.reporting.terminal.summary import shown_from
 from pytest_llem.study.problems import did_you_mean
 
 WriteStudy = Callable[..., Path]
@@ -80,3 +81,30 @@ def test_studies_with_other_names_are_ignored_beside_tests(
     run = pytester.runpytest_inprocess("-p", "llem", ".")
     run.assert_outcomes(passed=1)
     run.stdout.no_fnmatch_line("*looks like a study*")
+
+
+def test_study_that_was_not_reached_leaves_no_results(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
+    write_study(**STUDY).rename("z.study.yaml")
+    pytester.makepyfile(test_a="def test_a(): assert 0")
+    run = pytester.runpytest_inprocess("-p", "llem", "-x", "test_a.py", "z.study.yaml")
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(["noop: not started, so there are no results"])
+    assert not (pytester.path / "results").exists()
+
+
+def test_equal_failures_are_shown_once_with_their_count(
+    pytester: pytest.Pytester, write_study: WriteStudy
+) -> None:
+    write_study(**STUDY | {"noop": {"fault": "raise"}})
+    run = pytester.runpytest_inprocess("-p", "llem", "study.yaml")
+    run.assert_outcomes(failed=4)
+    (line,) = (line for line in run.outlines if line.startswith("failed 4 times: "))
+    assert line.startswith("failed 4 times: exception while ")
+    assert line.endswith(" and 3 more]")
+
+
+@pytest.mark.parametrize(
+    ("directory", "shown"), [("/a", "x/results"), ("/a/y", "../x/results"), ("/b", "/a/x/results")]
+)
+def test_path_is_absolute_if_only_the_root_is_shared(directory: str, shown: str) -> None:
+    assert shown_from(Path(directory), Path("/a/x/results")) == Path(shown)
