@@ -21,7 +21,7 @@ from pytest_llem._plugin.declarations import (
     add_options,
     is_any_option_given,
 )
-from pytest_llem._plugin.stash import SELECTED_AXES, STUDIES
+from pytest_llem._plugin.stash import OTHER_YAML, SELECTED_AXES, STUDIES
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 
@@ -66,12 +66,28 @@ def pytest_collect_file(
         study_file: StudyFile = StudyFile.from_parent(parent, path=file_path)
         study_file.named = named
         collected.append(study_file)
+    else:
+        parent.config.stash.setdefault(OTHER_YAML, []).append(file_path)
     return collected
 
 
 def _is_result(file_path: Path, parent: pytest.Collector) -> bool:
     named = parent.config.getoption("llem_budgets") and file_path.suffix in RESULT_SUFFIXES
     return bool(named) and parent.session.isinitpath(file_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        if STUDIES not in session.config.stash:
+            raise
+        from pytest_llem.collection.selection import explain_not_found
+
+        studies = session.config.stash[STUDIES]
+        messages = [*explain_not_found(session.config, studies)]
+        raise pytest.UsageError(*(messages or error.args)) from None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -91,6 +107,16 @@ def pytest_collection_modifyitems(
     restore_run_order(items)  # --stepwise resumes at a position in this order
     yield
     restore_run_order(items)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and (files := config.stash.get(OTHER_YAML, [])):
+        from pytest_llem.collection.items import name_hint
+
+        if (hint := name_hint(files, config.invocation_params.dir)) is not None:
+            terminalreporter.write_line(f"llem: {hint}", yellow=True)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -63,6 +63,8 @@ def configure(config: pytest.Config, expression: str) -> None:
     settings = Settings.from_config(config)
     if settings.html is not None and not hasattr(config, "workerinput"):
         check_html(settings.html)
+    if settings.resume_from is not None and not settings.resume_from.exists():
+        raise pytest.UsageError(f"--llem-resume-from: {settings.resume_from}: no such file or folder")
     if "=" in expression:
         from pytest_llem.collection.selection import rewrite
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from pytest_llem import StudyResult
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.samples import read_latencies
 from pytest_llem.results.models import PointResult
+from tests.conftest import Results, RunPytest
+from tests.support.load_studies import patient, write_load_study
 from tests.support.loads import SLO, load_point, load_record
 from tests.support.study_results import point, study_result
 
@@ -93,3 +98,28 @@ def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
 def test_latencies_of_ramp_and_drain_are_left_out() -> None:
     text = "pass,ttft_ms\nramp,900\nwindow,10\nwindow,20\ndrain,800\n"
     assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
+
+
+def test_search_on_a_real_server_is_shown_everywhere(
+    pytester: pytest.Pytester, run_pytest: RunPytest, results: Results
+) -> None:
+    slo = {"tpot_ms": 14}
+    write_load_study(
+        pytester.path,
+        "--step-ms=4+2",
+        load={"concurrency": "auto", "slo": slo, "search": {"high": 16}},
+        execution={"n_cycles": 1},
+    )
+    run = patient(run_pytest, pytester.path)("-v", "--llem-html=page.html")
+    run.assert_outcomes(passed=1)
+    loads = StudyResult.load(results.directory).points[0].loads
+    (found,) = (one.concurrency for one in loads)
+    run.stdout.re_match_lines(
+        [rf"largest load within the SLO: concurrency {found}: \S+ J/good token \(estimated\)"]
+    )
+    run.stdout.fnmatch_lines(["search of *, cycle 1:"])
+    page = (pytester.path / "page.html").read_text()
+    assert f"<strong>concurrency {found}</strong>" in page
+    assert '<figure class="plot" id="figure-probes"' in page
+    frame = StudyResult.load(results.directory).to_dataframe("request")
+    assert {"ramp", "window"} <= {*frame["pass"]}

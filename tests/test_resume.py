@@ -421,7 +421,7 @@ class TestRefusals:
         study.write()
         self._refused(
             study.run("--llem-resume-from", "nowhere"),
-            "--llem-resume-from: *nowhere: holds no manifest.json, so no results of a study",
+            "--llem-resume-from: *nowhere: no such file or folder",
         )
 
     def test_manifest_in_place_of_its_directory_is_refused(self, study: Study, finished: Path) -> None:

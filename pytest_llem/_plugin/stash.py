@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,3 +26,6 @@ SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 #: Whether a result file was collected, to be judged by budgets.
 RESULTS: pytest.StashKey[bool] = pytest.StashKey()
+
+#: YAML files in directories that are not collected, as their names do not match the ini option llem_files.
+OTHER_YAML: pytest.StashKey[list[Path]] = pytest.StashKey()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -128,6 +130,27 @@ def _gc_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def name_hint(files: Iterable[Path], directory: Path) -> str | None:
+    """Return how to run the first study among YAML *files* that were not collected; None if there is none.
+
+    Args:
+        files: The files.
+        directory: The directory that the file is shown relative to.
+    """
+    for file in files:
+        try:
+            found = is_study(file)
+        except StudyError:
+            continue
+        if found:
+            shown = Path(os.path.relpath(file, directory))
+            return (
+                f"{shown} looks like a study, and its name does not match llem_files: rename it to "
+                f"{shown.stem}.study.yaml, or name it: pytest {shown}"
+            )
+    return None
 
 
 def is_experiment(item: pytest.Item) -> bool:

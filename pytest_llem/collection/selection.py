@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llem._plugin.node_ids import EXPERIMENT, match_id, parse
 from pytest_llem._plugin.stash import SELECTED_AXES
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.document import read_value
@@ -20,6 +21,9 @@ from pytest_llem.study.identity import CYCLE, value_text
 from pytest_llem.study.problems import did_you_mean
 
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
+
+#: What is meant as ``axis=value``, and is not valid in pytest's grammar either.
+_ALMOST_TERM = re.compile(r"""(?<![\w.-])([A-Za-z_][\w.-]*)\s*==?\s*("[^"]*"|'[^']*'|[^\s()'"=]+)""")
 
 #: Characters to escape in a keyword: those that pytest's grammar does not allow in a word, those that would make
 #: the keyword ambiguous, and capital letters, because pytest ignores case.
@@ -30,6 +34,9 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
     """Return a ``-k`` expression in pytest's own grammar and the axes that it names.
 
     Values are read as YAML, as in a study: ``0.70`` selects ``0.7``.
+
+    Raises:
+        pytest.UsageError: A term has spaces around ``=``, or ``==``.
     """
     axes: list[str] = []
 
@@ -38,7 +45,33 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
         text = match["value"]
         return _keyword(match["axis"], text[1:-1] if text[0] in "\"'" else read_value(text))
 
-    return _TERM.sub(bracketed, expression), axes
+    rewritten = _TERM.sub(bracketed, expression)
+    if (almost := _ALMOST_TERM.search(rewritten)) is not None:
+        raise pytest.UsageError(
+            f"-k: write {almost[1]}={almost[2]}, with one '=' and without spaces (got {almost[0]!r})"
+        )
+    return rewritten, axes
+
+
+def explain_not_found(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> Iterator[str]:
+    """Yield a message for each node id on the command line whose experiment a collected study does not have.
+
+    pytest's own message leaves the brackets out.
+
+    Args:
+        config: pytest's configuration.
+        studies: The collected studies by node id of their file.
+    """
+    for argument in config.args:
+        node = parse(argument)
+        if node is None or node.function != EXPERIMENT:
+            continue
+        path = config.invocation_params.dir / node.file
+        study = next((one for one in studies.values() if one.path == path), None)
+        if study is None or match_id(node.name, ids := tuple(one.id for one in study.experiments)) is not None:
+            continue
+        hint = did_you_mean(node.name, ids) or f" (there is {ids[0]!r}, and others: --collect-only lists them)"
+        yield f"not found: {argument}: the study {study.name} has no experiment {node.name!r}{hint}"
 
 
 def keywords(
@@ -81,9 +114,9 @@ def refuse_unknown_axes(
     message = f"-k: no collected study has an axis {', '.join(unknown)}{hint}"
     if not studies:
         message = f"-k: unknown axis {', '.join(unknown)}: no study was collected"
+    items.clear()  # --collect-only would list them before the message
     if not hasattr(session.config, "workerinput"):
         raise pytest.UsageError(message)
-    items.clear()
     report = pytest.CollectReport(nodeid="-k", outcome="failed", longrepr=message, result=[])
     session.config.hook.pytest_collectreport(report=report)
 

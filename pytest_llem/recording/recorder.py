@@ -43,7 +43,7 @@ class Recorder:
     Under xdist the controller collects nothing: it has the node ids, and reads the studies again.
     """
 
-    def __init__(self, config: pytest.Config, runs: Mapping[str, StudyRun]) -> None:
+    def __init__(self, config: pytest.Config, runs: dict[str, StudyRun]) -> None:
         self._config = config
         self._runs = runs
         self._by_node: dict[str, tuple[str, StudyRun, Experiment]] = {
@@ -205,6 +205,8 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)  # before hooks that may take long, or fail because the terminal is gone
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
+        if session.shouldfail:
+            self._discard_untouched()
         pages = self._pages()
         for key, run in self._runs.items():
             complete = run.is_done() and run.stopped is None
@@ -231,6 +233,15 @@ class Recorder:
         results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
         if (problem := write_summary(results, os.environ)) is not None:
             self._errors.append(problem)
+
+    def _discard_untouched(self) -> None:
+        """Discard the runs of studies that ``-x`` or ``--maxfail`` stopped pytest before."""
+        touched = {file_of(key) for key, run in self._runs.items() if not run.is_untouched()}
+        for key in [key for key in self._runs if file_of(key) not in touched][::-1]:  # references are inside
+            run = self._runs.pop(key)
+            run.discard()
+            if not is_reference(key):
+                self._errors.append(f"{run.study.name}: not started, so there are no results")
 
     def _save(self, result: StudyResult, session: pytest.Session) -> None:
         """Save *result* as a baseline if ``--llem-save`` is given."""

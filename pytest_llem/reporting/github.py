@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pytest_llem.gates.matching import named
 from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text
+from pytest_llem.results.failures import failures
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
@@ -132,10 +134,8 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
         yield from _gates([verdict for point in result.points for verdict in point.verdicts])
         yield from _points(result)
         yield from _list("warning", list(map(str, result.warnings)))
-        errors = [
-            (one.experiment_id, one.error) for one in result.experiments if one.error and one.status == "failed"
-        ]
-        yield from _list("failed", [f"{name}: {error.kind}: {error.message}" for name, error in errors])
+        errors = [one for one in failures(result.experiments) if one.expected is None]
+        yield from _list("failed", [f"{named(one.ids)}: {one.error.kind}: {one.error.message}" for one in errors])
 
 
 def _comparison(record: ComparisonRecord) -> Iterator[str]:

@@ -156,6 +156,18 @@ class StudyRun:
         """Whether nothing is pending or running any more."""
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
+    def is_untouched(self) -> bool:
+        """Whether no experiment has started or was skipped."""
+        return all(entry.status in ("pending", "deselected") for entry in self.entries)
+
+    def discard(self) -> None:
+        """Close the manifest and remove the directory, and its parent if nothing else is in it."""
+        self.writer.finish("aborted")
+        shutil.rmtree(self.directory, ignore_errors=True)
+        parent = self.directory.parent
+        if [one.name for one in parent.iterdir()] == [".gitignore"]:
+            shutil.rmtree(parent, ignore_errors=True)
+
     def summarise(self) -> StudyResult:
         """Return the results of the points so far. They are read again if more experiments have ended since."""
         manifest = self.writer.manifest

@@ -115,7 +115,8 @@ def printable(text: str) -> str:
 @lru_cache(maxsize=1024)  # called again for every point of the sweep
 def did_you_mean(given: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean …?)`` for a misspelt name, or an empty text."""
-    close = difflib.get_close_matches(given, known, n=1)
+    containing = sorted((one for one in known if len(given) > 4 and given in one), key=len)
+    close = containing or difflib.get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

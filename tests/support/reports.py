@@ -25,7 +25,7 @@ GPU = "GPU-report"
 
 #: Keys whose values a reader of a StudyResult validates.
 _CHECKED = {"status", "kind", "outcome", "verdict", "gate", "schema_version", "result_file", "result_sha256"}
-_CHECKED |= {"config_hash", "method", "unit"}
+_CHECKED |= {"config_hash", "method", "severity", "unit"}
 
 
 def run(directory: Path, library: Path, *arguments: str) -> Path:

@@ -37,6 +37,7 @@ from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
 from pytest_llem.results.facts import TESTBED
+from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
@@ -125,7 +126,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
     metrics, optimal = rows.columns(points), pareto_optimal(points).first
     main = [metric for metric in main_metrics(points)[:7] if metric in metrics]
-    failed = rows.failures(result.experiments)
+    failed = failures(result.experiments)
     return {
         "result": result,
         "contents": contents,

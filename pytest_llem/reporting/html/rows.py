@@ -22,7 +22,7 @@ from pytest_llem.reporting.html.formatting import (
     shown,
     unit_of,
 )
-from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult
+from pytest_llem.results.models import ManifestEntry, PointResult
 from pytest_llem.results.pareto import best
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict, severity
@@ -142,27 +142,6 @@ def gate_rows(points: Sequence[PointResult]) -> list[tuple[GateVerdict, str]]:
     """Return the verdicts, worst first, each with its text."""
     verdicts = sorted((verdict for point in points for verdict in point.verdicts), key=severity)
     return [(verdict, verdict_text(verdict)) for verdict in verdicts]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Experiments that failed with the same error."""
-
-    ids: list[str]
-    error: ErrorRecord
-    expected: str | None
-
-
-def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
-    """Return the distinct errors, each with the experiments that it occurred in."""
-    found: dict[tuple[Any, ...], Failure] = {}
-    for entry in entries:
-        if entry.error is None or entry.status not in ("failed", "skipped"):
-            continue
-        error, expected = entry.error, entry.reason if entry.status == "skipped" else None
-        key = (error.kind, error.type, error.phase, error.message, expected)
-        found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
-    return list(found.values())
 
 
 def skips(result: StudyResult) -> list[tuple[str, list[str]]]:

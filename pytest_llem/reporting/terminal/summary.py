@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem._plugin.node_ids import REFERENCE
+from pytest_llem.gates.matching import named
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.terminal.tables import render
+from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.study.problems import printable
 
 if TYPE_CHECKING:
     from pytest_llem.results.study_run import StudyRun
@@ -26,6 +29,9 @@ MAX_WARNINGS = 5
 
 #: Rows of the table: laying out 10,000 takes 15 s.
 MAX_POINTS = 200
+
+#: Kinds of failure shown, of those that several experiments have.
+MAX_FAILURES = 5
 
 #: Beginning of a warning's line.
 WARNING = "warning: "
@@ -47,16 +53,23 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     for one in result.token_agreement:
         lines.append(f"greedy tokens of {one.point} equal to {one.reference}: {one.share:.1%} of {one.tokens:,}")
     lines.append(_done(run, result))
+    lines += _repeated_failures(result)
     has_reference = (run.directory / REFERENCE).exists()  # an interleaved run cannot be resumed
     if result.status != "completed" and not has_reference:
         lines.append("run again with --llem-resume to continue")
     lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MAX_WARNINGS)]
     if len(result.warnings) > MAX_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MAX_WARNINGS, 'more warning')} in study_result.json")
-    lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
+    lines.append(f"results: {shown_from(directory, run.directory)}")
     if run.page is not None:
-        lines.append(f"report: {Path(os.path.relpath(run.page, directory))}")
+        lines.append(f"report: {shown_from(directory, run.page)}")
     return lines
+
+
+def shown_from(directory: Path, path: Path) -> Path:
+    """Return *path* relative to *directory*; as it is if the two have only the root in common."""
+    shared = Path(os.path.commonpath([directory, path]))
+    return path if shared == Path(shared.anchor) else Path(os.path.relpath(path, directory))
 
 
 def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[str]:
@@ -99,6 +112,15 @@ def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str
     if not result.experiments:
         planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
     return [point for point in result.points if planned[point.config_hash]], planned
+
+
+def _repeated_failures(result: StudyResult) -> Iterator[str]:
+    """Yield a line for each error that several experiments failed with. pytest reports each of them by itself."""
+    repeated = [one for one in failures(result.experiments) if len(one.ids) > 1 and one.expected is None]
+    for one in repeated[:MAX_FAILURES]:
+        phase = f" while {one.error.phase}" if one.error.phase else ""
+        first = next(iter(one.error.message.splitlines()), "")
+        yield printable(f"failed {len(one.ids)} times: {one.error.kind}{phase}: {first} [{named(one.ids)}]")
 
 
 def _done(run: StudyRun, result: StudyResult) -> str:
