@@ -388,7 +388,7 @@ class SupportsExpectedWarnings(Protocol):
 
 @runtime_checkable
 class SupportsProcesses(Protocol):
-    """Optional: an engine whose model runs in processes that do not descend from the experiment's, as a server's."""
+    """Optional: an engine whose model runs in processes that do not descend from the experiment's: a server."""
 
     #: Pids of processes that all of these descend from.
     processes: Sequence[int]

@@ -27,7 +27,7 @@ from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.attached_server import listening_process, other_gpu_users
+from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -278,6 +278,8 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     def refused(message: str) -> Outcome:
         return Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
 
+    if not is_this_host(server.url):
+        return refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
     path = server.ready_config.path
     if not answers(server.url, path):
         return refused(f"server.url: {server.url}{path} does not answer with status 200")

@@ -100,8 +100,11 @@ def _different_sut(candidate: PointResult, reference: PointResult) -> Iterator[t
 def same_sut(candidate: PointResult, reference: PointResult) -> bool:
     """Whether two points of one session have the same code, packages, weights and settings.
 
-    This cannot be determined for points of two sessions: the digest of the code depends on the start method.
+    This cannot be determined for points of two sessions: the digest of the code depends on the start method. Of a
+    server, only the packages are known, and not the code that it runs.
     """
+    if candidate.config.get("load"):
+        return False
     facts, reference_facts = ({**_sut(point), **dict.fromkeys(_ORIGIN)} for point in (candidate, reference))
     return facts.get(CODE) is not None and facts == reference_facts
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.catalogue import CATALOGUE, PERCENTILES
 from pytest_llem.gates.text import rounded
 from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
@@ -98,6 +98,9 @@ PER_REQUEST = {
     "output_tokens_per_second": "requests_per_second",
 }
 
+#: Metrics of the times between tokens, and those that replace them if a server sends several tokens at a time.
+PER_TOKEN_TIME = {f"itl_p{p}_ms": f"tpot_p{p}_ms" for p in PERCENTILES}
+
 #: Metrics of tokens in a pass, and what messages call them per request.
 _TOKENS = {"input_tokens": "input tokens per request", "output_tokens": "output tokens per request"}
 
@@ -120,8 +123,14 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
         candidate: The judged point.
         reference: The point that it is compared with.
     """
-    # A load's answers may have any lengths: what a token costs is asked of a server.
-    instead = None if candidate.config.get("load") else PER_REQUEST.get(metric)
+    if candidate.config.get("load"):  # whose answers may have any lengths
+        is_known = all(_has_value(point, metric) for point in (candidate, reference))
+        if metric not in PER_TOKEN_TIME or is_known:
+            return metric, None
+        return PER_TOKEN_TIME[
+            metric
+        ], f"{PER_TOKEN_TIME[metric]} in place of {metric}: several tokens arrived together"
+    instead = PER_REQUEST.get(metric)
     difference = None
     if instead is not None:
         difference = _tokens_differ("output_tokens", candidate, reference)
@@ -130,6 +139,11 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
     if instead is None or difference is None:
         return metric, None
     return instead, f"{instead} in place of {metric}: {difference}"
+
+
+def _has_value(point: PointResult, metric: str) -> bool:
+    summary = point.metrics.get(metric)
+    return summary is not None and summary.mean is not None and summary.n == len(point.cycles)
 
 
 def _is_only_per_request(metric: str, instead: str, point: PointResult) -> bool:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+from urllib.parse import urlsplit
+
 import psutil
 
 from pytest_llem.hardware.gpus import gpu_processes, visible_gpus
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.model_server import listening_processes
 from pytest_llem.study.server import ServerConfig
+
+
+def is_this_host(url: str) -> bool:
+    """Return whether the host of *url* is this one."""
+    try:
+        found = {str(one[4][0]) for one in socket.getaddrinfo(urlsplit(url).hostname, None)}
+    except OSError:
+        return False
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return bool(found & own) or all(one.startswith("127.") for one in found)
 
 
 def listening_process(url: str) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
 from pytest_llem.measurement.load_window import LoadWindow, Work
+from pytest_llem.measurement.prefill import PREFILL_METRICS
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import percentile
@@ -20,6 +21,7 @@ SERVING_METRICS = (
 )
 
 _NO_SLO = "no SLO: give load.slo in the study"
+_NO_PREFILL = "a server under load reads prompts and generates at the same time"
 _NONE_DUE = "no request was due in the window"
 
 
@@ -46,6 +48,7 @@ def load_metrics(window: LoadWindow, requests: Requests) -> dict[str, Metric]:
         **speed_metrics(window.seconds, _served(window.work, window.prompts)),
         **requests.latency_metrics(),
         **_serving_metrics(window, metered),
+        **{name: metric(name, None, reason=_NO_PREFILL) for name in PREFILL_METRICS},
     }
 
 

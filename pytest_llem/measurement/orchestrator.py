@@ -209,10 +209,10 @@ class ExperimentOrchestrator:
             window_metrics = driver.metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / window.count)
             metrics = {
+                **prefill_metrics(window, prefill, requests.input_tokens, idle_power.drift_w),
                 **window_metrics,
                 "gco2e_g": emissions(self.carbon, window_metrics["energy_j"]),
                 **idle_power_metrics(idle_power, window),
-                **prefill_metrics(window, prefill, requests.input_tokens, idle_power.drift_w),
                 **accounting.condition_metrics(window.account),
                 **work,
                 "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),

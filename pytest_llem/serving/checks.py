@@ -12,6 +12,9 @@ from pytest_llem.serving.errors import ClientBoundError, NotSteadyError
 #: The requests in flight grow if the last third of a window has this many standard errors more than the first.
 _STANDARD_ERRORS = 4.0
 
+#: Share of the offered requests below which a window with too many unanswered ones is overloaded, however short.
+_MIN_SERVED = 0.8
+
 #: Limit of the 99th percentile of the send lag: the larger of a time in s and a share of the median E2E latency.
 _MAX_LAG_SECONDS, _MAX_LAG_SHARE = 0.010, 0.05
 
@@ -53,11 +56,13 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     # Later stays are longer if the load is not steady, and would hide it.
     stays = [request.ended - request.sent for request in sent if began <= request.sent < began + third]
     variance = min(2 * sum(stay**2 for stay in stays) / third**2, 4 * len(stays))
-    if last - first <= _STANDARD_ERRORS * variance**0.5 + 1:
-        return
     seconds = ended - began
     offered = sum(began <= _start(request) <= ended for request in sent) / seconds
     served = sum(began <= request.ended <= ended for request in sent) / seconds
+    left = (offered - served) * seconds
+    is_overload = served < _MIN_SERVED * offered and left > _STANDARD_ERRORS * (2 * max(first, 1.0)) ** 0.5
+    if last - first <= _STANDARD_ERRORS * variance**0.5 + 1 and not is_overload:
+        return
     raise NotSteadyError(
         f"not steady: requests in flight grew from {first:.3g} to {last:.3g} while {offered:.3g} requests/s were "
         f"offered and {served:.3g} served: lower load.rate, or measure for longer"
