@@ -209,7 +209,7 @@ class TestTracer:
 
 
 def test_prompts_and_cycles_have_columns_of_different_names() -> None:
-    points = [point({"n": n, "noop.size": 1}, config_hash=f"{n:016}", seconds=[1.0, 1.1, 1.2]) for n in (4, 8)]
+    points = [point({"n": n, "noop.size": n}, config_hash=f"{n:016}", seconds=[1.0, 1.1, 1.2]) for n in (4, 8)]
     made = points_table(points, {one.config_hash: 3 for one in points}, 80)
     headings = [str(column.header) for column in made.table.columns]
     assert headings[:3] == ["n\n(prompts)", "size", "n"]

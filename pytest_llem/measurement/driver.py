@@ -42,8 +42,8 @@ class Driver(Protocol[W]):
     def requests(self, window: W) -> Requests:
         """Return the requests from which latencies are computed."""
 
-    def sent(self, window: W) -> Requests:
-        """Return the requests that are saved: those, and others that were sent with them."""
+    def sent(self, window: W, requests: Requests) -> Requests:
+        """Return the requests that are saved: *requests*, and others that were sent with them."""
 
     def check(self, window: W, requests: Requests) -> str | None:
         """Check the requests, and return why no gate may judge them; None if gates may.

@@ -195,7 +195,7 @@ class LoadDriver(Driver[LoadWindow]):
         """Return the requests that were due in *window*."""
         return requests_of(window)
 
-    def sent(self, window: LoadWindow) -> Requests:
+    def sent(self, window: LoadWindow, requests: Requests) -> Requests:
         """Return every request, by whether it was due in the ramp, the window or the drain."""
         phases: dict[object, list[RequestRecord]] = {"ramp": [], "window": [], "drain": []}
         for part in window.parts:

@@ -274,7 +274,7 @@ class ExperimentOrchestrator:
             )
         finally:
             meters.close()
-        return Measured(result, driver.sent(window), window)
+        return Measured(result, driver.sent(window, requests), window)
 
     def _driver(
         self, engine: Engine, texts: Texts | None, sequences: int | None, compiled_before: int

@@ -6,10 +6,11 @@ Results are read one point at a time and dropped once they are summarised: a stu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from pytest_llem.results.document import Document
 from pytest_llem.results.experiment import ExperimentResult, not_repeated
@@ -87,7 +88,10 @@ class StudyResult(Document):
     warnings: list[StudyWarning] = Field(default_factory=list)
     """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
 
-    _directory: Path | None = PrivateAttr(None)
+    @cached_property
+    def _directory(self) -> Path | None:
+        """Where it was loaded from; None if it was not. It does not count for equality."""
+        return None
 
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:
@@ -106,7 +110,7 @@ class StudyResult(Document):
         path = Path(path)
         file = path / "study_result.json" if path.is_dir() else path
         result = cls.read(file) if file.exists() or not path.is_dir() else load_unfinished(path)
-        result._directory = file.parent
+        result.__dict__["_directory"] = file.parent
         return result
 
     def to_dataframe(self, per: Per = "point", *, all_columns: bool = False) -> pandas.DataFrame:
