@@ -15,6 +15,9 @@ _STANDARD_ERRORS = 4.0
 #: Share of the offered requests below which a window with too many unanswered ones is overloaded, however short.
 _MIN_SERVED = 0.8
 
+#: Number of standard errors by which they have to be too many.
+_OVERLOAD = 3.0
+
 #: Limit of the 99th percentile of the send lag: the larger of a time in s and a share of the median E2E latency.
 _MAX_LAG_SECONDS, _MAX_LAG_SHARE = 0.010, 0.05
 
@@ -60,7 +63,7 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     offered = sum(began <= _start(request) <= ended for request in sent) / seconds
     served = sum(began <= request.ended <= ended for request in sent) / seconds
     left = (offered - served) * seconds
-    is_overload = served < _MIN_SERVED * offered and left > _STANDARD_ERRORS * (2 * max(first, 1.0)) ** 0.5
+    is_overload = served < _MIN_SERVED * offered and left > _OVERLOAD * (2 * max(first, 1.0)) ** 0.5
     if last - first <= _STANDARD_ERRORS * variance**0.5 + 1 and not is_overload:
         return
     raise NotSteadyError(

@@ -73,7 +73,7 @@ class GatesConfig(NullableSection):
     """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
     and ``ttft_p50_ms``; the first two per request if answers differ in length, or if their tokens are not known.
     For a server at a request rate, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
-    ``ttft_p99_ms`` and ``itl_p99_ms``.
+    ``ttft_p99_ms`` and ``itl_p99_ms`` (``tpot_p99_ms`` if several tokens arrive together).
     """
     interleave: Interleave = "pass"
     """What alternates with ``--llem-against``: ``pass`` loads both sides and lets them measure some passes at a
