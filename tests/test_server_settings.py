@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
@@ -114,3 +115,19 @@ def test_settings_that_do_not_reach_the_server_are_null(
     assert config["warmup"].pop("enabled") is False
     assert config["warmup"].pop("n_warmup") == 5
     assert set(config["warmup"].values()) == {None}
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["sweep", "experiments"])
+def test_name_of_a_server_stands_for_its_fields_in_ids(tmp_path: Path, listed: bool) -> None:
+    servers = [{"name": name, "command": [name, PORT], "vocab_size": 1000} for name in ("fast", "slow")]
+    several = {"experiments": [{"server": one} for one in servers]} if listed else {"sweep": {"server": servers}}
+    path = write_load_study(tmp_path, **several)
+    study = yaml.safe_load(path.read_text())
+    del study["server"]
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    found = {point.axes["server.name"]: point for point in load_study(path).points}
+    assert {name: point.config.server.command for name, point in found.items() if point.config.server} == {
+        "fast": ["fast", PORT],
+        "slow": ["slow", PORT],
+    }
+    assert [point.id for point in found.values()] == ["name=fast", "name=slow"]

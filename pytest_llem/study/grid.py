@@ -21,6 +21,9 @@ STUDY_KEYS = (
     *("budgets", "gates", "skip", "xfail"),
 )
 
+#: The section whose name stands for its fields.
+SERVER = "server"
+
 #: Fields that become an axis if the study gives a list, slowest first.
 LIST_AXES = ("backend", "model")
 
@@ -154,7 +157,7 @@ class Grid:
                 for choice in (chosen := (*head, *tail)):
                     axis, value, _ = choice
                     if several or axis.name != "backend":  # with a single engine, the backend is not an axis
-                        axes[axis.name] = value
+                        axes |= _label(axis.name, value)
                     if len(axis.path) == 1:
                         config[axis.path[0]] = value
                     else:
@@ -167,7 +170,7 @@ class Grid:
                 yield Draft(config, axes, [place for _, _, place in chosen], self.at)
 
     def _explicit(self) -> Iterator[Draft]:
-        flat = {index: dict(flatten(entry)) for index, entry in self.entries.items()}
+        flat = {index: dict(_labels(entry)) for index, entry in self.entries.items()}
         common: set[str] = set()
         if not self._swept and flat:  # fields with the same value in every point do not distinguish points
             first, *others = flat.values()
@@ -329,3 +332,15 @@ def _read_entries(
         if not missing:
             entries[index] = {key: one for key, one in entry.items() if key != "budgets"}
     return entries, problems
+
+
+def _label(axis: str, value: Any) -> dict[str, Any]:
+    """Return an axis with its value. The name of a server that has one stands for its other fields."""
+    is_named = axis == SERVER and isinstance(value, Mapping) and "name" in value
+    return {f"{SERVER}.name": value["name"]} if is_named else {axis: value}
+
+
+def _labels(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields in which an explicit experiment may differ from others."""
+    for key, value in entry.items():
+        yield from flatten(_label(key, value))

@@ -50,6 +50,10 @@ class ServerConfig(EngineOptions):
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
+    name: str | None = Field(None, min_length=1)
+    """Name of the server in ids and tables, if a study has several: it stands for the other fields. Default null:
+    ids have the fields in which servers differ.
+    """
     preset: PresetName | None = None
     """Kind of server: ``vllm``, ``sglang`` or ``llama.cpp``. Gives the command, unless ``command`` or ``url`` is
     given, and the paths of its health and metrics. Default null: any server with OpenAI's API.
