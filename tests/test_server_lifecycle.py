@@ -310,3 +310,27 @@ def test_search_finds_the_largest_concurrency_within_the_slo(
     assert load["concurrency"] == 10
     assert [probe["load"] for probe in load["probes"]] == [1, 2, 4, 8, 16, 12, 10, 11]
     assert [probe["within_slo"] for probe in load["probes"]] == [True] * 4 + [False] * 2 + [True, False]
+
+
+KILL_ONE_WORKER = """
+import os, pathlib
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    mark = pathlib.Path("killed")
+    if "concurrency=2" in item.nodeid and not mark.exists():
+        mark.touch()
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_load_points_go_on_after_the_death_of_an_xdist_worker(
+    run_pytest: RunPytest, results: Results, folder: Path, workers: str
+) -> None:
+    (folder / "conftest.py").write_text(KILL_ONE_WORKER)
+    write_load_study(folder, sweep=SWEEP)
+    run_pytest("-n", workers).assert_outcomes(passed=3, failed=1)  # the point at which it died is measured again
+    assert len(servers(results)) == 3
+    assert processes_in(folder) == []

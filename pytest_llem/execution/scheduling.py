@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,24 +18,39 @@ from pytest_llem.study.server import SERVER
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
 
     from pytest_llem.study.design import StudyConfig
+
+
+#: A study's line that names the backend of servers.
+_SERVER_BACKEND = re.compile(rf"backend:.*\b{SERVER}\b")
+
+#: Number of items that a worker has to know in order to run one.
+_MIN_PENDING = 2
 
 
 def make_scheduler(
     config: pytest.Config, log: Producer, studies: Callable[[], Mapping[str, StudyConfig]]
 ) -> StudyScheduling | None:
-    """Return the scheduler of a session whose arguments are all studies; None to leave the choice to xdist.
+    """Return the scheduler of a session whose arguments are studies of servers; None to leave the choice to xdist.
 
     Args:
         config: The controller's configuration.
         log: xdist's log.
         studies: Returns the studies by the key of their run, once workers have collected.
     """
-    files = [argument.partition("::")[0] for argument in config.args]
-    if config.option.dist != "load" or not all(Path(file).suffix in YAML_SUFFIXES for file in files):
+    files = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+    if config.option.dist != "load" or not all(file.suffix in YAML_SUFFIXES for file in files):
         return None
-    return StudyScheduling(config, log, studies)
+    return StudyScheduling(config, log, studies) if any(map(_may_have_servers, files)) else None
+
+
+def _may_have_servers(study: Path) -> bool:
+    """Return whether a study names the backend of servers. The controller reads no study before its workers."""
+    with suppress(OSError):
+        return _SERVER_BACKEND.search(study.read_text(encoding="utf-8", errors="replace")) is not None
+    return False
 
 
 class StudyScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -48,6 +65,15 @@ class StudyScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has n
     ) -> None:
         super().__init__(config, log)
         self._studies = studies
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Give *node* more work. A worker runs an item once it knows the next one, or that there is none.
+
+        xdist's own method may leave a worker that replaces another one with a single item, which it never runs.
+        """
+        super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < _MIN_PENDING:
+            super()._reschedule(node)  # which shuts it down if no work is left
 
     def _split_scope(self, nodeid: str) -> str:
         node = parse(nodeid)
