@@ -247,4 +247,3 @@ def test_static_cache_and_mixed_prompt_lengths_do_not_compile_in_window() -> Non
     )
     result = ExperimentOrchestrator(study).run().result
     assert result.window.compiled is None
-    assert not_none(result.metrics["ttft_p99_ms"].value) < 10 * not_none(result.metrics["ttft_p50_ms"].value)
