@@ -117,7 +117,7 @@ def pair(servers: Servers) -> Pair:
     """Return a function that runs two jobs alternately."""
 
     def run(first: Job, second: Job) -> tuple[Outcome, Outcome]:
-        sides = [Side(name, one, 60, servers) for name, one in (("candidate", first), ("reference", second))]
+        sides = [Side(name, one, 180, servers) for name, one in (("candidate", first), ("reference", second))]
         return run_interleaved(sides[0], sides[1])
 
     return run
