@@ -243,7 +243,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "own metric": (
         lambda file: file.write_text(json.dumps({**OWN, "metrics": {"ttft_p50": 1}})),
-        "metrics.ttft_p50: there is no metric of that name (did you mean 'ttft_p50_ms'?)",
+        "metrics.ttft_p50: unknown metric (did you mean 'ttft_p50_ms'?)",
     ),
     "own order": (
         lambda file: file.write_text(json.dumps({**OWN, "requests": [{"sent": 2, "token_times": [1]}]})),

@@ -214,6 +214,7 @@ def _start_once(
     except BaseException:
         process.end()
         raise
+    ready_seconds = time.monotonic() - began  # before the packages are asked for
     record = ServerRecord(
         id=uuid.uuid4().hex[:16],
         url=url,
@@ -222,7 +223,7 @@ def _start_once(
         command=command,
         packages=_packages(python) if runs_python(server) else {},
         started_at=started_at,
-        ready_seconds=time.monotonic() - began,
+        ready_seconds=ready_seconds,
     )
     return RunningServer(key, record, process, server)
 

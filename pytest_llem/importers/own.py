@@ -43,7 +43,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
     if clock not in _CLOCKS:
         fields.fail("clock", f"must be 'monotonic', 'unix' or missing (got {clock!r})")
     metrics = fields.section("metrics")
-    _refuse_others(metrics, tuple(CATALOGUE), "there is no metric of that name")
+    _refuse_others(metrics, tuple(CATALOGUE), "unknown metric")
     requests = [_request(one) for one in fields.sections("requests")]
     start = fields.data.get("server_start")
     yield ToolRun(

@@ -48,7 +48,7 @@ _LOG = "server.log"
 class ModelServer:
     """A server that was started for experiments.
 
-    Its output goes to a file: nobody may read a pipe while nothing runs, and a full one would stop the server.
+    Its output goes to a file: between experiments no process reads a pipe, and a full one would block the server.
 
     Args:
         command: Program and arguments; the program is searched in the environment's ``PATH``.

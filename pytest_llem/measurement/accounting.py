@@ -121,7 +121,7 @@ class Served:
 
     @property
     def no_output(self) -> str:
-        """Why there is no figure per output token, if their number is unknown or 0."""
+        """Why a value per output token is missing, if their number is unknown or 0."""
         return _NOTHING_GENERATED if self.output_tokens == 0 else self.no_tokens or _OUTPUT_TOKENS_UNKNOWN
 
 

@@ -397,7 +397,8 @@ class LoadDriver(Driver[LoadWindow]):
         """Send so many requests that are not measured, and wait for their answers.
 
         Raises:
-            PreflightError: The server refuses the first one.
+            EngineCrashError: The server refuses connections.
+            ValueError: It does not answer one of them.
         """
 
         async def send() -> None:
