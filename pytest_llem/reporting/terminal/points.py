@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from rich.measure import Measurement
 from rich.table import Table
 
-from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal.comparison import escaped
 from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns
 from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
+from pytest_llem.reporting.wrapping import wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
@@ -129,7 +128,7 @@ def _columns(points: Sequence[PointResult]) -> list[Columns]:
     """Return the possible columns, the most first."""
     if has_loads(points):
         return load_columns(points)
-    more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
+    more = [one for one in MORE_COLUMNS if any(point.summary_of(one[0]).mean is not None for point in points)]
     return [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
 
 
@@ -143,7 +142,7 @@ class _Rows:
         # Of loads, the line below the table names the best one within the SLO instead.
         self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._is_mixed = len({_summary(point, COST).label for point in points} - {None}) > 1
+        self._is_mixed = len({point.summary_of(COST).label for point in points} - {None}) > 1
         self._has_pareto = bool(self.optimal.first or self.optimal.tied)
         self._has_search = self._has_loads and any(map(is_search, points))
 
@@ -180,7 +179,7 @@ class _Rows:
             yield "load\nfound", {**right, "vertical": "bottom"}
         yield "n", right
         for name, heading in columns:
-            methods = {_summary(point, name).label for point in self._points} - {None}
+            methods = {point.summary_of(name).label for point in self._points} - {None}
             alike = not self._is_mixed and len(methods) == 1  # so that an estimate is always marked as one
             yield f"{heading}\n{methods.pop()}" if alike else heading, right
         if self._is_mixed:
@@ -197,12 +196,12 @@ class _Rows:
             if self._has_search:
                 load = load_of(point)
                 cells.append("-" if load is None else f"{load:.4g}")
-            n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
+            n, planned = point.summary_of("seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
-                cells.append(f"{self._text(name, _summary(point, name))}{_mark(ranked[name], place, BEST)}")
+                cells.append(f"{self._text(name, point.summary_of(name))}{_mark(ranked[name], place, BEST)}")
             if self._is_mixed:
-                cells.append(_summary(point, COST).label or "-")
+                cells.append(point.summary_of(COST).label or "-")
             if any(self._verdicts):
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")
@@ -217,11 +216,6 @@ class _Rows:
 
     def _text(self, name: str, summary: Summary) -> str:
         return figure_text(name, summary) if self._has_loads else mean_text(summary)
-
-
-def _summary(point: PointResult, metric: str) -> Summary:
-    """Return the statistics of a metric; empty ones if an older version did not record it."""
-    return point.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 def _mark(ranking: Ranking, place: int, first: str) -> str:
@@ -240,18 +234,12 @@ def _value(point: PointResult, axis: str) -> str:
 def _heading(axis: str, name: str) -> str:
     """Return the heading of *axis*; a short *name* ``n`` is replaced, because ``n`` is the column of cycles."""
     if name == "n":
-        return "n\n(prompts)" if axis == "n" else _wrapped(axis)
-    return _wrapped(name)
+        return "n\n(prompts)" if axis == "n" else _lines(axis)
+    return _lines(name)
 
 
-def _wrapped(name: str) -> str:
-    """Return an axis's name in lines, wrapped between its words."""
-    lines = [""]
-    for word in re.findall(r"[^_.]+[_.]*|[_.]+", name):
-        if lines[-1] and len(lines[-1]) + len(word) > HEADING_WIDTH:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(lines)
+def _lines(name: str) -> str:
+    return "\n".join(wrapped(name, HEADING_WIDTH))
 
 
 def _clipped(text: str) -> str:
