@@ -1,4 +1,4 @@
-"""Short labels of points on the page, by the axes that vary: a label is not wider than what tells points apart."""
+"""Short labels of points on the page, made of the axes that vary."""
 
 from __future__ import annotations
 
