@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -152,6 +153,14 @@ class TestHangs:
         monkeypatch.setattr(childs, "FETCH_SECONDS", 0.3)
         error = _error(fork(job(fetch=3600), timeout=60))
         assert (error.kind, error.phase) == ("timeout", "fetching the model")
+
+    def test_load_has_a_limit_of_its_own(self, job: MakeJob, fork: Run) -> None:
+        error = _error(fork(replace(job(load=3600), max_load_seconds=0.3), timeout=60))
+        assert (error.kind, error.phase) == ("timeout", "loading")
+        assert error.message == "not loaded after 0.3 s"
+
+    def test_limit_of_the_load_ends_with_it(self, job: MakeJob, fork: Run) -> None:
+        assert fork(replace(job(seconds=0.5), max_load_seconds=0.4), timeout=60).error is None
 
 
 class TestKilled:

@@ -141,6 +141,7 @@ class IsolatedExperiment:
             job = replace(
                 self._job(study, settings, gap, allocation),
                 hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
+                max_load_seconds=preflight.max_load_seconds(config),
             )
             forkservers = forkservers_of(self._config, NAME, study.execution)
             outcome = run_isolated(

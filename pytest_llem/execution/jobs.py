@@ -70,7 +70,8 @@ def early_job(item: pytest.Item) -> Job:
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
     settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
-    allocation = preflight_of(item.config, run, study).allocation(point.config)
+    preflight = preflight_of(item.config, run, study)
+    allocation = preflight.allocation(point.config)
     identity = Identity(
         experiment_id=experiment.id,
         config_hash=point.config_hash,
@@ -96,6 +97,7 @@ def early_job(item: pytest.Item) -> Job:
         not_from=(str(worktree.repository), str(worktree.folder))
         if worktree is not None and is_reference(run) and point.config.backend != SERVER
         else None,
+        max_load_seconds=preflight.max_load_seconds(point.config),
     )
 
 

@@ -55,6 +55,7 @@ class Job:
             imported, and the reference's own. None otherwise.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
+        max_load_seconds: Time limit of loading the engine, in s; None for none.
     """
 
     identity: dict[str, Any]
@@ -77,6 +78,7 @@ class Job:
     not_from: tuple[str, str] | None = None
     turns: dict[str, Any] | None = None
     server: dict[str, Any] | None = None
+    max_load_seconds: float | None = None
 
 
 class ExperimentProcess:
@@ -157,6 +159,8 @@ class ExperimentProcess:
         """
         assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
+        if job.max_load_seconds is not None:
+            self._child.max_load_seconds = job.max_load_seconds
         self._write_job(job, watched=watched)
         self._child.send()
         return self._child
