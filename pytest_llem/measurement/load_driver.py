@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import EngineCrashError, RequestRecord
 from pytest_llem.measurement.driver import Driver
+from pytest_llem.measurement.load_drift import measure_again
 from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_search import search
 from pytest_llem.measurement.load_slice import LoadSlices
@@ -63,6 +64,7 @@ class LoadDriver(Driver[LoadWindow]):
         self._texts = None if texts is None else texts.conversations
         vocabulary = engine.vocabulary() if texts is None else ()
         self._requests = CountedRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
+        self._drift, self._sent_again = engine.record.drift, cast("Sequence[RequestRecord]", ())
         self._slices = LoadSlices(
             engine, config, self._requests, directory=directory, cycle=cycle, on_progress=on_progress
         )
@@ -108,6 +110,18 @@ class LoadDriver(Driver[LoadWindow]):
                 return join_windows(taken)
             taken.append(self._slices.measure(self._load, meters, observers, turns.min_seconds, turn=turn))
 
+    def measure_drift(self, meters: Meters, observers: WindowObservers) -> None:
+        """Measure the first load on the server again, with its arrivals and other prompts."""
+        if self._drift is None:
+            return
+        seconds = self._config.measurement.min_window_seconds
+        self._drift, self._sent_again = measure_again(
+            self._drift,
+            lambda load: self._slices.measure(
+                load, meters, observers, seconds, what="the first load again, ", number=1
+            ),
+        )
+
     def record(self, window: LoadWindow) -> LoadRecord:
         """Return the record of the load of *window*."""
         load, due = self._load, window.due
@@ -132,15 +146,18 @@ class LoadDriver(Driver[LoadWindow]):
 
     def records(self, window: LoadWindow) -> dict[str, Any]:
         """Return the records of the server and of the load."""
-        return {"server": self._engine.record, "load": self.record(window)}
+        server = self._engine.record.model_copy(update={"drift": self._drift})
+        return {"server": server, "load": self.record(window)}
 
     def requests(self, window: LoadWindow) -> Requests:
         """Return the requests that were due in *window*."""
         return requests_of(window)
 
     def sent(self, window: LoadWindow, requests: Requests) -> Requests:
-        """Return every request, by whether it was due in the ramp, the window or the drain."""
+        """Return every request, by whether it was due in the ramp, the window or the drain, or measured drift."""
         phases: dict[object, list[RequestRecord]] = {"ramp": [], "window": [], "drain": []}
+        if self._sent_again:
+            phases["drift"] = [*self._sent_again]
         for part in window.parts:
             for record in part.records:
                 due = due_at(record) or part.began
@@ -189,6 +206,9 @@ class LoadDriver(Driver[LoadWindow]):
                 "tokens_disagree",
                 f"the server counted {counted:,} output tokens, and the client received {received:,}",
             )
+        if self._drift is not None and self._drift.reason is not None:
+            text = f"the first load on the server could not be measured again: {self._drift.reason}"
+            yield QualityWarning.of("server_drift", text)
         if self._engine.record.attached:
             yield QualityWarning.of("server_attached", "the server ran already: it is not a fresh process")
 
