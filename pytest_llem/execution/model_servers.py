@@ -22,7 +22,7 @@ from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
-from pytest_llem.execution.session_resources import controller
+from pytest_llem.execution.session_resources import controller, python_path
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
@@ -250,6 +250,9 @@ def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | Non
     folder = (python or Path(sys.executable)).parent
     path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
     allocation = preflight_of_item(item).allocation(config)
+    if python is None:  # as pytest imports; a git revision's interpreter has their counterparts on its path
+        found = [*map(str, python_path(item.config)), *filter(None, [inherited.get("PYTHONPATH")])]
+        inherited |= {"PYTHONPATH": os.pathsep.join(found)} if found else {}
     # ``python -m`` would import the working tree's code for a reference that has its own.
     safe = {"PYTHONSAFEPATH": "1"} if is_reference(run_of(item)) and _directory(item) is None else {}
     return {**inherited, "PATH": path, **safe, **allocation.environment, **server_env(config.server)}
