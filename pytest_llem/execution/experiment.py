@@ -14,7 +14,7 @@ from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.forkservers import forkservers_of
 from pytest_llem.execution.idle_power import keep_idle_power
-from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of
+from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of, preflight_of_item
 from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
@@ -131,7 +131,12 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
-    outcome = server.conclude(item, _run_process(item, server.job(job), execution, lease, timeout))
+    drift = None
+    if lease.ends_server and execution.check_drift and (first := server.first_before(item)) is not None:
+        config, drift = first
+        timeout += preflight_of_item(item).deadline_seconds(config)
+    job = server.job(job, drift)
+    outcome = server.conclude(item, _run_process(item, job, execution, lease, timeout))
     if outcome.error is not None:
         servers.stop(server.key)
     return outcome

@@ -258,7 +258,7 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         "type": type(error).__name__,
         "message": _escaped(message[:MESSAGE_CAP]),
         "traceback": _escaped(text) if text else None,
-        "phase": phase,
+        "phase": getattr(error, "phase", None) or phase,  # that of a LoadError
     }
 
 

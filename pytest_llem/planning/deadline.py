@@ -7,6 +7,7 @@ import math
 from pytest_llem.planning.estimate import BYTES, generation
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.serving.search import max_probes
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
@@ -30,8 +31,8 @@ UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
 
-#: Requests of a load that may follow each other beside its window, and loads that a search may try.
-_REQUESTS_OF_A_LOAD, MAX_PROBES = 4, 20
+#: Requests of a load that may follow each other beside its window.
+_REQUESTS_OF_A_LOAD = 4
 
 #: Ten years, in seconds: an effectively unlimited deadline.
 MAX_SECONDS = 315_360_000.0
@@ -54,7 +55,7 @@ def deadline_seconds(
 
     rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each token
     of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of four requests:
-    in warm-up, ramp, window and drain; for a search, of 20 such loads.
+    in warm-up, ramp, window and drain; for a search, of as many such loads as it may try.
 
     Args:
         config: The experiment.
@@ -109,7 +110,7 @@ def _loading(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> fl
 def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:
     """Return the deadline of a load: each of its requests is bounded by a time limit of its own."""
     one = config.measurement.min_window_seconds + _REQUESTS_OF_A_LOAD * load.request_timeout_seconds
-    total = BASE_SECONDS + one * (MAX_PROBES if load.is_search else 1)
+    total = BASE_SECONDS + one * (max_probes(load.search) if load.is_search else 1)
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 

@@ -36,6 +36,7 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
@@ -194,6 +195,10 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
     facts += _best_loads(points)
+    if (drift := server_drift(points)) is not None:
+        name, change = drift.largest
+        about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
+        facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:
