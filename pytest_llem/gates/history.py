@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import different_facts, testbed_differences
@@ -127,7 +126,24 @@ class MetricHistory:
         if len(judged) >= MIN_RUNS:
             return None
         reason = next((one.not_judged for one in self.values if one.not_judged is not None), None)
-        return f"{len(judged)} of {MIN_RUNS} runs" + (f": {reason}" if reason else "")
+        return f"needs {MIN_RUNS} runs, has {len(judged)}" + (f": {reason}" if reason else "")
+
+
+@dataclass(frozen=True)
+class History:
+    """The history of one or several studies.
+
+    Attributes:
+        runs: All runs, in order.
+        series: Each metric of each point on each testbed.
+        alpha: Probability of a false alarm over all series.
+        copies: Number of results that were left out as copies of others.
+    """
+
+    runs: list[Run]
+    series: list[MetricHistory]
+    alpha: float
+    copies: int = 0
 
 
 def run_of(result: StudyResult) -> Run:
@@ -148,34 +164,39 @@ def run_of(result: StudyResult) -> Run:
     )
 
 
-def metric_histories(
-    runs: Sequence[Run], metrics: Sequence[str] = (), *, alpha: float | None = None, delta: float | None = None
-) -> list[MetricHistory]:
-    """Return each metric of each point over the *runs*, with its changes.
+def history_of(
+    results: Iterable[StudyResult],
+    metrics: Sequence[str] = (),
+    *,
+    commits_of: Callable[[Iterable[str]], Mapping[str, tuple[str, str]]] = lambda _: {},
+    alpha: float | None = None,
+    delta: float | None = None,
+) -> History:
+    """Return each metric of each point over runs, with its changes.
 
     The testbed facts that keep results from being compared separate series too.
 
     Args:
-        runs: The runs, in order.
-        metrics: Names of metrics in the catalogue; empty for those that each study gates.
+        results: Results of the runs, in any order. Copies of one are left out.
+        metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run.
+        commits_of: Returns time in ISO 8601, and subject, of those commits that are known, by their ids.
         alpha: Probability of a false alarm over all series; None for that of the newest run's study.
         delta: Relative change that does not count; None for that of each study.
     """
-    found: list[MetricHistory] = []
-    settings: dict[str, GatesConfig] = {}
-    for run in runs:  # the newest is last
-        settings[run.result.name] = _gates(run.result)
-    for study in dict.fromkeys(run.result.name for run in runs):
-        found += _histories([run for run in runs if run.result.name == study], metrics, settings[study])
-    family = []
-    for history in found:
-        gates = settings[history.study]
-        margin = math.log1p(gates.delta_of(history.metric) if delta is None else delta)
-        family.append(_series(history.judged, margin))
-    level = alpha if alpha is not None else settings[runs[-1].result.name].alpha
-    for history, changes in zip(found, find_changes(family, level), strict=True):
-        history.changes = [_change(history, one) for one in changes]
-    return found
+    runs, copies = _unique_runs(results)
+    runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
+    settings = {run.result.name: _gates(run.result) for run in runs}  # of the newest, which is last
+    series: list[MetricHistory] = []
+    family: list[Series] = []
+    for study, gates in settings.items():
+        for one in _histories([run for run in runs if run.result.name == study], metrics, gates):
+            margin = gates.delta_of(one.metric) if delta is None else delta
+            series.append(one)
+            family.append(_series(one.judged, math.log1p(margin)))
+    level = alpha if alpha is not None else settings[runs[-1].result.name].alpha if runs else GatesConfig().alpha
+    for one, changes in zip(series, find_changes(family, level), strict=True):
+        one.changes = [_change(one, change) for change in changes]
+    return History(runs, series, level, copies)
 
 
 def _gates(result: StudyResult) -> GatesConfig:
@@ -260,7 +281,7 @@ def _change(history: MetricHistory, change: Change) -> MetricChange:
     )
 
 
-def unique_runs(results: Iterable[StudyResult]) -> tuple[list[Run], int]:
+def _unique_runs(results: Iterable[StudyResult]) -> tuple[list[Run], int]:
     """Return the run of each result, and how many results were left out as copies of others."""
     runs: dict[object, Run] = {}
     copies = 0
@@ -274,7 +295,7 @@ def unique_runs(results: Iterable[StudyResult]) -> tuple[list[Run], int]:
     return [*runs.values()], copies
 
 
-def in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> list[Run]:
+def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> list[Run]:
     """Return *runs* by time: that of their commits if all of these are known, else that of the runs.
 
     Args:
@@ -289,13 +310,3 @@ def in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> lis
         for run, one in zip(runs, known, strict=True)
     ]
     return sorted(placed, key=lambda one: (one.time, one.result.started_at or ""))
-
-
-def facts_of_runs(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return numbers of runs and commits, and first and last time, for headings."""
-    return {
-        "runs": len(runs),
-        "commits": len({run.commit for run in runs if run.commit}),
-        "first": runs[0].time[:10],
-        "last": runs[-1].time[:10],
-    }

@@ -130,8 +130,8 @@ class _Tests(NamedTuple):
 
     def where(self, chosen: NDArray[Any]) -> _Tests:
         """Return the *chosen* tests."""
-        parts = self.at, self.before, self.after, self.change, self.error, self.share
-        return _Tests(*(one[chosen] for one in parts), margin=self.margin)
+        at, before, after, change, error, share = (one[chosen] for one in self[:-1])
+        return _Tests(at, before, after, change, error, share, self.margin)
 
 
 def _tests(series: Series) -> _Tests | None:
