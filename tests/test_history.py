@@ -209,9 +209,9 @@ class TestCommand:
         )
         assert (status, err) == (0, [])
         assert [line.partition(",")[0] for line in out if "run of" in line] == [
+            "llama: 1 run of 1 commit",
             "full: 1 run of 0 commits",
             "llama-1b-shape: 1 run of 0 commits",
-            "llama: 1 run of 1 commit",
         ]
 
     def test_single_result_is_not_judged(self, llem: Llem, tmp_path: Path) -> None:
