@@ -81,7 +81,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style, plotly = _file("report.js"), _file("report.css"), get_plotlyjs()
+    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -119,7 +119,8 @@ def as_json(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _file(name: str) -> str:
+def template_file(name: str) -> str:
+    """Return the text of a file beside the templates."""
     return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
 
 
