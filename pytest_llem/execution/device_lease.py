@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, takewhile
 from typing import Literal
 
 import pytest
@@ -133,12 +134,20 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
                 )
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
             lease.devices, lease.drain, lease.progress = ownership.devices, session.draining.take, watcher
+            lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
             if watcher is not None:
                 watcher.erase()  # pytest continues its own line
             yield
         if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
             session.draining.hand_over(ownership, stack)
+
+
+def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iterator[pytest.Item]:
+    """Yield *nextitem* and those after it, as long as they can share a server that runs."""
+    if nextitem is not None:
+        items = nextitem.session.items
+        yield from takewhile(servers.are_needed_by, islice(items, items.index(nextitem), None))
 
 
 @contextmanager

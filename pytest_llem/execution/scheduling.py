@@ -13,7 +13,6 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.node_ids import EXPERIMENTS, match_id, parse, run_key
-from pytest_llem.execution.model_servers import server_group
 from pytest_llem.study.server import SERVER
 
 if TYPE_CHECKING:
@@ -84,4 +83,4 @@ class StudyScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has n
         name = match_id(node.name, by_id)
         if name is None or by_id[name].point.config.backend != SERVER:
             return nodeid
-        return f"{node.file} {server_group(study, by_id[name])}"
+        return f"{node.file} {study.server_group(by_id[name])}"

@@ -10,7 +10,7 @@ from pydantic import Field
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
-from pytest_llem.results.serving import LoadRecord
+from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -182,6 +182,8 @@ class PointResult(Record):
     """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
     loads: list[LoadRecord] = Field(default_factory=list)
     """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
+    drifts: list[DriftRecord] = Field(default_factory=list)
+    """Drift of each server on which the point's load was the last one."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -38,6 +38,7 @@ from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
 from pytest_llem.reporting.wrapping import pieces
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
@@ -81,7 +82,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style, plotly = _file("layout.js") + _file("report.js"), _file("report.css"), get_plotlyjs()
+    script, style, plotly = page_script(), template_file("report.css"), get_plotlyjs()
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -96,13 +97,7 @@ def render(contents: Contents) -> str:
         loads=loads,
         breakable=breakable,
         # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=as_json(
-            {
-                "name": contents.result.name,
-                "axes": axes_data(contents.points),
-                "plots": {key: plot.data() for key, plot in shown.items()},
-            }
-        ),
+        data=plots_json(contents.result.name, contents.points, shown),
         plotly=plotly,
         script=script,
         style=style,
@@ -131,7 +126,25 @@ def as_json(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _file(name: str) -> str:
+def page_script() -> str:
+    """Return the script of a page with plots."""
+    return template_file("layout.js") + template_file("report.js")
+
+
+def plots_json(name: str, points: Sequence[PointResult], plots: Mapping[str, Plot]) -> str:
+    """Return what the page's script draws, as JSON.
+
+    Args:
+        name: The beginning of the names of files that plots are saved as.
+        points: The points that marks may be coloured by the axes of.
+        plots: The plots by key.
+    """
+    data = {key: plot.data() for key, plot in plots.items()}
+    return as_json({"name": name, "axes": axes_data(points), "plots": data})
+
+
+def template_file(name: str) -> str:
+    """Return the text of a file beside the templates."""
     return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -207,6 +220,10 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
     facts += _best_loads(points)
+    if (drift := server_drift(points)) is not None:
+        name, change = drift.largest
+        about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
+        facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:

@@ -79,7 +79,7 @@ class PointsTable:
             "mean over n cycles, ± half of its 95 % interval": self.has_intervals,
             f"{BEST} best of its column": self.has_best,
             f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.has_optimal,
-            f"{TIED} tied for that: the intervals overlap": self.has_tied,
+            f"{TIED} tied with the best: the intervals overlap": self.has_tied,
         }
         return [line for line, is_shown in lines.items() if is_shown]
 
