@@ -21,9 +21,9 @@ import pytest
 from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.document import as_json
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import axes_data, labels_of
-from pytest_llem.reporting.html.page import as_json
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import ByAxis
 from pytest_llem.reporting.html.ranges import range_of
