@@ -30,15 +30,15 @@ def main() -> None:
         real = reports.run(folder, nvml.build(folder))
         reports.grown(real, folder / "grown", options.points, options.cycles)
         file = folder / "page.html"
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), time.process_time()
         write_report(folder / "grown", file)
-        written = time.perf_counter()
+        written, busy = time.perf_counter(), time.process_time() - busy
         page = chromium.new_page()
         page.goto(file.as_uri())
         page.wait_for_selector("html[data-drawn]")
         drawn = time.perf_counter()
         print(f"{options.points} points x {options.cycles} cycles: {file.stat().st_size / 1e6:.1f} MB")
-        print(f"  written in {written - begun:.1f} s, drawn in {drawn - written:.1f} s")
+        print(f"  written in {written - begun:.1f} s ({busy:.1f} s of CPU time), drawn in {drawn - written:.1f} s")
 
 
 if __name__ == "__main__":

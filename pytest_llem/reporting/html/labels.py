@@ -12,8 +12,8 @@ from pytest_llem.results.loads import has_loads, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.identity import value_text
 
-#: Values of an axis that have colours of their own, and values that have a panel each.
-MAX_COLORS, MAX_PANELS = 24, 12
+#: Values that have a colour each: numbers, which are coloured along a scale, and others; values with a panel each.
+MAX_NUMBERS, MAX_COLORS, MAX_PANELS = 24, 8, 12
 
 #: Characters of a mark's label in a plot.
 _MAX_MARK = 24
@@ -35,6 +35,11 @@ class Axis:
     name: str
     texts: dict[str, str]
     is_number: bool
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether each value can have a colour."""
+        return 1 < len(self.texts) <= (MAX_NUMBERS if self.is_number else MAX_COLORS)
 
     def text(self, point: PointResult) -> str | None:
         """Return the short text of a point's value; None if the point does not have the axis."""

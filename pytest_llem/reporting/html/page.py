@@ -19,7 +19,7 @@ from pytest_llem.reporting.html.formatting import (
     title_of,
     unit_of,
 )
-from pytest_llem.reporting.html.labels import MAX_COLORS, MAX_PANELS, axes_of, labels_of
+from pytest_llem.reporting.html.labels import MAX_PANELS, axes_of, labels_of
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -94,7 +94,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "plots": plots,
         "why_no_power": why_no_power(points),
         "axes": axes,
-        "color_axes": [one for one in axes if 1 < len(one.texts) <= MAX_COLORS],
+        "color_axes": [one for one in axes if one.has_colors],
         "panel_axes": [one for one in axes if 1 < len(one.texts) <= MAX_PANELS],
         "columns": rows.headings(points, metrics, len(axes)),
         "points": rows.point_rows(contents, axes, metrics, optimal),

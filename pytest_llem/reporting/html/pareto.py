@@ -54,7 +54,8 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         more = f" and {len(optimal) - MAX_NAMED} more" if len(optimal) > MAX_NAMED else ""
         sentences.append(f"Pareto-optimal (no other point is both faster and uses less energy): {names}{more}.")
     if tied:
-        sentences.append(f"{counted(len(tied), 'more point')} may be Pareto-optimal: the intervals overlap.")
+        what = counted(len(tied), "more point" if optimal else "point")
+        sentences.append(f"{what} may be Pareto-optimal: the intervals overlap.")
     if any(points[index].metrics[metric].ci95 for index in known for metric in (SPEED, COST)):
         sentences.append("Bars are 95 % intervals of the mean.")
     if methods != ["measured"]:

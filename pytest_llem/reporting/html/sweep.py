@@ -16,8 +16,8 @@ from pytest_llem.results.models import PointResult
 #: Up to so many lines, the legend names them.
 MAX_NAMED = 12
 
-#: Values of the axes by which the plot is coloured and split into panels at first.
-MAX_FIRST_COLORS, MAX_FIRST_PANELS = 8, 4
+#: Values of the axis by which the plot is split into panels at first.
+MAX_FIRST_PANELS = 4
 
 #: A line of the plot: the other axes' values, and pairs of position along the axis and index of the point.
 _Line = tuple[str, list[tuple[int, int]]]
@@ -55,7 +55,7 @@ def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
 def _first_choice(others: Sequence[Axis]) -> tuple[str | None, str | None]:
     """Return the keys of the axes of colours and panels at first: the most values, if not too many."""
     by_size = sorted(others, key=lambda axis: -len(axis.texts))
-    color = next((axis for axis in by_size if len(axis.texts) <= MAX_FIRST_COLORS), None)
+    color = next((axis for axis in by_size if axis.has_colors), None)
     panel = next((axis for axis in by_size if axis is not color and len(axis.texts) <= MAX_FIRST_PANELS), None)
     return color.key if color else None, panel.key if panel else None
 

@@ -1,8 +1,6 @@
 "use strict";
 // How a figure is changed before plotly draws it: colours and panels by axis, and labels of marks that do not overlap.
 const layoutOf = (() => {
-  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star"];
-  const COLORS = 8;
   const FONT_WIDTH = 6.4; // px of a character of a mark's label
   const FONT_HEIGHT = 13;
 
@@ -36,7 +34,7 @@ const layoutOf = (() => {
   function colorOf(axis, value, style) {
     const named = (name) => style.getPropertyValue(`--${name}`).trim();
     if (value === null) return named("muted");
-    if (!axis.isNumber || axis.values.length < 3) return named(`series-${(value % COLORS) + 1}`);
+    if (!axis.isNumber || axis.values.length < 3) return named(`series-${value + 1}`);
     const stops = [1, 2, 3].map((n) => named(`scale-${n}`));
     const at = (2 * value) / (axis.values.length - 1);
     const [from, to] = [Math.min(1, Math.floor(at)), Math.min(1, Math.floor(at)) + 1];
@@ -55,13 +53,13 @@ const layoutOf = (() => {
       parts(trace, axis).map(([value, part]) => {
         if (!trace.meta) return part;
         const color = colorOf(axis, value, style);
-        const repeats = axis.isNumber ? 0 : Math.floor(value / COLORS); // of the colours
-        const symbol = typeof part.marker?.symbol === "string" && part.mode.includes("lines") ? { symbol: SYMBOLS[repeats % SYMBOLS.length] } : {};
+        const isLine = part.mode?.includes("lines");
+        const symbol = isLine && typeof part.marker?.symbol === "string" ? { symbol: "circle" } : {};
         const first = !named.has(value);
         named.add(value);
         const colored = { ...part, name: valueName(axis, value), legendgroup: `${value}`, legendrank: 1000 + rank(value), showlegend: first };
         colored.marker = { ...part.marker, ...symbol, color };
-        colored.line = { ...part.line, color: part.type === "box" || part.mode?.includes("lines") ? color : undefined };
+        colored.line = { ...part.line, color: part.type === "box" || isLine ? color : undefined };
         if (part.error_y) colored.error_y = { ...part.error_y, color };
         if (part.error_x) colored.error_x = { ...part.error_x, color };
         if (part.type === "box") colored.fillcolor = `${color}33`;
@@ -170,18 +168,22 @@ const layoutOf = (() => {
       const isFree = ([left, top, right, bottom]) =>
         left >= 0 && top >= 0 && right <= across && bottom <= height &&
         taken.every((one) => right <= one[0] || left >= one[2] || bottom <= one[1] || top >= one[3]);
+      const placed = [];
+      const isRepeated = (text, px, py) => placed.some(([one, x_, y_]) => one === text && Math.hypot(x_ - px, y_ - py) < 12);
       for (const trace of traces.toReversed().filter((one) => one.mode.includes("text"))) {
         const positions = [];
         trace.text = trace.text.map((text, n) => {
           positions.push("top right");
           if (!known(trace, n)) return "";
           const [px, py] = at(trace, n);
+          if (isRepeated(text, px, py)) return "";
           const wide = text.length * FONT_WIDTH;
           for (const [side, left] of [["right", px + 5], ["left", px - 5 - wide], ["center", px - wide / 2]]) {
             for (const [level, top] of [["top", py - 6 - FONT_HEIGHT], ["bottom", py + 6], ["middle", py - FONT_HEIGHT / 2]]) {
               const box = [left, top, left + wide, top + FONT_HEIGHT];
               if (level + side !== "middlecenter" && isFree(box)) {
                 taken.push(box);
+                placed.push([text, px, py]);
                 positions[n] = `${level} ${side}`;
                 return text;
               }
