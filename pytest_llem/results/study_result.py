@@ -301,11 +301,22 @@ _ISOLATION = {
     "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
 }
 
+_SERVERS = {
+    "attached": "a server that ran before serves all cycles",
+    "load": "a fresh server for each cycle and configuration, which its loads share",
+    "never": "a fresh server for every experiment",
+}
+
+_LOAD_WINDOW = "the steady state of the load; totals are per n requests"
+
 
 def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
+    servers = [point.config.server for point in study.points if point.config.server is not None]
+    reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
     return {
         "isolation": _ISOLATION[execution.start_method],
+        **({"servers": _SERVERS[reuse]} if servers else {}),
         "start_method": execution.start_method,
         "n_cycles": execution.n_cycles,
         **(execution.model_dump(include={"min_cycles", "max_cycles"}) if execution.until_decided else {}),
@@ -313,7 +324,7 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
         "experiment_gap_seconds": execution.experiment_gap_seconds,
         "cycle_gap_seconds": execution.cycle_gap_seconds,
-        "window": "whole passes over all prompts; totals are per pass",
+        "window": _LOAD_WINDOW if servers else "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),

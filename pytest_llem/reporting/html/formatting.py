@@ -148,9 +148,15 @@ def label_of(index: int, point: PointResult) -> str:
 
 
 def mark_of(index: int, points: Sequence[PointResult]) -> str:
-    """Return a short text beside a point's mark in a plot: its load on a server, or else its number."""
-    load = load_of(points[index]) if has_loads(points) else None
-    return f"#{index + 1}" if load is None else f"{load:g}"
+    """Return a short text beside a point's mark in a plot: its load on a server, or else its number.
+
+    If several points have the same load, their other axes are added.
+    """
+    loads = [load_of(point) if has_loads(points) else None for point in points]
+    load = loads[index]
+    if load is None:
+        return f"#{index + 1}"
+    return f"{load:g}" if loads.count(load) == 1 else ticks_of(points)[1][index]
 
 
 def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
