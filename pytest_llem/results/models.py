@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.serving import DriftRecord, LoadRecord
@@ -189,6 +190,10 @@ class PointResult(Record):
     """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
     has.
     """
+
+    def summary_of(self, metric: str) -> Summary:
+        """Return the statistics of *metric*; without a value if the writing version did not know it."""
+        return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 class TokenAgreement(Record):
