@@ -97,13 +97,14 @@ def pytest_collection_modifyitems(
     if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
         return (yield)
     # Not in ``session``: which plugin orders items last would then depend on when that module is registered.
-    from pytest_llem.collection.items import restore_run_order
+    from pytest_llem.collection.items import deselect_other_shards, restore_run_order
     from pytest_llem.collection.selection import refuse_unknown_axes
     from pytest_llem.session import register
 
     register(config)
     if not session.testsfailed:
         refuse_unknown_axes(config.stash.get(STUDIES, {}).values(), session, items)
+    deselect_other_shards(config, items)
     restore_run_order(items)  # --stepwise resumes at a position in this order
     yield
     restore_run_order(items)

@@ -38,7 +38,8 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     if not settings.resume:
         return {}
     if _REPLAYS not in config.stash:
-        resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_environment, config))
+        shard = str(settings.shard) if settings.shard else None
+        resume = Resume(settings.resume_from, shard, settings.resume_mismatch, partial(_environment, config))
         try:
             found = {
                 file: resume.find(study, settings.results_dir_of(study, config.rootpath))
