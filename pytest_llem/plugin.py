@@ -7,7 +7,7 @@ until a study file is found. The hooks that only studies need are in ``session``
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 
 if TYPE_CHECKING:
+    from execnet import XSpec
     from xdist.workermanage import WorkerController
 
 
@@ -118,6 +119,14 @@ def pytest_terminal_summary(
 
         if (hint := name_hint(files, config.invocation_params.dir)) is not None:
             terminalreporter.write_line(f"llem: {hint}", yellow=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[XSpec]) -> None:
+    if any(not spec.popen or spec.via for spec in specs):
+        from pytest_llem.session import prepare_remote_workers
+
+        prepare_remote_workers(config, specs)
 
 
 @pytest.hookimpl(optionalhook=True)

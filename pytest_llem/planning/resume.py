@@ -35,8 +35,8 @@ class CurrentEnvironment:
     """The environment in which experiments would be measured now.
 
     Attributes:
-        cpu: Model of the CPU.
-        gpus: Models of the GPUs that CUDA may use.
+        cpu: Model of the CPU; None if unknown.
+        gpus: Models of the GPUs that CUDA may use; None if unknown.
         driver: Version of their driver.
         version: Returns, for a backend, a function from a package's name to the version that its experiments would
             use, None for a package that is not installed.
@@ -44,7 +44,7 @@ class CurrentEnvironment:
     """
 
     cpu: str | None
-    gpus: frozenset[str]
+    gpus: frozenset[str] | None
     driver: str | None
     version: Callable[[str], Callable[[str], str | None]]
     changes: Callable[[ExperimentResult, ExperimentConfig], list[str]]
@@ -54,7 +54,7 @@ class CurrentEnvironment:
         environment = result.environment
         gpus = environment.get("gpus") or []
         names = {gpu["name"] for gpu in gpus if gpu.get("name")}
-        if missing := sorted(names - self.gpus):
+        if self.gpus is not None and (missing := sorted(names - self.gpus)):
             yield f"it ran on {', '.join(missing)}, this machine has {_listed(self.gpus) or 'no GPU'}"
         elif not names and self.cpu and environment.get("cpu_model") not in (None, self.cpu):
             yield f"it ran on {environment['cpu_model']}, this machine has {self.cpu}"
