@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -94,22 +95,26 @@ class SshServer:
     def stop(self) -> None:
         """End it and its connections, as if its host had disappeared."""
         assert self._process is not None
-        for process in [*self.connections(), psutil.Process(self._process.pid)]:
-            process.kill()
+        connections = self.below().values()
+        self._process.kill()
         self._process.wait()
+        for process in connections:
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith("sshd"):
+                    process.kill()
 
-    def connections(self) -> list[psutil.Process]:
-        """Return the process of each connection, the oldest first; its children run what the client asked for."""
+    def below(self) -> dict[int, psutil.Process]:
+        """Return the processes of all connections by id: sshd's own, and what runs for its clients."""
         assert self._process is not None
-        if self._process.poll() is not None:
-            return []
-        return sorted(psutil.Process(self._process.pid).children(), key=lambda one: one.create_time())
+        with suppress(psutil.NoSuchProcess):
+            return {one.pid: one for one in psutil.Process(self._process.pid).children(recursive=True)}
+        return {}
 
     def cut(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Kill or stop the connection to which the process *pid* belongs."""
-        (connection,) = (one for one in self.connections() if pid in {child.pid for child in one.children(True)})
-        for process in [connection, *(one for one in connection.children(True) if one.name().startswith("sshd"))]:
-            os.kill(process.pid, number)
+        """Kill or stop sshd's processes of the connection for which the process *pid* runs."""
+        for process in psutil.Process(pid).parents():
+            if process.name().startswith("sshd") and process.pid in self.below():
+                process.send_signal(number)
 
     def worker(self, host: str, folder: Path, options: str = "") -> str:
         """Return xdist's option for a worker in *folder* on *host*."""
@@ -120,8 +125,3 @@ class SshServer:
         with socket.socket() as client:
             client.settimeout(1)
             return client.connect_ex(("127.0.0.1", self._port)) == 0
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
