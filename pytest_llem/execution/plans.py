@@ -11,7 +11,7 @@ from pytest_llem._plugin import overwriting
 from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
+from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
@@ -36,7 +36,7 @@ def make_plans(
         run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
         for run, experiments in in_order.items()
     }
-    load = load_warning()
+    load = None if config.stash.get(REMOTE, False) else load_warning()
     return [
         replace(
             plan,

@@ -358,6 +358,19 @@ class Preflight:
         return None if footprint is None else memory_bytes(config, self.needs(config), footprint)
 
 
+class UnknownHostPreflight(Preflight):
+    """Refuses and predicts nothing: the experiments run on hosts of which this process knows nothing."""
+
+    def reason(self, point: Point) -> str | None:
+        return None
+
+    def footprint(self, config: ExperimentConfig) -> Footprint | None:
+        return None
+
+    def _answer(self, config: ExperimentConfig) -> EngineAnswer | None:
+        return None
+
+
 def hub_unreachable() -> str | None:
     """Return why the Hugging Face hub cannot be reached; None if it answers or offline mode is set."""
     return hub.unreachable()

@@ -109,6 +109,10 @@ class Manifest(Document):
     """
     resumed_from: list[str] = Field(default_factory=list)
     """Names of the results directories beside this one whose results are replayed."""
+    shard: str | None = None
+    """Part of the study that was run, ``I/N``; null if it was not divided."""
+    merged_from: list[str] = Field(default_factory=list)
+    """Names of the results directories that were merged, sorted; empty for a run."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     experiments: list[ManifestEntry]

@@ -6,6 +6,7 @@ Results are read one point at a time and dropped once they are summarised: a stu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ class StudyResult(Document):
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
-    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
+    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     result_files: list[str] = Field(default_factory=list)
@@ -314,6 +315,9 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
     servers = [point.config.server for point in study.points if point.config.server is not None]
     reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
+    # Those of points with marks are left out: a merged result is judged without pytest.
+    marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
+    budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
     return {
         "isolation": _ISOLATION[execution.start_method],
         **({"servers": _SERVERS[reuse]} if servers else {}),
@@ -328,4 +332,5 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),
+        **({"budgets": budgets} if budgets else {}),
     }
