@@ -82,6 +82,10 @@ def identify_worker(node: WorkerController) -> None:
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
     if node.gateway.spec.popen:
         node.workerinput["llem_controller"] = os.getpid()
+    from pytest_llem.execution.pause import ONE_AT_A_TIME
+    from pytest_llem.execution.scheduling import hands_out
+
+    node.workerinput[ONE_AT_A_TIME] = hands_out(node.config)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -102,7 +106,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    from pytest_llem.execution.pause import ONE_AT_A_TIME, Pausing
+
     config = session.config
+    if getattr(config, "workerinput", {}).get(ONE_AT_A_TIME):
+        config.pluginmanager.register(Pausing(session))
     if _studies(config):
         if hasattr(config, "workerinput"):  # a worker runs what the controller sends, despite collection errors
             _prepare(config, config.workerinput["llem_session"])
