@@ -200,6 +200,40 @@ def test_engine_on_gpus_that_are_not_leased_fails(noop_engine: None, reported: l
     )
 
 
+def _refusal(folder: str) -> str:
+    """Run an experiment that uses both scripted GPUs, and return why it is refused."""
+    from noop_engine import NoopEngine
+
+    from pytest_llem.measurement import orchestrator
+
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate({**fields, "energy": {"backend": None}, "noop": {"gpu": [A, B]}})
+    setattr(orchestrator, "load_engine", lambda *_, **__: NoopEngine)  # noqa: B010  # in a forked process
+    try:
+        ExperimentOrchestrator(config).run()
+    except PreflightError as error:
+        return str(error)
+    return "not refused"
+
+
+def test_gpus_of_different_kinds_together_are_refused(
+    noop_engine: None, nvml_library: Path, tmp_path: Path
+) -> None:
+    for kinds, refused in (("H100 L4", True), ("H100 H100", False)):
+        boards = [
+            nvml.ScriptedGpu(uuid, [(0.0, 50.0)], {"name": kind})
+            for uuid, kind in zip((A, B), kinds.split(), strict=True)
+        ]
+        script = nvml.Script(tmp_path / "script", boards)
+        script.write()
+        env = {**nvml.environment(nvml_library, script), "PYTHONPATH": os.environ["PYTHONPATH"]}
+        expected = (
+            "engine 'noop' runs on GPUs of different kinds together: H100, L4: "
+            "select those of one kind with CUDA_VISIBLE_DEVICES"
+        )
+        assert nvml.run(env, _refusal, str(tmp_path)) == (expected if refused else "not refused")
+
+
 def test_plan_shows_the_number_of_gpus(noop_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy_engine.py").write_text(NEEDY)
     two = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate((A, B)))

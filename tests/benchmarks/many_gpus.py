@@ -118,8 +118,10 @@ def overhead(env: Mapping[str, str], options: argparse.Namespace) -> None:
         print(f"-n {workers}: {each:.0f} ms an experiment, {workers * each:.0f} ms of a worker", flush=True)
 
 
-def kill_workers(process: subprocess.Popen[str], count: int, rng: random.Random) -> None:
-    """Kill some of pytest's workers, one after the other, at random times."""
+def kill_workers(process: subprocess.Popen[str], count: int, rng: random.Random, notes: Path) -> None:
+    """Kill some of pytest's workers, one after the other, at random times once experiments have started."""
+    while process.poll() is None and len(stays(notes)) < len(boards.UUIDS):
+        time.sleep(0.5)
     while count and process.poll() is None:
         time.sleep(rng.uniform(0.5, 3.0))
         with suppress(psutil.Error, IndexError):
@@ -149,7 +151,7 @@ def stress(env: Mapping[str, str], options: argparse.Namespace) -> None:
             started.append(start(folder, env, f"{study}.yaml", *more))
             killers.append(
                 threading.Thread(
-                    target=kill_workers, args=(started[-1], options.kills // 2, random.Random(number))
+                    target=kill_workers, args=(started[-1], options.kills // 2, random.Random(number), notes)
                 )
             )
             killers[-1].start()

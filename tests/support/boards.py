@@ -103,5 +103,5 @@ def busiest(found: Sequence[Stay]) -> int:
 
 def workers_of(controller: int) -> list[psutil.Process]:
     """Return xdist's workers of a controller, by its pid."""
-    children = psutil.Process(controller).children()
+    children = [one for one in psutil.Process(controller).children() if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in children if "exec(eval(" in " ".join(one.cmdline())]
