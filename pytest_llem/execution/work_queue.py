@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from pytest_llem.machine.allocation import DeviceRequest
 
+#: Maximum number of units without free devices that others overtake: a study may have 20,000 of them.
+MAX_BLOCKED = 200
+
 
 @dataclass(eq=False)
 class Unit:
@@ -99,10 +102,12 @@ class WorkQueue:
             counts_devices: Whether its worker is on this machine. The devices of others are not known here.
         """
         taken: set[str] = {device for one in self._running for device in one.devices}
-        first_place = None
+        first_place, blocked = None, 0
         for place, unit in self._waiting.items():
             if not self._is_due(unit):
                 continue
+            if blocked == MAX_BLOCKED:
+                break
             first_place = place if first_place is None else first_place
             request = unit.request() if counts_devices else None
             if request is None:
@@ -113,6 +118,7 @@ class WorkQueue:
             if not request.count:  # it will fail: there are not enough GPUs
                 return self._start(place, ())
             taken.update(request.pool)
+            blocked += 1
         if self._running or not self._waiting:
             return None
         # Nothing runs, so nothing will change: the unit's worker finds out why it cannot start.
