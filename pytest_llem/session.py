@@ -57,7 +57,8 @@ def configure(config: pytest.Config, expression: str) -> None:
     Raises:
         pytest.UsageError: An option or an ini value is invalid.
     """
-    from pytest_llem._plugin.options import Settings, check_html
+    from pytest_llem._plugin.options import Settings
+    from pytest_llem._plugin.overwriting import check_html
 
     register(config)
     settings = Settings.from_config(config)

@@ -22,9 +22,9 @@ from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, unmet_requirements
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.machine import allocation
 from pytest_llem.machine.allocation import request_devices
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
@@ -574,20 +574,20 @@ def test_parallel_sizes_lease_that_many_gpus(
 
 
 @pytest.fixture(scope="module")
-def warm_servers() -> Iterator[Servers]:
-    servers = Servers()
+def warm_servers() -> Iterator[ForkServers]:
+    servers = ForkServers()
     yield servers
     servers.end()
 
 
 @pytest.fixture
-def run(warm_servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def run(warm_servers: ForkServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Return a function that runs an experiment in a forked process. vLLM notes its processes in ``notes``."""
 
     def start(fault: str | None, timeout: float = 120, **changes: Any) -> Outcome:
         one = config({"hf_overrides": {"fake_fault": fault, "fake_notes": str(tmp_path / "notes")}}, **changes)
         job = Job({"experiment_id": "one", "config_hash": "0" * 16}, one.model_dump(mode="json"), directory=".")
-        return run_isolated(job, servers=warm_servers, timeout=timeout)
+        return run_isolated(job, forkservers=warm_servers, timeout=timeout)
 
     return start
 

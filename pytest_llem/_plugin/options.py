@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
+from pytest_llem._plugin.declarations import INI
+
 if TYPE_CHECKING:
     from pytest_llem.planning.worktree import Worktree
     from pytest_llem.study.design import StudyConfig
@@ -36,7 +38,15 @@ FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
 #: Options that must not be empty.
-_PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
+_PATHS = (
+    "llem_results_dir",
+    "llem_plan",
+    "llem_html",
+    "llem_resume_from",
+    "llem_baseline",
+    "llem_baseline_dir",
+    "llem_against",
+)
 
 _Word = TypeVar("_Word", bound=str)
 
@@ -60,6 +70,8 @@ class Settings:
         no_gaps: No idle time between experiments.
         strict: Report excluded combinations as errors.
         baseline: Name of a saved baseline, or path of a result, to compare with; or None.
+        baseline_dir: Folder of the baselines.
+        baseline_max_age: Age in s from which a baseline is refused, or None.
         against: Python interpreter to compare with, or None. That of a git revision is a script in its worktree.
         against_name: Name of the reference in tables, or None.
         interleave: What alternates in an interleaved comparison; None for the study's own setting.
@@ -92,6 +104,8 @@ class Settings:
     no_gaps: bool
     strict: bool
     baseline: str | None
+    baseline_dir: Path
+    baseline_max_age: float | None
     against: Path | None
     against_name: str | None
     interleave: str | None
@@ -162,6 +176,12 @@ class Settings:
             no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
             strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
             baseline=baseline,
+            baseline_dir=_path(
+                "--llem-baseline-dir",
+                config.rootpath,
+                config.getoption("llem_baseline_dir") or _ini(config, "llem_baseline_dir"),
+            ),
+            baseline_max_age=_duration(config, "llem_baseline_max_age"),
             against=against,
             against_name=_against_name(config, against),
             interleave=_one_of(config, "llem_interleave", _INTERLEAVE),
@@ -173,7 +193,7 @@ class Settings:
             max_experiments=None
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
-            time_budget=_time_budget(config),
+            time_budget=_duration(config, "llem_time_budget"),
             timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
             carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
@@ -202,31 +222,6 @@ class Settings:
             timeout_seconds=self.timeout,
             interleave=self.interleave,
         )
-
-
-def check_html(file: Path) -> None:
-    """Check, before anything runs, that an HTML report can be written to *file*.
-
-    Raises:
-        pytest.UsageError: *file* cannot be written, or a package that the report needs is not installed.
-    """
-    from pytest_llem._plugin import overwriting
-    from pytest_llem.registry import missing_extra
-
-    if (missing := missing_extra("report")) is not None:
-        raise pytest.UsageError(f"--llem-html: {missing}")
-    try:
-        if file.exists() and not file.is_file():
-            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
-        if (problem := overwriting.check_overwrite(file, overwriting.PAGE)) is not None:
-            raise pytest.UsageError(f"--llem-html: {problem}")
-        folder = next(parent for parent in file.parents if parent.exists())
-        if not folder.is_dir():
-            raise pytest.UsageError(f"--llem-html: '{folder}' is not a directory")
-    except OSError as error:
-        raise pytest.UsageError(f"--llem-html: {error}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise pytest.UsageError(f"--llem-html: '{folder}' cannot be written to")
 
 
 class _ConfigReader:
@@ -285,21 +280,24 @@ def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
 
 
 #: Seconds of the units of a duration.
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _time_budget(config: pytest.Config) -> float | None:
-    given = config.getoption("llem_time_budget")
-    if given is None:
+def _duration(config: pytest.Config, option: str) -> float | None:
+    """Return the seconds of an option, else of its ini option if it has one; None if not set."""
+    given = config.getoption(option)
+    name = option if given is None else f"--{option.replace('_', '-')}"
+    text = (_ini(config, option) if option in INI else "") if given is None else given
+    if given is None and not text:
         return None
-    number, unit = (given[:-1], given[-1]) if given[-1:] in _UNITS else (given, "s")
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
         seconds = float(number) * _UNITS[unit]
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise pytest.UsageError(
-            f"--llem-time-budget: must be a time above 0, in seconds or as 90s, 15m, 2h (got {given!r})"
+            f"{name}: must be a time above 0, in seconds or as 90s, 15m, 2h, 30d (got {text!r})"
         )
     return seconds
 

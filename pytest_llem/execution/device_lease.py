@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, takewhile
 from typing import Literal
 
 import pytest
@@ -140,6 +141,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
                 )
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
             lease.drain, lease.progress = session.draining.take, watcher
+            lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
             if watcher is not None:
                 watcher.erase()  # pytest continues its own line
@@ -191,6 +193,13 @@ def _begin_use(shared_state: SharedState, devices: Collection[str]) -> bool:
         claims = [shared_state.claim("", f"{USED}-{device}") for device in devices]
         return all(claims)
     return False
+
+
+def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iterator[pytest.Item]:
+    """Yield *nextitem* and those after it, as long as they can share a server that runs."""
+    if nextitem is not None:
+        items = nextitem.session.items
+        yield from takewhile(servers.are_needed_by, islice(items, items.index(nextitem), None))
 
 
 @contextmanager

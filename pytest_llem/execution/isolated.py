@@ -126,10 +126,10 @@ class IsolatedExperiment:
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
+        from pytest_llem.execution.forkservers import forkservers_of
         from pytest_llem.execution.live_line import print_line
         from pytest_llem.execution.neighbours import with_neighbours
         from pytest_llem.execution.output import output_forwarder, print_output
-        from pytest_llem.execution.servers import servers_of
 
         config = study.points[0].config
         request = preflight.request(config)
@@ -149,10 +149,11 @@ class IsolatedExperiment:
             job = replace(
                 self._job(study, settings, gap, allocation),
                 hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
+                max_load_seconds=preflight.max_load_seconds(config),
             )
-            servers = servers_of(self._config, NAME, study.execution)
+            forkservers = forkservers_of(self._config, NAME, study.execution)
             outcome = run_isolated(
-                job, servers=servers, timeout=deadline, on_output=output_forwarder(self._config)
+                job, forkservers=forkservers, timeout=deadline, on_output=output_forwarder(self._config)
             )
             outcome = with_neighbours(outcome, allocation.devices, session)
         print_output(self._config, outcome.output)

@@ -69,7 +69,10 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
+    # The client of a server is the same on both sides, and may be forked from one forkserver.
+    has_own_code = is_reference(run) and point.config.backend != SERVER
     settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
+    preflight = preflight_of(item.config, run, study)
     identity = Identity(
         experiment_id=experiment.id,
         config_hash=point.config_hash,
@@ -83,7 +86,7 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
         directory=str(study.path.parent),
         root=str(_working_tree(item.config, _code_interpreter(study, point) if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
-        python_path=[str(folder) for folder in import_path_of(item.config, reference=is_reference(run))],
+        python_path=[str(folder) for folder in import_path_of(item.config, reference=has_own_code)],
         watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
@@ -93,8 +96,9 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
         devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
         not_from=(str(worktree.repository), str(worktree.folder))
-        if worktree is not None and is_reference(run) and point.config.backend != SERVER
+        if worktree is not None and has_own_code
         else None,
+        max_load_seconds=preflight.max_load_seconds(point.config),
     )
 
 

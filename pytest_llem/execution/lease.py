@@ -28,6 +28,7 @@ class DeviceLease:
         process: The item's process if it was started early and is not used yet.
         drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
         progress: Shows the live progress; None without a terminal.
+        ends_server: Whether no later item of this session will use the server that the item's experiment shares.
         defer: Registers what to call before the devices are released, which may be after later items.
     """
 
@@ -38,6 +39,7 @@ class DeviceLease:
     process: ExperimentProcess | None = None
     drain: Callable[[ExperimentProcess], None] | None = None
     progress: LiveProgress | None = None
+    ends_server: bool = False
     defer: Callable[[Callable[[], None]], object] = lambda callback: None
 
     def take_gap(self) -> GapRecord | None:

@@ -16,12 +16,12 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import IN_TURNS
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem.execution.forkservers import forkservers_of
 from pytest_llem.execution.jobs import complete_job, preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import output_forwarder
-from pytest_llem.execution.servers import servers_of
 from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
@@ -69,7 +69,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             REFERENCE if is_reference(run) else "candidate",
             job if server is None else server.job(job),
             timeout,
-            servers_of(one.config, file_of(run), study.execution),
+            forkservers_of(one.config, file_of(run), study.execution),
             lease.take_process() if one is item else None,
             output_forwarder(one.config, erase),
             server.record.pid if server is not None else None,

@@ -12,7 +12,6 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import DECIDED, REPLAYED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.jobs import preflight_of
-from pytest_llem.execution.model_servers import server_group
 from pytest_llem.execution.placement import binding_key, bindings_of, narrowed
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.gates.sequential import Schedule
@@ -65,7 +64,7 @@ def units_of(config: pytest.Config, node_ids: Sequence[str], studies: Mapping[st
 def _group(config: pytest.Config, study: StudyConfig, experiment: Experiment) -> str | None:
     """Return what the experiments of one unit have in common; None for a unit of one experiment."""
     if experiment.point.config.backend == SERVER:
-        return server_group(study, experiment)
+        return study.server_group(experiment)
     return experiment.id if Settings.from_config(config).against is not None else None
 
 

@@ -205,6 +205,7 @@ class ExperimentOrchestrator:
             repeats = driver.check(window, requests)
             expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
             record = engine.describe()
+            driver.measure_drift(meters, self._observers(engine))
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests, compilations())
             window_metrics = driver.metrics(window, requests)

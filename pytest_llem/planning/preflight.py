@@ -31,7 +31,7 @@ from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.machine.allocation import DeviceRequest, exactly, request_devices
 from pytest_llem.machine.attached_server import gpus_of_server
 from pytest_llem.machine.devices import CPU
-from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
@@ -133,6 +133,10 @@ class Preflight:
         """Return the maximum time from the start of an experiment's process, in s, without downloads."""
         execution, needs = self._study.execution, self.needs(config)
         return deadline_seconds(config, execution, needs, self.footprint(config), self.host_of(config))
+
+    def max_load_seconds(self, config: ExperimentConfig) -> float | None:
+        """Return the maximum time in which the engine loads its model, in s; None if only the deadline limits"""
+        return max_load_seconds(config, self._study.execution, self.needs(config), self.footprint(config))
 
     def request(self, config: ExperimentConfig) -> DeviceRequest:
         """Return the devices that an experiment may be given. Experiments with equal needs query NVML once."""

@@ -19,12 +19,16 @@ from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text
 from pytest_llem.results.failures import failures
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import result_testbed
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
 #: GitHub drops a step summary of more than 1 MiB. Other programs may write to the file before and after this one,
 #: so this one writes at most a quarter of that, and leaves some space free.
 MAX_BYTES, MAX_OWN_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
+
+#: GitHub refuses a comment of more than 65,536 characters; a heading and a mark are added to this one.
+MAX_COMMENT_BYTES = 60_000
 
 #: Rows of a table, entries of a list, characters of a cell.
 MAX_ROWS, MAX_ENTRIES, MAX_CHARACTERS = 200, 20, 300
@@ -72,6 +76,51 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
     except OSError as error:
         return f"the GitHub step summary could not be written: {error}"
     return None
+
+
+def summary_markdown(results: Mapping[str, StudyResult], unread: Sequence[str] = ()) -> str:
+    """Return the summary of several results as Markdown for a comment, the failed ones first.
+
+    Args:
+        results: The results, by a name such as their folder.
+        unread: Messages on results that could not be read.
+    """
+    ordered = sorted(results.items(), key=lambda one: not _failed(one[1]))
+    found = [f"- not read: {escaped(one)}" for one in unread[:MAX_ENTRIES]]
+    if len(ordered) > 1:
+        rows = [
+            (escaped(name), escaped(one.name), _testbed(one), _done(one), _verdicts(one)) for name, one in ordered
+        ]
+        found += ["", *_table(("results", "study", "testbed", "experiments", "gates"), rows, "result")]
+    return _cut([*found, *_page([one for _, one in ordered])], MAX_COMMENT_BYTES).decode().lstrip("\n")
+
+
+def _failed(result: StudyResult) -> bool:
+    missing = result.comparison is not None and bool(result.comparison.missing_points)
+    outcomes = {one.outcome for point in result.points for one in point.verdicts}
+    return missing or result.summary.failed > 0 or "failed" in outcomes or result.status != "completed"
+
+
+def _testbed(result: StudyResult) -> str:
+    testbed = result_testbed(result)
+    return "-" if testbed is None else escaped(testbed.key)
+
+
+def _done(result: StudyResult) -> str:
+    summary, status = result.summary, "" if result.status == "completed" else f", {result.status}"
+    failed = f", **{summary.failed} failed**" if summary.failed else ""
+    return f"{summary.completed} of {summary.total}{failed}{status}"
+
+
+def _verdicts(result: StudyResult) -> str:
+    """Return the numbers of verdicts, failed ones first and in bold."""
+    count: Counter[tuple[bool, str]] = Counter(
+        (one.outcome != "failed", one.verdict) for point in result.points for one in point.verdicts
+    )
+    if result.comparison is not None and (missing := result.comparison.missing_points):
+        count[False, "missing points"] = len(missing)
+    texts = [f"{n} {word}" if passed else f"**{n} {word}**" for (passed, word), n in sorted(count.items())]
+    return ", ".join(texts) or "-"
 
 
 def escaped(text: str) -> str:

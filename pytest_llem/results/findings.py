@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.metrics import Method
@@ -76,6 +77,12 @@ class Findings:
         if names:
             text = f"cycles of a point differ in {', '.join(names)}"
             self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
+
+    def warn_of_drift(self, points: Sequence[PointResult]) -> None:
+        """Warn if servers have changed between the first and the last load on them."""
+        drift = server_drift(points)
+        if drift is not None and drift.is_large:
+            self._warn(QualityWarning.of("server_drift", drift.text), [])
 
     def warn_of_edits(self) -> None:
         """Warn about modules, datasets and models that were not the same in all experiments.

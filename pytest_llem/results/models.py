@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
-from pytest_llem.results.serving import LoadRecord
+from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -183,6 +183,8 @@ class PointResult(Record):
     """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
     gpus: list[list[str]] = Field(default_factory=list)
     """UUIDs of the GPUs of each of ``cycles``, in their order; empty without GPUs."""
+    drifts: list[DriftRecord] = Field(default_factory=list)
+    """Drift of each server on which the point's load was the last one."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None

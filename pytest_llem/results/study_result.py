@@ -209,6 +209,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.turns = [*cycle_turns(results)]
         point.loads = [result.load for result in results if result.load is not None]
         point.gpus = gpus_of_cycles(results)
+        servers = [result.server for result in results if result.server is not None]
+        point.drifts = [server.drift for server in servers if server.drift is not None]
         point.not_repeated = not_repeated([result.imported for result in results])
         for result in results:
             found.add(result, point)
@@ -218,6 +220,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         found.warn_of_differing(results, point)
     design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
+    found.warn_of_drift(design.points)
     _set_concurrent(found, manifest.experiments)
     return found
 

@@ -85,6 +85,10 @@ class ExecutionConfig(NullableSection):
     """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:
     each experiment starts a server of its own. Default ``load``.
     """
+    check_drift: bool = True
+    """Measure the first of several loads on a server again, as the last one, and report how far the server has
+    changed. Takes one more window for each server that several loads share. Default true.
+    """
     skip_preflight: bool = False
     """Start experiments without checking first whether they can run. Default false."""
 

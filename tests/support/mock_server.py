@@ -59,7 +59,6 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.base_ms, self.per_request_ms = (float(part) for part in options.step_ms.split("+"))
-        self.slowdown = 1 + options.delay_percent / 100
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.work = asyncio.Event()
@@ -68,6 +67,10 @@ class Engine:
         self.state = _opened(options.state_file)
         self.log = _opened(options.log_file)
         self._batch = -1
+
+    @property
+    def slowdown(self) -> float:
+        return 1 + (self.options.delay_percent / 100 if self.requests >= self.options.delay_after else 0.0)
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -286,6 +289,7 @@ def parser() -> argparse.ArgumentParser:
     add("--prefill-ms", type=float, default=0.0, help="for each prompt token")
     add("--max-batch", type=int, default=256)
     add("--delay-percent", type=float, default=0.0, help="longer steps, as after a regression")
+    add("--delay-after", type=int, default=0, metavar="N", help="only after N requests, as by drift")
     add("--merge", type=int, default=1, help="tokens per chunk")
     add("--key", help="API key that requests need")
     add("--key-file", type=Path, metavar="FILE", help="file with that key")

@@ -116,7 +116,7 @@ def _goodput(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSerie
         for metric, dash, what in ((GOODPUT, "solid", "within the SLO"), ("requests_per_second", "dot", "all"))
     ]
     caption = "Requests per second that were answered within the SLO (solid), and all that were answered (dotted)."
-    yaxis = {"title": {"text": "requests/s"}, "rangemode": "tozero"}
+    yaxis = {"title": {"text": "requests/s"}, "range": [0, None]}  # an interval may extend below 0
     plot = {**figure([], height=400, xaxis=_load_axis(points, lines, kind), yaxis=yaxis), "data": traces}
     return Plot(f"goodput-{kind}", f"Goodput against {kind}", _with_slo(points, caption), plot)
 

@@ -36,6 +36,7 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
@@ -80,7 +81,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style, plotly = _file("report.js"), _file("report.css"), get_plotlyjs()
+    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -118,7 +119,8 @@ def as_json(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _file(name: str) -> str:
+def template_file(name: str) -> str:
+    """Return the text of a file beside the templates."""
     return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
 
 
@@ -194,6 +196,10 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
     facts += _best_loads(points)
+    if (drift := server_drift(points)) is not None:
+        name, change = drift.largest
+        about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
+        facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:

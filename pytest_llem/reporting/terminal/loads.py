@@ -153,7 +153,7 @@ def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, 
     within = [place for place in known if is_within_slo(points[place])]
     if not within:
         most = max(known, key=lambda place: _mean(points[place], ATTAINMENT) or 0.0)
-        return "no load is within the SLO, the best is", _load(points[most]), _attained(points[most])
+        return "no load is within the SLO; closest", _load(points[most]), _attained(points[most])
     first, tied = best_within_slo(points, series)
     if not first:  # energies are not known, or not comparable
         largest = points[within[-1]]

@@ -37,7 +37,7 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     if replayed := len(plan.experiments) - len(plan.to_run):
         text += f", {replayed:,} replayed"
     if plan.seconds is None:
-        text += ", time unknown"
+        text += f", time unknown{_windows(plan)}"
     elif plan.seconds:
         about = "at most about" if study.execution.until_decided else "about"
         text += f", {about} {duration_text(plan.seconds / plan.at_a_time)}"
@@ -106,6 +106,14 @@ def _span(times: Sequence[str]) -> str:
     """Return the first and the last of *times*; the day is not repeated if it is the same."""
     first, last = min(times), max(times)
     return first if first == last else f"{first} to {last.removeprefix(f'{first[:10]} ')}"
+
+
+def _windows(plan: Plan) -> str:
+    """Return the part of an unknown time that is known: that of the windows of loads on servers."""
+    windows, drift = plan.load_seconds
+    if not windows:
+        return ""
+    return f" (windows: {duration_text(windows)}{f', and {duration_text(drift)} for drift' if drift else ''})"
 
 
 def _deadline(plan: Plan) -> str:

@@ -105,7 +105,7 @@ def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[s
     if made.has_optimal:
         lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
     if made.has_tied:
-        lines.append(f"{TIED} tied for that: the intervals overlap")
+        lines.append(f"{TIED} tied with the best: the intervals overlap")
     return lines
 
 

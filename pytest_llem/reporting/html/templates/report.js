@@ -125,6 +125,7 @@
   }
 
   const table = document.getElementById("point-table");
+  if (table === null) return; // the page of a history
   const count = document.getElementById("count");
   const rows = [...table.tBodies[0].rows].map((row) => ({
     row,

@@ -1,0 +1,312 @@
+"""The history of studies: each metric of each point over the runs of one testbed, and its lasting changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.differences import different_facts, testbed_differences
+from pytest_llem.gates.eligibility import (
+    ESTIMATED,
+    allows_estimates,
+    contention,
+    ineligible_reason,
+    replay_ineligible_reason,
+)
+from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import facts_testbed
+from pytest_llem.study.gates import GatesConfig
+from pytest_llem.study.identity import axes_key
+
+#: Facts of the checkout, which change with every commit.
+_ORIGIN = {"commit", "uncommitted_changes"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        result: Its result; only points with results, without what a history does not need.
+        commit: Commit of the checkout; None if it was not recorded.
+        dirty: Whether tracked files differed from the commit.
+        time: When the commit was made, or else when the run started, in ISO 8601; empty if neither is known.
+        subject: First line of the commit's message; None if it is not known.
+    """
+
+    result: StudyResult
+    commit: str | None
+    dirty: bool
+    time: str
+    subject: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The commit's short id, with ``+`` after it for uncommitted changes; ``–`` if it is not known."""
+        return f"{self.commit[:10]}{'+' if self.dirty else ''}" if self.commit else "–"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one point in one run.
+
+    Attributes:
+        run: The run.
+        point: The point's result, with this metric only.
+        summary: The metric's statistics.
+        not_judged: Why the value is not judged; None if it is.
+    """
+
+    run: Run
+    point: PointResult
+    summary: Summary
+    not_judged: str | None
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A lasting change of a metric.
+
+    Attributes:
+        verdict: Whether it is for the worse or for the better.
+        change: The change; its indices count judged values.
+        first: First value after the change, or of the drift.
+        last: The same value, or the last value of the drift.
+        before: The judged value before ``first``; None for a drift from the first run on.
+        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except the commit.
+    """
+
+    verdict: str
+    change: Change
+    first: Value
+    last: Value
+    before: Value | None
+    facts: tuple[str, ...]
+
+
+@dataclass
+class MetricHistory:
+    """A metric of one point of a study over the runs on one testbed.
+
+    Attributes:
+        study: Name of the study.
+        metric: Name of the metric in the catalogue.
+        testbed: Key of the testbed; ``unknown`` if results did not record it.
+        differs: A testbed fact by which the series differs from an earlier one of the point on such a testbed.
+        values: Values in order.
+        changes: Lasting changes in order.
+    """
+
+    study: str
+    metric: str
+    testbed: str
+    differs: str | None
+    values: list[Value]
+    changes: list[MetricChange] = field(default_factory=list)
+
+    @property
+    def point(self) -> str:
+        """Id of the point, in the newest run."""
+        return self.values[-1].point.id
+
+    @property
+    def judged(self) -> list[Value]:
+        """The values that are judged."""
+        return [one for one in self.values if one.not_judged is None]
+
+    @property
+    def why_not_judged(self) -> str | None:
+        """Why no change could be found; None if one could."""
+        judged = self.judged
+        if len(judged) >= MIN_RUNS:
+            return None
+        reason = next((one.not_judged for one in self.values if one.not_judged is not None), None)
+        return f"needs {MIN_RUNS} runs, has {len(judged)}" + (f": {reason}" if reason else "")
+
+
+@dataclass(frozen=True)
+class History:
+    """The history of one or several studies.
+
+    Attributes:
+        runs: All runs, in order.
+        series: Each metric of each point on each testbed.
+        alpha: Probability of a false alarm over all series.
+        copies: Number of results that were left out as copies of others.
+    """
+
+    runs: list[Run]
+    series: list[MetricHistory]
+    alpha: float
+    copies: int = 0
+
+
+def run_of(result: StudyResult) -> Run:
+    """Return the run of a result, which is stripped of what a history does not need."""
+    git = result.environment.get("git") or {}
+    facts = next((point.sut for point in result.points if point.sut.get("commit")), {})
+    commit = git.get("commit") or facts.get("commit")
+    kept = [
+        point.model_copy(update={"turns": [], "loads": [], "verdicts": []})
+        for point in result.points
+        if point.cycles and point.metrics
+    ]
+    return Run(
+        result=result.model_copy(update={"points": kept, "experiments": [], "warnings": [], "excluded": []}),
+        commit=commit if isinstance(commit, str) else None,
+        dirty=bool(git.get("dirty") or facts.get("uncommitted_changes")),
+        time=result.started_at or "",
+    )
+
+
+def history_of(
+    results: Iterable[StudyResult],
+    metrics: Sequence[str] = (),
+    *,
+    commits_of: Callable[[Iterable[str]], Mapping[str, tuple[str, str]]] = lambda _: {},
+    alpha: float | None = None,
+    delta: float | None = None,
+) -> History:
+    """Return each metric of each point over runs, with its changes.
+
+    The testbed facts that keep results from being compared separate series too.
+
+    Args:
+        results: Results of the runs, in any order. Copies of one are left out.
+        metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run.
+        commits_of: Returns time in ISO 8601, and subject, of those commits that are known, by their ids.
+        alpha: Probability of a false alarm over all series; None for that of the newest run's study.
+        delta: Relative change that does not count; None for that of each study.
+    """
+    runs, copies = _unique_runs(results)
+    runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
+    settings = {run.result.name: _gates(run.result) for run in runs}  # of the newest, which is last
+    series: list[MetricHistory] = []
+    family: list[Series] = []
+    for study, gates in settings.items():
+        for one in _histories([run for run in runs if run.result.name == study], metrics, gates):
+            margin = gates.delta_of(one.metric) if delta is None else delta
+            series.append(one)
+            family.append(_series(one.judged, math.log1p(margin)))
+    level = alpha if alpha is not None else settings[runs[-1].result.name].alpha if runs else GatesConfig().alpha
+    for one, changes in zip(series, find_changes(family, level), strict=True):
+        one.changes = [_change(one, change) for change in changes]
+    return History(runs, series, level, copies)
+
+
+def _gates(result: StudyResult) -> GatesConfig:
+    return GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
+
+
+def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) -> Iterator[MetricHistory]:
+    """Yield the series of one study, without changes."""
+    by_key: dict[tuple[object, str], list[tuple[PointResult, MetricHistory]]] = {}
+    digests: dict[object, set[str]] = {}
+    for run in runs:
+        for point in run.result.points:
+            place = axes_key(point.axes)
+            known = digests.setdefault(place, set())
+            if not known.isdisjoint(point.result_digests):  # replayed by a later run
+                continue
+            known.update(point.result_digests)
+            for metric in metrics or gates.family_of(point.config.get("load")):
+                summary = point.metrics.get(metric)
+                if summary is not None and summary.mean is not None:
+                    one = point.model_copy(update={"metrics": {metric: summary}})
+                    value = Value(run, one, summary, _not_judged(one, metric, summary))
+                    _append(by_key.setdefault((place, metric), []), value, run.result.name, metric)
+    for groups in by_key.values():
+        yield from (history for _, history in groups)
+
+
+def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
+    """Append a value to the series of its testbed, and make that series if it is the first one."""
+    point, differs = value.point, None
+    for at, (facts, history) in enumerate(groups):
+        found = testbed_differences(point, facts, metric).blocking
+        if not found:
+            history.values.append(value)
+            groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
+            return
+        differs = found[0]
+    testbed = facts_testbed([point.testbed])
+    key = testbed.key if testbed else "unknown"
+    groups.append((point, MetricHistory(study, metric, key, differs, [value])))
+
+
+def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None:
+    """Return why a value is shown and not judged; None if it is judged."""
+    if summary.method == "estimated" and not allows_estimates(point):
+        return ESTIMATED
+    reason = summary.not_judged or point.not_repeated or replay_ineligible_reason(point)
+    reason = reason or ineligible_reason(point, metric) or contention(point, metric)
+    if reason is None and not all(value > 0 for value in _values(summary)):
+        return "a value is not above 0"
+    return reason
+
+
+def _values(summary: Summary) -> list[float]:
+    """Return the values of the cycles; of versions that did not keep them, the mean."""
+    known = [value for value in summary.values if value is not None]
+    return known or [summary.mean or 0.0]
+
+
+def _series(values: Sequence[Value], margin: float) -> Series:
+    import numpy as np
+
+    logs = [math.fsum(map(math.log, found)) / len(found) for found in (_values(one.summary) for one in values)]
+    commits = [None if one.run.dirty else one.run.commit for one in values]
+    same = [one is not None and one == before for before, one in zip([None, *commits], commits, strict=False)]
+    return Series(np.array(logs), margin, np.array(same, dtype=bool))
+
+
+def _change(history: MetricHistory, change: Change) -> MetricChange:
+    judged = history.judged
+    first, last = judged[change.first], judged[change.last]
+    before = judged[change.first - 1] if change.first else None
+    worse = (change.ratio > 1) == (CATALOGUE[history.metric].better == "lower")
+    facts = different_facts(first.point, before.point) if before is not None and not change.is_drift else []
+    return MetricChange(
+        verdict="REGRESSION" if worse else "IMPROVEMENT",
+        change=change,
+        first=first,
+        last=last,
+        before=before,
+        facts=tuple(one for one in facts if one not in _ORIGIN),
+    )
+
+
+def _unique_runs(results: Iterable[StudyResult]) -> tuple[list[Run], int]:
+    """Return the run of each result, and how many results were left out as copies of others."""
+    runs: dict[object, Run] = {}
+    copies = 0
+    for result in results:
+        digests = sorted(digest for point in result.points for digest in point.result_digests)
+        key = (result.name, result.started_at or "", () if result.started_at else tuple(digests))
+        if key in runs and (result.started_at or digests):
+            copies += 1
+        else:
+            runs[key if result.started_at or digests else object()] = run_of(result)
+    return [*runs.values()], copies
+
+
+def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> list[Run]:
+    """Return *runs* by time: that of their commits if all of these are known, else that of the runs.
+
+    Args:
+        runs: The runs.
+        commits: Time in ISO 8601, and subject, of commits.
+    """
+    known = [commits.get(run.commit) if run.commit else None for run in runs]
+    if any(one is None and run.commit for one, run in zip(known, runs, strict=True)):
+        known = [None for _ in runs]
+    placed = [
+        Run(run.result, run.commit, run.dirty, *(one or (run.time, None)))
+        for run, one in zip(runs, known, strict=True)
+    ]
+    return sorted(placed, key=lambda one: (one.time, one.result.started_at or ""))
