@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, run_of
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.results.manifest import stored_result
+from pytest_llem.results.models import ManifestEntry
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER
@@ -161,11 +164,6 @@ def _topic(topic: str, key: str) -> str:
 
 def _gpus(stored: dict[str, object] | None) -> list[str]:
     """Return the UUIDs of the GPUs of a stored result, by its notice; empty if unknown."""
-    from pathlib import Path
-
-    from pytest_llem.results.manifest import stored_result
-    from pytest_llem.results.models import ManifestEntry
-
     if stored is None:
         return []
     text = stored_result(Path(str(stored["directory"])), ManifestEntry.model_validate(stored["entry"]))

@@ -6,6 +6,7 @@ xdist's own schedulers send items ahead, which then wait behind a lease while ot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,10 @@ def make_scheduler(config: pytest.Config, log: Producer, studies: Studies) -> St
         studies: Returns the studies by the key of their run, once workers have collected.
     """
     return StudyScheduling(config, log, studies) if hands_out(config) else None
+
+
+def _is_local(node: WorkerController) -> bool:
+    return bool(node.gateway.spec.popen)
 
 
 class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no types
@@ -113,19 +118,17 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
     def _hand_out(self) -> None:
         """Give each idle worker a unit that may start."""
         self._correct_placements()
-        for node in self._idle():
-            started = self._queue.start_next(counts_devices=bool(node.gateway.spec.popen))
-            if started is None:
-                return
-            self._given[node] = started
-            self._send(node, started)
+        for is_local, nodes in groupby(self._idle(), key=_is_local):
+            for node in nodes:
+                started = self._queue.start_next(counts_devices=is_local)
+                if started is None:
+                    break
+                self._given[node] = started
+                self._send(node, started)
 
     def _idle(self) -> Sequence[WorkerController]:
-        return [
-            node
-            for node in self.nodes
-            if node in self.node2collection and node not in self._given and not node.shutting_down
-        ]
+        collected = [node for node in self.nodes if node in self.node2collection]
+        return [node for node in collected if node not in self._given and not node.shutting_down]
 
     def _send(self, node: WorkerController, started: Running) -> None:
         assert self.collection is not None
