@@ -19,6 +19,13 @@ from pytest_llem.results.models import ManifestEntry
 #: with its reference.
 STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
 
+#: Topics, by what shares devices in all cycles: these devices; and by experiment: those that the controller has
+#: chosen for it, and those that it got instead.
+BOUND, ASSIGNED, PLACED = "bound", "assigned", "placed"
+
+#: Topics of a session: whether a device was used in it; the state of the GPUs before the first experiment.
+USED, COOL = "used", "cool"
+
 #: Topic, by point: after how many cycles its gates were decided, and the reason why later ones are skipped.
 DECIDED = "decided"
 
@@ -69,6 +76,23 @@ class SharedState:
         except FileExistsError:
             return False
         return True
+
+    def put_first(self, study: str, topic: str, content: Any) -> Any:
+        """Set the value of *topic* to *content* unless it is set, and return its value.
+
+        Raises:
+            OSError: The value could not be written.
+        """
+        name = _name(study, topic)
+        if self._folder is None:
+            return self._values.setdefault(name, content)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = self._folder / f".{os.getpid()}-{name}"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, self._folder / name)
+        temporary.unlink()
+        return self.read(study, topic)
 
     def read(self, study: str, topic: str) -> Any:
         """Return the value of *topic*, or None if it is not set."""

@@ -17,6 +17,7 @@ from pytest_llem.results.document import Document
 from pytest_llem.results.experiment import ExperimentResult, not_repeated
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
+from pytest_llem.results.gpu_spread import gpus_of_cycles
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import (
@@ -208,6 +209,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
         point.loads = [result.load for result in results if result.load is not None]
+        point.gpus = gpus_of_cycles(results)
         servers = [result.server for result in results if result.server is not None]
         point.drifts = [server.drift for server in servers if server.drift is not None]
         point.not_repeated = not_repeated([result.imported for result in results])
@@ -273,11 +275,11 @@ def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
         for entry in entries
         if entry.status == "failed" and entry.started_at and entry.completed_at
     ]
-    overlaps = overlapping([*((began, ended) for began, ended, _ in found.spans), *failed])
+    overlaps = overlapping([*((began, ended) for began, ended, *_ in found.spans), *failed])
     concurrent: dict[str, bool] = {}
-    for (_, _, point), overlap in zip(found.spans, overlaps, strict=False):
-        concurrent[point.id] = overlap or concurrent.get(point.id, False)
-    for _, _, point in found.spans:
+    for (_, _, point, beside), overlap in zip(found.spans, overlaps, strict=False):
+        concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
+    for _, _, point, _ in found.spans:
         point.testbed = {**point.testbed, CONCURRENT: concurrent[point.id]}
 
 
