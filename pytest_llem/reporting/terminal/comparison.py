@@ -156,6 +156,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
         interval = f"ratio: candidate / reference, with the {share} interval that decided; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
+    notes = [
+        one.note for one in _of_known_points(comparison) if one.note is not None and one.verdict != "NOT JUDGED"
+    ]
+    yield from _capped("judged", [*dict.fromkeys(notes)])
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
     shares = sorted({one.process_share for one in comparison.verdicts if one.process_share is not None})
