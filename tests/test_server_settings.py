@@ -47,6 +47,7 @@ def reason(folder: Path, **study: Any) -> str:
             "'{model_name}' has no value: server.model_name",
         ),
         ({"server": {"command": ["x"]}}, "server: command: needs the placeholder {port}: each server gets a port"),
+        ({"load": {"trace": "no.txt"}}, "/no.txt' cannot be read: No such file or directory"),
         (
             {"server": {"api": "chat"}},
             "api 'chat' sends texts, and synthetic prompts are token ids: use a",

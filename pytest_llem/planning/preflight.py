@@ -38,6 +38,7 @@ from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.code_state import find_by_hook
+from pytest_llem.serving.schedule import trace_problem
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
@@ -201,6 +202,8 @@ class Preflight:
         if config.backend == SERVER:
             problems = option_problems(shipped, config, given_fields(config))
             yield from (f"{self._place(one.path)}: {one.message}" for one in problems)
+            if config.load is not None and (problem := trace_problem(config.load, self._study.path.parent)):
+                yield problem
         needs = self.needs(config)
         if (
             config.measurement.prefill_split
