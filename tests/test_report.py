@@ -21,15 +21,16 @@ import pytest
 from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.document import as_json
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
-from pytest_llem.reporting.html.labels import axes_data, labels_of, short_texts
-from pytest_llem.reporting.html.page import as_json
+from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import ByAxis
 from pytest_llem.reporting.html.ranges import range_of
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.wrapping import pieces, short_texts, wrapped
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
@@ -527,6 +528,12 @@ def test_long_values_of_an_axis_are_shortened_and_still_differ() -> None:
     alike = [f"{'x' * 40}{n}{'x' * 40}" for n in range(2)]
     assert list(short_texts(alike)) == list(short_texts(alike).values()) == alike
     assert short_texts(["a/b", "a/c"]) == {"a/b": "a/b", "a/c": "a/c"}
+
+
+def test_identifiers_are_broken_between_words_only() -> None:
+    assert pieces("batch_size=0.5-model=a/b") == ["batch_", "size=", "0.5-", "model=", "a/", "b"]
+    assert wrapped("max_output_tokens", 12) == ["max_output_", "tokens"]
+    assert wrapped("max_output_tokens", 3) == ["max_", "output_", "tokens"], "longer words stay whole"
 
 
 def test_only_cycle_of_a_point_is_shown_as_measured(tmp_path: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.reporting.html.formatting import neutral
+from pytest_llem.reporting.wrapping import short_texts
 from pytest_llem.results.loads import has_loads, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.identity import value_text
-
-#: Characters of a value of an axis in a label.
-MAX_VALUE = 24
 
 #: Values of an axis that have colours of their own, and values that have a panel each.
 MAX_COLORS, MAX_PANELS = 24, 12
@@ -52,30 +50,6 @@ def axes_of(points: Sequence[PointResult]) -> list[Axis]:
         texts = sorted(values, key=lambda text: values[text]) if is_number else list(values)
         found.append(Axis(key, name, short_texts(texts), is_number))
     return found
-
-
-def short_texts(texts: Iterable[str], max_characters: int = MAX_VALUE) -> dict[str, str]:
-    """Return a short text for each of *texts*, without folders that all share and without its middle.
-
-    The short texts differ. If they would not, they are longer.
-
-    Example:
-        >>> short_texts(["/srv/models/llama-8b-instruct-int4", "/srv/models/qwen-7b"])
-        {'/srv/models/llama-8b-instruct-int4': '…/llama-8b-instruct-int4', '/srv/models/qwen-7b': '…/qwen-7b'}
-    """
-    given = list(dict.fromkeys(texts))
-    shared = 0
-    if len(given) > 1 and max(map(len, given)) > max_characters:
-        first, last = min(given), max(given)
-        same = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-        shared = first[: next(same, len(first))].rfind("/")
-    found = {text: f"…{text[shared:]}" if shared > 0 else text for text in given}
-    half = max_characters // 2
-    short = {
-        text: one if len(one) <= max_characters else f"{one[: half - 1]}…{one[-half:]}"
-        for text, one in found.items()
-    }
-    return short if len({*short.values()}) == len(given) else found
 
 
 def axis_text(value: Any) -> str:

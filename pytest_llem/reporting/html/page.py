@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     clipped,
@@ -26,7 +19,7 @@ from pytest_llem.reporting.html.formatting import (
     title_of,
     unit_of,
 )
-from pytest_llem.reporting.html.labels import MAX_COLORS, MAX_PANELS, axes_data, axes_of, labels_of
+from pytest_llem.reporting.html.labels import MAX_COLORS, MAX_PANELS, axes_of, labels_of
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -37,7 +30,6 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
-from pytest_llem.reporting.wrapping import pieces
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.failures import failures
@@ -74,15 +66,7 @@ class Fact:
 
 
 def render(contents: Contents) -> str:
-    """Return the whole page. It loads nothing over the network, and its policy allows only its own scripts."""
-    environment = Environment(
-        loader=PackageLoader("pytest_llem.reporting.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style, plotly = page_script(), template_file("report.css"), get_plotlyjs()
+    """Return the whole page."""
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -92,60 +76,8 @@ def render(contents: Contents) -> str:
     ]
     loads = load_plots(contents.points)
     shown = {plot.key: plot for plot in [*plots, *loads] if plot is not None}
-    return environment.get_template("report.html.j2").render(
-        **_content(contents, shown),
-        loads=loads,
-        breakable=breakable,
-        # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=plots_json(contents.result.name, contents.points, shown),
-        plotly=plotly,
-        script=script,
-        style=style,
-        policy=policy(plotly, script),
-    )
-
-
-def breakable(text: str) -> Markup:
-    """Return *text* as HTML that is broken between its words only."""
-    return Markup("<wbr>").join(pieces(text))
-
-
-def policy(*scripts: str) -> str:
-    """Return a Content-Security-Policy that allows only these scripts and no network requests."""
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def as_json(data: Any) -> str:
-    """Return *data* as JSON that is safe inside a script element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def page_script() -> str:
-    """Return the script of a page with plots."""
-    return template_file("layout.js") + template_file("report.js")
-
-
-def plots_json(name: str, points: Sequence[PointResult], plots: Mapping[str, Plot]) -> str:
-    """Return what the page's script draws, as JSON.
-
-    Args:
-        name: The beginning of the names of files that plots are saved as.
-        points: The points that marks may be coloured by the axes of.
-        plots: The plots by key.
-    """
-    data = {key: plot.data() for key, plot in plots.items()}
-    return as_json({"name": name, "axes": axes_data(points), "plots": data})
-
-
-def template_file(name: str) -> str:
-    """Return the text of a file beside the templates."""
-    return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
+    content = {**_content(contents, shown), "loads": loads}
+    return render_template("report.html.j2", contents.result.name, shown.values(), content, contents.points)
 
 
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:

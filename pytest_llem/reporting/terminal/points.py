@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from pytest_llem.reporting.terminal.comparison import escaped
 from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns, load_lines
 from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
-from pytest_llem.reporting.wrapping import wrapped
+from pytest_llem.reporting.wrapping import short_texts, wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
@@ -108,10 +108,11 @@ def points_table(
         if _widest(made.table) <= width:
             return made
     for columns in (wider[-1], narrowest):  # with the ids wrapped
-        made = rows.table([], columns, width, whole=ids)
-        if _narrowest(made.table) <= width:
+        least = _narrowest(rows.table([], columns, width, whole=ids).table)
+        if least <= width:
             break
-    return replace(made, width=max(width, _narrowest(made.table)))
+    width = max(width, least)
+    return rows.table([], columns, width, whole=ids, id_width=MIN_ID_WIDTH + width - least)
 
 
 def points_markdown(
@@ -172,14 +173,16 @@ class _Rows:
         self._has_pareto = bool(self.optimal.first or self.optimal.tied)
         self._has_search = self._has_loads and any(map(is_search, points))
 
-    def table(self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool) -> PointsTable:
-        """Return the table with *axes*, or with ids if there are no axes; *whole* ids are not shortened."""
+    def table(
+        self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool, id_width: int | None = None
+    ) -> PointsTable:
+        """Return the table with *axes*, or with ids in lines of *id_width*; *whole* ids are not shortened."""
         table = plain_table()
         table.collapse_padding = True  # saves width
         for heading, options in self.headings(axes, columns):
             table.add_column(heading, **options)
         ranked = self._ranked(columns)
-        for cells in self.cells(axes, columns, whole=whole):
+        for cells in self.cells(axes, columns, whole=whole, id_width=id_width):
             table.add_row(*cells)
         return PointsTable(
             table,
@@ -218,12 +221,15 @@ class _Rows:
         if any(self._verdicts):
             yield "verdict", {}
 
-    def cells(self, axes: Sequence[str], columns: Columns, *, whole: bool) -> Iterator[list[str]]:
+    def cells(
+        self, axes: Sequence[str], columns: Columns, *, whole: bool, id_width: int | None = None
+    ) -> Iterator[list[str]]:
         """Yield the cells of each point."""
+        values = {axis: self._values(axis, whole=whole) for axis in axes}
         ranked = self._ranked(columns)
         for place, point in enumerate(self._points):
             cells = [_mark(self.optimal, place, OPTIMAL).strip()] if self._has_pareto else []
-            cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
+            cells += [values[axis][place] for axis in axes] or [self._id(point, whole=whole, width=id_width)]
             if self._has_search:
                 load = load_of(point)
                 cells.append("-" if load is None else f"{load:.4g}")
@@ -237,6 +243,16 @@ class _Rows:
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")
             yield cells
+
+    def _values(self, axis: str, *, whole: bool) -> list[str]:
+        """Return the values of an axis, shortened unless *whole* is set."""
+        values = [value_text(point.axes[axis]) if axis in point.axes else "-" for point in self._points]
+        short = short_texts(values)
+        return values if whole else [short[value] for value in values]
+
+    def _id(self, point: PointResult, *, whole: bool, width: int | None) -> str:
+        text = point.id if whole else _clipped(point.id)
+        return text if width is None else "\n".join(wrapped(text, width))
 
     def _ranked(self, columns: Columns) -> dict[str, Ranking]:
         none = Ranking(set(), set())
@@ -256,10 +272,6 @@ def _mark(ranking: Ranking, place: int, first: str) -> str:
     if place in ranking.tied:
         return TIED
     return " " if ranking.first or ranking.tied else ""
-
-
-def _value(point: PointResult, axis: str) -> str:
-    return value_text(point.axes[axis]) if axis in point.axes else "-"
 
 
 def _heading(axis: str, name: str) -> str:
