@@ -152,7 +152,11 @@ class Settings:
             )
         if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
+        if config.getoption("llem_baseline_max_age") and not baseline:
+            raise pytest.UsageError("--llem-baseline-max-age: needs --llem-baseline")
         save = config.getoption("llem_save")
+        if config.getoption("llem_baseline_dir") and not (baseline or save):
+            raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
         if config.getoption("llem_save_partial") and save is None:
