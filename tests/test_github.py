@@ -17,6 +17,7 @@ from pytest_llem.reporting.github import summary_markdown
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from tests.conftest import ROOT
+from tests.support.loads import SLO, load_point
 from tests.support.study_results import point, study_result
 from tests.support.warned import study_warning
 
@@ -225,12 +226,23 @@ class TestSummary:
         ]
         assert gates[2][3].startswith("0.930 × the reference: REGRESSION (98 % interval 0.910–0.951, n = 5")
         assert set(other) <= {"strong_open", "strong_close"}
-        assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy method"]
-        assert [row[0] for row in points[1:]] == [point.id for point in result.points]
+        assert points[0][:5] == ["fault", "n", "out tok/s", "TTFT p50 ms", "J/out token estimated"]
+        assert points[0][-1] == "verdict"
+        assert [f"fault={row[0]}" for row in points[1:]] == [point.id for point in result.points]
         metrics = result.points[0].metrics
         assert points[1][1] == str(metrics["seconds"].n)
         assert points[1][2] == f"{metrics['output_tokens_per_second'].mean:,.0f}", "of two cycles no interval"
-        assert points[1][5] == "estimated"
+        assert points[1][-1] == "BEYOND"
+
+    def test_points_under_load_have_their_slo_and_the_best_load(self, page: Callable[..., Any]) -> None:
+        axes = {"server.args.max_num_batched_tokens": 8}
+        loads = [load_point({"concurrency": n, "slo": SLO}, 1 / n, 0.5, axes=axes | {"n": n}) for n in (1, 2)]
+        text = page(study_result(*loads))
+        ((head, *rows),), _ = tables(text)
+        assert head[:3] == ["concurrency", "n (prompts)", "n"]
+        assert {"J/good token measured", "within SLO", "good req/s"} <= {*head}
+        assert [row[head.index("within SLO")] for row in rows] == ["100 %", "50 %"]
+        assert "n&#61;1: best within the SLO: concurrency 1" in text.replace("n=1", "n&#61;1")
 
     def test_summary_has_warnings_errors_and_comparison(
         self, page: Callable[..., Any], result: StudyResult
@@ -265,25 +277,29 @@ class TestSummary:
     ) -> None:
         result.name = nasty
         result.warnings = [study_warning(nasty)]
-        for one in result.points:
+        for number, one in enumerate(result.points):
             one.id = nasty
+            one.axes = {nasty: f"{nasty}{number}"}
         result.points[0].verdicts = [BEYOND.model_copy(update={"point": nasty, "reason": nasty, "metric": nasty})]
         text = page(result)
         (gates, points), other = tables(text)
         assert set(other) <= {"strong_open", "strong_close"}, "text, and nothing else"
         assert {len(row) for row in gates} == {5}
-        assert {len(row) for row in points} == {6}
+        assert len({len(row) for row in points}) == 1
         shown = "".join(
             one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(nasty.split())
         )
-        assert gates[1][2] == points[1][0] == shown
+        assert gates[1][2] == shown
         rest = re.sub(r"&#\d+;", "", text)
         assert not re.search(r"<|https?://|\bwww\.|\$", rest)
 
     @pytest.mark.slow
     def test_summary_is_appended_and_stays_small(self, page: Callable[..., Any], result: StudyResult) -> None:
         point = result.points[0]
-        result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
+        result.points = [
+            point.model_copy(update={"axes": {f"axis{k}": f"{'|' * 5_000}{n}" for k in range(10)}})
+            for n in range(500)
+        ]
         result.warnings = [study_warning("!" * 1_000)] * 1_000
         text = page(result, before=b"what another tool wrote\n")
         assert text.startswith("what another tool wrote\n")

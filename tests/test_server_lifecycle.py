@@ -71,6 +71,11 @@ def test_load_points_of_a_cycle_share_a_server(
     write_load_study(folder, sweep=SWEEP, execution=execution)
     run_pytest().assert_outcomes(passed=sum(map(len, expected)))
     assert groups(results) == expected
+    protocol = results.study_result["measurement_protocol"]
+    assert protocol["servers"].startswith(
+        "a fresh server for each" if len(expected) == 2 else "a fresh server for every"
+    )
+    assert protocol["window"].startswith("the steady state")
     assert not processes_in(folder)
 
 
@@ -245,6 +250,7 @@ def test_running_server_is_measured_labelled_and_not_stopped(
         assert answers(url, "/health")
     run.stdout.fnmatch_lines(["warning: *the server ran already: it is not a fresh process*"])
     assert groups(results) == [[1, 2, 3]]
+    assert results.study_result["measurement_protocol"]["servers"] == "a server that ran before serves all cycles"
     result = result_of(results, results.manifest["experiments"][0])
     assert (result["server"]["attached"], result["server"]["command"]) == (True, None)
     assert result["metrics"]["load_seconds"]["value"] is None
@@ -276,21 +282,41 @@ def test_slots_of_a_study_are_not_in_lock_step(run_pytest: RunPytest, results: R
 
 @pytest.mark.slow
 def test_rate_above_capacity_fails_with_both_rates(run_pytest: RunPytest, folder: Path) -> None:
-    """One request at a time takes 0.05 s, so that 20 a second are served."""
+    """One request at a time takes 0.05 s, so that 20 a second are served. Its queue is not waited for."""
+    log = folder / "log"
     write_load_study(
         folder,
-        *("--step-ms", "5+0", "--max-batch", "1"),
+        *("--step-ms", "5+0", "--max-batch", "1", "--log-file", str(log)),
         load={"rate": 60, "arrival": "constant", "request_timeout_seconds": 60},
         max_output_tokens=10,
         measurement={"min_window_seconds": 3},
     )
     run = run_pytest()
     run.assert_outcomes(failed=1)
-    [line] = [line for line in run.outlines if line.startswith("load while ")]
+    [line] = [line for line in run.outlines if line.startswith("load while measuring: ")]
     rates = re.search(r"not steady: requests in flight grew .* while (\S+) requests/s were .* (\S+) served", line)
     assert rates is not None
     assert float(rates[1]) == pytest.approx(60, rel=0.05)
     assert float(rates[2]) == pytest.approx(20, rel=0.2)
+    assert 50 < len(prompts(log)) < 120, "of about 200 that were sent"
+
+
+def test_queue_time_of_the_servers_counters_is_a_mean(
+    run_pytest: RunPytest, results: Results, folder: Path
+) -> None:
+    """With one request at a time, two in flight wait for each other: the TTFT is nearly all queue."""
+    write_load_study(
+        folder,
+        *("--step-ms", "5+0", "--max-batch", "1"),
+        sweep={"server.metrics": ["/metrics", None]},
+        load={"concurrency": 2},
+    )
+    run_pytest().assert_outcomes(passed=2)
+    known, unknown = (result_of(results, one)["metrics"] for one in results.manifest["experiments"])
+    assert 0.7 * known["ttft_p50_ms"]["value"] < known["queue_mean_ms"]["value"] < known["ttft_p99_ms"]["value"]
+    assert known["queue_p50_ms"]["value"] is None
+    assert unknown["queue_mean_ms"]["value"] is None
+    assert "do not report the time in its queue" in unknown["queue_mean_ms"]["reason"]
 
 
 @pytest.mark.slow

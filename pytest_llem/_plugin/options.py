@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_llem.planning.worktree import Worktree
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
+    from pytest_llem.study.shards import Shard
 
 #: Prefix of a git revision to compare with.
 GIT = "git:"
@@ -83,6 +84,7 @@ class Settings:
         fail_on: Verdicts that fail a comparison.
         max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
         time_budget: Time in s after which no experiment starts that cannot end before; None for no limit.
+        shard: Part of each study to run; None for all of it.
         timeout: Deadline of every experiment, in s; None for the study's own.
         model_path: Folders that hold models by name.
         carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
@@ -116,6 +118,7 @@ class Settings:
     fail_on: FailOn
     max_experiments: int | None
     time_budget: float | None
+    shard: Shard | None
     timeout: float | None
     model_path: tuple[Path, ...]
     carbon_intensity: float | None
@@ -159,6 +162,8 @@ class Settings:
             raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
+        if save is not None and config.getoption("llem_shard"):
+            raise pytest.UsageError("--llem-save: cannot be used with --llem-shard: save the merged results")
         if config.getoption("llem_save_partial") and save is None:
             raise pytest.UsageError("--llem-save-partial: needs --llem-save")
         if config.getoption("llem_save_force") and save is None:
@@ -198,6 +203,7 @@ class Settings:
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
             time_budget=_duration(config, "llem_time_budget"),
+            shard=_shard(config),
             timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
             carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
@@ -304,6 +310,16 @@ def _duration(config: pytest.Config, option: str) -> float | None:
             f"{name}: must be a time above 0, in seconds or as 90s, 15m, 2h, 30d (got {text!r})"
         )
     return seconds
+
+
+def _shard(config: pytest.Config) -> Shard | None:
+    from pytest_llem.study.shards import Shard
+
+    given = config.getoption("llem_shard")
+    try:
+        return None if given is None else Shard.parse(given)
+    except ValueError as error:
+        raise pytest.UsageError(f"--llem-shard: {error}") from None
 
 
 def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:

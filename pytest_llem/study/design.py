@@ -15,7 +15,7 @@ from pytest_llem.study.gates import Budget, GatesConfig
 from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.runners import interpreter_path
-from pytest_llem.study.server import SERVER
+from pytest_llem.study.server import SERVER, is_attached
 from pytest_llem.study.server_command import server_hash
 
 
@@ -158,14 +158,21 @@ class StudyConfig:
         """Every point in every cycle, in run order."""
         execution = self.execution
         seed = self.design_hash if execution.shuffle_seed is None else execution.shuffle_seed
-        order = run_order(self._groups, self.n_cycles, execution.cycle_order, seed)
+        order = run_order(self.server_groups, self.n_cycles, execution.cycle_order, seed)
         return tuple(
             Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
             for index, (p, cycle) in enumerate(order)
         )
 
+    def server_group(self, experiment: Experiment) -> str:
+        """Return a text that is equal for the experiments on servers that share one."""
+        config = experiment.point.config
+        if self.execution.server_reuse == "never" and not is_attached(config):
+            return experiment.id
+        return f"{experiment.cycle} {server_hash(config)}"
+
     @property
-    def _groups(self) -> list[object]:
+    def server_groups(self) -> list[object]:
         """For each point a value that is equal for points which follow each other, as they share a server."""
         if self.execution.server_reuse == "never":
             return [*range(len(self.points))]

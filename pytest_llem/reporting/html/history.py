@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from pytest_llem.gates.history import History, MetricChange, MetricHistory, Value
 from pytest_llem.reporting.html.formatting import clipped, details, name_of, neutral, shown, title_of, unit_of
-from pytest_llem.reporting.html.page import as_json, policy, template_file
+from pytest_llem.reporting.html.page import page_script, plots_json, policy, template_file
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.terminal.history import (
     by_commit,
@@ -51,10 +51,11 @@ def write_history(history: History, file: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
+    script, style, plotly = page_script(), template_file("report.css"), get_plotlyjs()
     groups = [_group(history, number, *key) for number, key in enumerate(_keys(history))]
+    title = ", ".join(dict.fromkeys(one.study for one in history.series))
     page = environment.get_template("history.html.j2").render(
-        title=", ".join(dict.fromkeys(one.study for one in history.series)),
+        title=title,
         version=version("pytest-llem"),
         span=span(history.runs),
         rule=rule(history),
@@ -71,7 +72,7 @@ def write_history(history: History, file: Path) -> None:
         unit_of=unit_of,
         clipped=clipped,
         # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=as_json({plot.key: plot.data() for _, _, _, plot in groups}),
+        data=plots_json(title, [], {plot.key: plot for _, _, _, plot in groups}),
         plotly=plotly,
         script=script,
         style=style,

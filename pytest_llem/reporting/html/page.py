@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pytest_llem.planning.estimate import duration_text
@@ -20,12 +21,12 @@ from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     clipped,
-    label_of,
     main_metrics,
     name_of,
     title_of,
     unit_of,
 )
+from pytest_llem.reporting.html.labels import MAX_COLORS, MAX_PANELS, axes_data, axes_of, labels_of
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -36,6 +37,8 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.reporting.wrapping import pieces
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
@@ -43,7 +46,6 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.identity import short_names, value_text
 
 #: What the status of an incomplete run means.
 _STATUS = {
@@ -80,7 +82,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
+    script, style, plotly = page_script(), template_file("report.css"), get_plotlyjs()
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -93,13 +95,19 @@ def render(contents: Contents) -> str:
     return environment.get_template("report.html.j2").render(
         **_content(contents, shown),
         loads=loads,
+        breakable=breakable,
         # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=as_json({key: plot.data() for key, plot in shown.items()}),
+        data=plots_json(contents.result.name, contents.points, shown),
         plotly=plotly,
         script=script,
         style=style,
         policy=policy(plotly, script),
     )
+
+
+def breakable(text: str) -> Markup:
+    """Return *text* as HTML that is broken between its words only."""
+    return Markup("<wbr>").join(pieces(text))
 
 
 def policy(*scripts: str) -> str:
@@ -118,6 +126,23 @@ def as_json(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def page_script() -> str:
+    """Return the script of a page with plots."""
+    return template_file("layout.js") + template_file("report.js")
+
+
+def plots_json(name: str, points: Sequence[PointResult], plots: Mapping[str, Plot]) -> str:
+    """Return what the page's script draws, as JSON.
+
+    Args:
+        name: The beginning of the names of files that plots are saved as.
+        points: The points that marks may be coloured by the axes of.
+        plots: The plots by key.
+    """
+    data = {key: plot.data() for key, plot in plots.items()}
+    return as_json({"name": name, "axes": axes_data(points), "plots": data})
+
+
 def template_file(name: str) -> str:
     """Return the text of a file beside the templates."""
     return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
@@ -125,7 +150,7 @@ def template_file(name: str) -> str:
 
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
-    metrics, optimal = rows.columns(points), pareto_optimal(points).first
+    metrics, optimal, axes = rows.columns(points), pareto_optimal(points).first, axes_of(points)
     main = [metric for metric in main_metrics(points)[:7] if metric in metrics]
     failed = failures(result.experiments)
     return {
@@ -136,8 +161,12 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "facts": _facts(contents, optimal),
         "plots": plots,
         "why_no_power": why_no_power(points),
-        "columns": rows.headings(metrics, main_metrics(points)),
-        "points": rows.point_rows(contents, metrics, optimal),
+        "axes": axes,
+        "color_axes": [one for one in axes if 1 < len(one.texts) <= MAX_COLORS],
+        "panel_axes": [one for one in axes if 1 < len(one.texts) <= MAX_PANELS],
+        "columns": rows.headings(points, metrics, len(axes)),
+        "points": rows.point_rows(contents, axes, metrics, optimal),
+        "methods_differ": rows.methods_differ(points),
         "without": _without(contents, metrics),
         "cycle_columns": [title_of(metric) for metric in main],
         "cycles": rows.cycle_rows(contents, main),
@@ -157,18 +186,14 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "settings": rows.shared_settings(points),
         "number": number,
         "clipped": clipped,
+        "counted": counted,
     }
 
 
 def _subtitle(contents: Contents) -> str:
     result = contents.result
     models = sorted({str(point.config.get("model")) for point in result.points if point.config.get("model")})
-    values: dict[str, set[str]] = {}
-    for point in result.points:
-        for axis, value in point.axes.items():
-            values.setdefault(axis, set()).add(value_text(value))
-    names = short_names(values)
-    axes = [names[axis] for axis, found in values.items() if len(found) > 1]
+    axes = [axis.name for axis in axes_of(result.points)]
     cycles = result.measurement_protocol.get("n_cycles")
     text = f"Energy, latency and throughput of inference: {counted(len(result.points), 'point')}"
     if axes:
@@ -195,6 +220,10 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
     facts += _best_loads(points)
+    if (drift := server_drift(points)) is not None:
+        name, change = drift.largest
+        about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
+        facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
         facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:
@@ -248,7 +277,7 @@ def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact
     return Fact(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-        f"{_interval(one)}{label_of(place, points[place])}{f', {one.method}' if one.method else ''}",
+        f"{_interval(one)}{labels_of(points)[place]}{f', {one.method}' if one.method else ''}",
         "estimated" if one.method == "estimated" else "",
     )
 
