@@ -59,12 +59,12 @@ def unique_runs(results: Iterable[StudyResult], metrics: Sequence[str]) -> tuple
     runs: dict[object, Run] = {}
     copies = 0
     for result in results:
-        digests = sorted(digest for point in result.points for digest in point.result_digests)
-        key = (result.name, result.started_at or "", () if result.started_at else tuple(digests))
-        if key in runs and (result.started_at or digests):
-            copies += 1
-        else:
-            runs[key if result.started_at or digests else object()] = _run_of(result, metrics)
+        digests = tuple(sorted(digest for point in result.points for digest in point.result_digests))
+        is_known = result.started_at is not None or digests
+        key = (result.name, result.started_at, digests) if is_known else object()
+        copies += key in runs
+        if key not in runs:
+            runs[key] = _run_of(result, metrics)
     return [*runs.values()], copies
 
 
