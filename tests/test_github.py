@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from pytest_llem import StudyResult
+from pytest_llem import StudyResult, cli
 from pytest_llem.reporting import github
+from pytest_llem.reporting.github import summary_markdown
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from tests.conftest import ROOT
 from tests.support.loads import SLO, load_point
-from tests.support.study_results import study_result
+from tests.support.study_results import point, study_result
 from tests.support.warned import study_warning
 
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
@@ -276,9 +277,9 @@ class TestSummary:
     ) -> None:
         result.name = nasty
         result.warnings = [study_warning(nasty)]
-        for number, point in enumerate(result.points):
-            point.id = nasty
-            point.axes = {nasty: f"{nasty}{number}"}
+        for number, one in enumerate(result.points):
+            one.id = nasty
+            one.axes = {nasty: f"{nasty}{number}"}
         result.points[0].verdicts = [BEYOND.model_copy(update={"point": nasty, "reason": nasty, "metric": nasty})]
         text = page(result)
         (gates, points), other = tables(text)
@@ -332,3 +333,36 @@ class TestSummary:
             assert error is not None
             assert error.startswith("the GitHub step summary could not be written: ")
             assert len(error.splitlines()) == 1
+
+
+class TestSummaryCommand:
+    def test_failed_jobs_come_first_in_one_overview(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name, verdict in (("energy-a100", WITHIN), ("energy-h100", BEYOND)):
+            result = study_result(point({"batch_size": 8}, seconds=[1.0, 1.1], verdicts=[verdict]))
+            (tmp_path / name / "results" / "llama_1").mkdir(parents=True)
+            (tmp_path / name / "results" / "llama_1" / "study_result.json").write_text(result.model_dump_json())
+        (tmp_path / "energy-h100" / "cut.json").write_text("{")
+        assert cli.main(["summary", str(tmp_path)]) == 0
+        found = capsys.readouterr().out.splitlines()
+        assert found[0].startswith("- not read: ")
+        rows = [line for line in found if line.startswith("| ") and "llama" in line]
+        assert [("energy-h100" in row, "**1 BEYOND**" in row, "1 WITHIN" in row) for row in rows] == [
+            (True, True, False),
+            (False, False, True),
+        ]
+        assert all("nvidia-h100-80gb-hbm3_700-w" in row for row in rows)
+
+    def test_many_points_fit_into_a_comment(self) -> None:
+        points = [point({"n": at}, seconds=[1.0, 1.1], verdicts=[BEYOND] * 3) for at in range(300)]
+        text = summary_markdown({str(at): study_result(*points) for at in range(5)})
+        assert 30_000 < len(text.encode()) <= 60_000
+        assert text.endswith("… more in study_result.json\n")
+
+    @pytest.mark.parametrize("name", ["nowhere", "empty"])
+    def test_no_results_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        (tmp_path / "empty").mkdir()
+        assert cli.main(["summary", str(tmp_path / name)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)

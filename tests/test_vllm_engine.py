@@ -25,8 +25,8 @@ from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
 from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine import devices
-from pytest_llem.machine.devices import allocate
+from pytest_llem.machine import allocation
+from pytest_llem.machine.allocation import request_devices
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
@@ -544,10 +544,11 @@ def test_gpus_are_known_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPat
 
 
 def _leased(one: dict[str, Any]) -> list[str]:
-    devices.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
+    allocation.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
     needs = shipped_needs(ExperimentConfig.model_validate(one))
     assert needs is not None
-    return list(allocate(needs, None).devices)
+    request = request_devices(needs, None)
+    return list(request.choose(request.pool))
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.manifest import stored_files, stored_result
+from pytest_llem.results.models import ManifestEntry
+
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
 #: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved
 #: with its reference.
 STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
+
+#: Topics, by what shares devices in all cycles: these devices; and by experiment: those that the controller has
+#: chosen for it, and those that it got instead.
+BOUND, ASSIGNED, PLACED = "bound", "assigned", "placed"
+
+#: Topics of a session: whether a device was used in it; the state of the GPUs before the first experiment.
+USED, COOL = "used", "cool"
 
 #: Topic, by point: after how many cycles its gates were decided, and the reason why later ones are skipped.
 DECIDED = "decided"
@@ -67,6 +77,23 @@ class SharedState:
             return False
         return True
 
+    def put_first(self, study: str, topic: str, content: Any) -> Any:
+        """Set the value of *topic* to *content* unless it is set, and return its value.
+
+        Raises:
+            OSError: The value could not be written.
+        """
+        name = _name(study, topic)
+        if self._folder is None:
+            return self._values.setdefault(name, content)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = self._folder / f".{os.getpid()}-{name}"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, self._folder / name)
+        temporary.unlink()
+        return self.read(study, topic)
+
     def read(self, study: str, topic: str) -> Any:
         """Return the value of *topic*, or None if it is not set."""
         name = _name(study, topic)
@@ -84,6 +111,12 @@ class SharedState:
         if content is not None and self._folder is not None:
             (self._folder / name).unlink(missing_ok=True)
         return content
+
+    def stored_result(self, directory: str, entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+        """Return the result and the further files of a manifest's *entry*; None if it is missing or changed."""
+        found = ManifestEntry.model_validate(entry)
+        result = stored_result(directory, found)
+        return None if result is None else (result, stored_files(directory, found))
 
     def register_worker(self) -> None:
         """Add this process to ``worker_pids()``; errors are ignored."""

@@ -20,7 +20,9 @@ from pytest_llem.execution.forkservers import forkservers_of
 from pytest_llem.execution.jobs import complete_job, preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.model_servers import ModelServers, needs_server
+from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import output_forwarder
+from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
@@ -62,7 +64,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     def side(one: pytest.Item) -> Side:
         run, server = run_of(one), server_of.get(one)
         study = one.config.stash[STUDIES][run]
-        job = replace(complete_job(one, lease.devices, gap), turns=turns)
+        job = replace(complete_job(one, lease.allocation, gap), turns=turns)
         return Side(
             REFERENCE if is_reference(run) else "candidate",
             job if server is None else server.job(job),
@@ -84,6 +86,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
+    beside = lease.allocation.devices, session_name(item.config)
+    outcome, other = with_neighbours(outcome, *beside), with_neighbours(other, *beside)
     item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
     return outcome
 

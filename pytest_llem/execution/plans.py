@@ -11,10 +11,11 @@ from pytest_llem._plugin import overwriting
 from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
+from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
+from pytest_llem.execution.workers import parallelism
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
@@ -36,7 +37,8 @@ def make_plans(
         run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
         for run, experiments in in_order.items()
     }
-    load = load_warning()
+    load = None if config.stash.get(REMOTE, False) else load_warning()
+    at_a_time, workers = parallelism(config, plans)
     return [
         replace(
             plan,
@@ -44,6 +46,8 @@ def make_plans(
             against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
             load=load if plan.to_run else None,
+            at_a_time=at_a_time,
+            workers=workers,
         )
         for run, plan in plans.items()
         if not is_reference(run)

@@ -74,10 +74,10 @@ def labels_of(points: Sequence[PointResult]) -> list[str]:
 
 def marks_of(points: Sequence[PointResult]) -> list[str]:
     """Return a short text beside each point's mark in a plot: its load on a server, its values, or its number."""
-    if has_loads(points):
-        loads = [load_of(point) for point in points]
-        return [f"#{n}" if load is None else f"{load:g}" for n, load in enumerate(loads, start=1)]
     title, ticks = ticks_of(points)
+    loads = [load_of(point) for point in points] if has_loads(points) else []
+    if loads and len({*loads}) == len(loads):
+        return [f"#{n}" if load is None else f"{load:g}" for n, load in enumerate(loads, start=1)]
     is_short = title != "point" and max(map(len, ticks)) <= _MAX_MARK
     return ticks if is_short else [f"#{number}" for number in range(1, len(points) + 1)]
 
