@@ -207,11 +207,13 @@ def _is_xdist(config: pytest.Config) -> bool:
 
 def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
     from pytest_llem._plugin.options import Settings
+    from pytest_llem.execution.plans import lock_notes
     from pytest_llem.reporting.terminal.plan import plan_lines
 
     lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
     if (shard := Settings.from_config(config).shard) is not None:
         lines.append(f"llem: shard {shard}: llem merge judges the gates, on the results of all shards")
+    lines += [f"llem: {note}" for note in lock_notes(config, [plan.study for plan in plans])]
     return lines + [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
 
 

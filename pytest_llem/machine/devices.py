@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, visible_gpus
 from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.local_folder import local_folder
 from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.study.engines import Needs
@@ -190,7 +190,7 @@ def owned(devices: Collection[str], owner: Owner, report: Callable[[str], None])
 def holder(name: str) -> Owner | None:
     """Return the current owner of a device, by its note; None if there is none or it is unknown."""
     try:
-        note = _last_owner(Path(tempfile.gettempdir(), FOLDER), name)
+        note = _last_owner(Path(local_folder(), FOLDER), name)
     except OSError:  # no folder for temporary files
         return None
     return note if note and note.is_running() else None
@@ -344,7 +344,7 @@ def _folder() -> Path:
         DeviceError: The folder cannot be created, or its path is not a folder.
     """
     try:
-        path = Path(tempfile.gettempdir(), FOLDER)
+        path = Path(local_folder(), FOLDER)
         with suppress(FileExistsError):
             path.mkdir()
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
