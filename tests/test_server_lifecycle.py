@@ -386,6 +386,6 @@ def test_load_points_go_on_after_the_death_of_an_xdist_worker(
 ) -> None:
     (folder / "conftest.py").write_text(KILL_ONE_WORKER)
     write_load_study(folder, sweep=SWEEP)
-    run_pytest("-n", workers).assert_outcomes(passed=3, failed=1)  # the point at which it died is measured again
-    assert len(servers(results)) == 3
+    run_pytest("-n", workers).assert_outcomes(passed=2, failed=1)
+    assert len(servers(results)) == 2, "the one of the dead worker, and another one for the load after it"
     assert processes_in(folder) == []

@@ -99,6 +99,13 @@ def test_gates_of_a_shard_are_left_to_the_merge(run_pytest: RunPytest, write: Ca
     run.stdout.no_fnmatch_line("*budget*")
 
 
+def test_empty_shard_says_why_nothing_runs(run_pytest: RunPytest, write: Callable[..., Path]) -> None:
+    write()
+    run = run_pytest("--llem-shard=5/5")
+    assert run.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    run.stdout.fnmatch_lines(["llem: shard 5/5 has no experiment: there are fewer points than shards, *"])
+
+
 @pytest.fixture(scope="module")
 def finished_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the three shards of the study that ``write()`` writes, and of a serial run, for tests to copy."""

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ class SharedState:
     def __init__(self, session: str | None = None) -> None:
         self._folder = Path(tempfile.gettempdir(), f"llem-shared-{session}") if session else None
         self._values: dict[str, Any] = {}
+        #: Names of the values that other processes have put, within :meth:`listed`.
+        self._names: set[str] | None = None
+
+    @contextmanager
+    def listed(self) -> Iterator[None]:
+        """Within the context, look for values of other processes once, and not at each of many calls of `read`."""
+        if self._folder is not None:
+            try:
+                self._names = set(os.listdir(self._folder))  # noqa: PTH208 (names only)
+            except FileNotFoundError:
+                self._names = set()
+        try:
+            yield
+        finally:
+            self._names = None
 
     def put(self, study: str, topic: str, content: Any) -> None:
         """Set the value of *topic* to *content*, which is JSON-compatible.
@@ -97,7 +113,8 @@ class SharedState:
     def read(self, study: str, topic: str) -> Any:
         """Return the value of *topic*, or None if it is not set."""
         name = _name(study, topic)
-        if name not in self._values and self._folder is not None:
+        is_missing = self._names is not None and name not in self._names
+        if name not in self._values and self._folder is not None and not is_missing:
             try:
                 self._values[name] = json.loads((self._folder / name).read_text(encoding="utf-8"))
             except FileNotFoundError:

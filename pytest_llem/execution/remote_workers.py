@@ -94,10 +94,9 @@ class RemoteWorkers:
             path, *rest = argument.split("::")
             is_inside = Path(path).is_absolute() and Path(path).is_relative_to(directory)
             arguments.append("::".join([_shown(Path(path), directory) if is_inside else path, *rest]))
-        for spec in specs:
-            if not spec.popen:
-                spec.env["PYTEST_ADDOPTS"] = shlex.join(arguments)
         if not all(spec.popen for spec in specs):
+            for spec in specs:
+                spec.env["PYTEST_ADDOPTS"] = shlex.join(arguments)
             config.invocation_params = replace(config.invocation_params, args=())
             xdist_session: Any = config.pluginmanager.get_plugin("dsession")
             xdist_session.nodemanager.roots.clear()  # it would copy pytest into the workers' folders
@@ -147,11 +146,12 @@ class RemoteWorkers:
             time.sleep(seconds)
             if was_ready and not (problems := self._problems(spec)):
                 return
-        others = [one.gateway.spec for one in self._ready if one.gateway.spec.ssh != spec.ssh]
         reason = "; ".join(problems) or f"{_name(spec)}: the worker did not start{_reason(error)}"
-        if not others:
+        others = {one.gateway.spec.ssh: one.gateway.spec for one in self._ready}
+        found = next((one for host, one in others.items() if host != spec.ssh and not self._problems(one)), None)
+        if found is None:
             pytest.exit(f"no host is left: {reason} (--llem-resume continues the run)")
-        node.gateway.spec = copy.copy(min(others, key=lambda one: sum(one.ssh == other.ssh for other in others)))
+        node.gateway.spec = copy.copy(found)
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             replaced = f"its worker is replaced by another one on {_name(node.gateway.spec)}"
@@ -191,7 +191,9 @@ def _reason(error: object) -> str:
 
 def _name(spec: execnet.XSpec) -> str:
     """Return a worker's ``--tx`` up to the host, for messages."""
-    return f"--tx ssh={str(spec.ssh).removesuffix(_SSH_OPTIONS)}"
+    if not spec.ssh:
+        return "this host"
+    return f"--tx ssh={spec.ssh.removesuffix(_SSH_OPTIONS)}"
 
 
 def _shown(path: Path, directory: Path) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
+    from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.study.design import StudyConfig
 
 #: Returns the studies by the key of their run, once workers have collected.
@@ -117,7 +118,14 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
 
     def _hand_out(self) -> None:
         """Give each idle worker a unit that may start."""
-        self._correct_placements()
+        if (shared_state := self.config.stash.get(SHARED_STATE, None)) is None:  # nothing is measured
+            self._give_units()
+            return
+        with shared_state.listed():
+            self._correct_placements(shared_state)
+            self._give_units()
+
+    def _give_units(self) -> None:
         for is_local, nodes in groupby(self._idle(), key=_is_local):
             for node in nodes:
                 started = self._queue.start_next(counts_devices=is_local)
@@ -139,9 +147,9 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         self.node2pending[node] = list(items)
         node.send_runtest_some([*items, len(self.collection)])
 
-    def _correct_placements(self) -> None:
+    def _correct_placements(self, shared_state: SharedState) -> None:
         """Count the devices that units got, if another run had those that were chosen for them."""
         for running in self._queue.running:
             for name in running.unit.names if running.devices else ():
-                if (devices := placed(self.config.stash[SHARED_STATE], *name)) is not None:
+                if (devices := placed(shared_state, *name)) is not None:
                     running.devices = tuple(devices)

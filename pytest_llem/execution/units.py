@@ -19,6 +19,9 @@ from pytest_llem.machine.allocation import DeviceRequest
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER
 
+#: Devices that a point may have, by run and the hash of its configuration.
+_REQUESTS = pytest.StashKey[dict[tuple[str, str], DeviceRequest | None]]()
+
 
 @dataclass(frozen=True)
 class _Member:
@@ -98,22 +101,34 @@ def _request(
     """Return the devices that a unit may be given now; None if none of its experiments will start a process."""
     for member in members:
         experiment, run = member.experiment, member.run
-        if experiment is None or not _is_started(config, run, studies[run], experiment):
+        if experiment is None or _is_ended(config, run, experiment):
             continue
-        request = preflight_of(config, run, studies[run]).request(experiment.point.config)
-        bound = bindings_of(config).devices(run, studies[run], experiment)
-        return narrowed(request, studies[run], experiment, bound)
+        request = _any_devices(config, run, studies[run], experiment)
+        if request is not None:
+            bound = bindings_of(config).devices(run, studies[run], experiment)
+            return narrowed(request, studies[run], experiment, bound)
     return None
 
 
-def _is_started(config: pytest.Config, run: str, study: StudyConfig, experiment: Experiment) -> bool:
-    """Return whether a process will be started for *experiment*, as far as the controller knows."""
-    shared_state, point = config.stash[SHARED_STATE], experiment.point
-    if point.skip is not None or experiment.id in (shared_state.read(run, REPLAYED) or {}):
-        return False
+def _is_ended(config: pytest.Config, run: str, experiment: Experiment) -> bool:
+    """Return whether *experiment* will not start any more: its study was stopped, or its point is decided."""
+    shared_state = config.stash[SHARED_STATE]
     if shared_state.read(run, STOPPED) is not None:
-        return False
-    decided = shared_state.read(file_of(run), f"{DECIDED}-{point.config_hash}")
-    if decided is not None and experiment.cycle > decided[0]:
-        return False
-    return preflight_of(config, run, study).reason(point) is None
+        return True
+    decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
+    return decided is not None and experiment.cycle > decided[0]
+
+
+def _any_devices(
+    config: pytest.Config, run: str, study: StudyConfig, experiment: Experiment
+) -> DeviceRequest | None:
+    """Return the devices that *experiment*'s point may have; None if preflight refuses it, or it is replayed."""
+    if experiment.id in (config.stash[SHARED_STATE].read(run, REPLAYED) or {}):
+        return None
+    known, point = config.stash.setdefault(_REQUESTS, {}), experiment.point
+    key = run, point.config_hash
+    if key not in known:  # many units are looked at often
+        preflight = preflight_of(config, run, study)
+        is_started = point.skip is None and preflight.reason(point) is None
+        known[key] = preflight.request(point.config) if is_started else None
+    return known[key]

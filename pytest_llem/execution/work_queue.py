@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pytest_llem.machine.allocation import DeviceRequest
 
 #: Maximum number of units without free devices that others overtake: a study may have 20,000 of them.
-MAX_BLOCKED = 200
+MAX_BLOCKED = 64
 
 
 @dataclass(eq=False)

@@ -77,7 +77,7 @@ def parallelism(config: pytest.Config, plans: Mapping[str, Plan]) -> tuple[int, 
 def _devices(requests: Collection[DeviceRequest]) -> str:
     """Return which devices the experiments take."""
     if all(one.pool == (CPU,) for one in requests):
-        return "no GPU: experiments have the CPU one at a time"
+        return "experiments run on the CPU, one at a time"
     counts = sorted({one.count for one in requests})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     pool = max((len(one.pool) for one in requests), default=0)

@@ -73,7 +73,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         MergeError: A directory has no results, they are of different studies, or *output* has other files.
         OSError: A file cannot be read or written.
     """
-    runs = [_Run.read(one) for one in dict.fromkeys(one.resolve() for one in directories)]
+    runs = [_Run.read(one) for one in {one.resolve(): one for one in directories}.values()]
     runs.sort(key=lambda run: (run.manifest.started_at, run.directory.name))
     _refuse_different(runs)
     _refuse_overwrite(output, runs[0])

@@ -269,18 +269,25 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
-    """Set the fact :data:`CONCURRENT` of each point that has a result."""
+    """Set the fact :data:`CONCURRENT` of each point that has a result: experiments overlapped on one host.
+
+    The host of a failed experiment is known only if all ran on one.
+    """
     failed = [
         (entry.started_at, entry.completed_at)
         for entry in entries
         if entry.status == "failed" and entry.started_at and entry.completed_at
     ]
-    overlaps = overlapping([*((began, ended) for began, ended, *_ in found.spans), *failed])
+    points: dict[str, PointResult] = {}
     concurrent: dict[str, bool] = {}
-    for (_, _, point, beside), overlap in zip(found.spans, overlaps, strict=False):
-        concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
-    for _, _, point, _ in found.spans:
-        point.testbed = {**point.testbed, CONCURRENT: concurrent[point.id]}
+    for spans in found.spans.values():
+        times = [(began, ended) for began, ended, *_ in spans]
+        overlaps = overlapping(times + failed if len(found.spans) == 1 else times)
+        for (_, _, point, beside), overlap in zip(spans, overlaps, strict=False):
+            points[point.id] = point
+            concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
+    for name, point in points.items():
+        point.testbed = {**point.testbed, CONCURRENT: concurrent[name]}
 
 
 def _summary(manifest: Manifest, found: Findings) -> StudySummary:

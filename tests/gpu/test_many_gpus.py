@@ -21,6 +21,7 @@ import yaml
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import visible_gpus
+from pytest_llem.results.experiment import DeviceEnergy
 from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.times import seconds_between
 from tests.gpu.counters import Log, logging
@@ -66,6 +67,11 @@ def _results(folder: Path, name: str) -> Iterator[ExperimentResult]:
     yield from sorted(map(ExperimentResult.read, files), key=lambda one: one.started_at)
 
 
+def _gpus(result: ExperimentResult) -> list[DeviceEnergy]:
+    """Return the GPUs whose energy is in a result."""
+    return [one for one in result.devices if one.device.startswith("GPU-")]
+
+
 def _span(results: list[ExperimentResult]) -> float:
     return seconds_between(min(one.started_at for one in results), max(one.completed_at for one in results))
 
@@ -94,7 +100,7 @@ def test_sweep_is_faster_and_each_gpus_energy_is_right(
         found(f"-n {workers}: speed-up / {workers}", once / seconds / workers)
         ratios = []
         for one in results:
-            (device,) = one.devices  # a GPU that the engine does not use is not counted
+            (device,) = _gpus(one)  # a GPU that the engine does not use is not counted
             (gpu,) = one.environment["gpus"]
             assert device.device == gpu["uuid"]
             assert device.energy_j is not None
@@ -105,7 +111,7 @@ def test_sweep_is_faster_and_each_gpus_energy_is_right(
             assert ratios[-1] == pytest.approx(1, rel=0.05)
             assert bool(one.concurrent) <= (workers > 1)
         found(f"-n {workers}: power / that of the logger", statistics.fmean(ratios))
-        used = Counter(one.devices[0].device for one in results)
+        used = Counter(_gpus(one)[0].device for one in results)
         found(f"-n {workers}: experiments of each GPU", sorted(used.values()))
         assert len(used) == workers
         for metric in ("seconds", "energy_j"):
