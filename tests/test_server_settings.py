@@ -126,9 +126,9 @@ def test_name_of_a_server_stands_for_its_fields_in_ids(tmp_path: Path, listed: b
     study = yaml.safe_load(path.read_text())
     del study["server"]
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    found = {point.axes["server.name"]: point for point in load_study(path).points}
+    found = {point.axes["server"]: point for point in load_study(path).points}
     assert {name: point.config.server.command for name, point in found.items() if point.config.server} == {
         "fast": ["fast", PORT],
         "slow": ["slow", PORT],
     }
-    assert [point.id for point in found.values()] == ["name=fast", "name=slow"]
+    assert [point.id for point in found.values()] == ["server=fast", "server=slow"]

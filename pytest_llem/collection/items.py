@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 from pytest_llem.collection.selection import keywords
+from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
-from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyExperimentsError, is_study, load_study
 from pytest_llem.study.problems import StudyError
@@ -95,7 +96,7 @@ class StudyFile(pytest.Module):
         gates = {BUDGET: budget_gates(study)}
         if settings.baseline:
             try:
-                reference = load(settings.baseline, self.config.rootpath, study.name)
+                reference = baseline_of(self.config, study)
             except BaselineError as error:
                 raise self.CollectError(f"--llem-baseline: {error}") from None
             gates[REGRESSION] = regression_gates(study, reference)
@@ -203,6 +204,27 @@ def _axes_and_cycle(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, 
         experiment = experiment_of(item)
         return experiment.point.axes, experiment.cycle
     return gate_of(item).axes, None
+
+
+def deselect_other_shards(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the experiments that are not in the shard of ``--llem-shard``, and all gates.
+
+    A gate needs the results of all shards, which ``llem merge`` has. Items of other files stay.
+    """
+    shard = Settings.from_config(config).shard
+    if shard is None:
+        return
+    points = {run: shard.points(study) for run, study in config.stash[STUDIES].items()}
+    deselected = [item for item in items if not _is_in_shard(item, points)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if _is_in_shard(item, points)]
+
+
+def _is_in_shard(item: pytest.Item, points: Mapping[str, Collection[str]]) -> bool:
+    if not isinstance(item.parent, StudyFile):
+        return True
+    return is_experiment(item) and experiment_of(item).point.id in points[run_of(item)]
 
 
 def restore_run_order(items: list[pytest.Item]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llem.isolation.launcher import ExperimentProcess
+from pytest_llem.machine.allocation import Allocation
 from pytest_llem.results.experiment import GapRecord
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class DeviceLease:
     """Exclusive use of devices by one item.
 
     Attributes:
-        devices: Device names; empty if they could not be leased.
+        allocation: The devices; none if they could not be leased.
         refusal: Why they could not be leased; None if they were.
         gap: Idle time before the item's first run; None once that run has taken it.
         next_gap: Gets the devices ready for another run, and returns the idle time before it.
@@ -31,7 +32,7 @@ class DeviceLease:
         defer: Registers what to call before the devices are released, which may be after later items.
     """
 
-    devices: Collection[str] = ()
+    allocation: Allocation = field(default_factory=Allocation)
     refusal: str | None = None
     gap: GapRecord | None = None
     next_gap: Callable[[], GapRecord | None] = lambda: None

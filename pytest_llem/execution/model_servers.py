@@ -19,7 +19,6 @@ from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
 from pytest_llem.execution.session_resources import controller, python_path
@@ -27,6 +26,7 @@ from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.allocation import Allocation
 from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
 from pytest_llem.results.drift import first_load
 from pytest_llem.results.models import ErrorRecord
@@ -204,7 +204,8 @@ def _start_once(
         config, port=port, python=str(python or sys.executable), model=_model_location(item, config)
     )
     pytest_pids = [pid] if (pid := controller(item.config)) else []
-    process = ModelServer(command, _environment(item, config, python), pytest_pids, _directory(item))
+    environment = _environment(item, config, python, lease.allocation)
+    process = ModelServer(command, environment, pytest_pids, _directory(item))
     began, started_at, url = time.monotonic(), now(), f"http://127.0.0.1:{port}"
     if lease.progress is not None:
         lease.progress.show("starting the server")
@@ -243,13 +244,14 @@ def _packages(python: Path | None) -> dict[str, str]:
     return {} if isinstance(found, str) else found.packages
 
 
-def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | None) -> dict[str, str]:
+def _environment(
+    item: pytest.Item, config: ExperimentConfig, python: Path | None, allocation: Allocation
+) -> dict[str, str]:
     """Return the environment variables of a server. Programs of its interpreter's environment come first."""
     assert config.server is not None
     inherited = {name: value for name, value in os.environ.items() if not (python and name in PYTHON_VARIABLES)}
     folder = (python or Path(sys.executable)).parent
     path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
-    allocation = preflight_of_item(item).allocation(config)
     if python is None:  # as pytest imports; a git revision's interpreter has their counterparts on its path
         found = [*map(str, python_path(item.config)), *filter(None, [inherited.get("PYTHONPATH")])]
         inherited |= {"PYTHONPATH": os.pathsep.join(found)} if found else {}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pytest_llem._plugin import overwriting
+from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
+from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
+from pytest_llem.execution.workers import parallelism
+from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
-from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.local_folder import local_folder, lock_problem
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.host import load_warning
@@ -35,7 +40,8 @@ def make_plans(
         run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
         for run, experiments in in_order.items()
     }
-    load = load_warning()
+    load = None if config.stash.get(REMOTE, False) else load_warning()
+    at_a_time, workers = parallelism(config, plans)
     return [
         replace(
             plan,
@@ -43,6 +49,8 @@ def make_plans(
             against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
             load=load if plan.to_run else None,
+            at_a_time=at_a_time,
+            workers=workers,
         )
         for run, plan in plans.items()
         if not is_reference(run)
@@ -69,10 +77,9 @@ def _effects(config: pytest.Config, study: StudyConfig, plan: Plan) -> list[str]
         return expected_cycles(study, each)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)
-    if settings.baseline is None:
-        return []
     try:
-        return minimum_detectable_effects(study, load(settings.baseline, config.rootpath, study.name))
+        baseline = baseline_of(config, study)
+        return [] if baseline is None else minimum_detectable_effects(study, baseline)
     except BaselineError as error:  # removed since the items were collected
         raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
@@ -85,6 +92,18 @@ def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
         if is_experiment(item):
             selected[run_of(item)].append(experiment_of(item))
     return make_plans(config, studies, selected)
+
+
+def lock_notes(config: pytest.Config, studies: Iterable[StudyConfig]) -> Iterator[str]:
+    """Yield a note if device leases are not in the folder for temporary files, or results have no locks."""
+    given, used = Path(tempfile.gettempdir()), local_folder()
+    if used != given:
+        yield f"{given} {lock_problem(given)}: devices are leased in {used}"
+    settings = Settings.from_config(config)
+    for folder in dict.fromkeys(settings.results_dir_of(study, config.rootpath) for study in studies):
+        existing = next(one for one in (folder, *folder.parents) if one.is_dir())
+        if (problem := lock_problem(existing)) is not None:
+            yield f"{existing} {problem}: a run that is killed is not reported as interrupted there"
 
 
 def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:

@@ -37,6 +37,12 @@ def controller(config: pytest.Config) -> int | None:
     return found
 
 
+def session_name(config: pytest.Config) -> str | None:
+    """Return the unique name of a session of several processes; None for a session of one process."""
+    found: str | None = getattr(config, "workerinput", {}).get("llem_session")
+    return found
+
+
 #: Keys of the answer in the shared state. No study has this key.
 _HUB, _ANSWER = "hub", "answer"
 

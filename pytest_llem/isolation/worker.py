@@ -41,6 +41,9 @@ EXTRA_FILES = "*.csv"
 #: Phases that may download.
 FETCHING = ("fetching the dataset", "fetching the model")
 
+#: Phases in which the engine begins to load its model, and has loaded it.
+LOADING, LOADED = "loading", "preparing"
+
 #: The phase in which the file is written and the process only has to exit.
 DONE = "done"
 

@@ -72,9 +72,7 @@ def deadline_seconds(
         tokens = config.n * config.max_output_tokens
         total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, MAX_UNKNOWN_SECONDS)
     else:
-        total = BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0)
-        # A quantised model is read from disk unquantised.
-        total += footprint.parameters * BYTES[config.precision] / SLOW_DISK
+        total = _loading(config, needs, footprint)
         expected = generation(config, needs, footprint, host)
         total += SLACK * (expected.one_pass + _batches_before(config) * expected.batch)
         if config.measurement.prefill_split:
@@ -85,6 +83,28 @@ def deadline_seconds(
     if config.baseline.enabled:
         total += config.baseline.duration_seconds + config.baseline.part_seconds
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
+
+
+def max_load_seconds(
+    config: ExperimentConfig, execution: ExecutionConfig, needs: Needs, footprint: Footprint | None
+) -> float | None:
+    """Return the maximum time in which an engine loads its model, in seconds: a start that hangs ends early.
+
+    It is the part of :func:`deadline_seconds` for the start, the compilation and the weights.
+
+    Returns:
+        None if the model's size is unknown, if there is a server in place of an engine, or if
+        ``execution.experiment_timeout_seconds`` is given: that is then the only limit.
+    """
+    if footprint is None or config.load is not None or execution.experiment_timeout_seconds is not None:
+        return None
+    return math.ceil(_loading(config, needs, footprint) / 60) * 60.0
+
+
+def _loading(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
+    # A quantised model is read from disk unquantised.
+    weights = footprint.parameters * BYTES[config.precision] / SLOW_DISK
+    return BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0) + weights
 
 
 def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:

@@ -32,6 +32,8 @@ class Plan:
         against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
         load: Warning that the machine is busy, or None.
+        at_a_time: Number of experiments that run at a time.
+        workers: Line about the number of xdist's workers, or None.
     """
 
     study: StudyConfig
@@ -42,6 +44,8 @@ class Plan:
     against: str | None = None
     minimum_detectable_effect: Sequence[str] = ()
     load: str | None = None
+    at_a_time: int = 1
+    workers: str | None = None
 
     @property
     def python(self) -> str:
@@ -142,6 +146,12 @@ class Plan:
         known = [size for size in sizes if size is not None]
         return max(known) if known and len(known) == len(sizes) else None
 
+    @cached_property
+    def available_bytes(self) -> int:
+        """Memory of the devices of one experiment, in bytes: the most that any of them may have."""
+        host, numbers = self.preflight.host, self.gpus.values()
+        return max((host.device_memory_bytes(number) for number in numbers), default=host.device_memory_bytes())
+
     def to_json(self) -> str:
         """Return the plan as JSON text: experiments in run order, unknown estimates as null.
 
@@ -155,6 +165,7 @@ class Plan:
             "cycle_order": self.study.execution.cycle_order,
             "start_method": self.study.execution.start_method,
             "estimated_seconds": self.seconds,
+            "at_a_time": self.at_a_time,
             "load_window_seconds": self.load_seconds[0],
             "drift_window_seconds": self.load_seconds[1],
             "estimated_memory_bytes": self.memory_bytes,

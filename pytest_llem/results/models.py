@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.serving import DriftRecord, LoadRecord
@@ -108,6 +109,10 @@ class Manifest(Document):
     """
     resumed_from: list[str] = Field(default_factory=list)
     """Names of the results directories beside this one whose results are replayed."""
+    shard: str | None = None
+    """Part of the study that was run, ``I/N``; null if it was not divided."""
+    merged_from: list[str] = Field(default_factory=list)
+    """Names of the results directories that were merged, sorted; empty for a run."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     experiments: list[ManifestEntry]
@@ -181,6 +186,8 @@ class PointResult(Record):
     """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
     loads: list[LoadRecord] = Field(default_factory=list)
     """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
+    gpus: list[list[str]] = Field(default_factory=list)
+    """UUIDs of the GPUs of each of ``cycles``, in their order; empty without GPUs."""
     drifts: list[DriftRecord] = Field(default_factory=list)
     """Drift of each server on which the point's load was the last one."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
@@ -189,6 +196,10 @@ class PointResult(Record):
     """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
     has.
     """
+
+    def summary_of(self, metric: str) -> Summary:
+        """Return the statistics of *metric*; without a value if the writing version did not know it."""
+        return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 class TokenAgreement(Record):

@@ -13,6 +13,8 @@ CycleOrder = Literal["sequential", "interleaved", "shuffled"]
 
 StartMethod = Literal["spawn", "forkserver"]
 
+Devices = Literal["same", "spread"]
+
 Gap = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
     single_error("must be 'auto' or a number of seconds, 0 or more"),
@@ -73,6 +75,11 @@ class ExecutionConfig(NullableSection):
     start_method: StartMethod = "spawn"
     """``spawn`` starts a new interpreter for each experiment, which imports what it needs; ``forkserver`` forks
     each experiment from a process that has done these imports and opens no device. Default ``spawn``.
+    """
+    devices: Devices = "same"
+    """GPUs of the cycles of a point, on a machine with more GPUs than an experiment needs. ``same``: all cycles
+    run on the GPUs of the first one. ``spread``: each cycle runs on other GPUs, in turn; the results say how much
+    GPUs differ. Default ``same``.
     """
     server_reuse: Literal["load", "never"] = "load"
     """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:
