@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.execution import experiment
+from pytest_llem.isolation import launcher
+from pytest_llem.isolation.launcher import Job
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.load_drift import measure_again
 from pytest_llem.results.drift import METRICS, first_load, server_drift
 from pytest_llem.results.serving import DriftRecord
@@ -41,12 +45,22 @@ def drifts(results: Results) -> dict[str, Any]:
     return {one["experiment_id"]: result_of(results, one)["server"]["drift"] for one in entries}
 
 
-def test_server_that_slows_down_is_reported(run_pytest: RunPytest, results: Results, folder: Path) -> None:
+def test_server_that_slows_down_is_reported(
+    run_pytest: RunPytest, results: Results, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first load has some 10 requests and the two others some 40: then each step takes 1.5 times as long."""
     slower = ("--delay-percent", "50", "--delay-after", "25")
     write_load_study(folder, *slower, sweep=SWEEP, measurement={"min_window_seconds": 0.5})
-    run = run_pytest("--llem-html=page.html")
+    timeouts: list[float] = []
+
+    def run_isolated(job: Job, **options: Any) -> Outcome:
+        timeouts.append(options["timeout"])
+        return launcher.run_isolated(job, **options)
+
+    monkeypatch.setattr(experiment, "run_isolated", run_isolated)
+    run = run_pytest("--llem-html=page.html", "--llem-timeout=60")
     run.assert_outcomes(passed=3)
+    assert timeouts[-3:] == [60, 60, 120], "the last one has the time of the first one, too"
     text = "by the first load measured again as the last one: *output tokens/s -*, TPOT p50 +*%"
     run.stdout.fnmatch_lines([f"warning: drift of one server, {text}"])
     first, second, third = drifts(results).values()
