@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.execution import experiment
+from pytest_llem.isolation import launcher
+from pytest_llem.isolation.launcher import Job
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.load_drift import measure_again
 from pytest_llem.results.drift import METRICS, first_load, server_drift
 from pytest_llem.results.serving import DriftRecord
@@ -41,14 +45,24 @@ def drifts(results: Results) -> dict[str, Any]:
     return {one["experiment_id"]: result_of(results, one)["server"]["drift"] for one in entries}
 
 
-def test_server_that_slows_down_is_reported(run_pytest: RunPytest, results: Results, folder: Path) -> None:
+def test_server_that_slows_down_is_reported(
+    run_pytest: RunPytest, results: Results, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first load has some 10 requests and the two others some 40: then each step takes 1.5 times as long."""
     slower = ("--delay-percent", "50", "--delay-after", "25")
     write_load_study(folder, *slower, sweep=SWEEP, measurement={"min_window_seconds": 0.5})
-    run = run_pytest("--llem-html=page.html")
+    timeouts: list[float] = []
+
+    def run_isolated(job: Job, **options: Any) -> Outcome:
+        timeouts.append(options["timeout"])
+        return launcher.run_isolated(job, **options)
+
+    monkeypatch.setattr(experiment, "run_isolated", run_isolated)
+    run = run_pytest("--llem-html=page.html", "--llem-timeout=60")
     run.assert_outcomes(passed=3)
-    text = "measured again as the last one: *output tokens/s -*, TPOT p50 +*%"
-    run.stdout.fnmatch_lines([f"warning: the first load of one server, {text}"])
+    assert timeouts[-3:] == [60, 60, 120], "the last one has the time of the first one, too"
+    text = "by the first load measured again as the last one: *output tokens/s -*, TPOT p50 +*%"
+    run.stdout.fnmatch_lines([f"warning: drift of one server, {text}"])
     first, second, third = drifts(results).values()
     assert first is second is None
     assert third["first"] == "concurrency=1"
@@ -89,7 +103,7 @@ def test_plan_has_the_time_of_drift(pytester: pytest.Pytester, folder: Path) -> 
     assert (plan["load_window_seconds"], plan["drift_window_seconds"]) == (180, 60)
 
 
-#: A conftest.py that sends a signal when the first load is measured again.
+#: A conftest.py, for pytest in a process of its own, that sends a signal when the first load is measured again.
 SIGNAL_AGAIN = """
 import os
 from pytest_llem.execution import experiment
@@ -114,11 +128,11 @@ experiment.run_isolated = run_isolated
 
 
 def test_server_that_dies_while_drift_is_measured_keeps_the_result(
-    run_pytest: RunPytest, results: Results, folder: Path
+    pytester: pytest.Pytester, results: Results, folder: Path
 ) -> None:
     (folder / "conftest.py").write_text(SIGNAL_AGAIN.format(action='os.kill(job.server["pid"], 9)'))
     write_load_study(folder, sweep={"load.concurrency": [1, 2]}, measurement={"min_window_seconds": 0.5})
-    run = run_pytest()
+    run = patient(pytester.runpytest_subprocess, folder)("study.yaml", "-p", "llem")
     run.assert_outcomes(passed=2)
     run.stdout.fnmatch_lines(["warning: the first load on the server could not be measured again: *"])
     assert [*drifts(results).values()][1]["after"] == {}

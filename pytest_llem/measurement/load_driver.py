@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import EngineCrashError, RequestRecord
@@ -64,7 +64,8 @@ class LoadDriver(Driver[LoadWindow]):
         self._texts = None if texts is None else texts.conversations
         vocabulary = engine.vocabulary() if texts is None else ()
         self._requests = CountedRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
-        self._drift, self._sent_again = engine.record.drift, cast("Sequence[RequestRecord]", ())
+        self._drift = engine.record.drift
+        self._sent_again: Sequence[RequestRecord] = ()
         self._slices = LoadSlices(
             engine, config, self._requests, directory=directory, cycle=cycle, on_progress=on_progress
         )

@@ -73,7 +73,7 @@ class Drift:
         """What has changed, in a line."""
         changes = ", ".join(f"{self._name(name)} {change:+.1%}" for name, change in self.changes.items())
         servers = "one server" if self.servers == 1 else f"{self.servers} servers"
-        return f"the first load of {servers}, measured again as the last one: {changes}"
+        return f"drift of {servers}, by the first load measured again as the last one: {changes}"
 
     def _name(self, metric: str) -> str:
         method = f" ({self.method})" if metric == COST and self.method != "measured" else ""
