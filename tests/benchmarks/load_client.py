@@ -8,13 +8,14 @@ client is that of its processes for the many less that for the few, so that impo
 prompts does. Its rates and latencies are those that it reports for the many. Ratios are to ours, by round.
 ``--study`` adds a study of the same load by ``server.url``, with its ramp, window and drain.
 
-Prompts of about 64 tokens, 64 new tokens, closed loop. The server, a mock or that of ``--url``, is the same
-process for all clients, and on the same processor cores.
+Prompts of about 64 tokens and 64 new tokens by default, in a closed loop. The server, a mock or that of ``--url``,
+is the same process for all clients, and on the same processor cores.
 
 On two cores, the one round without other load: 152 requests/s (vLLM 152, AIPerf 147) and 1.6 CPU seconds per 1,000
 (2.4 and 10.6); TTFT 15.6 ms (17.6 and 20.4), and E2E latencies within 0.4 %. All slots begin together, and so end
 together: a likely reason for the TTFTs is the CPU time that a client needs to send such a burst. The E2E latencies
-agree, so AIPerf's lower rate is time between requests.
+agree, so AIPerf's lower rate is time between requests. docs/explanation/serving.md has figures of later versions,
+with guidellm and a study.
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.schedule import ClosedLoop
 from tests.support.serving import mock_server, requests
-
-TOKENS = 64
 
 #: The command ``vllm bench serve``, which fails with vLLM's build for CPU: its distribution has another name.
 _VLLM_BENCH_SERVE = """
@@ -82,16 +81,16 @@ class Report:
         )
 
 
-def prompts(first: int, number: int) -> Iterator[LoadRequest]:
+def prompts(first: int, number: int, tokens: int) -> Iterator[LoadRequest]:
     """Yield *number* requests, and end the load after them."""
-    yield from islice(requests(TOKENS, TOKENS), first, first + number)
+    yield from islice(requests(tokens, tokens), first, first + number)
     raise DatasetExhaustedError("all requests are sent")
 
 
-async def load(url: str, number: int, concurrency: int, first: int) -> Report:
+async def load(url: str, number: int, concurrency: int, first: int, tokens: int) -> Report:
     """Send *number* requests with our client, of which *first* is the number of the first one."""
     async with Client(Endpoint(url, token_ids=True), concurrency) as client:
-        load = Load(client, prompts(first, number), ClosedLoop(concurrency, ramp_seconds=0.0))
+        load = Load(client, prompts(first, number, tokens), ClosedLoop(concurrency, ramp_seconds=0.0))
         began = monotonic()
         try:
             await load.begin()
@@ -105,13 +104,13 @@ async def load(url: str, number: int, concurrency: int, first: int) -> Report:
         ended = max(request.ended for request in load.records)
     latencies = zip(*((one.ttft_s or 0.0, one.tpot_s or 0.0, one.e2e_s or 0.0) for one in records), strict=True)
     seconds = ended - began
-    tokens = sum(record.output_tokens or 0 for record in records)
-    return Report(len(records) / seconds, tokens / seconds, *(1e3 * statistics.median(one) for one in latencies))
+    received = sum(record.output_tokens or 0 for record in records)
+    return Report(len(records) / seconds, received / seconds, *(1e3 * statistics.median(one) for one in latencies))
 
 
 def ours(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
     command = [sys.executable, __file__, "--load", url, str(number), "--concurrency", str(arguments.concurrency)]
-    command += ["--seed", str(arguments.seed)]
+    command += ["--seed", str(arguments.seed), "--tokens", str(arguments.tokens)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return Report(**json.loads(out))
 
@@ -122,8 +121,8 @@ def study(arguments: argparse.Namespace, url: str, number: int, folder: Path) ->
         "backend": "server",
         "server": {"url": url, "vocab_size": arguments.vocabulary, "gpus": 0},
         "random_seed": arguments.seed,
-        "max_input_tokens": TOKENS,
-        "max_output_tokens": TOKENS,
+        "max_input_tokens": arguments.tokens,
+        "max_output_tokens": arguments.tokens,
         "load": {"concurrency": arguments.concurrency},
         "measurement": {"min_window_seconds": round(number / arguments.rate, 1)},
         "baseline": {"enabled": False},
@@ -143,8 +142,22 @@ def vllm(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> 
     command = [
         *(arguments.vllm, "-c", _VLLM_BENCH_SERVE, "--base-url", url),
         *("--backend", "openai", "--endpoint", "/v1/completions", "--model", arguments.model),
-        *("--tokenizer", arguments.tokenizer, "--dataset-name", "random", "--random-input-len", str(TOKENS)),
-        *("--random-output-len", str(TOKENS), "--ignore-eos", "--num-prompts", str(number), "--disable-tqdm"),
+        *(
+            "--tokenizer",
+            arguments.tokenizer,
+            "--dataset-name",
+            "random",
+            "--random-input-len",
+            str(arguments.tokens),
+        ),
+        *(
+            "--random-output-len",
+            str(arguments.tokens),
+            "--ignore-eos",
+            "--num-prompts",
+            str(number),
+            "--disable-tqdm",
+        ),
         *("--max-concurrency", str(arguments.concurrency), "--percentile-metrics", "ttft,tpot,itl,e2el"),
         *("--save-result", "--result-dir", str(folder), "--result-filename", "vllm.json"),
         *("--seed", str(arguments.seed)),
@@ -159,7 +172,15 @@ def vllm(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> 
 def aiperf(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
     command = [
         *(arguments.aiperf, "profile", "--url", url, "--model", arguments.model, "--endpoint-type", "completions"),
-        *("--streaming", "--tokenizer", arguments.tokenizer, "--isl", str(TOKENS), "--osl", str(TOKENS)),
+        *(
+            "--streaming",
+            "--tokenizer",
+            arguments.tokenizer,
+            "--isl",
+            str(arguments.tokens),
+            "--osl",
+            str(arguments.tokens),
+        ),
         *("--request-count", str(number), "--concurrency", str(arguments.concurrency), "--use-server-token-count"),
         *("--extra-inputs", "ignore_eos:true", "--ui", "none", "--output-artifact-dir", str(folder)),
         *("--random-seed", str(arguments.seed)),
@@ -181,7 +202,7 @@ def guidellm(arguments: argparse.Namespace, url: str, number: int, folder: Path)
         *("--profile", f"kind=concurrent,streams={arguments.concurrency}"),
         *("--constraint", f"kind=max_requests,count={number}"),
         *("--tokenizer", f"kind=huggingface_auto,model={arguments.tokenizer}"),
-        *("--data", f"kind=synthetic_text,prompt_tokens={TOKENS},output_tokens={TOKENS}"),
+        *("--data", f"kind=synthetic_text,prompt_tokens={arguments.tokens},output_tokens={arguments.tokens}"),
         *("--seed", f"kind=static,value={arguments.seed}"),
         *("--output", f"kind=json,path={folder / 'guidellm.json'}", "--disable-console"),
     ]
@@ -217,13 +238,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--requests", type=int, nargs=2, default=(500, 3000), metavar=("FEW", "MANY"))
+    parser.add_argument("--tokens", type=int, default=64, help="of each prompt, and of each answer")
     parser.add_argument("--step-ms", default="5+0.02", help="the mock server's")
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
         url, number = arguments.load[0], int(arguments.load[1])
-        report = asyncio.run(load(url, number, arguments.concurrency, arguments.seed * number))
+        report = asyncio.run(load(url, number, arguments.concurrency, arguments.seed * number, arguments.tokens))
         print(json.dumps(vars(report)))
         return
     clients: dict[str, Callable[..., Report]] = {"ours": ours}
