@@ -76,6 +76,9 @@ CATALOGUE: dict[str, Definition] = {
     "error_rate": Definition("ratio", "lower", "Share of failed requests, of a server"),
     "concurrency_mean": Definition("requests", None, "Mean number of requests in flight, of a server"),
     "batch_mean": Definition("requests", None, "Mean number of requests that a server runs at a time"),
+    "queue_mean_ms": Definition(
+        "ms", "lower", "Mean time in a server's queue, by its own counters over the window"
+    ),
     "prefix_hit_rate": Definition("ratio", None, "Share of input tokens in a server's prefix cache"),
     "send_lag_p50_ms": Definition("ms", None, "Delay of the client in sending a request, percentile 50"),
     "send_lag_p99_ms": Definition("ms", None, "Delay of the client in sending a request, percentile 99"),

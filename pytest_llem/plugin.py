@@ -137,6 +137,15 @@ def pytest_configure_node(node: WorkerController) -> None:
     identify_worker(node)
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    if not all(argument.partition("::")[0].endswith(YAML_SUFFIXES) for argument in config.args):
+        return None
+    from pytest_llem.execution.workers import auto_workers
+
+    return auto_workers(config)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker(ENERGY_BUDGET) is not None:
         from pytest_llem.execution.energy_budget import EnergyBudget

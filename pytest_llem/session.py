@@ -61,7 +61,8 @@ def configure(config: pytest.Config, expression: str) -> None:
     Raises:
         pytest.UsageError: An option or an ini value is invalid.
     """
-    from pytest_llem._plugin.options import Settings, check_html
+    from pytest_llem._plugin.options import Settings
+    from pytest_llem._plugin.overwriting import check_html
 
     register(config)
     settings = Settings.from_config(config)
@@ -88,6 +89,10 @@ def identify_worker(node: WorkerController) -> None:
     node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
     if node.gateway.spec.popen and not node.gateway.spec.via:
         node.workerinput["llem_controller"] = os.getpid()
+    from pytest_llem.execution.pause import ONE_AT_A_TIME
+    from pytest_llem.execution.scheduling import hands_out
+
+    node.workerinput[ONE_AT_A_TIME] = hands_out(node.config)
 
 
 def prepare_remote_workers(config: pytest.Config, specs: Sequence[XSpec]) -> None:
@@ -121,7 +126,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    from pytest_llem.execution.pause import ONE_AT_A_TIME, Pausing
+
     config = session.config
+    if getattr(config, "workerinput", {}).get(ONE_AT_A_TIME):
+        config.pluginmanager.register(Pausing(session))
     if _studies(config):
         if hasattr(config, "workerinput"):  # a worker runs what the controller sends, despite collection errors
             _prepare(config, config.workerinput["llem_session"])

@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 import pytest_llem
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.study.config import ExperimentConfig
 from tests.support import nvml, weights
 
@@ -169,18 +169,18 @@ def start_method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def servers(start_method: str) -> Iterator[Servers | None]:
+def servers(start_method: str) -> Iterator[ForkServers | None]:
     """Forkservers; None if processes are spawned."""
-    servers = Servers() if start_method == "forkserver" else None
+    servers = ForkServers() if start_method == "forkserver" else None
     yield servers
     if servers is not None:
         servers.end()
 
 
 @pytest.fixture
-def run(servers: Servers | None) -> Callable[..., Outcome]:
+def run(servers: ForkServers | None) -> Callable[..., Outcome]:
     """Return a function that runs a job in a new process, with each start method."""
-    return functools.partial(run_isolated, servers=servers)
+    return functools.partial(run_isolated, forkservers=servers)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A regression's line names what changed together with the metric, and says that this need not be the cause."""
+"""A change's line names what changed together with the metric, and says that this need not be the cause."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_first_three_facts_that_differ_are_named() -> None:
     assert found[-1] == "different: torch, commit, settings.kv_cache and 2 more"
 
 
-def test_regression_stores_and_shows_associations() -> None:
+def test_decided_change_stores_and_shows_associations() -> None:
     candidate, reference = _point(time=1.2, tpot=1.25, sut=SUT | {"torch": "2.6.0"}), _point()
     settings, there = GatesConfig(metrics=[COST]), study_result(reference)
     (worse,) = compare(study_result(candidate), there, settings, name="main", paired=True).verdicts
@@ -83,4 +83,7 @@ def test_regression_stores_and_shows_associations() -> None:
         "; associated, which need not be the cause: time × 1.200 at equal power; TPOT × 1.250; different: torch"
     )
     (better,) = compare(there, study_result(candidate), settings, name="main").verdicts
-    assert (better.verdict, better.associated) == ("IMPROVEMENT", [])
+    assert better.verdict == "IMPROVEMENT"
+    assert better.associated == ["time × 0.833 at equal power", "TPOT × 0.800", "different: torch"]
+    (same,) = compare(there, there.model_copy(deep=True), settings, name="main").verdicts
+    assert same.associated == []

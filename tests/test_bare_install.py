@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.pages import files, page
+from tests.support.study_results import saved_file
 
 pytestmark = pytest.mark.slow
 
@@ -190,7 +191,7 @@ def test_runner_with_torch_runs_the_engine(bare: Bare) -> None:
     (bare.work / "runner.yaml").write_text(f"{STUDY}runners: {{pytorch: {sys.executable}}}\n")
     status, output = bare.pytest("runner.yaml", "--llem-save", "of-a-runner", "--llem-results-dir", "elsewhere")
     assert (status, "2 passed" in output) == (0, True), output
-    assert (bare.work / ".llem" / "baselines" / "of-a-runner" / "tiny.json").is_file()
+    assert saved_file(bare.work, "of-a-runner", "tiny").is_file()
 
 
 def test_runner_without_torch_is_refused_with_its_pip(bare: Bare, tmp_path: Path) -> None:

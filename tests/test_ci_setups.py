@@ -17,7 +17,9 @@ from tests.conftest import ROOT
 
 HOW_TO = ROOT / "docs" / "how-to"
 TEMPLATES = ROOT / "pytest_llem" / "cli" / "templates"
-AGAINST_MAIN, GITLAB = ((TEMPLATES / f"{name}.yml").read_text() for name in ("github", "gitlab"))
+AGAINST_MAIN, SAVE_MAIN, GITLAB = (
+    (TEMPLATES / f"{name}.yml").read_text() for name in ("github", "github-main", "gitlab")
+)
 
 
 def block(page: str, language: str, containing: str) -> str:
@@ -29,14 +31,12 @@ def block(page: str, language: str, containing: str) -> str:
 
 AGAINST_BASELINE = block("committed-baseline.md", "yaml", "jobs:")
 JENKINS = block("jenkins.md", "groovy", "pipeline")
-GITHUB = {"against-main": AGAINST_MAIN, "against-baseline": AGAINST_BASELINE}
+GITHUB = {"against-main": AGAINST_MAIN, "save-main": SAVE_MAIN, "against-baseline": AGAINST_BASELINE}
 
 
 def steps(workflow: str) -> list[dict[str, Any]]:
-    """Return the steps of the only job of a GitHub workflow."""
-    (job,) = yaml.safe_load(workflow)["jobs"].values()
-    assert isinstance(job["steps"], list)
-    return job["steps"]
+    """Return the steps of all jobs of a GitHub workflow."""
+    return [step for job in yaml.safe_load(workflow)["jobs"].values() for step in job["steps"]]
 
 
 def scripts() -> Iterator[str]:
@@ -59,6 +59,7 @@ def test_each_job_compares_and_writes_junit() -> None:
     options = [{word for word in words if word.startswith("--")} for words in commands()]
     assert options == [
         {"--llem-against=git:origin/$BASE", "--junitxml=report.xml"},
+        {"--llem-save", "--llem-baseline-dir=.llem/data/baselines", "--junitxml=report.xml"},
         {"--llem-baseline", "--junitxml=report.xml"},
         {"--llem-against=git:origin/$BASE", "--junitxml=report.xml"},
         {"--llem-against=git:origin/$CHANGE_TARGET", "--junitxml=report.xml"},
@@ -66,8 +67,8 @@ def test_each_job_compares_and_writes_junit() -> None:
 
 
 def test_pages_include_the_jobs_that_llem_init_writes() -> None:
-    for name in ("github", "gitlab"):
-        page = (HOW_TO / f"{name}.md").read_text()
+    for page_name, name in (("github", "github"), ("gitlab", "gitlab"), ("baselines-in-ci", "github-main")):
+        page = (HOW_TO / f"{page_name}.md").read_text()
         assert f"```{{literalinclude}} ../../pytest_llem/cli/templates/{name}.yml" in page
         assert f"--ci {name}" in page
 
@@ -75,16 +76,22 @@ def test_pages_include_the_jobs_that_llem_init_writes() -> None:
 @pytest.mark.parametrize("workflow", GITHUB.values(), ids=GITHUB)
 def test_github_workflow_has_required_steps(workflow: str) -> None:
     read = yaml.safe_load(workflow)
-    assert "pull_request" in read[True], "YAML 1.1 reads the key `on` as true"
-    assert read["permissions"] == {"contents": "read"}
-    (job,) = read["jobs"].values()
-    assert set(job) <= {"runs-on", "timeout-minutes", "env", "steps"}
-    for step in job["steps"]:
+    is_of_main = workflow == SAVE_MAIN
+    assert ("push" if is_of_main else "pull_request") in read[True], "YAML 1.1 reads the key `on` as true"
+    assert read["permissions"] == {"contents": "write" if is_of_main else "read"}
+    measuring, *others = read["jobs"].values()
+    assert set(measuring) <= {"runs-on", "timeout-minutes", "env", "steps"}
+    for step in steps(workflow):
         assert ("uses" in step) != ("run" in step)
         assert set(step) <= {"uses", "with", "run", "name", "if"}
         assert "${{" not in step.get("run", ""), "a branch name must not get into the shell"
-    uploads = [step["with"]["path"] for step in job["steps"] if step.get("uses", "").startswith("actions/upload")]
-    assert [path.split() for path in uploads] == [["results/", "report.xml"]]
+    uploads = [
+        step["with"]["path"] for step in steps(workflow) if step.get("uses", "").startswith("actions/upload")
+    ]
+    assert [path.split()[:2] for path in uploads] == [["results/", "report.xml"]]
+    for job in others:  # it may write comments, so it runs no code of the pull request
+        assert job["permissions"] == {"pull-requests": "write"}
+        assert not any("checkout" in step.get("uses", "") or "pip" in step.get("run", "") for step in job["steps"])
 
 
 def test_gitlab_job_uploads_its_report() -> None:
@@ -104,7 +111,7 @@ def test_jenkinsfile_keeps_branch_names_out_of_groovy() -> None:
     assert "artifacts: 'results/**, report.xml'" in JENKINS
 
 
-@pytest.mark.parametrize("script", list(scripts()), ids=["against-main", "against-baseline", "gitlab", "jenkins"])
+@pytest.mark.parametrize("script", list(scripts()), ids=[*GITHUB, "gitlab", "jenkins"])
 def test_shell_parses(script: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -116,7 +123,11 @@ def test_named_study_exists() -> None:
     assert all((ROOT / one).is_file() for one in named)
 
 
-@pytest.mark.parametrize("script", [one for one in scripts() if "git fetch" in one], ids=["gitlab", "jenkins"])
+@pytest.mark.parametrize(
+    "script",
+    [one for one in scripts() if "git fetch" in one and "--llem-against" in one],
+    ids=["gitlab", "jenkins"],
+)
 def test_job_fetches_the_target_branch(script: str, tmp_path: Path) -> None:
     """Runs the git commands of a job in a clone that has the branch of the pull request only."""
     origin, work = tmp_path / "origin", tmp_path / "work"

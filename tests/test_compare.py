@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.baseline_folder import BASELINES
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
 from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, escaped, lines, markdown
@@ -19,7 +21,7 @@ from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
 from tests.support.marks import slow
-from tests.support.study_results import H100, point, study_result
+from tests.support.study_results import H100, point, saved_file, study_result
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
@@ -55,9 +57,9 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create baselines below the current folder: main, an equal one, and a worse one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-    save(_result(1, 1), "main", tmp_path)
-    save(_result(1.001, 1.001, sut={"torch": "2.14.0"}), "same", tmp_path)
-    save(_result(1, 1.2), "worse", tmp_path)
+    save(_result(1, 1), "main", tmp_path / BASELINES)
+    save(_result(1.001, 1.001, sut={"torch": "2.14.0"}), "same", tmp_path / BASELINES)
+    save(_result(1, 1.2), "worse", tmp_path / BASELINES)
     return tmp_path
 
 
@@ -81,16 +83,18 @@ def test_a_regression_is_status_1(saved: Path, capsys: pytest.CaptureFixture[str
     assert _llem(capsys, "worse", "main")[0] == 0, "the first is the reference"
 
 
-def test_table_lists_worst_first(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_lists_points_worst_first_with_what_moved(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = _llem(capsys, "main", "worse")[1].splitlines()
     assert max(map(len, table[: table.index("")])) <= WIDTH
     assert [word for line in table for word in line.split() if word in ("REGRESSION", "SAME")] == [
         *["REGRESSION"] * 3,
         *["SAME"] * 3,
     ]
-    at = next(n for n, line in enumerate(table) if "energy_per_output_token_j" in line)
-    assert table[at].split() == ["energy_per_output_token_j", "0.123", "1.200", "5", "REGRESSION"]
-    assert table[at + 1].split() == ["precision=bf16-batch_size=2", "0.148", "1.198–1.202"]
+    assert table[3] == "precision=bf16-batch_size=2"
+    row = "energy_per_output_token_j 0.123 → 0.148 1.200 1.198–1.202 5 REGRESSION"
+    assert table[4].split() == row.split()
+    assert table[5] == "    TTFT × 1.200"
+    assert table.count("precision=bf16-batch_size=1") == table.count("precision=bf16-batch_size=2") == 1
     assert any("98 % to 99.7 % interval that decided; alpha 0.01 by Holm over 6 gates" in line for line in table)
 
 
@@ -104,7 +108,7 @@ def test_results_and_baselines_can_be_compared(
     places = {
         "directory": folder,
         "file": folder / "study_result.json",
-        "baseline file": saved / ".llem/baselines/worse/made-up.json",
+        "baseline file": saved_file(saved, "worse", "made-up"),
     }
     assert _llem(capsys, "main", str(places[given]))[0] == 1
 
@@ -123,10 +127,12 @@ def test_json_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_markdown_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = _llem(capsys, "main", "worse", "--format", "markdown")
     table = out.splitlines()
-    assert table[0] == "| point | metric | reference | candidate | ratio | interval | n | verdict |"
-    assert table[2].count("|") == table[1].count("|") == table[0].count("|") == 9
+    heading = "| point | metric | reference | candidate | ratio | interval | n | verdict | what moved |"
+    assert table[0] == heading
+    assert table[2].count("|") == table[1].count("|") == table[0].count("|") == 10
     what = r"| precision=bf16-batch\_size=2 | energy\_per\_output\_token\_j"
-    assert table[2] == what + " | 0.123 | 0.148 | 1.200 | 1.198–1.202 | 5 | REGRESSION |"
+    assert table[2] == what + " | 0.123 | 0.148 | 1.200 | 1.198–1.202 | 5 | REGRESSION | TTFT × 1.200 |"
+    assert table[3].startswith("|  | output"), "a point is named once"
     assert table[-1] == "**3 REGRESSION, 3 SAME: 3 gates failed**"
 
 
@@ -154,7 +160,7 @@ def test_metrics_alpha_and_delta_may_be_given(saved: Path, capsys: pytest.Captur
 def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
     protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
-    save(_result(1, 1.2, measurement_protocol=protocol), "lenient", saved)
+    save(_result(1, 1.2, measurement_protocol=protocol), "lenient", saved / BASELINES)
     status, out, _ = _llem(capsys, "main", "lenient", "--format", "json")
     verdicts = json.loads(out)["verdicts"]
     assert (status, [(one["metric"], one["delta"], one["alpha"]) for one in verdicts]) == (
@@ -166,11 +172,11 @@ def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureF
 
 def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, values in (("noisy", [0.98, 1.0, 1.02]), ("noisy too", [1.02, 0.98, 1.0])):
-        save(study_result(point({}, output_tokens_per_second=values)), name, saved)
+        save(study_result(point({}, output_tokens_per_second=values)), name, saved / BASELINES)
     status, out, _ = _llem(capsys, "noisy", "noisy too")
     assert (status, out.splitlines()[-1]) == (0, "2 NOT JUDGED, 1 INCONCLUSIVE: no gate failed")
     assert "INCONCLUSIVE" in out
-    assert "n≥: cycles that would decide it, if either side had as many" in out
+    assert re.search(r"^    about \d+ cycles on either side would decide it$", out, re.M)
     assert _llem(capsys, "noisy", "noisy too", "--fail-on", "inconclusive")[0] == 1
 
 
@@ -178,7 +184,7 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
     other = _result(1, 1)
     for one in other.points:
         one.testbed = H100 | {"gpu": "NVIDIA A100"}
-    save(other, "a100", saved)
+    save(other, "a100", saved / BASELINES)
     line = "GPU model: NVIDIA A100 in the candidate, NVIDIA H100 80GB HBM3 in the reference"
     status, out, _ = _llem(capsys, "main", "a100")
     assert status == 1
@@ -252,7 +258,7 @@ def test_command_imports_neither_pytest_nor_torch(saved: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", slow("markdown"), slow("json")])
 def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
-    save(_result(1, 1, sut={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
+    save(_result(1, 1, sut={"torch": "2.13.0é\x1b[31m"}), "odd", saved / BASELINES)
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
         capture_output=True,
@@ -273,8 +279,8 @@ def _many(points: Any) -> Any:
 def test_rows_of_many_points_are_cut() -> None:
     found = _many(50)
     shown = lines(found, WIDTH)
-    assert sum("batch_size=" in line for line in shown) == MAX_ROWS
-    assert "batch_size=26" in shown[4], "the worst comes first"
+    assert sum(line.endswith(("SAME", "REGRESSION")) for line in shown) == MAX_ROWS + 1, "and what is left out"
+    assert shown[3] == "precision=bf16-batch_size=26", "the worst comes first"
     assert f"and {150 - MAX_ROWS} SAME" in shown
     assert max(len(line) for line in shown if "│" in line or "─" in line or "bf16" in line) <= WIDTH
     assert f"and {150 - MAX_ROWS} SAME" in markdown(found)
@@ -303,9 +309,9 @@ def test_no_interval_is_too_wide_for_the_table() -> None:
     assert low < 0.001
     assert high > 1000
     shown = lines(found, WIDTH)
-    assert shown[3].split()[0] == "output_tokens_per_second"
-    assert shown[4].split()[0] == "precision=bf16-batch_size=2"
-    assert shown[4].split()[2] == "<0.001–>1000"
+    assert shown[4].split()[0] == "output_tokens_per_second"
+    assert shown[4].split()[5] == "<0.001–>1000"
+    assert max(map(len, shown[:5])) <= WIDTH
 
 
 def test_new_and_missing_points_are_listed() -> None:

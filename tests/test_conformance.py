@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem import testing
 from pytest_llem.machine.gpu_memory import Settled
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
-from pytest_llem.testing import EngineConformance, Run
+from pytest_llem.testing import EngineConformance, conformance, experiments
+from pytest_llem.testing.experiments import Run
 from tests.conftest import RunPytest
 from tests.support import in_process, nonconforming  # here: pytester forgets what an inner run imports
 from tests.support.pages import files, page
@@ -233,7 +233,7 @@ def test_each_fault_fails_the_check_for_it_only(pytester: pytest.Pytester, varia
     run = run_suite(pytester, f"nonconforming:{variant}")
     check, message = FAULTS[variant]
     assert failed(run).keys() == {check}, run.stdout.str()
-    run.stdout.fnmatch_lines([f"{message.replace('[*]', '[[]*[]]')}: see {testing.PAGE}#*"])
+    run.stdout.fnmatch_lines([f"{message.replace('[*]', '[[]*[]]')}: see {experiments.PAGE}#*"])
     assert run.parseoutcomes().get("errors") is None
 
 
@@ -327,16 +327,16 @@ def _fake(note: dict[str, Any], error: ErrorRecord | None = None) -> Any:
 
 def test_process_that_survives_sigkill_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor leaves none, so this one is not of an experiment."""
-    monkeypatch.setattr(testing, "_GONE_SECONDS", 0.1)
+    monkeypatch.setattr(experiments, "_GONE_SECONDS", 0.1)
     killed = ErrorRecord(kind="crash", type="SIGKILL", message="the process was ended by SIGKILL")
     with subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(60)"]) as child:
         created = psutil.Process(child.pid).create_time()
-        experiments = _fake({"call": "processes", "processes": [[child.pid, created]], "files": []}, killed)
+        suite = _fake({"call": "processes", "processes": [[child.pid, created]], "files": []}, killed)
         with pytest.raises(pytest.fail.Exception, match=f"processes {child.pid} still ran after the experiment"):
-            EngineConformance().test_no_process_is_left_after_sigkill(experiments)
+            EngineConformance().test_no_process_is_left_after_sigkill(suite)
         child.kill()
         child.wait()
-    EngineConformance().test_no_process_is_left_after_sigkill(experiments)
+    EngineConformance().test_no_process_is_left_after_sigkill(suite)
 
 
 @pytest.mark.parametrize("left", [{}, {"GPU-1": 512.0}])
@@ -345,7 +345,7 @@ def test_gpu_memory_that_is_not_released_is_found(monkeypatch: pytest.MonkeyPatc
         def settle(self, uuids: Collection[str], before: Mapping[str, int]) -> Settled:
             return Settled(1.0, left if before else None, dict.fromkeys(uuids, 10))
 
-    monkeypatch.setattr(testing, "GpuMemory", Memory)
+    monkeypatch.setattr(conformance, "GpuMemory", Memory)
     experiments = _fake({"call": "load", "gpus": ["GPU-1"]})
     with pytest.raises(pytest.fail.Exception, match="512 MB on GPU-1 is still") if left else nullcontext():
         EngineConformance().test_gpu_memory_is_released(experiments)
@@ -354,7 +354,7 @@ def test_gpu_memory_that_is_not_released_is_found(monkeypatch: pytest.MonkeyPatc
 def test_suite_without_an_experiment_fails_with_one_sentence(run_real: RunPytest) -> None:
     run = run_real(" pass", "-k", "completes")
     run.assert_outcomes(errors=1)
-    run.stdout.fnmatch_lines([f"TestEngine needs the attribute experiment: see {testing.PAGE}"])
+    run.stdout.fnmatch_lines([f"TestEngine needs the attribute experiment: see {experiments.PAGE}"])
 
 
 def test_suite_imports_no_torch_and_the_plugin_does_not_import_it() -> None:

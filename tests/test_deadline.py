@@ -13,7 +13,7 @@ from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.execution import experiment
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import seconds
 from pytest_llem.planning.footprint import Footprint, from_config
 from pytest_llem.planning.host import GpuCapacity, Host
@@ -85,6 +85,25 @@ class TestComputed:
         assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, **compiled) == 360 + 1800
         # An engine other than pytorch may compile by itself.
         assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, backend="other") == 360 + 1800
+
+    @pytest.mark.parametrize(
+        ("model", "changes", "minutes"),
+        [
+            (LLAMA_1B, {}, 6),
+            (LLAMA_1B, {"backend": "vllm"}, 36),
+            (LLAMA_70B, {}, 35),
+            (None, {}, None),
+            (LLAMA_1B, {"backend": "server", "server": {"url": "http://127.0.0.1:1"}, "load": {"rate": 1}}, None),
+        ],
+    )
+    def test_load_has_its_part_of_the_deadline(
+        self, model: Footprint | None, changes: dict[str, Any], minutes: float | None
+    ) -> None:
+        config = ExperimentConfig.model_validate({"model": "m", **changes})
+        found = max_load_seconds(config, ExecutionConfig(), _needs(config, model), model)
+        assert found == (None if minutes is None else 60 * minutes)
+        given = ExecutionConfig(experiment_timeout_seconds=7200)
+        assert max_load_seconds(config, given, _needs(config, model), model) is None
 
     @pytest.mark.parametrize("host", [CPU, GPU])
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -345,10 +345,11 @@ def _is_quiet() -> bool:
     return True
 
 
-def _estimated_s(during: Callable[[], object]) -> float | None:
-    """Return the CPU time that an estimate counts during a call, in s."""
+def _estimated_s(during: Callable[[], object], processes: Sequence[int] = ()) -> float | None:
+    """Return the CPU time that an estimate counts during a call, in s: of *processes*, or else of this one."""
     wait_until(_is_quiet)
     meter = EstimateMeter()
+    meter.set_processes(processes)
     meter.open([])
     meter.begin()
     during()
@@ -370,6 +371,14 @@ def test_estimate_counts_running_descendants(deep: bool) -> None:
     worker.end()
     assert found is not None
     assert 0.18 <= found < 0.4
+
+
+def test_estimate_of_a_short_window_is_not_zero() -> None:
+    """CPU times in clock ticks of 10 ms made it 0 J for a server in a short window."""
+    worker = _Worker()
+    found = [_estimated_s(lambda: worker.work(0.002), [worker.process.pid]) for _ in range(5)]
+    worker.end()
+    assert all(seconds is not None and seconds >= 0.002 for seconds in found)
 
 
 def test_estimate_excludes_cpu_time_before_the_window() -> None:

@@ -20,8 +20,9 @@ from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
-from pytest_llem.machine import devices
-from pytest_llem.machine.devices import CPU, allocate
+from pytest_llem.machine import allocation
+from pytest_llem.machine.allocation import request_devices
+from pytest_llem.machine.devices import CPU
 from pytest_llem.measurement import environment, orchestrator
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
@@ -52,11 +53,12 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
     monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, visible: VisibleGpus, leased: set[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "package_versions", lambda python: {"torch": torch} if torch else {})
-    for module in (devices, hardware):
+    monkeypatch.setattr(allocation, "package_versions", lambda python: {"torch": torch} if torch else {})
+    for module in (allocation, hardware):
         monkeypatch.setattr(module, "visible_gpus", lambda: visible)
     needs = shipped_needs(ExperimentConfig(model="m", backend=backend)) or Needs()
-    assert set(allocate(needs, None).devices) == leased
+    request = request_devices(needs, None)
+    assert set(request.choose(request.pool)) == leased
 
 
 # ---- CUDA_VISIBLE_DEVICES ----

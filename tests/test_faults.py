@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,9 @@ import pytest
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import supervisor
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
@@ -36,18 +37,18 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def warm_servers() -> Iterator[Servers]:
-    servers = Servers()
+def warm_servers() -> Iterator[ForkServers]:
+    servers = ForkServers()
     yield servers
     servers.end()
 
 
 @pytest.fixture
-def fork(job: MakeJob, warm_servers: Servers) -> Run:
+def fork(job: MakeJob, warm_servers: ForkServers) -> Run:
     """Return a function that runs a job in a process forked from a running forkserver."""
-    if not warm_servers._servers:
-        assert run_isolated(job(), servers=warm_servers).error is None
-    return functools.partial(run_isolated, servers=warm_servers)
+    if not warm_servers._forkservers:
+        assert run_isolated(job(), forkservers=warm_servers).error is None
+    return functools.partial(run_isolated, forkservers=warm_servers)
 
 
 def _error(outcome: Outcome) -> ErrorRecord:
@@ -152,6 +153,14 @@ class TestHangs:
         monkeypatch.setattr(childs, "FETCH_SECONDS", 0.3)
         error = _error(fork(job(fetch=3600), timeout=60))
         assert (error.kind, error.phase) == ("timeout", "fetching the model")
+
+    def test_load_has_a_limit_of_its_own(self, job: MakeJob, fork: Run) -> None:
+        error = _error(fork(replace(job(load=3600), max_load_seconds=0.3), timeout=60))
+        assert (error.kind, error.phase) == ("timeout", "loading")
+        assert error.message == "not loaded after 0.3 s"
+
+    def test_limit_of_the_load_ends_with_it(self, job: MakeJob, fork: Run) -> None:
+        assert fork(replace(job(seconds=0.5), max_load_seconds=0.4), timeout=60).error is None
 
 
 class TestKilled:
@@ -334,7 +343,7 @@ def test_sys_path_may_hold_paths(job: MakeJob, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nothing_is_left_if_file_descriptors_run_out(
-    job: MakeJob, run: Run, servers: Servers | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: MakeJob, run: Run, servers: ForkServers | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For any number of missing file descriptors."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
@@ -48,10 +48,10 @@ Notes = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def servers() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.end()
+def forkservers() -> Iterator[ForkServers]:
+    forkservers = ForkServers()
+    yield forkservers
+    forkservers.end()
 
 
 @pytest.fixture
@@ -104,10 +104,10 @@ def _result(outcome: Outcome) -> ExperimentResult:
 
 class TestTheServer:
     def test_experiments_share_what_the_server_imported(
-        self, servers: Servers, engine: MakeJob, notes: Notes
+        self, forkservers: ForkServers, engine: MakeJob, notes: Notes
     ) -> None:
         jobs = engine()
-        outcomes = [run_isolated(jobs, servers=servers) for _ in range(3)]
+        outcomes = [run_isolated(jobs, forkservers=forkservers) for _ in range(3)]
         assert [outcome.error for outcome in outcomes] == [None] * 3
         imported_by = {note["imported_by"] for note in notes()}
         assert imported_by == {_server().pid}
@@ -120,7 +120,7 @@ class TestTheServer:
 
     @pytest.mark.slow
     def test_server_with_torch_has_one_thread_and_no_device(
-        self, servers: Servers, job: MakeJob, monkeypatch: pytest.MonkeyPatch
+        self, forkservers: ForkServers, job: MakeJob, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Checked from outside, with the engine, the model's class and their imports."""
         pytest.importorskip("torch")
@@ -132,7 +132,7 @@ class TestTheServer:
         tiny = replace(tiny, config=config | {"baseline": {"enabled": False}})
         digests = set()
         for _ in range(2):
-            outcome = run_isolated(tiny, servers=servers)
+            outcome = run_isolated(tiny, forkservers=forkservers)
             assert outcome.error is None
             digests.add(_result(outcome).tokens.output_digest)
             server = _server()
@@ -144,18 +144,20 @@ class TestTheServer:
         spawned = _result(run_isolated(tiny))
         assert digests == {spawned.tokens.output_digest}, "the same tokens, however it was started"
 
-    def test_libraries_start_no_threads_in_the_server(self, servers: Servers, engine: MakeJob) -> None:
+    def test_libraries_start_no_threads_in_the_server(self, forkservers: ForkServers, engine: MakeJob) -> None:
         """If scikit-learn is installed, transformers imports pandas and pyarrow."""
         pytest.importorskip("pyarrow")
         for _ in range(2):
-            assert run_isolated(engine("import pyarrow"), servers=servers).error is None
+            assert run_isolated(engine("import pyarrow"), forkservers=forkservers).error is None
             assert _server().num_threads() == 1
 
     @pytest.mark.slow
-    def test_server_keeps_no_files_and_no_memory_of_experiments(self, servers: Servers, job: MakeJob) -> None:
+    def test_server_keeps_no_files_and_no_memory_of_experiments(
+        self, forkservers: ForkServers, job: MakeJob
+    ) -> None:
         seen = []
         for _ in range(12):
-            assert run_isolated(job(), servers=servers).error is None
+            assert run_isolated(job(), forkservers=forkservers).error is None
             server = _server()
             seen.append((len(_links(server.pid)), server.memory_info().rss))
         assert len({files for files, _ in seen}) == 1
@@ -176,20 +178,20 @@ class TestTheServer:
         ],
     )
     def test_engine_that_cannot_be_forked_is_refused(
-        self, servers: Servers, engine: MakeJob, job: MakeJob, at_import: str, reason: str
+        self, forkservers: ForkServers, engine: MakeJob, job: MakeJob, at_import: str, reason: str
     ) -> None:
-        error = _error(run_isolated(engine(at_import), servers=servers))
+        error = _error(run_isolated(engine(at_import), forkservers=forkservers))
         assert error.kind == "preflight"
         assert error.message == (
             f"engine 'forked_engine:Engine' cannot be forked: once it is imported, {reason}; "
             "leave execution.start_method at spawn"
         )
         assert run_isolated(engine(at_import)).error is None
-        assert run_isolated(job(), servers=servers).error is None, "another server takes its place"
+        assert run_isolated(job(), forkservers=forkservers).error is None, "another server takes its place"
 
-    def test_exception_at_import_fails_as_when_spawned(self, servers: Servers, engine: MakeJob) -> None:
+    def test_exception_at_import_fails_as_when_spawned(self, forkservers: ForkServers, engine: MakeJob) -> None:
         jobs = engine("print('a word'); raise ValueError('not today')")
-        forked, spawned = run_isolated(jobs, servers=servers), run_isolated(jobs)
+        forked, spawned = run_isolated(jobs, forkservers=forkservers), run_isolated(jobs)
         error, expected = _error(forked), _error(spawned)
         assert (error.kind, error.message) == (expected.kind, expected.message)
         assert "ValueError: not today" in error.message
@@ -197,12 +199,12 @@ class TestTheServer:
 
     @pytest.mark.parametrize("end", ["os._exit(3)", slow("os.kill(os.getpid(), 11)")])
     def test_death_at_import_fails_as_when_spawned(
-        self, servers: Servers, engine: MakeJob, job: MakeJob, end: str
+        self, forkservers: ForkServers, engine: MakeJob, job: MakeJob, end: str
     ) -> None:
         jobs = engine(end)
-        forked, spawned = _error(run_isolated(jobs, servers=servers)), _error(run_isolated(jobs))
+        forked, spawned = _error(run_isolated(jobs, forkservers=forkservers)), _error(run_isolated(jobs))
         assert (forked.kind, forked.type, forked.message) == (spawned.kind, spawned.type, spawned.message)
-        assert run_isolated(job(), servers=servers).error is None
+        assert run_isolated(job(), forkservers=forkservers).error is None
 
     @pytest.mark.parametrize(
         "at_import",
@@ -213,27 +215,31 @@ class TestTheServer:
         ids=["blocks signals", "leaves a child"],
     )
     def test_end_is_detected_if_import_blocks_signals_or_keeps_pipes(
-        self, servers: Servers, engine: MakeJob, monkeypatch: pytest.MonkeyPatch, at_import: str
+        self, forkservers: ForkServers, engine: MakeJob, monkeypatch: pytest.MonkeyPatch, at_import: str
     ) -> None:
         """The import blocks SIGCHLD, or starts a process that inherits the pipes."""
         monkeypatch.setattr("pytest_llem.isolation.child.GRACE_SECONDS", 1000.0)
         monkeypatch.setattr("pytest_llem.isolation.child.REAP_SECONDS", 1000.0)
         jobs = engine(at_import)
         outcomes: list[Outcome] = []
-        run = threading.Thread(target=lambda: outcomes.append(run_isolated(jobs, servers=servers)), daemon=True)
+        run = threading.Thread(
+            target=lambda: outcomes.append(run_isolated(jobs, forkservers=forkservers)), daemon=True
+        )
         run.start()
         run.join(60)
         assert [outcome.error for outcome in outcomes] == [None]
 
     @pytest.mark.parametrize("value", ["None", "io.StringIO()"])
-    def test_import_may_replace_the_standard_streams(self, servers: Servers, engine: MakeJob, value: str) -> None:
+    def test_import_may_replace_the_standard_streams(
+        self, forkservers: ForkServers, engine: MakeJob, value: str
+    ) -> None:
         jobs = engine(f"import io; sys.stdout = sys.stderr = {value}")
         for _ in range(2):
-            assert run_isolated(jobs, servers=servers).error is None
+            assert run_isolated(jobs, forkservers=forkservers).error is None
 
     @pytest.mark.slow
-    def test_deadline_ends_an_import_that_hangs(self, servers: Servers, engine: MakeJob) -> None:
-        error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
+    def test_deadline_ends_an_import_that_hangs(self, forkservers: ForkServers, engine: MakeJob) -> None:
+        error = _error(run_isolated(engine("import time; time.sleep(3600)"), forkservers=forkservers, timeout=5))
         assert (error.kind, error.message) == ("timeout", "not finished after 5 s")
         assert "forked_engine.py" in (error.traceback or ""), "where it was"
         assert not children_called("supervisor")
@@ -242,7 +248,7 @@ class TestTheServer:
 class TestTheProcess:
     def test_environment_is_the_one_at_the_start(
         self,
-        servers: Servers,
+        forkservers: ForkServers,
         engine: MakeJob,
         notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
@@ -254,7 +260,7 @@ class TestTheProcess:
             else:
                 monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
             monkeypatch.setenv("PYTEST_CURRENT_TEST", f"with {gpus}")
-            assert run_isolated(jobs, servers=servers).error is None
+            assert run_isolated(jobs, forkservers=forkservers).error is None
         assert len({note["imported_by"] for note in notes()}) == 1, "no reason for another server"
         environments = [note["environ"] for note in notes()]
         assert [one.get("CUDA_VISIBLE_DEVICES") for one in environments] == ["0", "1", None]
@@ -263,15 +269,15 @@ class TestTheProcess:
 
     def test_changed_environment_starts_another_server(
         self,
-        servers: Servers,
+        forkservers: ForkServers,
         engine: MakeJob,
         notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         jobs = engine()
-        assert run_isolated(jobs, servers=servers).error is None
+        assert run_isolated(jobs, forkservers=forkservers).error is None
         monkeypatch.setenv("A_LIBRARY_READS_IT", "1")
-        assert run_isolated(jobs, servers=servers).error is None
+        assert run_isolated(jobs, forkservers=forkservers).error is None
         first, second = notes()
         assert first["imported_by"] != second["imported_by"]
         assert gone(first["imported_by"])
@@ -279,7 +285,7 @@ class TestTheProcess:
 
     def test_forked_process_is_like_a_spawned_one(
         self,
-        servers: Servers,
+        forkservers: ForkServers,
         job: MakeJob,
         tmp_path: Path,
         engine: MakeJob,
@@ -307,24 +313,26 @@ class TestTheProcess:
             "atexit.register(leave)\n"
         )
         jobs = engine(look)
-        assert run_isolated(jobs, servers=servers).error is None
+        assert run_isolated(jobs, forkservers=forkservers).error is None
         assert run_isolated(jobs).error is None
         forked, spawned = [json.loads(file.read_text()) for file in (tmp_path / "notes").glob("*.look")]
         assert forked == spawned
 
-    def test_numpys_random_state_is_not_shared(self, servers: Servers, engine: MakeJob, tmp_path: Path) -> None:
+    def test_numpys_random_state_is_not_shared(
+        self, forkservers: ForkServers, engine: MakeJob, tmp_path: Path
+    ) -> None:
         pytest.importorskip("numpy")
         drawn = "import numpy, atexit\natexit.register(lambda: Path(os.environ['NOTES'], f'{os.getpid()}.drawn')"
         jobs = engine(f"{drawn}.write_text(str(numpy.random.random())))")
         for _ in range(2):
-            assert run_isolated(jobs, servers=servers).error is None
+            assert run_isolated(jobs, forkservers=forkservers).error is None
         first, second = [file.read_text() for file in (tmp_path / "notes").glob("*.drawn")]
         assert first != second
 
 
 class TestItsEnd:
     def test_killed_server_fails_its_experiment_and_is_replaced(
-        self, servers: Servers, job: MakeJob, tmp_path: Path
+        self, forkservers: ForkServers, job: MakeJob, tmp_path: Path
     ) -> None:
         def kill() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
@@ -332,28 +340,30 @@ class TestItsEnd:
 
         thread = threading.Thread(target=kill)
         thread.start()
-        error = _error(run_isolated(job(fault="hang", report=str(tmp_path)), servers=servers))
+        error = _error(run_isolated(job(fault="hang", report=str(tmp_path)), forkservers=forkservers))
         thread.join()
         assert (error.kind, error.type) == ("crash", "Unknown")
         assert "forkserver was killed" in error.message
         assert all(gone(int(note.stem)) for note in tmp_path.iterdir())
-        assert run_isolated(job(), servers=servers).error is None
+        assert run_isolated(job(), forkservers=forkservers).error is None
 
-    def test_server_killed_between_experiments_is_replaced(self, servers: Servers, job: MakeJob) -> None:
-        assert run_isolated(job(), servers=servers).error is None
+    def test_server_killed_between_experiments_is_replaced(self, forkservers: ForkServers, job: MakeJob) -> None:
+        assert run_isolated(job(), forkservers=forkservers).error is None
         server = _server()
         supervisor = server.parent()
         assert supervisor is not None
         server.kill()
         wait_until(lambda: gone(supervisor.pid))
-        assert run_isolated(job(), servers=servers).error is None
+        assert run_isolated(job(), forkservers=forkservers).error is None
         assert _server().pid != server.pid
 
-    def test_end_of_the_servers_leaves_no_process_and_no_file(self, servers: Servers, job: MakeJob) -> None:
-        assert run_isolated(job(), servers=servers).error is None
+    def test_end_of_the_servers_leaves_no_process_and_no_file(
+        self, forkservers: ForkServers, job: MakeJob
+    ) -> None:
+        assert run_isolated(job(), forkservers=forkservers).error is None
         server = _server()
-        pids, folders = [server.pid, server.ppid()], [one.folder for _, one in servers._servers.values()]
-        servers.end()
+        pids, folders = [server.pid, server.ppid()], [one.folder for _, one in forkservers._forkservers.values()]
+        forkservers.end()
         assert all(map(gone, pids))
         assert not any(folder.exists() for folder in folders)
 
@@ -425,14 +435,14 @@ def _left(temporary: Path) -> list[str]:
     return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-shared")]
 
 
-def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob, tmp_path: Path) -> None:
+def test_each_interpreter_has_a_server_of_its_own(forkservers: ForkServers, job: MakeJob, tmp_path: Path) -> None:
     """The second interpreter is a script that starts the first one."""
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexport PYTHONPATH={os.environ["PYTHONPATH"]}\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
     for _ in range(2):
         for python in (None, str(other)):
-            assert run_isolated(job(python=python), servers=servers).error is None
+            assert run_isolated(job(python=python), forkservers=forkservers).error is None
     supervisors = children_called("pytest_llem.isolation.forkserver")
     assert len(supervisors) == 2
     assert {one.cmdline()[6] for one in supervisors} == {sys.executable, str(other)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -107,6 +108,23 @@ def _until(then: Looked, at: float = 30.0) -> Host:
 
 def test_automatic_gap_ends_when_the_gpu_is_as_at_first() -> None:
     assert _until(_one(40)).wait("auto") == (28.0, "target")
+
+
+def test_gap_waits_for_the_gpus_of_the_experiment_only() -> None:
+    """Other GPUs may have experiments of other workers."""
+    cool, hot = GpuState(40, 70.0), GpuState(90, 700.0)
+    host = Host((0, {A: cool, B: cool}), (1, {A: cool, B: hot}))
+    host.now = 2.0
+    assert host.cool_down.wait("auto", uuids={A}).reason == "target"
+    assert host.cool_down.wait("auto", uuids={B}).reason == "timeout"
+    assert host.cool_down.wait("auto", uuids={"cpu"}).note == "it uses no GPU"
+    assert [host.cool_down.will_wait("auto", uuids={name}) for name in (A, "cpu")] == [True, False]
+
+
+def test_targets_of_another_process_are_used() -> None:
+    host, other = Host((0, _one(60))), Host((0, _one(40)))
+    host.cool_down.use_targets(json.loads(json.dumps(other.cool_down.targets)))
+    assert host.wait("auto") == (MAX_S, "timeout")
 
 
 @pytest.mark.parametrize(

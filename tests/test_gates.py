@@ -16,6 +16,7 @@ import pytest
 from pytest_llem import StudyResult
 from tests.conftest import OTHER_PLUGINS, Results, RunPytest
 from tests.support import figures
+from tests.support.study_results import saved_file
 
 ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
 
@@ -347,8 +348,8 @@ class TestBaselines:
         study.write()
         run = study.run("--llem-save", "main")
         run.assert_outcomes(passed=8)
-        assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
-        run.stdout.fnmatch_lines(["*baseline: .llem/baselines/main/noop.json"])
+        assert saved_file(study.root, "main", "noop").is_file()
+        run.stdout.fnmatch_lines(["*baseline: .llem/baselines/main/*-cpus/noop.json"])
         run = study.run("--llem-baseline", "main")
         # Energy and speed of two points; TTFT is the golden result's, the same in all cycles.
         run.assert_outcomes(passed=8 + 6)
@@ -360,7 +361,7 @@ class TestBaselines:
         saved.figures({ENERGY: f"0.1 * size * {WOBBLE} * (1.2 if size == 2 else 1)", SPEED: f"100 * {WOBBLE}"})
         run = saved.run("--llem-baseline", "main", "--llem-save", "slower", *workers)
         run.assert_outcomes(passed=8 + 5, failed=1)
-        assert (saved.root / ".llem" / "baselines" / "slower" / "noop.json").is_file()
+        assert saved_file(saved.root, "slower", "noop").is_file()
         run.stdout.fnmatch_lines(
             [
                 f"size=2: {ENERGY}: 1.200 × the reference: REGRESSION (δ = 2 %, *",
@@ -406,7 +407,7 @@ class TestBaselines:
         run.stdout.fnmatch_lines(["*--llem-save: experiments not run: 4: *--llem-save-partial*"])
         assert not (study.root / ".llem").exists()
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
-        assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
+        assert saved_file(study.root, "main", "noop").is_file()
 
     def test_save_without_experiments_is_refused(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(budgets={ENERGY: 1})
@@ -427,7 +428,7 @@ class TestBaselines:
     def test_item_without_a_gate_is_an_error(self, study: Study) -> None:
         study.write(sweep={"noop.size": [1, 2, 3]})
         study.run("--llem-save", "main")
-        file = study.root / ".llem" / "baselines" / "main" / "noop.json"
+        file = saved_file(study.root, "main", "noop")
         # pytest appends a number to the ids of items with the same name.
         file.write_text(file.read_text().replace('"id": "size=3"', '"id": "size=2"'))
         study.write(sweep={"noop.size": [1]})

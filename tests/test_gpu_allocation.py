@@ -15,8 +15,9 @@ from pytest_llem.doctor import software
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.machine import devices
-from pytest_llem.machine.devices import CPU, Allocation, allocate
+from pytest_llem.machine import allocation
+from pytest_llem.machine.allocation import Allocation, DeviceRequest, request_devices
+from pytest_llem.machine.devices import CPU
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
@@ -31,21 +32,26 @@ from tests.support import nvml
 A, B, C, D = (f"GPU-{letter * 8}" for letter in "abcd")
 MIG = "MIG-cccccccc"
 
-#: Allocates in a process that sees the scripted GPUs: (needs, GPU kinds, environment) to an allocation.
-Allocate = Callable[..., Allocation]
+#: Requesteds in a process that sees the scripted GPUs: (needs, GPU kinds, environment) to an allocation.
+Requested = Callable[..., DeviceRequest]
 
 
-def _allocate(fields: dict[str, object]) -> Allocation:
+def _request(fields: dict[str, object]) -> DeviceRequest:
     """Allocate with a GPU build of PyTorch."""
-    devices.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
-    return allocate(Needs(**fields), None)  # type: ignore[arg-type]
+    allocation.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
+    return request_devices(Needs(**fields), None)  # type: ignore[arg-type]
+
+
+def _first(request: DeviceRequest) -> Allocation:
+    """Return the allocation if all devices are free."""
+    return request.allocation(request.choose(request.pool))
 
 
 @pytest.fixture
-def allocated(nvml_library: Path, tmp_path: Path) -> Allocate:
+def requested(nvml_library: Path, tmp_path: Path) -> Requested:
     """Allocate GPUs of a host with the boards A, B, … of the given kinds."""
 
-    def run(kinds: str, visible: str | None = None, **needs: object) -> Allocation:
+    def run(kinds: str, visible: str | None = None, **needs: object) -> DeviceRequest:
         uuids = (A, B, C, D)
         boards = [
             nvml.ScriptedGpu(uuids[at], [(0.0, 50.0)], {"name": kind}) for at, kind in enumerate(kinds.split())
@@ -57,7 +63,7 @@ def allocated(nvml_library: Path, tmp_path: Path) -> Allocate:
             env.pop(name, None)
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
-        found: Allocation = nvml.run(env, _allocate, needs)
+        found: DeviceRequest = nvml.run(env, _request, needs)
         return found
 
     return run
@@ -78,27 +84,28 @@ def allocated(nvml_library: Path, tmp_path: Path) -> Allocate:
     ],
 )
 def test_first_gpus_of_one_kind_are_leased(
-    allocated: Allocate, kinds: str, visible: str | None, needs: dict[str, int], leased: list[str], numbers: str
+    requested: Requested, kinds: str, visible: str | None, needs: dict[str, int], leased: list[str], numbers: str
 ) -> None:
-    found = allocated(kinds, visible, **needs)
+    request = requested(kinds, visible, **needs)
+    assert request.problem is None
+    found = _first(request)
     assert [*found.devices] == leased
     assert found.environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": numbers}
-    assert found.problem is None
 
 
-def test_engine_without_gpus_leases_the_cpu_and_sees_none(allocated: Allocate) -> None:
-    found = allocated("H100 H100", gpus=0)
+def test_engine_without_gpus_leases_the_cpu_and_sees_none(requested: Requested) -> None:
+    found = _first(requested("H100 H100", gpus=0))
     assert found == Allocation((CPU,), {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_engine_that_needs_one_gpu_runs_on_a_cpu(allocated: Allocate) -> None:
-    assert allocated("", gpus=1) == Allocation((CPU,))
-    assert allocated("H100", "", gpus=1) == Allocation((CPU,))
+def test_engine_that_needs_one_gpu_runs_on_a_cpu(requested: Requested) -> None:
+    assert _first(requested("", gpus=1)) == Allocation((CPU,))
+    assert _first(requested("H100", "", gpus=1)) == Allocation((CPU,))
 
 
 @pytest.mark.parametrize("visible", [MIG, "1"])
-def test_selection_that_is_not_identified_is_left_as_it_is(allocated: Allocate, visible: str) -> None:
-    assert allocated("L4 H100", visible, gpus=1) == Allocation((A, B)), (
+def test_selection_that_is_not_identified_is_left_as_it_is(requested: Requested, visible: str) -> None:
+    assert _first(requested("L4 H100", visible, gpus=1)) == Allocation((A, B)), (
         "an index among different GPUs is ambiguous"
     )
 
@@ -117,9 +124,9 @@ def test_selection_that_is_not_identified_is_left_as_it_is(allocated: Allocate, 
     ],
 )
 def test_too_few_gpus_are_reported_with_both_numbers(
-    allocated: Allocate, kinds: str, visible: str | None, problem: str
+    requested: Requested, kinds: str, visible: str | None, problem: str
 ) -> None:
-    assert allocated(kinds, visible, gpus=2).problem == problem
+    assert requested(kinds, visible, gpus=2).problem == problem
 
 
 def test_lost_gpu_makes_numbers_unknown_and_uuids_are_used(nvml_library: Path, tmp_path: Path) -> None:
@@ -128,7 +135,7 @@ def test_lost_gpu_makes_numbers_unknown_and_uuids_are_used(nvml_library: Path, t
     script.write()
     env = nvml.environment(nvml_library, script)
     env.pop("CUDA_VISIBLE_DEVICES", None)
-    found = nvml.run(env, _allocate, {"gpus": 1})
+    found = _first(nvml.run(env, _request, {"gpus": 1}))
     assert found.environment["CUDA_VISIBLE_DEVICES"] == B
 
 
@@ -150,7 +157,7 @@ def test_preflight_refuses_an_engine_with_too_few_gpus(
 ) -> None:
     (tmp_path / "needy_engine.py").write_text(NEEDY)
     one = hardware.VisibleGpus((hardware.Gpu(A, "H100", index=0),), hardware.Gpu(A, "H100", index=0))
-    monkeypatch.setattr(devices, "visible_gpus", lambda: one)
+    monkeypatch.setattr(allocation, "visible_gpus", lambda: one)
     study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1]}}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     loaded = load_study(tmp_path / "study.yaml")
@@ -193,10 +200,44 @@ def test_engine_on_gpus_that_are_not_leased_fails(noop_engine: None, reported: l
     )
 
 
+def _refusal(folder: str) -> str:
+    """Run an experiment that uses both scripted GPUs, and return why it is refused."""
+    from noop_engine import NoopEngine
+
+    from pytest_llem.measurement import orchestrator
+
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate({**fields, "energy": {"backend": None}, "noop": {"gpu": [A, B]}})
+    setattr(orchestrator, "load_engine", lambda *_, **__: NoopEngine)  # noqa: B010  # in a forked process
+    try:
+        ExperimentOrchestrator(config).run()
+    except PreflightError as error:
+        return str(error)
+    return "not refused"
+
+
+def test_gpus_of_different_kinds_together_are_refused(
+    noop_engine: None, nvml_library: Path, tmp_path: Path
+) -> None:
+    for kinds, refused in (("H100 L4", True), ("H100 H100", False)):
+        boards = [
+            nvml.ScriptedGpu(uuid, [(0.0, 50.0)], {"name": kind})
+            for uuid, kind in zip((A, B), kinds.split(), strict=True)
+        ]
+        script = nvml.Script(tmp_path / "script", boards)
+        script.write()
+        env = {**nvml.environment(nvml_library, script), "PYTHONPATH": os.environ["PYTHONPATH"]}
+        expected = (
+            "engine 'noop' runs on GPUs of different kinds together: H100, L4: "
+            "select those of one kind with CUDA_VISIBLE_DEVICES"
+        )
+        assert nvml.run(env, _refusal, str(tmp_path)) == (expected if refused else "not refused")
+
+
 def test_plan_shows_the_number_of_gpus(noop_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy_engine.py").write_text(NEEDY)
     two = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate((A, B)))
-    monkeypatch.setattr(devices, "visible_gpus", lambda: hardware.VisibleGpus(two, two[0]))
+    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(two, two[0]))
     study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1, 2]}}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     loaded = load_study(tmp_path / "study.yaml")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.baseline_folder import BASELINES
 from pytest_llem.gates.regression import compare
 from pytest_llem.gates.saved import load, save
 from pytest_llem.results.models import PointResult
@@ -90,7 +91,8 @@ class TestRuns:
         self, run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
     ) -> None:
         run("a", "--llem-save", "main")
-        whole, saved = StudyResult.load(pytester.path / "results" / "noop_a"), load("main", pytester.path)
+        whole = StudyResult.load(pytester.path / "results" / "noop_a")
+        saved = load("main", pytester.path / BASELINES)
         (one,), (other,) = whole.points, saved.points
         assert one.result_digests == other.result_digests
         assert len(set(one.result_digests)) == 3

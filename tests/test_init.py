@@ -74,7 +74,7 @@ def test_model_is_written_as_given(model: str, folder: Path) -> None:
     assert {point.config.model for point in load_study(folder / "sub" / "it.yaml").points} == {model}
 
 
-@pytest.mark.parametrize("system", ["github", "gitlab"])
+@pytest.mark.parametrize("system", ["github", "github-main", "gitlab"])
 def test_ci_job_runs_the_study(system: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "bench/it.yaml", "--ci", system]) == 0
     written = [line.removeprefix("wrote ") for line in capsys.readouterr().out.splitlines() if "wrote" in line]

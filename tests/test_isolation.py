@@ -14,9 +14,9 @@ import pytest
 
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation.child import CappedOutput, Child
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results
@@ -28,16 +28,16 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def warm_servers() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.end()
+def warm_servers() -> Iterator[ForkServers]:
+    forkservers = ForkServers()
+    yield forkservers
+    forkservers.end()
 
 
 @pytest.fixture
-def fork(warm_servers: Servers) -> Run:
+def fork(warm_servers: ForkServers) -> Run:
     """Return a function that runs a job in a process forked from a shared forkserver."""
-    return functools.partial(run_isolated, servers=warm_servers)
+    return functools.partial(run_isolated, forkservers=warm_servers)
 
 
 class Watching:

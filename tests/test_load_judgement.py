@@ -14,7 +14,9 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.serving.checks import check_steady
 from pytest_llem.serving.client import SentRequest
 from pytest_llem.serving.errors import NotSteadyError
+from pytest_llem.serving.search import max_probes, next_load
 from pytest_llem.study.gates import GatesConfig
+from pytest_llem.study.load import SearchConfig
 from tests.support.study_results import point, study_result
 
 
@@ -47,6 +49,19 @@ def test_gross_overload_is_found_in_short_windows_too(seconds: float, missed: in
 
 def test_load_within_the_capacity_is_steady() -> None:
     assert all(is_steady(2.0, 20.0, 30.0, seed) for seed in range(20))
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_search_tries_at_most_the_loads_that_its_deadline_has(is_whole: bool) -> None:
+    search = SearchConfig(low=2, high=100, precision=0.05)
+    tried = []
+    for limit in range(1, 110):
+        number, within, beyond = 0, None, None
+        while (load := next_load(search, within, beyond, is_whole=is_whole)) is not None:
+            number += 1
+            within, beyond = (load, beyond) if load <= limit else (within, load)
+        tried.append(number)
+    assert max_probes(search) - 1 <= max(tried) <= max_probes(search)
 
 
 def loaded(itl: list[float] | None) -> PointResult:

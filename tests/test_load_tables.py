@@ -107,7 +107,7 @@ def test_tied_loads_are_named_with_the_best() -> None:
 
 def test_no_load_within_slo_is_said() -> None:
     (line,) = load_lines([_closed(1, 0.9, 0.2), _closed(2, 0.985, 0.1)])
-    assert line == "no load is within the SLO, the best is: concurrency 2: 98.5 % within the SLO"
+    assert line == "no load is within the SLO; closest: concurrency 2: 98.5 % within the SLO"
 
 
 def test_almost_all_requests_are_not_shown_as_all() -> None:

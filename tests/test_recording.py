@@ -102,6 +102,7 @@ def test_failed_experiment_is_recorded_and_the_rest_runs(
         ),
         "n": 0,
         "unit": "s",
+        "shared": False,
         "reason": "no completed cycle",
         "values": [],
     }

@@ -16,7 +16,8 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.machine.devices import CPU, FOLDER, holder, owned
+from pytest_llem.machine.devices import CPU, owned
+from pytest_llem.machine.notes import FOLDER, holder
 from pytest_llem.machine.owner import Owner
 from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator

@@ -178,9 +178,20 @@ def test_unknown_gpu_has_no_peaks() -> None:
         assert set(found.values()) == {f"the peaks of {name} are not known"}
 
 
-def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
-    record = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"] * 2)
-    assert reasons(work(REQUESTS, record=record))["mbu"] == "the model ran on 2 devices"
+def test_peaks_of_equal_devices_add_up() -> None:
+    two = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"] * 2)
+    large = Engine(replace(SHAPE, weight_bytes=5000))
+    found, one = work(REQUESTS, engine=large, record=two), work(REQUESTS, engine=large)
+    assert found["mfu"].value == pytest.approx(one["mfu"].value / 2)
+    assert found["roofline_slowdown"].value == pytest.approx(2 * one["roofline_slowdown"].value)
+    cached = reasons(work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=4000)), record=two))
+    assert cached["mbu"] is not None, "the weights fit both caches"
+
+
+def test_peaks_of_different_devices_do_not_add_up() -> None:
+    mixed = EngineRecord(name="e", device="cuda", device_names=["Slow GPU", "Fast GPU"])
+    found = reasons(work(REQUESTS, record=mixed))["mbu"]
+    assert found == "the model ran on Fast GPU and Slow GPU, of which the peaks do not add up"
 
 
 def test_precision_without_a_peak_still_has_mbu() -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
+from pytest_llem.gates.baseline_folder import BaselineError, resolve
+from pytest_llem.gates.saved import WIDTH, load, missing_results, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
-from tests.support.study_results import point, study_result, summary
+from pytest_llem.times import now
+from tests.support.study_results import H100, H100_KEY, point, study_result, summary
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def result() -> StudyResult:
 
 def test_saved_baseline_is_loaded_unchanged(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
-    assert file == tmp_path / ".llem" / "baselines" / "main" / "made-up.json"
+    assert file == tmp_path / "main" / H100_KEY / "made-up.json"
     found = load("main", tmp_path, "made-up")
     assert found == StudyResult.load(file)
     del result.points[0].metrics["ttft_p50_ms"]  # what is null says nothing
@@ -100,7 +102,7 @@ def test_partial_run_is_saved_only_if_asked(
     assert missing_results(result) == message
     with pytest.raises(BaselineError, match=f"^{message}: a baseline needs the results of a whole run$"):
         save(result, "main", tmp_path)
-    assert not (tmp_path / ".llem").exists()
+    assert not any(tmp_path.iterdir())
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
 
 
@@ -159,12 +161,13 @@ def test_names_and_paths_are_resolved(
     tmp_path: Path, result: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file = save(result, "main", tmp_path)
+    folder = tmp_path / "saved"
+    file = save(result, "main", folder)
     (tmp_path / "main").mkdir()
     (tmp_path / "other").mkdir()
-    assert resolve("main", tmp_path) == file.parent, "a baseline, before a folder of that name"
-    assert [str(resolve(given, tmp_path)) for given in ("./main", "other")] == ["main", "other"]
-    assert load(str(file), tmp_path, "made-up") == load(str(file.parent), tmp_path, "made-up")
+    assert resolve("main", folder) == file.parent.parent, "a baseline, before a folder of that name"
+    assert [str(resolve(given, folder)) for given in ("./main", "other")] == ["main", "other"]
+    assert load(str(file), folder, "made-up") == load(str(file.parent), folder, "made-up")
 
 
 def test_results_directory_is_loaded(tmp_path: Path, result: StudyResult) -> None:
@@ -182,14 +185,14 @@ def _refused(given: Any, root: Any, study: Any = None) -> Any:
 
 def test_missing_baseline_is_reported_with_suggestions(tmp_path: Path, result: StudyResult) -> None:
     missing = "no such baseline, file or folder"
-    assert _refused("main", tmp_path) == f"main: {missing}; there are no baselines in .llem/baselines"
+    assert _refused("main", tmp_path) == f"main: {missing}; there are no baselines in {tmp_path}"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
     assert _refused("mian", tmp_path) == f"mian: {missing} (did you mean 'main'?); baselines: main, nightly"
     assert _refused("no/where", tmp_path) == "no/where: no such file or folder"
     assert _refused("nowhere.json", tmp_path) == "nowhere.json: no such file or folder"
     assert _refused("", tmp_path) == "'': no such file or folder"
-    folder = tmp_path / ".llem/baselines/main"
+    folder = tmp_path / "main"
     assert _refused("main", tmp_path, "made-op") == (
         f"{folder}: holds no results of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
     )
@@ -213,7 +216,7 @@ def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> 
     file.write_text("{}")
     assert _refused("main", tmp_path).startswith(f"{file}: not a StudyResult: ")
     file.unlink()
-    assert _refused("main", tmp_path) == f"{file.parent}: holds no results"
+    assert _refused("main", tmp_path) == f"{file.parent.parent}: holds no results"
     file.mkdir()
     assert _refused("main", tmp_path).startswith(f"{file}: ")
 
@@ -238,6 +241,70 @@ def test_two_points_with_the_same_axes_are_refused(tmp_path: Path, result: Study
 def test_ambiguous_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
-    folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent
+    folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent.parent
     assert _refused("main", tmp_path) == f"{folder}: holds several results: name one of them: made-up, second"
     assert load("main", tmp_path, "second").name == "second"
+
+
+A100 = H100 | {"gpu": "2 × NVIDIA A100-SXM4-80GB", "power_limit": "400 W", "host_cpu": "AMD EPYC 7742"}
+A100_KEY = "nvidia-a100-sxm4-80gb_400-w_amd-epyc-7742"
+
+
+def _on(testbed: dict[str, Any], seconds: float = 1.0, **fields: Any) -> StudyResult:
+    return study_result(point({"n": 1}, seconds=[seconds, seconds], testbed=testbed), **fields)
+
+
+def test_baselines_of_testbeds_are_kept_apart(tmp_path: Path) -> None:
+    save(_on(H100), "main", tmp_path)
+    assert save(_on(A100, 2.0), "main", tmp_path).parent.name == A100_KEY
+    assert load("main", tmp_path, "made-up", testbeds=[A100_KEY]).points[0].metrics["seconds"].mean == 2
+    assert load("main", tmp_path, testbeds=["nothing", H100_KEY]).points[0].metrics["seconds"].mean == 1
+    assert _refused("main", tmp_path).startswith(
+        f"{tmp_path / 'main'}: holds results of 'made-up' on several testbeds: name one of them: "
+    )
+
+
+def test_baseline_of_no_fitting_testbed_is_refused(tmp_path: Path) -> None:
+    save(_on(H100), "main", tmp_path)
+    save(_on(A100), "main", tmp_path)
+    with pytest.raises(BaselineError) as raised:
+        load("main", tmp_path, "made-up", testbeds=["nvidia-l4_72-w_amd"], only_fitting=True)
+    assert str(raised.value) == (
+        f"main: no baseline of 'made-up' fits this testbed (nvidia-l4_72-w_amd); there are: {A100_KEY}, {H100_KEY}"
+    )
+
+
+def test_baseline_of_earlier_version_is_used_and_replaced(tmp_path: Path) -> None:
+    old = tmp_path / "main" / "made-up.json"
+    old.parent.mkdir()
+    old.write_text(_on(H100).model_dump_json())
+    assert load("main", tmp_path, "made-up", testbeds=["any"]).points[0].metrics["seconds"].mean == 1
+    save(_on(A100), "main", tmp_path)
+    assert old.exists(), "it is of another testbed"
+    save(_on(H100, 3.0), "main", tmp_path)
+    assert not old.exists()
+
+
+def test_corrupt_baseline_of_another_testbed_does_no_harm(tmp_path: Path) -> None:
+    save(_on(H100), "main", tmp_path).write_text("<<<<<<< HEAD")
+    save(_on(A100), "main", tmp_path)
+    assert load("main", tmp_path, "made-up", testbeds=[A100_KEY]).points
+
+
+@pytest.mark.parametrize(
+    ("started", "problem"),
+    [
+        ("2026-01-01T00:00:00.000Z", "measured on 2026-01-01, "),
+        (None, "it is not known when it was measured, and at most 7 days are allowed"),
+        ("yesterday", "it is not known when it was measured, and at most 7 days are allowed"),
+        (now(), None),
+    ],
+)
+def test_old_baseline_is_refused(tmp_path: Path, started: str | None, problem: str | None) -> None:
+    file = save(_on(H100, started_at=started), "main", tmp_path)
+    assert load("main", tmp_path).started_at == started
+    if problem is None:
+        assert load("main", tmp_path, max_age=7 * 86400)
+    else:
+        with pytest.raises(BaselineError, match=re.escape(f"{file}: {problem}")):
+            load("main", tmp_path, max_age=7 * 86400)

@@ -37,6 +37,9 @@ sglang:generation_tokens_total{model_name="m"} 50.0
 sglang:cached_tokens_total{cache_source="device",model_name="m"} 10.0
 sglang:cached_tokens_total{cache_source="host",model_name="m"} 5.0
 sglang:num_retracted_requests_total{model_name="m",tp_rank="0"} 1.0
+sglang:queue_time_seconds_sum{model_name="m",tp_rank="0"} 0.5
+sglang:queue_time_seconds_sum{model_name="m",tp_rank="1"} 0.5
+sglang:queue_time_seconds_count{model_name="m",tp_rank="0"} 8.0
 """
 
 LLAMA_CPP = """\
@@ -53,7 +56,7 @@ llamacpp:requests_deferred 0
     ("text", "expected"),
     [
         (VLLM, Counters(1.0, 1200.0, 2.5e6, 5.0, 1.0, 1200.0, 0.0, 0.25, 4.0, 0.0)),
-        (SGLANG, Counters(1.0, 100.0, 50.0, 5.0, 2.0, 100.0, 15.0, None, None, 1.0)),
+        (SGLANG, Counters(1.0, 100.0, 50.0, 5.0, 2.0, 100.0, 15.0, 0.5, 8.0, 1.0)),
         (LLAMA_CPP, Counters(1.0, 100.0, 64.0, 4.0, 0.0, 120.0, 20.0)),
     ],
     ids=["vllm", "sglang", "llama.cpp"],

@@ -168,7 +168,7 @@ def test_client_without_cpu_time_fails_as_too_slow(
         output, _ = run.communicate(timeout=60)
     assert run.returncode == pytest.ExitCode.TESTS_FAILED
     assert re.search(
-        r"^load while draining: the load client is too slow for this load: 1 % of the requests were sent \d+ ms "
+        r"^load while measuring: the load client is too slow for this load: 1 % of the requests were sent \d+ ms "
         r"late or later \(limit \d+ ms\)\. Use a machine with more free CPU time, or a lower load$",
         output,
         re.MULTILINE,

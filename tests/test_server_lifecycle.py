@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llem import StudyResult
 from pytest_llem.isolation.model_server import answers, free_port
 from tests.conftest import OTHER_PLUGINS, Results, RunPytest
 from tests.support.load_studies import patient, processes_in, result_of, write_load_study
@@ -71,6 +72,11 @@ def test_load_points_of_a_cycle_share_a_server(
     write_load_study(folder, sweep=SWEEP, execution=execution)
     run_pytest().assert_outcomes(passed=sum(map(len, expected)))
     assert groups(results) == expected
+    protocol = results.study_result["measurement_protocol"]
+    assert protocol["servers"].startswith(
+        "a fresh server for each" if len(expected) == 2 else "a fresh server for every"
+    )
+    assert protocol["window"].startswith("the steady state")
     assert not processes_in(folder)
 
 
@@ -245,6 +251,7 @@ def test_running_server_is_measured_labelled_and_not_stopped(
         assert answers(url, "/health")
     run.stdout.fnmatch_lines(["warning: *the server ran already: it is not a fresh process*"])
     assert groups(results) == [[1, 2, 3]]
+    assert results.study_result["measurement_protocol"]["servers"] == "a server that ran before serves all cycles"
     result = result_of(results, results.manifest["experiments"][0])
     assert (result["server"]["attached"], result["server"]["command"]) == (True, None)
     assert result["metrics"]["load_seconds"]["value"] is None
@@ -276,21 +283,41 @@ def test_slots_of_a_study_are_not_in_lock_step(run_pytest: RunPytest, results: R
 
 @pytest.mark.slow
 def test_rate_above_capacity_fails_with_both_rates(run_pytest: RunPytest, folder: Path) -> None:
-    """One request at a time takes 0.05 s, so that 20 a second are served."""
+    """One request at a time takes 0.05 s, so that 20 a second are served. Its queue is not waited for."""
+    log = folder / "log"
     write_load_study(
         folder,
-        *("--step-ms", "5+0", "--max-batch", "1"),
+        *("--step-ms", "5+0", "--max-batch", "1", "--log-file", str(log)),
         load={"rate": 60, "arrival": "constant", "request_timeout_seconds": 60},
         max_output_tokens=10,
         measurement={"min_window_seconds": 3},
     )
     run = run_pytest()
     run.assert_outcomes(failed=1)
-    [line] = [line for line in run.outlines if line.startswith("load while ")]
+    [line] = [line for line in run.outlines if line.startswith("load while measuring: ")]
     rates = re.search(r"not steady: requests in flight grew .* while (\S+) requests/s were .* (\S+) served", line)
     assert rates is not None
     assert float(rates[1]) == pytest.approx(60, rel=0.05)
     assert float(rates[2]) == pytest.approx(20, rel=0.2)
+    assert 50 < len(prompts(log)) < 120, "of about 200 that were sent"
+
+
+def test_queue_time_of_the_servers_counters_is_a_mean(
+    run_pytest: RunPytest, results: Results, folder: Path
+) -> None:
+    """With one request at a time, two in flight wait for each other: the TTFT is nearly all queue."""
+    write_load_study(
+        folder,
+        *("--step-ms", "5+0", "--max-batch", "1"),
+        sweep={"server.metrics": ["/metrics", None]},
+        load={"concurrency": 2},
+    )
+    run_pytest().assert_outcomes(passed=2)
+    known, unknown = (result_of(results, one)["metrics"] for one in results.manifest["experiments"])
+    assert 0.7 * known["ttft_p50_ms"]["value"] < known["queue_mean_ms"]["value"] < known["ttft_p99_ms"]["value"]
+    assert known["queue_p50_ms"]["value"] is None
+    assert unknown["queue_mean_ms"]["value"] is None
+    assert "do not report the time in its queue" in unknown["queue_mean_ms"]["reason"]
 
 
 @pytest.mark.slow
@@ -312,6 +339,34 @@ def test_search_finds_the_largest_concurrency_within_the_slo(
     assert [probe["within_slo"] for probe in load["probes"]] == [True] * 4 + [False] * 2 + [True, False]
 
 
+@pytest.mark.slow
+def test_default_gate_of_a_rate_judges_tpot_if_tokens_arrive_together(
+    run_pytest: RunPytest, newest: Callable[[], Results], folder: Path
+) -> None:
+    """As of vLLM, which joins 1 to 2 % of the tokens. The tables name the metric that was judged."""
+    write_load_study(
+        folder,
+        *("--step-ms", "20+0", "--merge-every", "7"),
+        server={"preset": "vllm"},
+        load={"rate": 100},
+        measurement={"min_window_seconds": 1.5},
+        execution={"n_cycles": 2},
+    )
+    run_pytest("--llem-save=main", "--llem-save-force").assert_outcomes(passed=2)
+    run = run_pytest("--llem-baseline=main", "--llem-html=page.html")
+    run.stdout.fnmatch_lines(
+        ["*% of tpot_p99_ms if cycles vary by *", "* llem: load against main *", "tpot_p99_ms *"]
+    )
+    run.stdout.fnmatch_lines(["judged: tpot_p99_ms in place of itl_p99_ms: several tokens arrived together"])
+    run.stdout.no_re_match_line("itl_p99_ms .*")
+    (point,) = StudyResult.load(newest().directory).points
+    assert point.metrics["itl_p99_ms"].mean is None
+    (gate,) = (one for one in point.verdicts if one.id.startswith("itl_p99_ms"))
+    assert (gate.metric, gate.mean) == ("tpot_p99_ms", point.metrics["tpot_p99_ms"].mean)
+    assert gate.verdict != "NOT JUDGED"
+    assert ">tpot_p99_ms<" in (folder / "page.html").read_text()
+
+
 KILL_ONE_WORKER = """
 import os, pathlib
 import pytest
@@ -331,6 +386,6 @@ def test_load_points_go_on_after_the_death_of_an_xdist_worker(
 ) -> None:
     (folder / "conftest.py").write_text(KILL_ONE_WORKER)
     write_load_study(folder, sweep=SWEEP)
-    run_pytest("-n", workers).assert_outcomes(passed=3, failed=1)  # the point at which it died is measured again
-    assert len(servers(results)) == 3
+    run_pytest("-n", workers).assert_outcomes(passed=2, failed=1)
+    assert len(servers(results)) == 2, "the one of the dead worker, and another one for the load after it"
     assert processes_in(folder) == []

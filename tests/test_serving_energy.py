@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import Results
 from tests.support import nvml
 from tests.support.load_studies import patient, result_of, write_load_study
+from tests.support.marks import slow
 from tests.support.serving import entries
 
 IDLE_W, REQUEST_W = 100.0, 4.0
@@ -129,11 +130,16 @@ def test_energy_per_token_is_right_for_a_batch_that_varies(measured: Measure, sw
         assert value == pytest.approx(truth.energy_j / truth.tokens(), rel=0.005)
 
 
-def test_energy_per_token_and_per_good_token_is_right(measured: Measure) -> None:
+@pytest.mark.parametrize(
+    ("load", "seconds"), [({"concurrency": 8}, 2.0), slow({"rate": 25}, 6.0)], ids=["concurrency", "Poisson"]
+)
+def test_energy_per_token_and_per_good_token_is_right(
+    measured: Measure, load: dict[str, Any], seconds: float
+) -> None:
     """The server pauses at times, which makes the answers slow that it gives then."""
     pause = ("--stall-after", "25", "--stall-every", "25", "--stall-seconds", "0.5")
-    load = {"concurrency": 8, "slo": {"tpot_ms": SLO_TPOT_MS}}
-    [(metrics, truth)] = measured(2.0, "--step-ms", "4+0.1", *pause, load=load)
+    study = {"load": {**load, "slo": {"tpot_ms": SLO_TPOT_MS}}}
+    [(metrics, truth)] = measured(seconds, "--step-ms", "4+0.1", *pause, **study)
     good = truth.tokens(SLO_TPOT_MS)
     assert 0.3 * truth.tokens() < good < 0.95 * truth.tokens()
     for name, tokens in (("energy_per_output_token_j", truth.tokens()), ("energy_per_good_token_j", good)):

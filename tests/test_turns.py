@@ -19,10 +19,10 @@ from pytest_llem import StudyResult
 from pytest_llem.energy.account import Account, Total, join_accounts
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.gates.matching import in_pairs, share_of_processes
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.turns import MIN_TURNS, progress
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.interleaving import cycles_reason
@@ -83,10 +83,10 @@ ENGINE = """
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    servers.end()
+def forkservers() -> Iterator[ForkServers]:
+    forkservers = ForkServers()
+    yield forkservers
+    forkservers.end()
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def engine(job: MakeJob, tmp_path: Path) -> MakeJob:
 
 
 @pytest.fixture
-def pair(servers: Servers) -> Pair:
+def pair(forkservers: ForkServers) -> Pair:
     """Return a function that runs two jobs alternately."""
 
     def run(first: Job, second: Job) -> tuple[Outcome, Outcome]:
-        sides = [Side(name, one, 180, servers) for name, one in (("candidate", first), ("reference", second))]
+        sides = [Side(name, one, 180, forkservers) for name, one in (("candidate", first), ("reference", second))]
         return run_interleaved(sides[0], sides[1])
 
     return run
@@ -186,13 +186,13 @@ class TestFaults:
         assert all(gone(int(file.stem)) for file in (tmp_path / "notes").iterdir())
 
     def test_hang_in_a_turn_ends_both_at_their_deadline(
-        self, engine: MakeJob, servers: Servers, tmp_path: Path
+        self, engine: MakeJob, forkservers: ForkServers, tmp_path: Path
     ) -> None:
         (tmp_path / "notes").mkdir()
         report = str(tmp_path / "notes")
         hanging = engine(report=report, fault_at="hang", at=2)
         outcomes = run_interleaved(
-            Side("candidate", hanging, 3, servers), Side("reference", engine(report=report), 3, servers)
+            Side("candidate", hanging, 3, forkservers), Side("reference", engine(report=report), 3, forkservers)
         )
         assert [_error(one).kind for one in outcomes] == ["timeout", "partner"]
         assert "generate" in not_none(_error(outcomes[0]).traceback)

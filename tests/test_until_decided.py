@@ -109,12 +109,12 @@ class TestTimeBudget:
         run.assert_outcomes(skipped=4)
         run.stdout.fnmatch_lines(["*SKIPPED*time budget of 0 s: *left*"])
 
-    @pytest.mark.parametrize("given", ["soon", "0", "-1m", "inf", "5d"])
+    @pytest.mark.parametrize("given", ["soon", "0", "-1m", "inf", "5w"])
     def test_invalid_budget_is_refused(self, auto: Auto, given: str) -> None:
         run = auto(QUIET, f"--llem-time-budget={given}")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines(
-            [f"ERROR: --llem-time-budget: must be a time above 0, in seconds or as 90s, 15m, 2h (got {given!r})"]
+            [f"ERROR: --llem-time-budget: must be a time above 0, * 15m, 2h, 30d (got {given!r})"]
         )
 
     def test_worker_that_starts_later_has_what_is_left(self) -> None:

@@ -15,7 +15,7 @@ from pytest_llem.results.facts import sut_facts
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import RunPytest
 from tests.support.measured import record
-from tests.support.study_results import point, study_result
+from tests.support.study_results import point, saved_file, study_result
 
 RECORD = record(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
 
@@ -73,7 +73,7 @@ class TestBaseline:
         study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
         write_study(**study, noop={"seconds": 0.01})
         run_pytest("--llem-save=main").assert_outcomes(passed=3)
-        saved = pytester.path / ".llem" / "baselines" / "main" / "noop.json"
+        saved = saved_file(pytester.path, "main", "noop")
         before = saved.read_text()
 
         write_study(**study, noop={"seconds": 0.2})
@@ -88,8 +88,8 @@ class TestBaseline:
             )
             assert saved.read_text() == before
         run_pytest("--llem-baseline=main", "--llem-save=slower").assert_outcomes(passed=3, failed=1)
-        assert saved.with_name("noop.json").read_text() == before
-        assert (saved.parent.parent / "slower").is_dir()
+        assert saved.read_text() == before
+        assert (pytester.path / ".llem/baselines/slower").is_dir()
         run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-force")
         assert saved.read_text() != before
 
@@ -113,7 +113,7 @@ class TestBaseline:
         run = run_pytest("--llem-baseline=main", "--llem-save=main")
         assert run.ret == pytest.ExitCode.TESTS_FAILED
         run.stdout.fnmatch_lines(["noop: --llem-save: the run fails the comparison *: missing n=3 *"])
-        assert '"n=3"' in (pytester.path / ".llem" / "baselines" / "main" / "noop.json").read_text()
+        assert '"n=3"' in saved_file(pytester.path, "main", "noop").read_text()
 
 
 class TestSameCode:

@@ -22,11 +22,11 @@ from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, unmet_requirements
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
-from pytest_llem.machine import devices
-from pytest_llem.machine.devices import allocate
+from pytest_llem.machine import allocation
+from pytest_llem.machine.allocation import request_devices
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
@@ -544,10 +544,11 @@ def test_gpus_are_known_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPat
 
 
 def _leased(one: dict[str, Any]) -> list[str]:
-    devices.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
+    allocation.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
     needs = shipped_needs(ExperimentConfig.model_validate(one))
     assert needs is not None
-    return list(allocate(needs, None).devices)
+    request = request_devices(needs, None)
+    return list(request.choose(request.pool))
 
 
 @pytest.mark.parametrize(
@@ -573,20 +574,20 @@ def test_parallel_sizes_lease_that_many_gpus(
 
 
 @pytest.fixture(scope="module")
-def warm_servers() -> Iterator[Servers]:
-    servers = Servers()
+def warm_servers() -> Iterator[ForkServers]:
+    servers = ForkServers()
     yield servers
     servers.end()
 
 
 @pytest.fixture
-def run(warm_servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def run(warm_servers: ForkServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Return a function that runs an experiment in a forked process. vLLM notes its processes in ``notes``."""
 
     def start(fault: str | None, timeout: float = 120, **changes: Any) -> Outcome:
         one = config({"hf_overrides": {"fake_fault": fault, "fake_notes": str(tmp_path / "notes")}}, **changes)
         job = Job({"experiment_id": "one", "config_hash": "0" * 16}, one.model_dump(mode="json"), directory=".")
-        return run_isolated(job, servers=warm_servers, timeout=timeout)
+        return run_isolated(job, forkservers=warm_servers, timeout=timeout)
 
     return start
 

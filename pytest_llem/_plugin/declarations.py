@@ -28,6 +28,16 @@ INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
         "results",
         "parent of the studies' results folders, relative to rootdir",
     ),
+    "llem_baseline_dir": (
+        "string",
+        ".llem/baselines",
+        "folder of the baselines, relative to rootdir",
+    ),
+    "llem_baseline_max_age": (
+        "string",
+        "",
+        "age (90s, 15m, 2h, 30d) from which a baseline is refused; default: any age",
+    ),
     "llem_cycles": ("string", "", "repetitions of every point, at least 1, or auto; overrides the study"),
     "llem_fail_on": (
         "string",
@@ -99,7 +109,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-save",
         metavar="NAME",
-        help="save the results as the baseline NAME, in .llem/baselines below rootdir",
+        help="save the results as the baseline NAME of this testbed, in the folder of the baselines",
     )
     group.addoption(
         "--llem-save-partial",
@@ -115,7 +125,19 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-baseline",
         metavar="NAME|FILE",
-        help="compare with the baseline NAME or a saved result FILE: each metric of each point becomes a test",
+        help="compare with the baseline NAME of this testbed or a saved result FILE: each metric of each point "
+        "becomes a test",
+    )
+    group.addoption(
+        "--llem-baseline-dir",
+        metavar="DIR",
+        help="folder of the baselines, relative to rootdir (ini: llem_baseline_dir; default: .llem/baselines)",
+    )
+    group.addoption(
+        "--llem-baseline-max-age",
+        metavar="AGE",
+        help="refuse a baseline that was measured longer than AGE (90s, 15m, 2h, 30d) ago "
+        "(ini: llem_baseline_max_age)",
     )
     group.addoption(
         "--llem-budgets",

@@ -11,9 +11,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pytest
+
+from pytest_llem._plugin.option_values import (
+    read_duration,
+    read_ini,
+    read_number,
+    read_one_of,
+    read_path,
+    read_whole_number,
+)
 
 if TYPE_CHECKING:
     from pytest_llem.planning.worktree import Worktree
@@ -37,7 +46,15 @@ FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
 #: Options that must not be empty.
-_PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
+_PATHS = (
+    "llem_results_dir",
+    "llem_plan",
+    "llem_html",
+    "llem_resume_from",
+    "llem_baseline",
+    "llem_baseline_dir",
+    "llem_against",
+)
 
 _Word = TypeVar("_Word", bound=str)
 
@@ -61,6 +78,8 @@ class Settings:
         no_gaps: No idle time between experiments.
         strict: Report excluded combinations as errors.
         baseline: Name of a saved baseline, or path of a result, to compare with; or None.
+        baseline_dir: Folder of the baselines.
+        baseline_max_age: Age in s from which a baseline is refused, or None.
         against: Python interpreter to compare with, or None. That of a git revision is a script in its worktree.
         against_name: Name of the reference in tables, or None.
         interleave: What alternates in an interleaved comparison; None for the study's own setting.
@@ -94,6 +113,8 @@ class Settings:
     no_gaps: bool
     strict: bool
     baseline: str | None
+    baseline_dir: Path
+    baseline_max_age: float | None
     against: Path | None
     against_name: str | None
     interleave: str | None
@@ -125,7 +146,7 @@ class Settings:
         for option in _PATHS:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
-        results = given or _ini(config, "llem_results_dir")
+        results = given or read_ini(config, "llem_results_dir")
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
         html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
@@ -141,7 +162,11 @@ class Settings:
             )
         if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
+        if config.getoption("llem_baseline_max_age") and not baseline:
+            raise pytest.UsageError("--llem-baseline-max-age: needs --llem-baseline")
         save = config.getoption("llem_save")
+        if config.getoption("llem_baseline_dir") and not (baseline or save):
+            raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
         if save is not None and config.getoption("llem_shard"):
@@ -151,40 +176,46 @@ class Settings:
         if config.getoption("llem_save_force") and save is None:
             raise pytest.UsageError("--llem-save-force: needs --llem-save")
         return cls(
-            results_dir=_path("--llem-results-dir", config.rootpath, results),
+            results_dir=read_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
             run_id=run_id,
-            plan=_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
-            html=_path("--llem-html", config.invocation_params.dir, html) if html else None,
+            plan=read_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
+            html=read_path("--llem-html", config.invocation_params.dir, html) if html else None,
             resume=resume,
-            resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
+            resume_from=read_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
             if resume_from
             else None,
             resume_mismatch=config.getoption("llem_resume_mismatch"),
             cycles=_cycles(config),
-            order=_one_of(config, "llem_order", _ORDERS),
-            start_method=_one_of(config, "llem_start_method", _START_METHODS),
-            no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
-            strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
+            order=read_one_of(config, "llem_order", _ORDERS),
+            start_method=read_one_of(config, "llem_start_method", _START_METHODS),
+            no_gaps=config.getoption("llem_no_gaps") or read_ini(config, "llem_no_gaps"),
+            strict=config.getoption("llem_strict") or read_ini(config, "llem_strict"),
             baseline=baseline,
+            baseline_dir=read_path(
+                "--llem-baseline-dir",
+                config.rootpath,
+                config.getoption("llem_baseline_dir") or read_ini(config, "llem_baseline_dir"),
+            ),
+            baseline_max_age=read_duration(config, "llem_baseline_max_age"),
             against=against,
             against_name=_against_name(config, against),
-            interleave=_one_of(config, "llem_interleave", _INTERLEAVE),
+            interleave=read_one_of(config, "llem_interleave", _INTERLEAVE),
             save=save,
             save_partial=config.getoption("llem_save_partial"),
             save_force=config.getoption("llem_save_force"),
             compare_mismatch=config.getoption("llem_compare_mismatch"),
-            fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
+            fail_on=read_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")
-            else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
-            time_budget=_time_budget(config),
+            else read_whole_number("llem_max_experiments", read_ini(config, "llem_max_experiments")),
+            time_budget=read_duration(config, "llem_time_budget"),
             shard=_shard(config),
             timeout=_timeout(config),
-            model_path=tuple(_ini(config, "llem_model_path")),
-            carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
-            pue=_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
-            files=tuple(_ini(config, "llem_files")),
+            model_path=tuple(read_ini(config, "llem_model_path")),
+            carbon_intensity=read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
+            pue=read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
+            files=tuple(read_ini(config, "llem_files")),
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
@@ -208,31 +239,6 @@ class Settings:
             timeout_seconds=self.timeout,
             interleave=self.interleave,
         )
-
-
-def check_html(file: Path) -> None:
-    """Check, before anything runs, that an HTML report can be written to *file*.
-
-    Raises:
-        pytest.UsageError: *file* cannot be written, or a package that the report needs is not installed.
-    """
-    from pytest_llem._plugin import overwriting
-    from pytest_llem.registry import missing_extra
-
-    if (missing := missing_extra("report")) is not None:
-        raise pytest.UsageError(f"--llem-html: {missing}")
-    try:
-        if file.exists() and not file.is_file():
-            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
-        if (problem := overwriting.check_overwrite(file, overwriting.PAGE)) is not None:
-            raise pytest.UsageError(f"--llem-html: {problem}")
-        folder = next(parent for parent in file.parents if parent.exists())
-        if not folder.is_dir():
-            raise pytest.UsageError(f"--llem-html: '{folder}' is not a directory")
-    except OSError as error:
-        raise pytest.UsageError(f"--llem-html: {error}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise pytest.UsageError(f"--llem-html: '{folder}' cannot be written to")
 
 
 class _ConfigReader:
@@ -264,50 +270,16 @@ def read_config(paths: Sequence[Path]) -> pytest.Config | None:
     return reader.config
 
 
-def _path(name: str, directory: Path, given: str) -> Path:
-    try:
-        return directory / Path(given).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise pytest.UsageError(f"{name}: {error} (got {given!r})") from None
-
-
 def _is_name(text: str) -> bool:
     return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
 
 
-def _ini(config: pytest.Config, name: str) -> Any:
-    try:
-        return config.getini(name)
-    except (TypeError, ValueError, pytest.UsageError) as error:  # UsageError from pytest 9.2 on
-        raise pytest.UsageError(f"{name}: {error}") from None
-
-
 def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
     given = config.getoption("llem_cycles")
-    name, text = ("llem_cycles", _ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
+    name, text = ("llem_cycles", read_ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
     if given is None and not text:
         return None
-    return "auto" if text == "auto" else _whole_number(name, text)
-
-
-#: Seconds of the units of a duration.
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def _time_budget(config: pytest.Config) -> float | None:
-    given = config.getoption("llem_time_budget")
-    if given is None:
-        return None
-    number, unit = (given[:-1], given[-1]) if given[-1:] in _UNITS else (given, "s")
-    try:
-        seconds = float(number) * _UNITS[unit]
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise pytest.UsageError(
-            f"--llem-time-budget: must be a time above 0, in seconds or as 90s, 15m, 2h (got {given!r})"
-        )
-    return seconds
+    return "auto" if text == "auto" else read_whole_number(name, text)
 
 
 def _shard(config: pytest.Config) -> Shard | None:
@@ -320,16 +292,6 @@ def _shard(config: pytest.Config) -> Shard | None:
         raise pytest.UsageError(f"--llem-shard: {error}") from None
 
 
-def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
-    """Return the value of an option, else of its ini option, which must be one of *words*; None if not set."""
-    given = config.getoption(option)
-    name = option if given is None else f"--{option.replace('_', '-')}"
-    word = _ini(config, option) if given is None else given
-    if (word or given is not None) and word not in words:
-        raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
-    return word or None
-
-
 def _against(config: pytest.Config) -> Path | None:
     """Return the interpreter to compare with, or None.
 
@@ -340,7 +302,7 @@ def _against(config: pytest.Config) -> Path | None:
         return None
     if given.startswith(GIT):
         return worktree_of(config, given.removeprefix(GIT)).python
-    path = _path("--llem-against", config.invocation_params.dir, given)
+    path = read_path("--llem-against", config.invocation_params.dir, given)
     if not path.is_file() or not os.access(path, os.X_OK):
         raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
@@ -376,7 +338,7 @@ def worktree_of(config: pytest.Config, revision: str) -> Worktree:
 
 def _timeout(config: pytest.Config) -> float | None:
     given = config.getoption("llem_timeout")
-    name, text = ("llem_timeout", _ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
+    name, text = ("llem_timeout", read_ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
     if given is None and not text:
         return None
     try:
@@ -386,27 +348,3 @@ def _timeout(config: pytest.Config) -> float | None:
     if not 0 < seconds < math.inf:
         raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
     return seconds
-
-
-def _number(config: pytest.Config, name: str, minimum: float, expected: str) -> float | None:
-    """Return the number of an ini option, or None if it is not set."""
-    text = _ini(config, name)
-    if not text:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not minimum <= number < math.inf:
-        raise pytest.UsageError(f"{name}: must be {expected} (got {text!r})")
-    return number
-
-
-def _whole_number(name: str, text: Any) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise pytest.UsageError(f"{name}: must be a whole number, at least 1 (got {text!r})")
-    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 #: First characters of an HTML report and of a plan.
@@ -25,3 +26,29 @@ def check_overwrite(file: Path, begins: str) -> str | None:
     if not start or start.lower().startswith(begins.lower().encode()):
         return None
     return f"exists with other content and is not overwritten (got '{file}')"
+
+
+def check_html(file: Path) -> None:
+    """Check, before anything runs, that an HTML report can be written to *file*.
+
+    Raises:
+        pytest.UsageError: *file* cannot be written, or a package that the report needs is not installed.
+    """
+    import pytest  # not for the command llem
+
+    from pytest_llem.registry import missing_extra
+
+    if (missing := missing_extra("report")) is not None:
+        raise pytest.UsageError(f"--llem-html: {missing}")
+    try:
+        if file.exists() and not file.is_file():
+            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
+        if (problem := check_overwrite(file, PAGE)) is not None:
+            raise pytest.UsageError(f"--llem-html: {problem}")
+        folder = next(parent for parent in file.parents if parent.exists())
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--llem-html: '{folder}' is not a directory")
+    except OSError as error:
+        raise pytest.UsageError(f"--llem-html: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise pytest.UsageError(f"--llem-html: '{folder}' cannot be written to")

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from pytest_llem.results.models import ManifestEntry
 #: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved
 #: with its reference.
 STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
+
+#: Topics, by what shares devices in all cycles: these devices; and by experiment: those that the controller has
+#: chosen for it, and those that it got instead.
+BOUND, ASSIGNED, PLACED = "bound", "assigned", "placed"
+
+#: Topics of a session: whether a device was used in it; the state of the GPUs before the first experiment.
+USED, COOL = "used", "cool"
 
 #: Topic, by point: after how many cycles its gates were decided, and the reason why later ones are skipped.
 DECIDED = "decided"
@@ -37,6 +45,21 @@ class SharedState:
     def __init__(self, session: str | None = None) -> None:
         self._folder = Path(tempfile.gettempdir(), f"llem-shared-{session}") if session else None
         self._values: dict[str, Any] = {}
+        #: Names of the values that other processes have put, within :meth:`listed`.
+        self._names: set[str] | None = None
+
+    @contextmanager
+    def listed(self) -> Iterator[None]:
+        """Within the context, look for values of other processes once, and not at each of many calls of `read`."""
+        if self._folder is not None:
+            try:
+                self._names = set(os.listdir(self._folder))  # noqa: PTH208 (names only)
+            except FileNotFoundError:
+                self._names = set()
+        try:
+            yield
+        finally:
+            self._names = None
 
     def put(self, study: str, topic: str, content: Any) -> None:
         """Set the value of *topic* to *content*, which is JSON-compatible.
@@ -70,10 +93,28 @@ class SharedState:
             return False
         return True
 
+    def put_first(self, study: str, topic: str, content: Any) -> Any:
+        """Set the value of *topic* to *content* unless it is set, and return its value.
+
+        Raises:
+            OSError: The value could not be written.
+        """
+        name = _name(study, topic)
+        if self._folder is None:
+            return self._values.setdefault(name, content)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = self._folder / f".{os.getpid()}-{name}"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        with suppress(FileExistsError):
+            os.link(temporary, self._folder / name)
+        temporary.unlink()
+        return self.read(study, topic)
+
     def read(self, study: str, topic: str) -> Any:
         """Return the value of *topic*, or None if it is not set."""
         name = _name(study, topic)
-        if name not in self._values and self._folder is not None:
+        is_missing = self._names is not None and name not in self._names
+        if name not in self._values and self._folder is not None and not is_missing:
             try:
                 self._values[name] = json.loads((self._folder / name).read_text(encoding="utf-8"))
             except FileNotFoundError:

@@ -30,9 +30,10 @@ _DESCRIPTION = """\
 Compare two saved results, point by point and metric by metric, as
 pytest --llem-baseline does.
 
-A is the reference and B the candidate. Each is the name of a baseline below
-the current folder, a saved file, a study_result.json or a results directory.
-The study of B sets the metrics, alpha and delta (gates:).
+A is the reference and B the candidate. Each is the name of a baseline, a
+saved file, a study_result.json or a results directory. Of a baseline A, that
+of the testbed of B is taken. The study of B sets the metrics, alpha and delta
+(gates:).
 """
 
 _EXAMPLES = """\
@@ -54,6 +55,13 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("reference", metavar="A", help="reference")
     parser.add_argument("candidate", metavar="B", help="candidate, which is judged")
+    parser.add_argument(
+        "--baseline-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(".llem", "baselines"),
+        help="folder of the baselines; default: .llem/baselines",
+    )
     parser.add_argument(
         "--format",
         metavar="FORMAT",
@@ -116,8 +124,12 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as formats
+    from pytest_llem.results.testbeds import result_testbed
 
-    reference, candidate = load(options.reference, Path()), load(options.candidate, Path())
+    candidate = load(options.candidate, options.baseline_dir)
+    testbed = result_testbed(candidate)
+    keys = [] if testbed is None else [testbed.key]
+    reference = load(options.reference, options.baseline_dir, testbeds=keys)
     if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
     settings = _settings(candidate, options.metric, options.alpha, options.delta)

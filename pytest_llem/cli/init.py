@@ -13,12 +13,17 @@ from pytest_llem.cli.command import add as add_command
 BUILTIN = "builtin:tiny-llama"
 
 #: The file of the job, by CI system.
-CI_FILES = {"github": ".github/workflows/energy.yml", "gitlab": "energy.gitlab-ci.yml"}
+CI_FILES = {
+    "github": ".github/workflows/energy.yml",
+    "github-main": ".github/workflows/energy-main.yml",
+    "gitlab": "energy.gitlab-ci.yml",
+}
 
 _DESCRIPTION = f"""\
 Write a commented study for a model and for the devices of this machine, and
-with --ci a job that runs it for each pull or merge request. Files that exist
-are kept.
+with --ci a job that runs it for each pull or merge request, or with
+--ci github-main for each push to main: it saves a baseline and appends to a
+history, both in the branch llem. Files that exist are kept.
 
 Without --model the study uses {BUILTIN}: random weights, made on first
 use, without a download. It shows that everything works; measure with a real
@@ -84,7 +89,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--model", default=BUILTIN, help="a folder, a model of the Hugging Face hub, or " + BUILTIN + " (default)"
     )
-    parser.add_argument("--ci", choices=CI_FILES, help="also write a job that compares with the main branch")
+    parser.add_argument(
+        "--ci", choices=CI_FILES, help="also write a job that compares with the main branch, or that measures it"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -23,16 +23,16 @@ class DeferGates:
             with suppress(OSError):
                 item.config.stash[SHARED_STATE].put(item.nodeid, MARKED, marks)
         if nextitem is None or nextitem.parent is not item.parent:
-            _tear_down(item, nextitem)
+            tear_down(item, nextitem)
         return True
 
 
-def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Tear down the fixtures that the item after a gate does not share, and report errors.
+def tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Tear down the fixtures that the item after one that never runs does not share, and report errors.
 
-    The item before the gate keeps the fixtures that it shares with the gate. As the gate never runs, pytest would
-    never tear them down: it could not set up items of another file, and a fixture that fails when the session ends
-    would be an internal error.
+    The item before it keeps the fixtures that it shares with it. As it never runs, pytest would never tear them
+    down: it could not set up items of another file, and a fixture that fails when the session ends would be an
+    internal error.
     """
     capture = item.config.pluginmanager.get_plugin("capturemanager")
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 from pytest_llem.collection.selection import keywords
+from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
-from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyExperimentsError, is_study, load_study
 from pytest_llem.study.problems import StudyError
@@ -95,7 +96,7 @@ class StudyFile(pytest.Module):
         gates = {BUDGET: budget_gates(study)}
         if settings.baseline:
             try:
-                reference = load(settings.baseline, self.config.rootpath, study.name)
+                reference = baseline_of(self.config, study)
             except BaselineError as error:
                 raise self.CollectError(f"--llem-baseline: {error}") from None
             gates[REGRESSION] = regression_gates(study, reference)

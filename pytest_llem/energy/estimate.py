@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,8 +25,11 @@ CPU_TIME_MODEL = "cpu_time_model"
 #: Maximum number of listings of the processes until two in a row agree: processes may start or end meanwhile.
 _MAX_LISTS = 5
 
-#: Resolution of the CPU times of other processes on Linux, in s. A child's time may be rounded twice.
+#: Resolution on Linux of the CPU times of ended processes, in s. A child's time may be rounded twice.
 _CLOCK_TICK_S = 0.01
+
+#: Kind of CPU time in the id of another process's clock, as of ``clock_getcpuclockid``: that of all its threads.
+_CPUCLOCK_SCHED = 2
 
 
 class EstimateMeter:
@@ -129,7 +133,12 @@ def _listed_below(roots: Sequence[int]) -> _Tree | None:
 
 def _process(one: psutil.Process) -> _Process:
     times = one.cpu_times()
-    return _Process(one.ppid(), times.user + times.system, times.children_user + times.children_system)
+    own, waited = times.user + times.system, times.children_user + times.children_system
+    if sys.platform == "linux":
+        # psutil's is in clock ticks: a short window would have an energy of 0 J.
+        with suppress(OSError):  # the process has just ended
+            own = time.clock_gettime(~one.pid << 3 | _CPUCLOCK_SCHED)
+    return _Process(one.ppid(), own, waited)
 
 
 def _listed() -> _Tree | None:

@@ -5,15 +5,17 @@ Both happen before pytest starts to time the item, and before any limit on its t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, takewhile
 from typing import Literal
 
 import pytest
 
 from pytest_llem._plugin.node_ids import file_of
+from pytest_llem._plugin.shared_state import COOL, USED, SharedState
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.draining import DrainingProcesses
@@ -24,7 +26,9 @@ from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
+from pytest_llem.execution.placement import accept, assigned, report_placed, request_of
 from pytest_llem.execution.replay import replayed
+from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import CoolDown
@@ -91,32 +95,36 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
-    devices = preflight_of(item.config, run, study).allocation(experiment.point.config).devices
     worker = getattr(item.config, "workerinput", {}).get("workerid")
     # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()
     is_first_look = session.cycle is None and nextitem is not None
     is_first_look = is_first_look and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
     if is_first_look:
-        session.cool_down.record_target()
+        _record_target(session.cool_down, item.config.stash[SHARED_STATE])
     with ExitStack() as stack, _leased(item) as lease:
-        owner = Owner.of_this_process(study.name, experiment.id, worker)
-        ownership = session.draining.take_over(devices, owner, stack, keep=servers.are_needed_by(item))
-        if ownership is None:
+        owner = Owner.of_this_process(study.name, experiment.id, worker, session_name(item.config))
+        ownership = session.draining.take_over(request_of(item), owner, stack, keep=servers.are_needed_by(item))
+        if ownership is not None:
+            accept(item, ownership.devices)
+        else:
             try:
-                ownership = stack.enter_context(owned(devices, owner, partial(print_line, item.config)))
+                ownership = _own(item, owner, stack)
             except DeviceError as error:
                 lease.refusal = str(error)
         if ownership is None:
             yield
             return
+        lease.allocation = request_of(item).allocation(ownership.devices)
         has_server = servers.are_needed_by(item)
         if not has_server:
             stack.callback(session.draining.shut_down)
         if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
             session.cool_down.record_target()
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
-        gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
+        is_unused = _begin_use(item.config.stash[SHARED_STATE], ownership.devices)
+        is_first = before is None and is_unused
+        gap = None if is_first else _gap(study, is_new_cycle=before not in (None, session.cycle))
         if _can_overlap(session, item, ownership, gap):
             _start_early(session, item, lease, stack)
         session.draining.shut_down()
@@ -124,7 +132,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             if has_server:
                 lease.gap = _ON_SERVER
             else:
-                idled = _idle(session, gap, watcher.show if watcher else None)
+                idled = _idle(session, gap, ownership.devices, watcher.show if watcher else None)
                 waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
                 lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
                 idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
@@ -132,13 +140,66 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
                     item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
                 )
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
-            lease.devices, lease.drain, lease.progress = ownership.devices, session.draining.take, watcher
+            lease.drain, lease.progress = session.draining.take, watcher
+            lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
             if watcher is not None:
                 watcher.erase()  # pytest continues its own line
             yield
         if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
             session.draining.hand_over(ownership, stack)
+
+
+def _own(item: pytest.Item, owner: Owner, stack: ExitStack) -> Ownership:
+    """Wait for devices for *item*'s experiment, and own them until *stack* is closed.
+
+    Raises:
+        DeviceError: Devices cannot be locked.
+    """
+    preferred = assigned(item)
+    while True:
+        request = request_of(item)
+        with ExitStack() as held:
+            ownership = held.enter_context(
+                owned(
+                    request.pool,
+                    owner,
+                    partial(print_line, item.config),
+                    count=request.count,
+                    choose=partial(request.choose, preferred=preferred),
+                )
+            )
+            if accept(item, ownership.devices):
+                stack.push(held.pop_all())
+                if preferred and ownership.devices != set(preferred):
+                    report_placed(item, ownership.devices)
+                return ownership
+
+
+def _record_target(cool_down: CoolDown, shared_state: SharedState) -> None:
+    """Record the GPUs' states before the session's first experiment, or use those of another of its processes."""
+    known = shared_state.read("", COOL)
+    if known is None:
+        cool_down.record_target()
+        known = cool_down.targets
+        with suppress(OSError):
+            known = shared_state.put_first("", COOL, known)
+    cool_down.use_targets(known)
+
+
+def _begin_use(shared_state: SharedState, devices: Collection[str]) -> bool:
+    """Record that the session uses *devices*, and return whether it has used none of them before."""
+    with suppress(OSError):
+        claims = [shared_state.claim("", f"{USED}-{device}") for device in devices]
+        return all(claims)
+    return False
+
+
+def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iterator[pytest.Item]:
+    """Yield *nextitem* and those after it, as long as they can share a server that runs."""
+    if nextitem is not None:
+        items = nextitem.session.items
+        yield from takewhile(servers.are_needed_by, islice(items, items.index(nextitem), None))
 
 
 @contextmanager
@@ -156,12 +217,12 @@ def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap
     config = experiment_of(item).point.config
     if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
-    return session.draining.is_any() or (gap is not None and session.cool_down.will_wait(*gap))
+    return session.draining.is_any() or (gap is not None and session.cool_down.will_wait(*gap, ownership.devices))
 
 
 def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack: ExitStack) -> None:
     """Start the item's process early. Closing *stack* ends it if it was not used."""
-    started = lease.process = start_early(item, experiment_of(item))
+    started = lease.process = start_early(item, lease.allocation)
 
     def end() -> None:
         lease.process = None
@@ -189,10 +250,12 @@ def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
     return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
 
 
-def _idle(session: _Session, gap: _Gap | None, report: Callable[[str], None] | None) -> GapRecord:
+def _idle(
+    session: _Session, gap: _Gap | None, devices: Collection[str], report: Callable[[str], None] | None
+) -> GapRecord:
     if gap is None:
         return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    return session.cool_down.wait(*gap, report)
+    return session.cool_down.wait(*gap, report, devices)
 
 
 def _prepare_repeat(

@@ -5,11 +5,11 @@ Their devices stay in use until they exit.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pytest_llem.isolation.launcher import ExperimentProcess
+from pytest_llem.machine.allocation import DeviceRequest
 from pytest_llem.machine.devices import Ownership
 from pytest_llem.machine.owner import Owner
 
@@ -52,25 +52,26 @@ class DrainingProcesses:
         self.handover = ownership, stack.pop_all()
 
     def take_over(
-        self, devices: Collection[str], owner: Owner, stack: ExitStack, *, keep: bool = False
+        self, request: DeviceRequest, owner: Owner, stack: ExitStack, *, keep: bool = False
     ) -> Ownership | None:
-        """Return the ownership of *devices* that the previous item handed over.
+        """Return the ownership of devices that the previous item handed over.
 
         Args:
-            devices: Device names.
+            request: The devices that the next item may have.
             owner: The new owner.
             stack: Releases the devices from now on.
             keep: Take them over even if another process waits for one of them.
 
         Returns:
-            None if none or other devices were handed over, or if another process waits for one of them.
+            None if none or unsuitable devices were handed over, or if another process waits for one of them.
         """
         handover, self.handover = self.handover, None
         if handover is None:
             return None
         ownership, kept = handover
         stack.enter_context(kept)
-        if ownership.devices == set(devices) and ownership.hand_over(owner, keep=keep):
+        is_suitable = len(ownership.devices) == request.count and ownership.devices <= set(request.pool)
+        if is_suitable and ownership.hand_over(owner, keep=keep):
             return ownership
         kept.close()
         return None

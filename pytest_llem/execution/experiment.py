@@ -12,18 +12,21 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of
 from pytest_llem._plugin.shared_state import REPEATED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
+from pytest_llem.execution.forkservers import forkservers_of
 from pytest_llem.execution.idle_power import keep_idle_power
-from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of
+from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of, preflight_of_item
 from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
+from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import forget_replayed, replayed
-from pytest_llem.execution.servers import servers_of
+from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.allocation import Allocation
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.models import ErrorRecord
@@ -79,19 +82,20 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
             outcome = run_alternately(item, partner, lease, timeout)
         else:
             outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
+            outcome = with_neighbours(outcome, lease.allocation.devices, session_name(item.config))
         if outcome.result is not None:
-            key = idle_power_key(study, experiment.point)
+            key = idle_power_key(study, experiment.point, lease.allocation)
             keep_idle_power(item.config.stash[SHARED_STATE], *key, outcome.data)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, experiment, outcome)
 
 
-def start_early(item: pytest.Item, experiment: Experiment) -> ExperimentProcess:
-    """Return a process for *experiment* that is not started yet. *item* uses it if its job is still the same."""
+def start_early(item: pytest.Item, allocation: Allocation) -> ExperimentProcess:
+    """Return a process for *item*, not started yet, which the item uses if its job is still the same."""
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
-    servers = servers_of(item.config, file_of(run), study.execution)
-    return ExperimentProcess(early_job(item), servers, early=True)
+    forkservers = forkservers_of(item.config, file_of(run), study.execution)
+    return ExperimentProcess(early_job(item, allocation), forkservers, early=True)
 
 
 def _run_until_uncontended(
@@ -102,7 +106,7 @@ def _run_until_uncontended(
     output = ""
     while True:
         job = replace(
-            complete_job(item, lease.devices, lease.take_gap()),
+            complete_job(item, lease.allocation, lease.take_gap()),
             repeats=[one.model_dump(mode="json") for one in repeats],
         )
         outcome = _run(item, job, study.execution, lease, timeout)
@@ -131,7 +135,12 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
-    outcome = server.conclude(item, _run_process(item, server.job(job), execution, lease, timeout))
+    drift = None
+    if lease.ends_server and execution.check_drift and (first := server.first_before(item)) is not None:
+        config, drift = first
+        timeout += preflight_of_item(item).deadline_seconds(config)
+    job = server.job(job, drift)
+    outcome = server.conclude(item, _run_process(item, job, execution, lease, timeout))
     if outcome.error is not None:
         servers.stop(server.key)
     return outcome
@@ -147,7 +156,7 @@ def _run_process(
     try:
         outcome = run_isolated(
             job,
-            servers=servers_of(item.config, file_of(run_of(item)), execution),
+            forkservers=forkservers_of(item.config, file_of(run_of(item)), execution),
             started=lease.take_process(),
             timeout=timeout,
             watcher=live_progress,

@@ -19,10 +19,11 @@ from pytest_llem.execution.idle_power import (
     measure_no_context_once,
     no_context_fields,
 )
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path, session_name
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.devices import CPU, Allocation, DeviceError, Ownership, owned
+from pytest_llem.machine.allocation import Allocation
+from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.preflight import Preflight
@@ -125,27 +126,36 @@ class IsolatedExperiment:
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
+        from pytest_llem.execution.forkservers import forkservers_of
         from pytest_llem.execution.live_line import print_line
+        from pytest_llem.execution.neighbours import with_neighbours
         from pytest_llem.execution.output import output_forwarder, print_output
-        from pytest_llem.execution.servers import servers_of
 
         config = study.points[0].config
-        allocation = preflight.allocation(config)
+        request = preflight.request(config)
         worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
+        session = session_name(self._config)
         with owned(
-            allocation.devices, Owner.of_this_process(NAME, test, worker), partial(print_line, self._config)
+            request.pool,
+            Owner.of_this_process(NAME, test, worker, session),
+            partial(print_line, self._config),
+            count=request.count,
+            choose=request.choose,
         ) as ownership:
+            allocation = request.allocation(ownership.devices)
             gap = self._settle(ownership)
             measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
             job = replace(
                 self._job(study, settings, gap, allocation),
                 hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
+                max_load_seconds=preflight.max_load_seconds(config),
             )
-            servers = servers_of(self._config, NAME, study.execution)
+            forkservers = forkservers_of(self._config, NAME, study.execution)
             outcome = run_isolated(
-                job, servers=servers, timeout=deadline, on_output=output_forwarder(self._config)
+                job, forkservers=forkservers, timeout=deadline, on_output=output_forwarder(self._config)
             )
+            outcome = with_neighbours(outcome, allocation.devices, session)
         print_output(self._config, outcome.output)
         return outcome
 

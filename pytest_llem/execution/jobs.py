@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for
 from pytest_llem.isolation.launcher import Job
+from pytest_llem.machine.allocation import Allocation
 from pytest_llem.planning.preflight import Preflight, UnknownHostPreflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.study.design import Point, StudyConfig
@@ -44,34 +44,36 @@ def preflight_of_item(item: pytest.Item) -> Preflight:
     return preflight_of(item.config, run, item.config.stash[STUDIES][run])
 
 
-def complete_job(item: pytest.Item, devices: Collection[str], gap: GapRecord | None) -> Job:
-    """Return the job of an item's experiment. Call it once the devices are leased and idle.
+def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | None) -> Job:
+    """Return the job of an item's experiment. Call it once the devices are idle.
 
     Args:
         item: The experiment's item.
-        devices: The leased devices.
+        allocation: The leased devices.
         gap: Idle time before the experiment; None if there was none.
     """
     study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
     point, shared_state = experiment.point, item.config.stash[SHARED_STATE]
     return replace(
-        early_job(item),
+        early_job(item, allocation),
         gap=gap.model_dump(mode="json") if gap else None,
-        idle_power=known_idle_power(shared_state, *idle_power_key(study, point)),
-        no_context=no_context_fields(shared_state, point.config, devices),
+        idle_power=known_idle_power(shared_state, *idle_power_key(study, point, allocation)),
+        no_context=no_context_fields(shared_state, point.config, allocation.devices),
         hub_unreachable=hub_unreachable_for(shared_state, preflight_of_item(item), point.config),
     )
 
 
-def early_job(item: pytest.Item) -> Job:
-    """Return the job of an item's experiment, as far as it is known before the devices are leased."""
+def early_job(item: pytest.Item, allocation: Allocation) -> Job:
+    """Return the job of an item's experiment, as far as it is known before its devices are idle."""
     study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
     point = experiment.point
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
+    # The client of a server is the same on both sides, and may be forked from one forkserver.
+    has_own_code = is_reference(run) and point.config.backend != SERVER
     settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
-    allocation = preflight_of(item.config, run, study).allocation(point.config)
+    preflight = preflight_of(item.config, run, study)
     identity = Identity(
         experiment_id=experiment.id,
         config_hash=point.config_hash,
@@ -85,7 +87,7 @@ def early_job(item: pytest.Item) -> Job:
         directory=str(study.path.parent),
         root=str(_working_tree(item.config, _code_interpreter(study, point) if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
-        python_path=[str(folder) for folder in import_path_of(item.config, reference=is_reference(run))],
+        python_path=[str(folder) for folder in import_path_of(item.config, reference=has_own_code)],
         watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
@@ -95,16 +97,18 @@ def early_job(item: pytest.Item) -> Job:
         devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
         not_from=(str(worktree.repository), str(worktree.folder))
-        if worktree is not None and is_reference(run) and point.config.backend != SERVER
+        if worktree is not None and has_own_code
         else None,
+        max_load_seconds=preflight.max_load_seconds(point.config),
     )
 
 
-def idle_power_key(study: StudyConfig, point: Point) -> tuple[str, Path | None]:
-    """Return what determines a point's idle power: its configuration, or that of its server without the load."""
+def idle_power_key(study: StudyConfig, point: Point, allocation: Allocation) -> tuple[str, Path | None]:
+    """Return what determines a point's idle power: devices, and its configuration or that of its server."""
+    devices = " ".join(allocation.devices)
     if point.config.backend != SERVER:
-        return point.config_hash, study.interpreter(point.config.backend)
-    return f"server {server_hash(point.config)}", study.server_interpreter
+        return f"{point.config_hash} {devices}", study.interpreter(point.config.backend)
+    return f"server {server_hash(point.config)} {devices}", study.server_interpreter
 
 
 def _code_interpreter(study: StudyConfig, point: Point) -> Path | None:

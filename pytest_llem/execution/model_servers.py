@@ -19,21 +19,21 @@ from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
-from pytest_llem.execution.session_resources import controller
+from pytest_llem.execution.session_resources import controller, python_path
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.allocation import Allocation
 from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
+from pytest_llem.results.drift import first_load
 from pytest_llem.results.models import ErrorRecord
-from pytest_llem.results.serving import LoadRecord, ServerRecord
+from pytest_llem.results.serving import DriftRecord, LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER, ServerConfig, is_attached
-from pytest_llem.study.server_command import runs_python, server_command, server_env, server_hash
+from pytest_llem.study.server_command import runs_python, server_command, server_env
 from pytest_llem.times import now
 
 #: Text in the output of a server whose port is taken.
@@ -56,6 +56,7 @@ class RunningServer:
         config: Its section of the study.
         prompts: Number of prompts that it has had.
         experiments: Number of experiments that it has had.
+        first: The first of these: its configuration, and its load and metrics; None before it has ended.
     """
 
     key: Key
@@ -64,17 +65,33 @@ class RunningServer:
     config: ServerConfig
     prompts: int = 0
     experiments: int = 0
+    first: tuple[ExperimentConfig, DriftRecord] | None = None
 
-    def job(self, job: Job) -> Job:
-        """Return *job* as the next experiment on this server."""
-        next_one = {"position": self.experiments + 1, "first_prompt": self.prompts}
+    def job(self, job: Job, drift: DriftRecord | None = None) -> Job:
+        """Return *job* as the next experiment on this server.
+
+        Args:
+            job: The job.
+            drift: The first load, which the experiment measures again; None if it does not.
+        """
+        next_one = {"position": self.experiments + 1, "first_prompt": self.prompts, "drift": drift}
         return replace(job, server=self.record.model_copy(update=next_one).model_dump(mode="json"))
+
+    def first_before(self, item: pytest.Item) -> tuple[ExperimentConfig, DriftRecord] | None:
+        """Return the first of the server's experiments, if that is another one than *item*'s, else None."""
+        is_other = self.first is not None and self.first[1].first != experiment_of(item).id
+        return self.first if is_other else None
 
     def conclude(self, item: pytest.Item, outcome: Outcome) -> Outcome:
         """Count an experiment and return its outcome. If it failed, put the server's output on *item*'s report."""
         self.experiments += 1
         if load := outcome.data.get("load"):
             self.prompts += LoadRecord.model_validate(load).prompts
+            if self.first_before(item) is None:  # a contended run is repeated, and the last run counts
+                experiment = experiment_of(item)
+                config = experiment.point.config
+                section = config.load.model_dump(mode="json") if config.load is not None else {}
+                self.first = config, first_load(experiment.id, section, outcome.data)
         if outcome.error is None or self.process is None:
             return outcome
         add_server_section(item, self.process.output())
@@ -169,15 +186,7 @@ _SERVERS = pytest.StashKey[ModelServers]()
 def key_of(item: pytest.Item) -> Key:
     """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
     run = run_of(item)
-    return run, server_group(item.config.stash[STUDIES][run], experiment_of(item))
-
-
-def server_group(study: StudyConfig, experiment: Experiment) -> str:
-    """Return a text that is equal for the experiments of a run that share a server."""
-    config = experiment.point.config
-    if study.execution.server_reuse == "never" and not is_attached(config):
-        return experiment.id
-    return f"{experiment.cycle} {server_hash(config)}"
+    return run, item.config.stash[STUDIES][run].server_group(experiment_of(item))
 
 
 def needs_server(item: pytest.Item) -> bool:
@@ -195,7 +204,8 @@ def _start_once(
         config, port=port, python=str(python or sys.executable), model=_model_location(item, config)
     )
     pytest_pids = [pid] if (pid := controller(item.config)) else []
-    process = ModelServer(command, _environment(item, config, python), pytest_pids, _directory(item))
+    environment = _environment(item, config, python, lease.allocation)
+    process = ModelServer(command, environment, pytest_pids, _directory(item))
     began, started_at, url = time.monotonic(), now(), f"http://127.0.0.1:{port}"
     if lease.progress is not None:
         lease.progress.show("starting the server")
@@ -234,13 +244,17 @@ def _packages(python: Path | None) -> dict[str, str]:
     return {} if isinstance(found, str) else found.packages
 
 
-def _environment(item: pytest.Item, config: ExperimentConfig, python: Path | None) -> dict[str, str]:
+def _environment(
+    item: pytest.Item, config: ExperimentConfig, python: Path | None, allocation: Allocation
+) -> dict[str, str]:
     """Return the environment variables of a server. Programs of its interpreter's environment come first."""
     assert config.server is not None
     inherited = {name: value for name, value in os.environ.items() if not (python and name in PYTHON_VARIABLES)}
     folder = (python or Path(sys.executable)).parent
     path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
-    allocation = preflight_of_item(item).allocation(config)
+    if python is None:  # as pytest imports; a git revision's interpreter has their counterparts on its path
+        found = [*map(str, python_path(item.config)), *filter(None, [inherited.get("PYTHONPATH")])]
+        inherited |= {"PYTHONPATH": os.pathsep.join(found)} if found else {}
     # ``python -m`` would import the working tree's code for a reference that has its own.
     safe = {"PYTHONSAFEPATH": "1"} if is_reference(run_of(item)) and _directory(item) is None else {}
     return {**inherited, "PATH": path, **safe, **allocation.environment, **server_env(config.server)}

@@ -16,11 +16,13 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import IN_TURNS
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem.execution.forkservers import forkservers_of
 from pytest_llem.execution.jobs import complete_job, preflight_of_item
 from pytest_llem.execution.lease import DeviceLease
 from pytest_llem.execution.model_servers import ModelServers, needs_server
+from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import output_forwarder
-from pytest_llem.execution.servers import servers_of
+from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
@@ -62,12 +64,12 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     def side(one: pytest.Item) -> Side:
         run, server = run_of(one), server_of.get(one)
         study = one.config.stash[STUDIES][run]
-        job = replace(complete_job(one, lease.devices, gap), turns=turns)
+        job = replace(complete_job(one, lease.allocation, gap), turns=turns)
         return Side(
             REFERENCE if is_reference(run) else "candidate",
             job if server is None else server.job(job),
             timeout,
-            servers_of(one.config, file_of(run), study.execution),
+            forkservers_of(one.config, file_of(run), study.execution),
             lease.take_process() if one is item else None,
             output_forwarder(one.config, erase),
             server.record.pid if server is not None else None,
@@ -84,6 +86,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
+    beside = lease.allocation.devices, session_name(item.config)
+    outcome, other = with_neighbours(outcome, *beside), with_neighbours(other, *beside)
     item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
     return outcome
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from pytest_llem._plugin import overwriting
+from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
+from pytest_llem.execution.workers import parallelism
+from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
-from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.local_folder import local_folder, lock_problem
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast
@@ -39,6 +41,7 @@ def make_plans(
         for run, experiments in in_order.items()
     }
     load = None if config.stash.get(REMOTE, False) else load_warning()
+    at_a_time, workers = parallelism(config, plans)
     return [
         replace(
             plan,
@@ -46,6 +49,8 @@ def make_plans(
             against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
             load=load if plan.to_run else None,
+            at_a_time=at_a_time,
+            workers=workers,
         )
         for run, plan in plans.items()
         if not is_reference(run)
@@ -72,10 +77,9 @@ def _effects(config: pytest.Config, study: StudyConfig, plan: Plan) -> list[str]
         return expected_cycles(study, each)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)
-    if settings.baseline is None:
-        return []
     try:
-        return minimum_detectable_effects(study, load(settings.baseline, config.rootpath, study.name))
+        baseline = baseline_of(config, study)
+        return [] if baseline is None else minimum_detectable_effects(study, baseline)
     except BaselineError as error:  # removed since the items were collected
         raise pytest.UsageError(f"--llem-baseline: {error}") from error
 

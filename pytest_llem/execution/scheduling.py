@@ -1,87 +1,155 @@
-"""Distribute experiments to xdist's workers: the load points of one server go to one worker."""
+"""Distribute experiments to xdist's workers: one at a time, when its devices are free.
+
+xdist's own schedulers send items ahead, which then wait behind a lease while other workers are idle.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
-from xdist.scheduler.loadscope import LoadScopeScheduling
+from xdist.scheduler.load import LoadScheduling
 
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
-from pytest_llem._plugin.node_ids import EXPERIMENTS, match_id, parse, run_key
-from pytest_llem.execution.model_servers import server_group
-from pytest_llem.study.server import SERVER
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.execution.placement import assign, placed
+from pytest_llem.execution.units import units_of
+from pytest_llem.execution.work_queue import Running, WorkQueue
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
+    from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.study.design import StudyConfig
 
-
-#: A study's line that names the backend of servers.
-_SERVER_BACKEND = re.compile(rf"backend:.*\b{SERVER}\b")
-
-#: Number of items that a worker has to know in order to run one.
-_MIN_PENDING = 2
+#: Returns the studies by the key of their run, once workers have collected.
+Studies = Callable[[], Mapping[str, "StudyConfig"]]
 
 
-def make_scheduler(
-    config: pytest.Config, log: Producer, studies: Callable[[], Mapping[str, StudyConfig]]
-) -> StudyScheduling | None:
-    """Return the scheduler of a session whose arguments are studies of servers; None to leave the choice to xdist.
+def hands_out(config: pytest.Config) -> bool:
+    """Return whether experiments are handed out one at a time: every argument is a study, and xdist may choose."""
+    return config.option.dist == "load" and are_all_studies(config)
+
+
+def are_all_studies(config: pytest.Config) -> bool:
+    """Return whether every argument is a study file."""
+    files = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+    return bool(files) and all(file.suffix in YAML_SUFFIXES for file in files)
+
+
+def make_scheduler(config: pytest.Config, log: Producer, studies: Studies) -> StudyScheduling | None:
+    """Return the scheduler of a session whose arguments are studies; None to leave the choice to xdist.
 
     Args:
         config: The controller's configuration.
         log: xdist's log.
         studies: Returns the studies by the key of their run, once workers have collected.
     """
-    files = [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
-    if config.option.dist != "load" or not all(file.suffix in YAML_SUFFIXES for file in files):
-        return None
-    return StudyScheduling(config, log, studies) if any(map(_may_have_servers, files)) else None
+    return StudyScheduling(config, log, studies) if hands_out(config) else None
 
 
-def _may_have_servers(study: Path) -> bool:
-    """Return whether a study names the backend of servers. The controller reads no study before its workers."""
-    with suppress(OSError):
-        return _SERVER_BACKEND.search(study.read_text(encoding="utf-8", errors="replace")) is not None
-    return False
+def _is_local(node: WorkerController) -> bool:
+    return bool(node.gateway.spec.popen)
 
 
-class StudyScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Sends the experiments that share a server to one worker together, and every other item alone.
+class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands a unit of items to an idle worker once the unit may start.
 
-    xdist's own groups (``--dist loadgroup``) change the ids of items, and its default sends items in chunks, so
-    that each worker would start the same server.
+    A worker runs an item when it knows the next one. After each unit it gets the index after that of the last
+    item: its :class:`~pytest_llem.execution.pause.Pause`, in which it waits for the next unit.
     """
 
-    def __init__(
-        self, config: pytest.Config, log: Producer, studies: Callable[[], Mapping[str, StudyConfig]]
-    ) -> None:
+    def __init__(self, config: pytest.Config, log: Producer, studies: Studies) -> None:
         super().__init__(config, log)
         self._studies = studies
+        self._queue = WorkQueue()
+        self._given: dict[WorkerController, Running] = {}
 
-    def _reschedule(self, node: WorkerController) -> None:
-        """Give *node* more work. A worker runs an item once it knows the next one, or that there is none.
+    @property
+    def tests_finished(self) -> bool:
+        """Whether all items have run."""
+        return self.collection_is_completed and self._queue.is_empty and not self._given
 
-        xdist's own method may leave a worker that replaces another one with a single item, which it never runs.
+    def schedule(self) -> None:
+        """Hand out units to all idle workers. xdist calls it when its workers have collected."""
+        if self.collection is None:
+            if not self._check_nodes_have_same_collection():
+                return
+            self.collection: list[str] | None = next(iter(self.node2collection.values()))
+            self._queue = WorkQueue.of(units_of(self.config, self.collection, self._studies()))
+        self._hand_out()
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        """Record that *node* has run an item. A pause is none."""
+        pending = self.node2pending[node]
+        if item_index not in pending:
+            return
+        pending.remove(item_index)
+        if not pending:
+            self._queue.end(self._given.pop(node))
+            self._hand_out()
+
+    def mark_test_pending(self, item: str) -> None:
+        """Run an item again that a crashed worker was running; a plugin may ask for it."""
+        assert self.collection is not None
+        index = self.collection.index(item)
+        unit = next(one for one in units_of(self.config, self.collection, self._studies()) if index in one.items)
+        unit.items, unit.cycle = [index], None  # its unit has been counted
+        self._queue.return_first(unit)
+        self._hand_out()
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Remove a worker that has ended, and return the item that it was running, if any.
+
+        Other items that it was given start next, in another worker.
         """
-        super()._reschedule(node)
-        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < _MIN_PENDING:
-            super()._reschedule(node)  # which shuts it down if no work is left
+        pending = self.node2pending.pop(node)
+        given = self._given.pop(node, None)
+        if given is None:
+            return None
+        assert self.collection is not None
+        self._queue.end(given, left=pending[1:])
+        self._hand_out()
+        crashed: str = self.collection[pending[0]]
+        return crashed
 
-    def _split_scope(self, nodeid: str) -> str:
-        node = parse(nodeid)
-        study = None if node is None else self._studies().get(run_key(node.file, EXPERIMENTS[0]))
-        if node is None or study is None or node.function not in EXPERIMENTS:
-            return nodeid
-        by_id = {one.id: one for one in study.experiments}
-        name = match_id(node.name, by_id)
-        if name is None or by_id[name].point.config.backend != SERVER:
-            return nodeid
-        return f"{node.file} {server_group(study, by_id[name])}"
+    def _hand_out(self) -> None:
+        """Give each idle worker a unit that may start."""
+        if (shared_state := self.config.stash.get(SHARED_STATE, None)) is None:  # nothing is measured
+            self._give_units()
+            return
+        with shared_state.listed():
+            self._correct_placements(shared_state)
+            self._give_units()
+
+    def _give_units(self) -> None:
+        for is_local, nodes in groupby(self._idle(), key=_is_local):
+            for node in nodes:
+                started = self._queue.start_next(counts_devices=is_local)
+                if started is None:
+                    break
+                self._given[node] = started
+                self._send(node, started)
+
+    def _idle(self) -> Sequence[WorkerController]:
+        collected = [node for node in self.nodes if node in self.node2collection]
+        return [node for node in collected if node not in self._given and not node.shutting_down]
+
+    def _send(self, node: WorkerController, started: Running) -> None:
+        assert self.collection is not None
+        items = started.unit.items
+        if started.devices:
+            for run, experiment in started.unit.names:
+                assign(self.config.stash[SHARED_STATE], run, experiment, started.devices)
+        self.node2pending[node] = list(items)
+        node.send_runtest_some([*items, len(self.collection)])
+
+    def _correct_placements(self, shared_state: SharedState) -> None:
+        """Count the devices that units got, if another run had those that were chosen for them."""
+        for running in self._queue.running:
+            for name in running.unit.names if running.devices else ():
+                if (devices := placed(shared_state, *name)) is not None:
+                    running.devices = tuple(devices)

@@ -19,16 +19,27 @@ if TYPE_CHECKING:
 
 def import_path(config: pytest.Config) -> list[Path]:
     """Return the folders in which a user's own engine is looked for."""
+    return [config.rootpath, *python_path(config)]
+
+
+def python_path(config: pytest.Config) -> list[Path]:
+    """Return the folders of pytest's ini key ``pythonpath``."""
     try:
-        own = config.getini("pythonpath")
-    except ValueError:  # pytest's plugin for this ini key is disabled
-        own = []
-    return [config.rootpath, *own]
+        found: list[Path] = config.getini("pythonpath")
+    except ValueError:  # pytest's plugin for this key is disabled
+        return []
+    return found
 
 
 def controller(config: pytest.Config) -> int | None:
     """Return the process id of xdist's controller; None unless this is a worker on the same machine."""
     found: int | None = getattr(config, "workerinput", {}).get("llem_controller")
+    return found
+
+
+def session_name(config: pytest.Config) -> str | None:
+    """Return the unique name of a session of several processes; None for a session of one process."""
+    found: str | None = getattr(config, "workerinput", {}).get("llem_session")
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.options import Settings
 from pytest_llem.execution.session_resources import import_path
-from pytest_llem.gates.saved import BaselineError, resolve
+from pytest_llem.gates.baseline_folder import BaselineError, resolve
 from pytest_llem.study.base import with_base
 from pytest_llem.study.dataset import FILE_TYPES
 from pytest_llem.study.design import StudyConfig
@@ -74,12 +74,12 @@ def _engines(config: pytest.Config, study: StudyConfig) -> Iterator[Path]:
 
 
 def _baseline(config: pytest.Config) -> list[Path]:
-    given = Settings.from_config(config).baseline
-    if given is None:
+    settings = Settings.from_config(config)
+    if settings.baseline is None:
         return []
     with suppress(BaselineError):  # which the workers report
-        path = resolve(given, config.rootpath)
-        return sorted(path.glob("*.json")) if path.is_dir() else [path]
+        path = resolve(settings.baseline, settings.baseline_dir)
+        return sorted(path.rglob("*.json")) if path.is_dir() else [path]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What changed together with a metric that got worse: a hint where to look, which does not prove a cause."""
+"""What changed together with a metric that got worse or better: a hint where to look, which proves no cause."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ _MIN_SHARE = 0.1
 #: Level of the two-sided test by which a part has changed at all. It is not adjusted for the number of parts.
 _LEVEL = 0.05
 
+#: Beginning of the clause that names facts that differ.
+DIFFERENT = "different: "
+
 #: Differences that are named; the others are counted.
 _MAX_NAMES = 3
 
@@ -53,7 +56,7 @@ def associations(candidate: PointResult, reference: PointResult, metric: str, *,
     differ. Contention is not among them: verdicts already include it.
 
     Args:
-        candidate: The point that got worse.
+        candidate: The point whose metric changed.
         reference: The point that it is compared with.
         metric: Name of the metric in the catalogue. Both points have values of it.
         paired: Whether cycles of the same number were interleaved.
@@ -70,7 +73,7 @@ def associations(candidate: PointResult, reference: PointResult, metric: str, *,
     named = ", ".join(differences[:_MAX_NAMES])
     if len(differences) > _MAX_NAMES:
         named += f" and {len(differences) - _MAX_NAMES} more"
-    clauses = [_power_and_time(*points, metric, total, paired=paired), moved, named and f"different: {named}"]
+    clauses = [_power_and_time(*points, metric, total, paired=paired), moved, named and f"{DIFFERENT}{named}"]
     return [clause for clause in clauses if clause]
 
 

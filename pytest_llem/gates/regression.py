@@ -196,7 +196,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
             "judged_after": decision.n if case.question.looks else None,
             "process_share": case.process_share,
         }
-        if decision.verdict == "REGRESSION" and reference is not None:
+        if decision.verdict in ("REGRESSION", "IMPROVEMENT") and reference is not None:
             paired = case.question.contrast.paired
             fields["associated"] = associations(candidate, reference, case.metric, paired=paired)
     return GateVerdict(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.gates.baseline_folder import BaselineError, result_file
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
-from pytest_llem.results.manifest import MANIFEST, write_atomically
+from pytest_llem.results.manifest import write_atomically
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import Testbed, result_testbed
 from pytest_llem.study.identity import axes_key
-from pytest_llem.study.problems import did_you_mean
+from pytest_llem.times import now, seconds_between
 
-#: Folder of the baselines, relative to the root of the run.
-BASELINES = Path(".llem", "baselines")
+#: Seconds of a day.
+DAY = 86400
 
 #: In a saved file, a value that fits in this number of columns is written on one line.
 WIDTH = 110
@@ -25,52 +28,35 @@ WIDTH = 110
 _LEFT_OUT = {"comparison", "excluded", "experiments", "result_files"}
 
 
-class BaselineError(ValueError):
-    """A baseline cannot be read or saved; the message is one line."""
-
-
-def resolve(given: str, root: Path) -> Path:
-    """Return the file or folder that *given* names.
-
-    Args:
-        given: Name of a baseline, or path of a saved file, a study_result.json, a results directory or a folder of
-            saved files. A baseline takes precedence over a path.
-        root: Root of the run, which contains the baselines.
-
-    Raises:
-        BaselineError: There is no such baseline or path.
-    """
-    baselines, path = root / BASELINES, Path(given)
-    is_name = bool(given) and path.name == given and given != ".."
-    if is_name and (baselines / given).is_dir():
-        return baselines / given
-    if path.exists() and given:
-        return path
-    if not is_name or path.suffix == ".json":
-        raise BaselineError(f"{given or repr(given)}: no such file or folder")
-    names = sorted(one.name for one in baselines.glob("*") if one.is_dir())
-    known = f"baselines: {', '.join(names)}" if names else f"there are no baselines in {BASELINES}"
-    raise BaselineError(f"{given}: no such baseline, file or folder{did_you_mean(given, tuple(names))}; {known}")
-
-
-def load(given: str, root: Path, study: str | None = None) -> StudyResult:
+def load(
+    given: str,
+    folder: Path,
+    study: str | None = None,
+    *,
+    testbeds: Sequence[str] = (),
+    only_fitting: bool = False,
+    max_age: float | None = None,
+) -> StudyResult:
     """Return a saved result.
 
     Args:
-        given: Name or path, as in :func:`resolve`.
-        root: Root of the run, which contains the baselines.
+        given: Name or path, as in :func:`~pytest_llem.gates.baseline_folder.resolve`.
+        folder: Folder of the baselines.
         study: Name of the study; None for any study, if only one is saved.
+        testbeds: Keys of the testbeds that fit, the best first.
+        only_fitting: Refuse a result of another testbed even if it is the only one.
+        max_age: Time in s since the start of its run after which a result is refused; None for no limit.
 
     Raises:
-        BaselineError: There is no result, or it is another study's, or it cannot be read.
+        BaselineError: There is no result, or it is another study's, or it cannot be read, or is too old.
     """
     try:
-        path = resolve(given, root)
-        if path.is_dir() and not any((path / name).exists() for name in (MANIFEST, "study_result.json")):
-            path = _of_study(path, study)
+        path = result_file(given, folder, study, testbeds, only_fitting=only_fitting)
         result = StudyResult.load(path)
+    except BaselineError:
+        raise
     except ValueError as error:
-        raise BaselineError(str(error)) from error
+        raise BaselineError(str(error), renew=True) from error
     except OSError as error:  # for example a name that is too long, or a folder without permission
         raise BaselineError(f"{error.filename or given}: {error.strerror or error}") from error
     invalid = next((one.id for one in result.points if not (one.id.isascii() and one.id.isprintable())), None)
@@ -80,31 +66,27 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
     for point in result.points:
         first = seen.setdefault(axes_key(point.axes), point)
         if first is not point:  # for example after a git merge
-            raise BaselineError(f"{path}: {first.id} and {point.id} have the same axes")
+            raise BaselineError(f"{path}: {first.id} and {point.id} have the same axes", renew=True)
     if study is not None and result.name != study:
         raise BaselineError(f"{path}: holds results of the study {result.name!r}, not of {study!r}")
+    if max_age is not None and (problem := _too_old(result, max_age)) is not None:
+        raise BaselineError(f"{path}: {problem}", renew=True)
     return result
 
 
-def _of_study(folder: Path, study: str | None) -> Path:
-    files = sorted(folder.glob("*.json"))
-    names = [file.stem for file in files]
-    if not files:
-        raise BaselineError(f"{folder}: holds no results")
-    if study is None:
-        if len(files) > 1:
-            raise BaselineError(f"{folder}: holds several results: name one of them: {', '.join(names)}")
-        return files[0]
-    if study not in names:
-        raise BaselineError(
-            f"{folder}: holds no results of the study {study!r}{did_you_mean(study, tuple(names))}; "
-            f"there are: {', '.join(names)}"
-        )
-    return files[names.index(study)]
+def _too_old(result: StudyResult, max_age: float) -> str | None:
+    limit = f"at most {max_age / DAY:.3g} days are allowed"
+    try:
+        age = seconds_between(result.started_at or "", now())
+    except (TypeError, ValueError):  # of a version that did not record it
+        return f"it is not known when it was measured, and {limit}"
+    if result.started_at is None or age <= max_age:
+        return None
+    return f"measured on {result.started_at[:10]}, {age / DAY:.3g} days ago, and {limit}"
 
 
-def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, force: bool = False) -> Path:
-    """Save *result* as the baseline *name*, in place of an earlier one of the same study.
+def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False, force: bool = False) -> Path:
+    """Save *result* as the baseline *name* of its testbed, in place of an earlier one of the same study.
 
     The file is a StudyResult without its experiments. Each metric of a point is one line, so that versions can be
     compared line by line.
@@ -112,7 +94,7 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
     Args:
         result: The result. Points without a result are left out.
         name: Name of the baseline.
-        root: Root of the run, which contains the baselines.
+        folder: Folder of the baselines.
         partial: Whether to save although results are missing.
         force: Whether to save although results are contended, replayed or invalid, have no value for a gate,
             or fail a comparison with the baseline that they replace.
@@ -129,15 +111,25 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, f
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (missing := missing_results(result)) is not None and not partial:
         raise BaselineError(f"{missing}: a baseline needs the results of a whole run")
-    if not force and (unsuitable := unsuitable_reason(result, name, root)) is not None:
+    if not force and (unsuitable := unsuitable_reason(result, name, folder)) is not None:
         raise BaselineError(unsuitable)
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
-    file = root / BASELINES / name / f"{result.name}.json"
+    testbed, without_testbed = result_testbed(result), folder / name / f"{result.name}.json"
+    file = without_testbed if testbed is None else folder / name / testbed.key / without_testbed.name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, "\n".join(_document(result, measured)) + "\n")
+    if file != without_testbed and without_testbed.exists():
+        _remove_if_of(testbed, without_testbed)
     return file
+
+
+def _remove_if_of(testbed: Testbed | None, file: Path) -> None:
+    """Remove a file that an earlier version saved without its testbed, if it is of this *testbed*."""
+    with suppress(ValueError, OSError):  # it is kept if it cannot be read
+        if result_testbed(StudyResult.load(file)) == testbed:
+            file.unlink()
 
 
 def missing_results(result: StudyResult) -> str | None:
@@ -158,11 +150,11 @@ def missing_results(result: StudyResult) -> str | None:
     return None
 
 
-def unsuitable_reason(result: StudyResult, name: str, root: Path) -> str | None:
+def unsuitable_reason(result: StudyResult, name: str, folder: Path) -> str | None:
     """Return why a result should not become a reference although nothing is missing; None if it may.
 
     Reasons are that it is contended, replayed or invalid, that a metric of ``gates.metrics`` has no value, so that
-    no run can be judged by it, or that it fails the comparison with the baseline *name* below *root*, which it
+    no run can be judged by it, or that it fails the comparison with the baseline *name* in *folder*, which it
     would replace: the next run would then no longer find the regression.
     """
     contended = [point for point in result.points if point.contention is not None and point.contention.contended]
@@ -190,18 +182,18 @@ def unsuitable_reason(result: StudyResult, name: str, root: Path) -> str | None:
     if invalid:
         found.append(next(iter(invalid.values())))
     found += no_value[:1]
-    if failed := _failed_against(result, name, root):
+    if failed := _failed_against(result, name, folder):
         found.append(f"the run fails the comparison with this baseline: {named(failed)}")
     return "; ".join(found) or None
 
 
-def _failed_against(result: StudyResult, name: str, root: Path) -> list[str]:
+def _failed_against(result: StudyResult, name: str, folder: Path) -> list[str]:
     """Return the comparisons with the baseline *name* that a result fails, as text."""
     if result.comparison is None:
         return []
     given = result.comparison.reference
     path = Path(given).resolve()
-    if given != name and (root / BASELINES / name).resolve() not in (path, *path.parents):
+    if given != name and (folder / name).resolve() not in (path, *path.parents):
         return []
     verdicts = (verdict for point in result.points for verdict in point.verdicts)
     failed = [one for one in verdicts if one.gate == "regression" and one.outcome == "failed"]

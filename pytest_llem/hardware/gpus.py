@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -64,6 +64,14 @@ def visible_gpus() -> VisibleGpus:
         )
     first = next((one for one in gpus if one.uuid == handles.first), None)
     return VisibleGpus(gpus, first, handles.is_ambiguous)
+
+
+def kinds_of(uuids: Collection[str]) -> list[str]:
+    """Return the names of the models of some GPUs, each once; GPUs that NVML does not name are left out."""
+    with Nvml() as nvml:
+        handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid in uuids]
+        names = [nvml.ask("nvmlDeviceGetName", handle) for handle in handles if handle is not None]
+    return sorted({name for name in names if name is not None})
 
 
 def gpus_for(torch: str | None) -> VisibleGpus:

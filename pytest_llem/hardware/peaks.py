@@ -27,6 +27,11 @@ class Peaks:
     bandwidth: float
     cache_bytes: int
 
+    def __mul__(self, number: int) -> Peaks:
+        """Return the peaks of so many equal devices together, as if nothing had to be exchanged between them."""
+        flops = {precision: number * peak for precision, peak in self.flops.items()}
+        return Peaks(flops, number * self.bandwidth, number * self.cache_bytes)
+
 
 def _peaks(half: float, fp32: float, gb_per_s: float, cache_mib: int, *, bf16: bool = True) -> Peaks:
     """Return the peaks of a GPU; *half* (fp16, and bf16 if it has that) and *fp32* in TFLOP/s."""

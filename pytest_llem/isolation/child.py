@@ -86,6 +86,7 @@ class Child:
         status: Status of the process, as ``Popen.returncode``; None while it runs, or if unknown.
         refused: Why the process could not be started; None if it was.
         watcher: Notified of progress; None for no notification.
+        max_load_seconds: Time limit of loading the engine, in s.
     """
 
     def __init__(self, on_output: Callable[[bytes], None]) -> None:
@@ -94,6 +95,7 @@ class Child:
         self.status: int | None = None
         self.refused: str | None = None
         self.watcher: Watcher | None = None
+        self.max_load_seconds = math.inf
         self._on_output = on_output
         self._handle: SupervisorHandle | None = None
         self._supervisor_pid: int | None = None
@@ -108,6 +110,7 @@ class Child:
         self._start_pipe: int | None = None
         self._fetching_since: float | None = None
         self._fetched_for = 0.0
+        self._loading_since: float | None = None
 
     def start(self, starter: Starter, attempt: Path, watch_pids: Sequence[int] = ()) -> None:
         """Start the supervisor and the process, which then waits for :meth:`send`.
@@ -193,7 +196,7 @@ class Child:
             elif self._fetching_since is not None:
                 left = self._fetching_since + FETCH_SECONDS - now
             else:
-                left = began + self._fetched_for - fetched_before + limit - now
+                left = min(began + self._fetched_for - fetched_before + limit - now, self._left_to_load(now))
             if left <= 0:
                 if left_result is None:
                     self._order(supervisor.TIME_IS_UP)
@@ -203,6 +206,14 @@ class Child:
             if self.watcher is not None:
                 self.watcher.tick()
         return False
+
+    @property
+    def is_loading_too_long(self) -> bool:
+        """Whether the engine is loading, and its time for that is up."""
+        return self._left_to_load(time.monotonic()) <= 0
+
+    def _left_to_load(self, now: float) -> float:
+        return math.inf if self._loading_since is None else self._loading_since + self.max_load_seconds - now
 
     def end(self) -> None:
         """Have the supervisor kill the process and its descendants, and wait for that. May be called again."""
@@ -285,6 +296,10 @@ class Child:
                 if self._fetching_since is not None:
                     self._fetched_for += time.monotonic() - self._fetching_since
                 self._fetching_since = time.monotonic() if seen.phase in worker.FETCHING else None
+                if seen.phase == worker.LOADING:
+                    self._loading_since = time.monotonic()
+                elif seen.phase in (worker.LOADED, worker.DONE):
+                    self._loading_since = None
             if self.watcher is not None:
                 self.watcher.see(seen)
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import MAX_WAIT, Child
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import ExperimentProcess, Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.progress import GpuStatus, Progress, Watcher
 from pytest_llem.measurement.turns import END_OF_TURNS, WAITING, Turn
 from pytest_llem.results.models import ErrorRecord
@@ -38,7 +38,7 @@ class Side:
         name: Its name in messages: ``candidate`` or ``reference``.
         job: Its job.
         timeout: Time limit of both in s, without downloads.
-        servers: Forkservers to fork it from; None to start an interpreter.
+        forkservers: Forkservers to fork it from; None to start an interpreter.
         started: A process that was started early; None if there is none.
         on_output: Called with output of the process as it arrives.
         server: Pid of the first process of its server, which leads a process group; None without a server.
@@ -47,7 +47,7 @@ class Side:
     name: str
     job: Job
     timeout: float
-    servers: Servers | None = None
+    forkservers: ForkServers | None = None
     started: ExperimentProcess | None = None
     on_output: Callable[[bytes], None] = lambda chunk: None
     server: int | None = None
@@ -105,10 +105,10 @@ class _Running:
         if self.watcher is not None:
             self.every_s = self.watcher.every_s
         side, started = self.side, self.side.started
-        if started is not None and not started.fits(side.job, side.servers):
+        if started is not None and not started.fits(side.job, side.forkservers):
             started.end()
             side.started = started = None
-        self.process = started or ExperimentProcess(side.job, side.servers)
+        self.process = started or ExperimentProcess(side.job, side.forkservers)
 
     def begin(self) -> bool:
         """Begin the job, and return whether the process could be started."""

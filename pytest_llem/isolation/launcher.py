@@ -16,8 +16,8 @@ from typing import Any
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
+from pytest_llem.isolation.forkservers import ForkServers, current_folder
 from pytest_llem.isolation.outcome import Outcome, collect
-from pytest_llem.isolation.server import Servers, current_folder
 from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.measurement.progress import Watcher
 from pytest_llem.results.models import ErrorRecord
@@ -55,6 +55,7 @@ class Job:
             imported, and the reference's own. None otherwise.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
+        max_load_seconds: Time limit of loading the engine, in s; None for none.
     """
 
     identity: dict[str, Any]
@@ -77,6 +78,7 @@ class Job:
     not_from: tuple[str, str] | None = None
     turns: dict[str, Any] | None = None
     server: dict[str, Any] | None = None
+    max_load_seconds: float | None = None
 
 
 class ExperimentProcess:
@@ -84,13 +86,13 @@ class ExperimentProcess:
 
     Args:
         job: The job, as far as it is known yet.
-        servers: Forkservers to fork it from; None to start an interpreter.
+        forkservers: Forkservers to fork it from; None to start an interpreter.
         early: Whether it is started before its devices are free.
     """
 
-    def __init__(self, job: Job, servers: Servers | None = None, *, early: bool = False) -> None:
+    def __init__(self, job: Job, forkservers: ForkServers | None = None, *, early: bool = False) -> None:
         self._needs = _needs(job)
-        self._servers = servers
+        self._forkservers = forkservers
         self._early = early
         self._attempt: Path | None = None
         self._child: Child | None = None
@@ -104,7 +106,7 @@ class ExperimentProcess:
         Raises:
             OSError: Its files cannot be written, or the system cannot start a process.
         """
-        starter, self._attempt = _starter(self._job, self._servers)
+        starter, self._attempt = _starter(self._job, self._forkservers)
         self._write_job(self._job)
         self._killed_before = oom_kills()
         self._child = Child(lambda chunk: self._on_output(chunk))
@@ -115,9 +117,9 @@ class ExperimentProcess:
         """Whether the process and all its descendants have ended."""
         return self._child is not None and self._child.is_over()
 
-    def fits(self, job: Job, servers: Servers | None) -> bool:
+    def fits(self, job: Job, forkservers: ForkServers | None) -> bool:
         """Return whether the process can run *job*, or a new process has to be started for it."""
-        return servers is self._servers and _needs(job) == self._needs
+        return forkservers is self._forkservers and _needs(job) == self._needs
 
     def run(
         self,
@@ -157,6 +159,8 @@ class ExperimentProcess:
         """
         assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
+        if job.max_load_seconds is not None:
+            self._child.max_load_seconds = job.max_load_seconds
         self._write_job(job, watched=watched)
         self._child.send()
         return self._child
@@ -189,7 +193,7 @@ class ExperimentProcess:
 
     def _write_job(self, job: Job, *, watched: bool = False) -> None:
         assert self._attempt is not None
-        start = {"method": "spawn" if self._servers is None else "forkserver", "early": self._early}
+        start = {"method": "spawn" if self._forkservers is None else "forkserver", "early": self._early}
         worker.write_whole(
             self._attempt / worker.JOB, json.dumps(_job_fields(job) | {"start": start, "watched": watched})
         )
@@ -198,7 +202,7 @@ class ExperimentProcess:
 def run_isolated(
     job: Job,
     *,
-    servers: Servers | None = None,
+    forkservers: ForkServers | None = None,
     started: ExperimentProcess | None = None,
     timeout: float | None = None,
     watcher: Watcher | None = None,
@@ -212,7 +216,7 @@ def run_isolated(
 
     Args:
         job: The experiment.
-        servers: Forkservers to fork it from; None to start an interpreter.
+        forkservers: Forkservers to fork it from; None to start an interpreter.
         started: A process that was started early. It is ended if it does not fit the job any more.
         timeout: Time limit in s, without downloads of its dataset and model; None for none.
         watcher: Notified of progress; None for no notification.
@@ -225,11 +229,11 @@ def run_isolated(
         >>> outcome.error is None
         True
     """
-    if started is not None and not started.fits(job, servers):
+    if started is not None and not started.fits(job, forkservers):
         started.end()
         started = None
     try:
-        process = started or ExperimentProcess(job, servers)
+        process = started or ExperimentProcess(job, forkservers)
         try:
             if started is None:
                 process.start()
@@ -247,13 +251,13 @@ def run_isolated(
     return outcome
 
 
-def _starter(job: Job, servers: Servers | None) -> tuple[Starter, Path]:
+def _starter(job: Job, forkservers: ForkServers | None) -> tuple[Starter, Path]:
     """Return the starter of a job's process, and a new folder for the job."""
     environment = _environment(job)
-    if servers is None:
+    if forkservers is None:
         return Spawn(job.python or sys.executable, environment), Path(tempfile.mkdtemp(prefix="llem-"))
     early = {name: value for name, value in environment.items() if name not in LATE_VARIABLES}
-    server = servers.get(job.python, early, [_path(job), job.python_path])
+    server = forkservers.get(job.python, early, [_path(job), job.python_path])
     return server, Path(tempfile.mkdtemp(dir=server.folder))
 
 

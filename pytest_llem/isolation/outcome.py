@@ -76,10 +76,12 @@ def collect(attempt: Path, child: Child, timeout: float | None, killed_before: i
 
 
 def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
-    limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
+    limit, done = (FETCH_SECONDS if child.phase in worker.FETCHING else timeout), "finished"
+    if child.is_loading_too_long:
+        limit, done = child.max_load_seconds, "loaded"
     stacks = attempt / worker.STACKS
     where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
-    message = f"not finished after {limit:g} s"
+    message = f"not {done} after {limit:g} s"
     return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
 
 

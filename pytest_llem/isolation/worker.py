@@ -41,6 +41,9 @@ EXTRA_FILES = "*.csv"
 #: Phases that may download.
 FETCHING = ("fetching the dataset", "fetching the model")
 
+#: Phases in which the engine begins to load its model, and has loaded it.
+LOADING, LOADED = "loading", "preparing"
+
 #: The phase in which the file is written and the process only has to exit.
 DONE = "done"
 
@@ -255,7 +258,7 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         "type": type(error).__name__,
         "message": _escaped(message[:MESSAGE_CAP]),
         "traceback": _escaped(text) if text else None,
-        "phase": phase,
+        "phase": getattr(error, "phase", None) or phase,  # that of a LoadError
     }
 
 

@@ -12,14 +12,15 @@ from typing import Protocol
 
 import pytest
 
+from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint
 from pytest_llem.judging.gate_reports import Marks, gate_reports
 from pytest_llem.judging.previous_results import PreviousResults
@@ -267,9 +268,8 @@ class StudyGates:
 
     @cached_property
     def _baseline(self) -> StudyResult | None:
-        given = self._settings.baseline
         try:
-            return load(given, self._config.rootpath, self.study.name) if given else None
+            return baseline_of(self._config, self.study)
         except BaselineError as error:  # it existed when the items were collected
             raise pytest.UsageError(f"--llem-baseline: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -54,12 +54,27 @@ class CoolDown:
             known = {uuid: state for uuid, state in read().items() if state.temperature_c is not None}
         self._targets |= {uuid: _lower(state, self._targets.get(uuid, state)) for uuid, state in known.items()}
 
-    def will_wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> bool:
+    @property
+    def targets(self) -> dict[str, tuple[float | None, float | None]]:
+        """Temperature in °C and power in W that automatic gaps wait for, by UUID."""
+        return {uuid: (state.temperature_c, state.power_w) for uuid, state in self._targets.items()}
+
+    def use_targets(self, targets: Mapping[str, tuple[float | None, float | None]]) -> None:
+        """Use the targets that another process recorded."""
+        self._targets = {uuid: GpuState(*target) for uuid, target in targets.items()}
+
+    def will_wait(
+        self, gap: float | Literal["auto"], at_least: float = 0.0, uuids: Collection[str] | None = None
+    ) -> bool:
         """Return whether :meth:`wait` is expected to wait. The GPUs are not read."""
-        return at_least > 0 or (bool(self._targets) if gap == "auto" else gap > 0)
+        return at_least > 0 or (bool(self._of(uuids)) if gap == "auto" else gap > 0)
 
     def wait(
-        self, gap: float | Literal["auto"], at_least: float = 0.0, report: Callable[[str], None] | None = None
+        self,
+        gap: float | Literal["auto"],
+        at_least: float = 0.0,
+        report: Callable[[str], None] | None = None,
+        uuids: Collection[str] | None = None,
     ) -> GapRecord:
         """Wait, and return for how long and why.
 
@@ -67,10 +82,11 @@ class CoolDown:
             gap: Duration in s, or ``auto``: until the GPUs are in their first state again.
             at_least: Minimum duration, in s.
             report: Called at least every second with a text about the reason and the remaining time.
+            uuids: GPUs of the experiment: others, which may be in use, are not waited for. None for all.
         """
         began = self.clock()
         if gap == "auto":
-            waited = self._until_settled(began, report or (lambda text: None))
+            waited = self._until_settled(began, report or (lambda text: None), self._of(uuids))
             if waited.seconds >= at_least:
                 return waited
             wanted = at_least
@@ -84,28 +100,37 @@ class CoolDown:
             self.sleep(min(left, MAX_SLEEP_S if report is None else REPORT_PERIOD_S))
         return GapRecord(seconds=self.clock() - began, reason="fixed")
 
-    def _until_settled(self, began: float, report: Callable[[str], None]) -> GapRecord:
-        if not self._targets:
-            return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
+    def _of(self, uuids: Collection[str] | None) -> dict[str, GpuState]:
+        """Return the targets of some GPUs, or of all."""
+        return {uuid: state for uuid, state in self._targets.items() if uuids is None or uuid in uuids}
+
+    def _until_settled(
+        self, began: float, report: Callable[[str], None], targets: Mapping[str, GpuState]
+    ) -> GapRecord:
+        if not targets:
+            note = "it uses no GPU" if self._targets else "no GPU's temperature could be read"
+            return GapRecord(seconds=0.0, reason="skipped", note=note)
         with self.sensors() as read:
-            if all(state.temperature_c is None for state in read().values()):
+            if all(state.temperature_c is None for uuid, state in read().items() if uuid in targets):
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
                 waited, now = self.clock() - began, read()
-                if waited >= MIN_S and self._is_settled(now):
+                if waited >= MIN_S and self._is_settled(now, targets):
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= MAX_S:
                     return GapRecord(seconds=waited, reason="timeout")
-                report(f"cooling down, {int(waited)} s ({self._reason(now, waited)})")
+                report(f"cooling down, {int(waited)} s ({self._reason(now, waited, targets)})")
                 self.sleep(min(POLL_S, MAX_S - waited))
 
-    def _is_settled(self, now: GpuStates) -> bool:
+    @staticmethod
+    def _is_settled(now: GpuStates, targets: Mapping[str, GpuState]) -> bool:
         # A GPU that has disappeared counts as not settled.
-        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in self._targets.items())
+        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in targets.items())
 
-    def _reason(self, now: GpuStates, waited: float) -> str:
+    @staticmethod
+    def _reason(now: GpuStates, waited: float, targets: Mapping[str, GpuState]) -> str:
         """Return why the gap does not end yet, and how much longer it may take."""
-        for uuid, first in self._targets.items():
+        for uuid, first in targets.items():
             if target := _unreached_target(now.get(uuid, GpuState()), first):
                 return f"one GPU: {target}; at most {math.ceil(MAX_S - waited)} s more"
         return f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"

@@ -1,8 +1,8 @@
 """Lock devices for exclusive use: one lock for each GPU, and one for the CPU as a whole.
 
 The locks are files in a folder that all users of the machine share. It is sticky, so that users cannot remove the
-locks of others. Beside each lock are notes, one of each user, about its current or last owner. The kernel releases
-a lock when the process that holds it ends.
+locks of others. Beside each lock are notes, one of each user, about its current and last owners. The kernel
+releases a lock when the process that holds it ends. Processes that wait have tickets (:mod:`tickets`).
 """
 
 from __future__ import annotations
@@ -16,30 +16,25 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, visible_gpus
-from pytest_llem.isolation.interpreter import package_versions
-from pytest_llem.local_folder import local_folder
+from pytest_llem.machine.notes import last_owner, locks_folder, note_file
 from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.machine.shared_lock import SharedLock
-from pytest_llem.study.engines import Needs
+from pytest_llem.machine.tickets import Place, Ticket, is_any_wanted, queued
 
 #: Name of the CPU as a device.
 CPU = "cpu"
 
-#: Name of the locks' folder in the folder for temporary files.
-FOLDER = "pytest-llem-locks"
-
-#: Time between two attempts to lock a device, in s.
+#: Time between two attempts to lock devices, in s.
 POLL_S = 0.2
-
-#: Longest time for which the first process in the queue is given precedence, in s.
-MAX_QUEUE_S = 10.0
 
 #: Maximum number of owners to name.
 MAX_NAMED = 5
 
 #: Time that a new owner has to write its note, in s, before it is reported as an unknown process.
 MAX_NOTE_DELAY_S = 1.0
+
+#: Returns the devices to take of those that are free; none if they are not enough.
+Choose = Callable[[Collection[str]], Sequence[str]]
 
 
 class DeviceError(Exception):
@@ -76,7 +71,7 @@ class Ownership:
         Returns:
             Whether it is the owner now. If not, nothing has changed.
         """
-        if not keep and any(lock.is_waited_for() for lock in self._locks.values()):
+        if not keep and is_any_wanted(locks_folder(), self.devices):
             return False
         for lock in self._locks.values():
             lock.hand_over(owner)
@@ -91,123 +86,94 @@ class Ownership:
                 self._locks[name].note(used_bytes=amount)
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """The devices for an experiment.
-
-    Attributes:
-        devices: UUIDs of GPUs, or the CPU. Both for an engine that may use either.
-        environment: Environment variables with which CUDA sees exactly these GPUs. Empty if
-            ``CUDA_VISIBLE_DEVICES`` selects GPUs that cannot be identified, such as MIG devices: it is then left
-            as it is.
-        problem: Why the experiment cannot have the GPUs that it needs; None if it can.
-    """
-
-    devices: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    problem: str | None = None
-
-
-def allocate(needs: Needs, python: Path | None) -> Allocation:
-    """Return the devices for an experiment: the first visible GPUs of one kind, as many as it needs.
-
-    An engine that states no number gets all visible GPUs. It also gets the CPU if PyTorch has no GPU build here,
-    as it may use GPUs by other means.
-
-    Args:
-        needs: What its engine states.
-        python: The interpreter that it runs in; None for this one.
-    """
-    torch = package_versions(python).get("torch")
-    gpus = gpus_for(torch) if needs.uses_torch else visible_gpus()
-    if needs.gpus == 0:
-        return Allocation((CPU,), {"CUDA_VISIBLE_DEVICES": ""})
-    if needs.gpus is not None and needs.gpus > 1 and (problem := _shortage(needs.gpus, gpus)):
-        return Allocation((), problem=problem)
-    if not gpus.all:
-        return Allocation((CPU,))
-    if needs.gpus is None or gpus.is_ambiguous:
-        chosen = gpus.all
-    else:
-        chosen = next(kind for kind in _kinds(gpus) if len(kind) >= needs.gpus)[: needs.gpus]
-    cpu = (CPU,) if needs.gpus is None and not needs.uses_torch and is_cpu_build(torch) else ()
-    environment = {} if gpus.is_ambiguous else _environment(chosen)
-    return Allocation((*cpu, *(gpu.uuid for gpu in chosen)), environment)
-
-
-def _kinds(gpus: VisibleGpus) -> list[tuple[Gpu, ...]]:
-    """Return the GPUs grouped by the name of their model, in the order of the first of each."""
-    kinds: dict[str | None, tuple[Gpu, ...]] = {}
-    for gpu in gpus.all:
-        kinds[gpu.name] = (*kinds.get(gpu.name, ()), gpu)
-    return list(kinds.values())
-
-
-def _shortage(number: int, gpus: VisibleGpus) -> str | None:
-    """Return why there are not *number* GPUs of one kind; None if there are."""
-    kinds = _kinds(gpus)
-    if any(len(kind) >= number for kind in kinds):
-        return None
-    found = ", ".join(f"{len(kind)} × {kind[0].name or 'GPU'}" for kind in kinds) or "0"
-    restricted = "; CUDA_VISIBLE_DEVICES may hide some" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
-    return f"needs {number} GPUs of one kind, and there are {found}{restricted}"
-
-
-def _environment(gpus: Sequence[Gpu]) -> dict[str, str]:
-    """Return the variables with which CUDA sees exactly *gpus*. By number, as some engines refuse UUIDs."""
-    entries = [gpu.uuid if gpu.index is None else str(gpu.index) for gpu in gpus]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(entries)}
-
-
 @contextmanager
-def owned(devices: Collection[str], owner: Owner, report: Callable[[str], None]) -> Iterator[Ownership]:
-    """Wait until *devices* are free, and own them exclusively on this machine within the context.
+def owned(
+    devices: Collection[str],
+    owner: Owner,
+    report: Callable[[str], None],
+    *,
+    count: int | None = None,
+    choose: Choose | None = None,
+) -> Iterator[Ownership]:
+    """Wait until *devices* are free, or *count* of them, and own these exclusively on this machine.
+
+    Devices are taken all at once, which prevents deadlocks. Processes are served in the order in which they began
+    to wait: a device that one of them may take is not free for those behind it. So a process that needs several is
+    served, however many need one.
 
     Args:
-        devices: Names of the devices. All processes lock them in the same order, which prevents deadlocks.
+        devices: Names of the devices.
         owner: This process.
-        report: Called once, if it has to wait, with a text about the device and its owner.
+        report: Called once, if it has to wait, with a text about a device and its owner.
+        count: Number of devices to own; None for all.
+        choose: Returns the devices to take of those that are free; None for the first ones.
+
+    Raises:
+        DeviceError: Devices cannot be locked.
+
+    Example:
+        with owned(["GPU-a", "GPU-b"], owner, print, count=1) as ownership:
+            assert len(ownership.devices) == 1
+    """
+    pool = sorted(set(devices))
+    number = len(pool) if count is None else count
+    folder = _folder()
+    with ExitStack() as held:
+        waiting = _Waiting(report)
+        held.callback(waiting.end)
+        while not (taken := _take(folder, pool, number, choose, owner, waiting)):
+            waiting.wait(folder, Ticket(owner=owner, pool=pool, count=number))
+        waiting.end()
+        ownership = Ownership(waiting.seconds(), waiting.text(), _locks=taken)
+        for name, lock in taken.items():
+            held.callback(lock.release)
+            lock.begin()
+            if lock.used_before is not None:
+                ownership.used_before[name] = lock.used_before
+        yield ownership
+
+
+def _take(
+    folder: Path, pool: Sequence[str], number: int, choose: Choose | None, owner: Owner, waiting: _Waiting
+) -> dict[str, _Lock]:
+    """Lock *number* devices of the *pool*, and return their locks; none if they are not free."""
+    reserved = {name for ticket in waiting.ahead(folder) for name in ticket.pool}
+    usable = [name for name in pool if name not in reserved]
+    locks = {name: _Lock(folder, name, owner) for name in usable}
+    taken: Sequence[str] = ()
+    try:
+        if len(usable) >= number:
+            free = [name for name in usable if locks[name].acquire()]
+            if len(free) >= number:
+                taken = free[:number] if choose is None else choose(free)
+            waiting.busy = [name for name in usable if name not in free]
+    except OSError as error:
+        raise _refusal(error) from None
+    finally:
+        for name, lock in locks.items():
+            if name not in taken:
+                lock.release()
+    return {name: locks[name] for name in taken}
+
+
+def free_devices(devices: Collection[str]) -> set[str]:
+    """Return those of *devices* that no process owns now.
 
     Raises:
         DeviceError: Devices cannot be locked.
     """
-    waiting = _Waiting(report)
-    ownership = Ownership()
-    with ExitStack() as held:
-        folder = _folder()
-        for name in sorted(set(devices)):
-            lock = ownership._locks[name] = _Lock(folder, name, owner)
-            held.callback(lock.release)
-            lock.acquire(waiting)
-            if lock.used_before is not None:
-                ownership.used_before[name] = lock.used_before
-        if waiting.began is not None:
-            ownership.waited_seconds = time.monotonic() - waiting.began
-            ownership.waited_for = waiting.text()
-        yield ownership
-
-
-def holder(name: str) -> Owner | None:
-    """Return the current owner of a device, by its note; None if there is none or it is unknown."""
-    try:
-        note = _last_owner(Path(local_folder(), FOLDER), name)
-    except OSError:  # no folder for temporary files
-        return None
-    return note if note and note.is_running() else None
-
-
-def note_file(folder: Path, name: str) -> Path:
-    """Return the path of this user's note about a device.
-
-    Each user has its own, because in a sticky folder users cannot replace the files of others.
-    """
-    return folder / f"{name}.{os.geteuid()}.json"
-
-
-def _last_owner(folder: Path, name: str) -> Owner | None:
-    """Return the current or last owner of a device, by its notes; None if there are none."""
-    notes = [note for file in folder.glob(f"{name}.*.json") if (note := read_note(file)) is not None]
-    return max(notes, key=lambda note: note.since, default=None)
+    folder = _folder()
+    found = set()
+    for name in devices:
+        lock = SharedLock(folder / f"{name}.lock")
+        try:
+            if lock.acquire():
+                found.add(name)
+        except OSError as error:
+            raise _refusal(error) from None
+        finally:
+            lock.release()
+    return found
 
 
 def try_locks() -> Path:
@@ -229,34 +195,63 @@ def try_locks() -> Path:
 
 
 class _Waiting:
-    """Records which owners a process waits for, and reports the first one."""
+    """The wait of a process: its place in the queue, and the owners that it waits for. It reports the first one.
+
+    Attributes:
+        busy: Devices that were locked at the last attempt.
+    """
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._is_reported = False
         self._holders: dict[str, None] = {}
-        self.began: float | None = None
+        self._place: Place | None = None
+        self._began: float | None = None
+        self._ended: float | None = None
+        self.busy: Sequence[str] = ()
 
-    def wait(self, name: str, holder: Owner | None) -> None:
-        """Record that the device *name* is still locked, and sleep."""
+    def ahead(self, folder: Path) -> list[Ticket]:
+        """Return the tickets of the processes that are served before this one."""
+        return [*(queued(folder) if self._place is None else self._place.ahead())]
+
+    def wait(self, folder: Path, ticket: Ticket) -> None:
+        """Take a place in the queue, record who has the devices, and sleep."""
         now = time.monotonic()
-        if self.began is None:
-            self.began = now
-        if holder is not None:
-            self._holders.setdefault(f"{name}: {holder}")
-        elif now - self.began >= MAX_NOTE_DELAY_S and not self._holders:
-            self._holders.setdefault(f"{name}: another process has it")
+        try:
+            if self._place is None:
+                self._began, self._place = now, Place.draw(folder, ticket)
+        except OSError as error:
+            raise _refusal(error) from None
+        self._place.touch()
+        for name in self.busy:
+            if (owner := last_owner(folder, name)) is not None and owner.is_running():
+                self._holders.setdefault(f"{name}: {owner}")
+        for other in self._place.ahead():
+            if not self._holders and (wanted := [name for name in other.pool if name in ticket.pool]):
+                text = f"pid {other.owner.pid} waits for {other.count} of {len(other.pool)}"
+                self._holders.setdefault(f"{wanted[0]}: {text}")
+        if now - (self._began or now) >= MAX_NOTE_DELAY_S and not self._holders:
+            self._holders.setdefault(f"{next(iter(self.busy), ticket.pool[0])}: another process has it")
         if self._holders and not self._is_reported:
             self._is_reported = True
             self._report(f"waiting for {next(iter(self._holders))}")
         time.sleep(POLL_S)
 
+    def end(self) -> None:
+        """Leave the queue. May be called again."""
+        place, self._place = self._place, None
+        if place is not None:
+            self._ended = time.monotonic()
+            place.leave()
+
     def seconds(self) -> float:
         """Return how long the process has waited, in s."""
-        return 0.0 if self.began is None else time.monotonic() - self.began
+        return 0.0 if self._began is None else (self._ended or time.monotonic()) - self._began
 
-    def text(self) -> str:
-        """Return the owners that the process waited for."""
+    def text(self) -> str | None:
+        """Return the owners that the process waited for; None if it did not wait."""
+        if self._began is None:
+            return None
         named = list(self._holders) or ["another process"]
         more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
         return "; ".join([*named[:MAX_NAMED], *more])
@@ -266,53 +261,33 @@ class _Lock:
     """The lock of one device."""
 
     def __init__(self, folder: Path, name: str, owner: Owner) -> None:
-        self._lock, self._queue = (SharedLock(folder / f"{name}.{kind}") for kind in ("lock", "queue"))
+        self._lock = SharedLock(folder / f"{name}.lock")
         self._name = name
         self._folder = folder
         self._note = note_file(folder, name)
         self._owner = owner
+        self._is_owner = False
         self.used_before: int | None = None
 
-    def acquire(self, waiting: _Waiting) -> None:
-        """Wait until the device is free, and own it."""
-        while not self._try(waiting.seconds()):
-            holder = _last_owner(self._folder, self._name)
-            waiting.wait(self._name, holder if holder and holder.is_running() else None)
+    def acquire(self) -> bool:
+        """Lock the device if it is free, and return whether this process holds the lock."""
+        return self._lock.acquire()
+
+    def begin(self) -> None:
+        """Become the owner of the locked device."""
         with suppress(OSError):
             os.utime(self._lock.path)  # or a cleaner of temporary files would remove it as unused
-        last = _last_owner(self._folder, self._name)
-        self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
+        last = last_owner(self._folder, self._name)
+        own = read_note(self._note)
+        self._owner = self._owner.after(own)
         self.used_before = last.used_before(self._owner) if last else None
+        self._is_owner = True
         self.note(used_bytes=self.used_before)
-
-    def _try(self, waited: float) -> bool:
-        """Try to lock the device, and return whether this process owns it.
-
-        A process that does not get the lock at once holds the queue's lock, so that it is the next owner. After
-        ``MAX_QUEUE_S`` others ignore the queue: the process that holds it may have been stopped.
-        """
-        try:
-            if not self._queue.is_held and waited < MAX_QUEUE_S and not self._queue.acquire():
-                return False
-            if not self._lock.acquire():
-                return False
-        except OSError as error:
-            raise _refusal(error) from None
-        self._queue.release()
-        return True
-
-    def is_waited_for(self) -> bool:
-        """Return whether another process waits for this device."""
-        try:
-            is_free = self._queue.acquire()
-        except OSError:
-            return True
-        self._queue.release()
-        return not is_free
 
     def hand_over(self, owner: Owner) -> None:
         """Make another experiment of this process the owner."""
-        self._owner = owner.model_copy(update={"used_bytes": self._owner.used_bytes})
+        previous = self._owner.model_copy(update={"ended": datetime.now(UTC)})
+        self._owner = owner.after(previous).model_copy(update={"used_bytes": self._owner.used_bytes})
         self.note()
 
     def note(self, **changes: object) -> None:
@@ -328,13 +303,12 @@ class _Lock:
             fresh.replace(self._note)
 
     def release(self) -> None:
-        """Release the device, and the place in the queue."""
+        """Release the device. May be called without owning it."""
         try:
-            if self._lock.is_held:
+            if self._lock.is_held and self._is_owner:
                 self.note(ended=datetime.now(UTC))
         finally:
             self._lock.release()
-            self._queue.release()
 
 
 def _folder() -> Path:
@@ -344,7 +318,7 @@ def _folder() -> Path:
         DeviceError: The folder cannot be created, or its path is not a folder.
     """
     try:
-        path = Path(local_folder(), FOLDER)
+        path = locks_folder()
         with suppress(FileExistsError):
             path.mkdir()
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

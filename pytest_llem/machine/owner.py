@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +21,26 @@ MAX_AGE_WITHOUT_END_S = 86_400.0
 MAX_NAME_LENGTH = 200
 MAX_NOTE_BYTES = 1 << 16
 
+#: Number of earlier owners in a note.
+MAX_EARLIER = 16
 
-class Owner(Record):
+
+class Lease(Record):
+    """The time for which an experiment was the owner of a device."""
+
+    study: str
+    """Name of the study."""
+    experiment: str
+    """Id of the experiment."""
+    session: str | None = None
+    """Unique name of its session of several processes; None for a session of one process."""
+    since: AwareDatetime
+    """When it became the owner."""
+    ended: AwareDatetime | None = None
+    """When it released the device; None if it has not, or was killed."""
+
+
+class Owner(Lease):
     """The current or last owner of a device."""
 
     pid: int = Field(gt=0, lt=2**31)
@@ -30,19 +49,15 @@ class Owner(Record):
     """Start time of the process, in s since 1970: another process may have its pid by now."""
     worker: str | None = None
     """Name of the pytest-xdist worker."""
-    study: str
-    """Name of the study."""
-    experiment: str
-    """Id of the experiment."""
-    since: AwareDatetime
-    """When it became the owner."""
-    ended: AwareDatetime | None = None
-    """When it released the device; None if it has not, or was killed."""
     used_bytes: int | None = None
     """GPU memory in use before the experiment, in bytes; None if unknown."""
+    earlier: list[Lease] = Field(default_factory=list)
+    """Earlier owners of the same user, the latest first."""
 
     @classmethod
-    def of_this_process(cls, study: str, experiment: str, worker: str | None = None) -> Owner:
+    def of_this_process(
+        cls, study: str, experiment: str, worker: str | None = None, session: str | None = None
+    ) -> Owner:
         """Return this process as the owner from now on."""
         import psutil
 
@@ -53,8 +68,23 @@ class Owner(Record):
             worker=worker,
             study=study,
             experiment=experiment,
+            session=session,
             since=datetime.now(UTC),
         )
+
+    def after(self, previous: Owner | None) -> Owner:
+        """Return this owner from now on, with the *previous* one of the same user among the earlier ones."""
+        now, earlier = datetime.now(UTC), []
+        if previous is not None:
+            # A previous owner that was killed has not ended its lease; it had the device until now at most.
+            last = previous.model_copy(update={"ended": previous.ended or now})
+            earlier = [Lease.model_validate(last, from_attributes=True), *previous.earlier][:MAX_EARLIER]
+        return self.model_copy(update={"since": now, "earlier": earlier})
+
+    def leases(self) -> Iterator[Lease]:
+        """Yield this lease, which has ended now at the latest, and the earlier ones."""
+        yield self.model_copy(update={"ended": None if self.is_running() else self.ended or self.since})
+        yield from self.earlier
 
     def __str__(self) -> str:
         worker = f" ({shown(self.worker)})" if self.worker else ""

@@ -61,6 +61,10 @@ class Driver(Protocol[W]):
     def token_record(self, window: W, requests: Requests) -> TokenRecord:
         """Return the token counts of a pass."""
 
+    def measure_drift(self, meters: Meters, observers: WindowObservers) -> None:
+        """Measure the first load on a server again, if the experiment is the last of several on it."""
+        return
+
     def records(self, window: W) -> dict[str, Any]:
         """Return further fields of the result, by name."""
 

@@ -16,7 +16,7 @@ from pytest_llem.results.statistics import percentile
 #: Metrics that only a server under load has.
 SERVING_METRICS = (
     *("energy_per_good_token_j", "goodput_rps", "slo_attainment", "offered_rate", "error_rate"),
-    *("concurrency_mean", "batch_mean", "prefix_hit_rate"),
+    *("concurrency_mean", "batch_mean", "queue_mean_ms", "prefix_hit_rate"),
     *("send_lag_p50_ms", "send_lag_p99_ms", "client_cpu_seconds"),
 )
 
@@ -76,6 +76,7 @@ def _serving_metrics(window: LoadWindow, metered: Work) -> dict[str, Metric]:
             window.batch,
             reason="the server does not report how many requests it runs" if window.batch is None else None,
         ),
+        "queue_mean_ms": _queue_mean(window),
         "prefix_hit_rate": _given(
             "prefix_hit_rate",
             hits / inputs if inputs else math.nan,
@@ -117,6 +118,16 @@ def _per_good_token(window: LoadWindow, metered: Work, missing: str | None) -> M
     if missing is not None or tokens is None:
         return metric(name, None, method="unavailable", reason=missing)
     return energy(name, window.account.total, 1 / tokens)
+
+
+def _queue_mean(window: LoadWindow) -> Metric:
+    """Return the mean time in the server's queue by its counters, which have no percentiles."""
+    seconds, requests = window.queue_seconds, window.queued_requests
+    if seconds is None or requests is None:
+        return metric("queue_mean_ms", None, reason="the server's counters do not report the time in its queue")
+    if requests <= 0:
+        return metric("queue_mean_ms", None, reason="the server's counters counted no request in the window")
+    return metric("queue_mean_ms", seconds / requests * 1000)
 
 
 def _prefix_hits(window: LoadWindow, due: Sequence[RequestRecord]) -> tuple[float, float]:

@@ -7,10 +7,12 @@ between the meter's own edges, which differ from the window's by up to a tick.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pytest_llem.energy.account import join_accounts
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.serving import ProbeRecord
@@ -57,6 +59,9 @@ class LoadWindow(Window):
             has none.
         cache_queries: Input tokens that the server looked up in its prefix cache in that time; None if unknown.
         cache_hits: Those that it found there; None if unknown.
+        queue_seconds: Time that requests were in the server's queue by its counters, which it added to them in
+            the window, in s; None if it does not report it.
+        queued_requests: Number of these requests.
         turns: The windows that this one was joined from.
         probes: Loads that a search tried before.
     """
@@ -74,6 +79,8 @@ class LoadWindow(Window):
     server_tokens: float | None = None
     cache_queries: float | None = None
     cache_hits: float | None = None
+    queue_seconds: float | None = None
+    queued_requests: float | None = None
     turns: Sequence[LoadWindow] = ()
     probes: Sequence[ProbeRecord] = field(default_factory=tuple)
 
@@ -146,6 +153,40 @@ class LoadWindow(Window):
             outputs if has_outputs else None,
             good if has_outputs and self.slo is not None else None,
         )
+
+
+def join_windows(parts: Sequence[LoadWindow]) -> LoadWindow:
+    """Return the windows of one experiment's turns as one window, which lasts as long as they do together."""
+    first = parts[0]
+    seconds = math.fsum(part.seconds for part in parts)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        weighted = [
+            None if value is None else value * part.seconds for value, part in zip(values, parts, strict=True)
+        ]
+        total = total_of(weighted)
+        return None if total is None else total / seconds
+
+    return LoadWindow(
+        seconds,
+        join_accounts([part.account for part in parts]),
+        first.began,
+        first.began_at,
+        slo=first.slo,
+        prompts=first.prompts,
+        load=first.load,
+        send_lags=[lag for part in parts for lag in part.send_lags],
+        concurrency=mean([part.concurrency for part in parts]),
+        batch=mean([part.batch for part in parts]),
+        client_cpu_seconds=total_of(part.client_cpu_seconds for part in parts),
+        server_tokens=total_of(part.server_tokens for part in parts),
+        cache_queries=total_of(part.cache_queries for part in parts),
+        cache_hits=total_of(part.cache_hits for part in parts),
+        queue_seconds=total_of(part.queue_seconds for part in parts),
+        queued_requests=total_of(part.queued_requests for part in parts),
+        records=[record for part in parts for record in part.records],
+        turns=parts,
+    )
 
 
 def is_good(record: RequestRecord, slo: SloConfig) -> bool | None:

@@ -22,6 +22,7 @@ from pytest_llem.engines.protocol import (
     SupportsProcesses,
 )
 from pytest_llem.engines.shipped import SHIPPED
+from pytest_llem.hardware.gpus import kinds_of
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.command import CommandOrchestrator, MeasuredCommand
@@ -204,6 +205,7 @@ class ExperimentOrchestrator:
             repeats = driver.check(window, requests)
             expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
             record = engine.describe()
+            driver.measure_drift(meters, self._observers(engine))
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests, compilations())
             window_metrics = driver.metrics(window, requests)
@@ -304,13 +306,18 @@ class ExperimentOrchestrator:
         """Check that the loaded engine uses leased GPUs only: others are not locked, nor metered from the start.
 
         Raises:
-            PreflightError: It uses others.
+            PreflightError: It uses others, or GPUs of several kinds.
         """
         others = sorted(set(engine.gpus).difference(self.devices)) if self.devices else []
         if others:
             raise PreflightError(
                 f"engine {self.config.backend!r} reports GPUs that are not leased for it: {', '.join(others)} "
                 f"(leased: {', '.join(self.devices)}): it has to use the GPUs of CUDA_VISIBLE_DEVICES only"
+            )
+        if len(engine.gpus) > 1 and len(kinds := kinds_of(engine.gpus)) > 1:
+            raise PreflightError(
+                f"engine {self.config.backend!r} runs on GPUs of different kinds together: {', '.join(kinds)}: "
+                "select those of one kind with CUDA_VISIBLE_DEVICES"
             )
 
     def _report_phase(self, phase: str, seconds: float | None = None) -> None:

@@ -50,7 +50,7 @@ class Requests:
         no_latency: Reason why the engine reports no latencies; None if it does.
         sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
         numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. Of a server's requests,
-            ``ramp``, ``window`` and ``drain``.
+            ``ramp``, ``window``, ``drain`` and ``drift``.
         too_fast: Reason why no engine can have generated them in that time; None if one can.
         no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
         prompts: Number of prompts of a pass; None if any number of requests is right.

@@ -148,6 +148,8 @@ def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
 def _peaks(record: EngineRecord) -> Peaks | str:
     if record.device == "cpu":
         return f"the peaks of {cpu_model() or 'this processor'} are not known"
-    if len(record.device_names) != 1:
-        return f"the model ran on {len(record.device_names)} devices"
-    return peaks_of(record.device_names[0]) or f"the peaks of {record.device_names[0]} are not known"
+    kinds = sorted(set(record.device_names))
+    if len(kinds) != 1:
+        return f"the model ran on {' and '.join(kinds) or 'unknown devices'}, of which the peaks do not add up"
+    one = peaks_of(kinds[0])
+    return f"the peaks of {kinds[0]} are not known" if one is None else one * len(record.device_names)

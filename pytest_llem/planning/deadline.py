@@ -7,6 +7,7 @@ import math
 from pytest_llem.planning.estimate import BYTES, generation
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.serving.search import max_probes
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
@@ -30,8 +31,8 @@ UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
 
-#: Requests of a load that may follow each other beside its window, and loads that a search may try.
-_REQUESTS_OF_A_LOAD, MAX_PROBES = 4, 20
+#: Requests of a load that may follow each other beside its window.
+_REQUESTS_OF_A_LOAD = 4
 
 #: Ten years, in seconds: an effectively unlimited deadline.
 MAX_SECONDS = 315_360_000.0
@@ -54,7 +55,7 @@ def deadline_seconds(
 
     rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each token
     of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of four requests:
-    in warm-up, ramp, window and drain; for a search, of 20 such loads.
+    in warm-up, ramp, window and drain; for a search, of as many such loads as it may try.
 
     Args:
         config: The experiment.
@@ -71,9 +72,7 @@ def deadline_seconds(
         tokens = config.n * config.max_output_tokens
         total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, MAX_UNKNOWN_SECONDS)
     else:
-        total = BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0)
-        # A quantised model is read from disk unquantised.
-        total += footprint.parameters * BYTES[config.precision] / SLOW_DISK
+        total = _loading(config, needs, footprint)
         expected = generation(config, needs, footprint, host)
         total += SLACK * (expected.one_pass + _batches_before(config) * expected.batch)
         if config.measurement.prefill_split:
@@ -86,10 +85,32 @@ def deadline_seconds(
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 
+def max_load_seconds(
+    config: ExperimentConfig, execution: ExecutionConfig, needs: Needs, footprint: Footprint | None
+) -> float | None:
+    """Return the maximum time in which an engine loads its model, in seconds: a start that hangs ends early.
+
+    It is the part of :func:`deadline_seconds` for the start, the compilation and the weights.
+
+    Returns:
+        None if the model's size is unknown, if there is a server in place of an engine, or if
+        ``execution.experiment_timeout_seconds`` is given: that is then the only limit.
+    """
+    if footprint is None or config.load is not None or execution.experiment_timeout_seconds is not None:
+        return None
+    return math.ceil(_loading(config, needs, footprint) / 60) * 60.0
+
+
+def _loading(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
+    # A quantised model is read from disk unquantised.
+    weights = footprint.parameters * BYTES[config.precision] / SLOW_DISK
+    return BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0) + weights
+
+
 def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:
     """Return the deadline of a load: each of its requests is bounded by a time limit of its own."""
     one = config.measurement.min_window_seconds + _REQUESTS_OF_A_LOAD * load.request_timeout_seconds
-    total = BASE_SECONDS + one * (MAX_PROBES if load.is_search else 1)
+    total = BASE_SECONDS + one * (max_probes(load.search) if load.is_search else 1)
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 

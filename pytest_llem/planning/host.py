@@ -35,10 +35,22 @@ class Host:
     gpus: tuple[GpuCapacity, ...] = ()
     memory_is_limited: bool = False
 
-    @property
-    def device_memory_bytes(self) -> int:
-        """Memory that a model has to fit into, in bytes: the largest GPU's, or the machine's without GPUs."""
-        return max((gpu.memory_bytes for gpu in self.gpus), default=self.memory_bytes)
+    def device_memory_bytes(self, gpus: int | None = 1) -> int:
+        """Return the memory that a model has to fit into, in bytes: that of its GPUs together.
+
+        Without GPUs it is the machine's.
+
+        Args:
+            gpus: Number of GPUs of one kind that the model is divided among; None for all GPUs.
+        """
+        if not self.gpus:
+            return self.memory_bytes
+        kinds: dict[str, list[int]] = {}
+        for gpu in self.gpus:
+            kinds.setdefault(gpu.name, []).append(gpu.memory_bytes)
+        if gpus is None:
+            return sum(gpu.memory_bytes for gpu in self.gpus)
+        return max(sum(sorted(sizes, reverse=True)[: max(1, gpus)]) for sizes in kinds.values())
 
 
 def this_host() -> Host:

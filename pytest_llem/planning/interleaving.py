@@ -24,6 +24,9 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
     if config.backend == COMMAND:
         return "a command runs as a whole"
     sides, host = (candidate, reference), candidate.host_of(config)
+    requests = [side.request(config) for side in sides]
+    if requests[0].count != requests[1].count or set(requests[0].pool) != set(requests[1].pool):
+        return "the two sides need different devices"
     shares = [share for side in sides if (share := side.needs(config).memory_share) is not None]
     if host.gpus and sum(shares) > 1:
         preset = config.server.preset if config.server is not None else config.backend
@@ -34,7 +37,7 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
             f"set {advice} to at most {1 / len(sides) - 0.05:.2f}"
         )
     sizes = [side.memory_bytes(config) for side in sides]
-    memory = host.device_memory_bytes * (candidate.needs(config).gpus or 1)
+    memory = host.device_memory_bytes(candidate.needs(config).gpus or 1)
     needed = sum(size for size in sizes if size is not None)
     if needed > memory:
         return f"two of them need about {gib(needed)}, and there are {gib(memory)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,8 @@ class Plan:
         against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
         load: Warning that the machine is busy, or None.
+        at_a_time: Number of experiments that run at a time.
+        workers: Line about the number of xdist's workers, or None.
     """
 
     study: StudyConfig
@@ -41,6 +44,8 @@ class Plan:
     against: str | None = None
     minimum_detectable_effect: Sequence[str] = ()
     load: str | None = None
+    at_a_time: int = 1
+    workers: str | None = None
 
     @property
     def python(self) -> str:
@@ -105,6 +110,22 @@ class Plan:
         return server + experiments + with_model + no_context
 
     @cached_property
+    def load_seconds(self) -> tuple[float, float]:
+        """Minimum time of the windows of loads on servers, and of those in which drift is measured, in s.
+
+        Starts, ramps and drains take further time, which is not known.
+        """
+        loads = [one for one in self.to_run if one.point.config.load and one.point.id in self.deadlines]
+        seconds = {one.id: one.point.config.measurement.min_window_seconds for one in loads}
+        windows = math.fsum(seconds.values())
+        if not self.study.execution.check_drift or (self.reference and self.study.gates.interleave != "cycle"):
+            return windows, 0.0
+        servers: dict[str, list[str]] = {}
+        for one in loads:
+            servers.setdefault(self.study.server_group(one), []).append(one.id)
+        return windows, math.fsum(seconds[first] for first, *others in servers.values() if others)
+
+    @cached_property
     def deadlines(self) -> dict[str, float]:
         """Deadline of an experiment, in s, by the id of its point; refused points have none."""
         points = [point for point in self.points if point.id not in self.refused]
@@ -125,6 +146,12 @@ class Plan:
         known = [size for size in sizes if size is not None]
         return max(known) if known and len(known) == len(sizes) else None
 
+    @cached_property
+    def available_bytes(self) -> int:
+        """Memory of the devices of one experiment, in bytes: the most that any of them may have."""
+        host, numbers = self.preflight.host, self.gpus.values()
+        return max((host.device_memory_bytes(number) for number in numbers), default=host.device_memory_bytes())
+
     def to_json(self) -> str:
         """Return the plan as JSON text: experiments in run order, unknown estimates as null.
 
@@ -138,6 +165,9 @@ class Plan:
             "cycle_order": self.study.execution.cycle_order,
             "start_method": self.study.execution.start_method,
             "estimated_seconds": self.seconds,
+            "at_a_time": self.at_a_time,
+            "load_window_seconds": self.load_seconds[0],
+            "drift_window_seconds": self.load_seconds[1],
             "estimated_memory_bytes": self.memory_bytes,
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],

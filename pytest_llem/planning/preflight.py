@@ -28,15 +28,17 @@ from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
+from pytest_llem.machine.allocation import DeviceRequest, exactly, request_devices
 from pytest_llem.machine.attached_server import gpus_of_server
-from pytest_llem.machine.devices import CPU, Allocation, allocate
-from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.machine.devices import CPU
+from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.code_state import find_by_hook
+from pytest_llem.serving.schedule import trace_problem
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
@@ -76,7 +78,7 @@ class Preflight:
         self._reasons: dict[str, str | None] = {}
         self._interpreters: dict[str, Interpreter | str | None] = {}
         self._engines: dict[Path | None, dict[str, EngineAnswer]] = {}
-        self._allocations: dict[tuple[Path | None, int | None, bool], Allocation] = {}
+        self._requests: dict[tuple[Path | None, int | None, bool], DeviceRequest] = {}
 
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run, and what to do, in one line; None if no reason is known."""
@@ -133,15 +135,19 @@ class Preflight:
         execution, needs = self._study.execution, self.needs(config)
         return deadline_seconds(config, execution, needs, self.footprint(config), self.host_of(config))
 
-    def allocation(self, config: ExperimentConfig) -> Allocation:
-        """Return the devices for an experiment. Experiments with equal needs query NVML once."""
+    def max_load_seconds(self, config: ExperimentConfig) -> float | None:
+        """Return the maximum time in which the engine loads its model, in s; None if only the deadline limits"""
+        return max_load_seconds(config, self._study.execution, self.needs(config), self.footprint(config))
+
+    def request(self, config: ExperimentConfig) -> DeviceRequest:
+        """Return the devices that an experiment may be given. Experiments with equal needs query NVML once."""
         if config.server is not None and config.server.is_attached:
-            return Allocation(tuple(gpus_of_server(config.server)) or (CPU,))
+            return exactly(*gpus_of_server(config.server) or (CPU,))
         needs, python = self.needs(config), self._study.interpreter(config.backend)
         key = python, needs.gpus, needs.uses_torch
-        if key not in self._allocations:
-            self._allocations[key] = allocate(needs, python)
-        return self._allocations[key]
+        if key not in self._requests:
+            self._requests[key] = request_devices(needs, python)
+        return self._requests[key]
 
     def unusable_engines(self, backends: Iterable[str]) -> Iterator[str]:
         """Yield an error line for each engine that cannot run or be imported.
@@ -196,6 +202,8 @@ class Preflight:
         if config.backend == SERVER:
             problems = option_problems(shipped, config, given_fields(config))
             yield from (f"{self._place(one.path)}: {one.message}" for one in problems)
+            if config.load is not None and (problem := trace_problem(config.load, self._study.path.parent)):
+                yield problem
         needs = self.needs(config)
         if (
             config.measurement.prefill_split
@@ -204,7 +212,7 @@ class Preflight:
         ):
             reason = f"engine {config.backend!r} cannot stop after the first token (it has no generate_first)"
             yield f"{reason}: leave measurement.prefill_split out"
-        if needs.gpus and (problem := self.allocation(config).problem):
+        if needs.gpus and (problem := self.request(config).problem):
             yield f"engine {config.backend!r} {problem}"
         if not needs.resolves_model:
             return
@@ -324,7 +332,7 @@ class Preflight:
         footprint = self.footprint(config)
         if footprint is None or needs.gpus is None:
             return
-        weights, memory = weight_bytes(config, needs, footprint), host.device_memory_bytes * (needs.gpus or 1)
+        weights, memory = weight_bytes(config, needs, footprint), host.device_memory_bytes(needs.gpus)
         if host.memory_is_limited and not host.gpus:
             # The kernel kills a process that exceeds the limit, so here the whole estimate counts. Otherwise only
             # the weights and the runtime do, because the rest of the estimate is rough.
@@ -336,9 +344,13 @@ class Preflight:
                 )
         elif weights + RUNTIME_BYTES > memory:
             where = host.gpus[0].name if host.gpus else "this machine"
+            if host.gpus and needs.gpus > 1:
+                where, has = f"{needs.gpus} × {where}", "have"
+            else:
+                has = "has"
             yield (
                 f"model {config.model!r} needs {gib(weights)} in {config.precision} "
-                f"and {where} has {gib(memory)} of memory"
+                f"and {where} {has} {gib(memory)} of memory"
             )
 
     def needs_hub(self, config: ExperimentConfig) -> bool:

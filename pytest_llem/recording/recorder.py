@@ -20,7 +20,8 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.gates.saved import BaselineError, missing_results, save, unsuitable_reason
+from pytest_llem.gates.baseline_folder import BaselineError
+from pytest_llem.gates.saved import missing_results, save, unsuitable_reason
 from pytest_llem.recording.pages import page_files, write_page
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
@@ -263,13 +264,13 @@ class Recorder:
             path = save(
                 result,
                 settings.save,
-                self._config.rootpath,
+                settings.baseline_dir,
                 partial=settings.save_partial,
                 force=settings.save_force,
             )
         except (BaselineError, OSError) as error:
             options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
-            unsuitable = unsuitable_reason(result, settings.save, self._config.rootpath)
+            unsuitable = unsuitable_reason(result, settings.save, settings.baseline_dir)
             options += [] if settings.save_force or not unsuitable else ["--llem-save-force"]
             hint = f" ({' '.join(options)} saves it despite this)" if options and same_name == 1 else ""
             self._errors.append(f"{result.name}: --llem-save: {error}{hint}")

@@ -15,16 +15,20 @@ from pathlib import Path
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text
+from pytest_llem.reporting.terminal.points import points_markdown
+from pytest_llem.reporting.terminal.summary import selected_points
 from pytest_llem.results.failures import failures
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import result_testbed
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
 #: GitHub drops a step summary of more than 1 MiB. Other programs may write to the file before and after this one,
 #: so this one writes at most a quarter of that, and leaves some space free.
 MAX_BYTES, MAX_OWN_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
+
+#: GitHub refuses a comment of more than 65,536 characters; a heading and a mark are added to this one.
+MAX_COMMENT_BYTES = 60_000
 
 #: Rows of a table, entries of a list, characters of a cell.
 MAX_ROWS, MAX_ENTRIES, MAX_CHARACTERS = 200, 20, 300
@@ -72,6 +76,51 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
     except OSError as error:
         return f"the GitHub step summary could not be written: {error}"
     return None
+
+
+def summary_markdown(results: Mapping[str, StudyResult], unread: Sequence[str] = ()) -> str:
+    """Return the summary of several results as Markdown for a comment, the failed ones first.
+
+    Args:
+        results: The results, by a name such as their folder.
+        unread: Messages on results that could not be read.
+    """
+    ordered = sorted(results.items(), key=lambda one: not _failed(one[1]))
+    found = [f"- not read: {escaped(one)}" for one in unread[:MAX_ENTRIES]]
+    if len(ordered) > 1:
+        rows = [
+            (escaped(name), escaped(one.name), _testbed(one), _done(one), _verdicts(one)) for name, one in ordered
+        ]
+        found += ["", *_table(("results", "study", "testbed", "experiments", "gates"), rows, "result")]
+    return _cut([*found, *_page([one for _, one in ordered])], MAX_COMMENT_BYTES).decode().lstrip("\n")
+
+
+def _failed(result: StudyResult) -> bool:
+    missing = result.comparison is not None and bool(result.comparison.missing_points)
+    outcomes = {one.outcome for point in result.points for one in point.verdicts}
+    return missing or result.summary.failed > 0 or "failed" in outcomes or result.status != "completed"
+
+
+def _testbed(result: StudyResult) -> str:
+    testbed = result_testbed(result)
+    return "-" if testbed is None else escaped(testbed.key)
+
+
+def _done(result: StudyResult) -> str:
+    summary, status = result.summary, "" if result.status == "completed" else f", {result.status}"
+    failed = f", **{summary.failed} failed**" if summary.failed else ""
+    return f"{summary.completed} of {summary.total}{failed}{status}"
+
+
+def _verdicts(result: StudyResult) -> str:
+    """Return the numbers of verdicts, failed ones first and in bold."""
+    count: Counter[tuple[bool, str]] = Counter(
+        (one.outcome != "failed", one.verdict) for point in result.points for one in point.verdicts
+    )
+    if result.comparison is not None and (missing := result.comparison.missing_points):
+        count[False, "missing points"] = len(missing)
+    texts = [f"{n} {word}" if passed else f"**{n} {word}**" for (passed, word), n in sorted(count.items())]
+    return ", ".join(texts) or "-"
 
 
 def escaped(text: str) -> str:
@@ -168,17 +217,11 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
 
 
 def _points(result: StudyResult) -> Iterator[str]:
-    planned = Counter(one.config_hash for one in result.experiments if one.status != "deselected")
-    rows = [_row(point, planned[point.config_hash]) for point in result.points if point.config_hash in planned]
-    headings = [heading.replace("\n", " ") for _, heading in COLUMNS]
-    if rows:
-        yield from _table(("point", "n", *headings, "energy method"), rows, "point")
-
-
-def _row(point: PointResult, planned: int) -> tuple[str, ...]:
-    n, method = point.metrics["seconds"].n, point.metrics["energy_per_output_token_j"].method
-    cells = [mean_text(point.metrics[name]) for name, _ in COLUMNS]
-    return escaped(point.id), str(n) if n == planned else f"{n} of {planned}", *cells, method or "-"
+    points, planned = selected_points(result)
+    if points:
+        yield from points_markdown(points, planned, escaped, MAX_ROWS)
+        yield from _left_out(len(points) - MAX_ROWS, "point")
+        yield ""
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:

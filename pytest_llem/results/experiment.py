@@ -288,6 +288,21 @@ class GapRecord(Record):
     """
 
 
+class Neighbour(Record):
+    """An experiment that ran on other devices of the machine at the same time."""
+
+    study: str
+    """Name of its study."""
+    experiment: str
+    """Id of the experiment."""
+    devices: list[str]
+    """Devices that it had: UUIDs of GPUs, or ``cpu``."""
+    same_run: bool
+    """Whether it was part of the same run."""
+    seconds: float
+    """Time that both ran, in s."""
+
+
 class InputsRecord(Record):
     """State of the code and the model that a result depends on. A resumed run compares it."""
 
@@ -444,6 +459,10 @@ class ExperimentResult(Document):
     """Gap before the experiment; null if the experiment was not part of a study."""
     contention: Contention | None = None
     """Whether anything else used the devices in the window; null in results of schema 1.3 and older."""
+    concurrent: list[Neighbour] | None = None
+    """Experiments that ran on other devices of the machine at the same time; null if that is not known. They share
+    CPUs, memory bandwidth, power and cooling.
+    """
     server: ServerRecord | None = None
     """The server that was measured; null for the other engines."""
     load: LoadRecord | None = None

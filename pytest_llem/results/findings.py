@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from pytest_llem.results.drift import server_drift
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.metrics import Method
@@ -25,7 +26,8 @@ class Findings:
         boundaries: Boundaries of these energies.
         methods: Methods of these energies.
         warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
-        spans: Start, end and point of each result, by the id of its host, None if unknown.
+        spans: Start, end and point of each result, and whether other experiments ran on the machine meanwhile, by
+            the id of its host; None if that is unknown.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,7 @@ class Findings:
         self.boundaries: set[str | None] = set()
         self.methods: set[Method | None] = set()
         self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
-        self.spans: dict[str | None, list[tuple[str, str, PointResult]]] = {}
+        self.spans: dict[str | None, list[tuple[str, str, PointResult, bool]]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
         #: Ids of experiments by digest of the code, by engine and module.
         self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
@@ -49,7 +51,7 @@ class Findings:
     def add(self, result: ExperimentResult, point: PointResult) -> None:
         """Add a *result* of *point*."""
         self.count += 1
-        span = result.started_at, result.completed_at, point
+        span = result.started_at, result.completed_at, point, bool(result.concurrent)
         self.spans.setdefault(result.environment.get("host_id"), []).append(span)
         self.environment = self.environment or result.environment
         self.boundaries.add(result.metrics["energy_j"].boundary)
@@ -77,6 +79,12 @@ class Findings:
         if names:
             text = f"cycles of a point differ in {', '.join(names)}"
             self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
+
+    def warn_of_drift(self, points: Sequence[PointResult]) -> None:
+        """Warn if servers have changed between the first and the last load on them."""
+        drift = server_drift(points)
+        if drift is not None and drift.is_large:
+            self._warn(QualityWarning.of("server_drift", drift.text), [])
 
     def warn_of_edits(self) -> None:
         """Warn about modules, datasets and models that were not the same in all experiments.

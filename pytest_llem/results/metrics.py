@@ -49,6 +49,10 @@ class Metric(BaseModel):
     covers_engine: bool | None = None
     """For energies, whether ``devices`` include all devices that the engine ran on; null if that is not known.
     """
+    shared: bool = False
+    """For energies, whether ``devices`` served other experiments at the same time, so that the value is not this
+    experiment's alone.
+    """
     invalid: str | None = None
     """Code of :data:`INVALID` if ``value`` cannot be right; null otherwise."""
     reason: str | None = None

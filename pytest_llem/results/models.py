@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
-from pytest_llem.results.serving import LoadRecord
+from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -185,12 +186,20 @@ class PointResult(Record):
     """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
     loads: list[LoadRecord] = Field(default_factory=list)
     """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
+    gpus: list[list[str]] = Field(default_factory=list)
+    """UUIDs of the GPUs of each of ``cycles``, in their order; empty without GPUs."""
+    drifts: list[DriftRecord] = Field(default_factory=list)
+    """Drift of each server on which the point's load was the last one."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
     """Verdicts of the point's gates."""
     replay_mismatch: str | None = None
     """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
     has.
     """
+
+    def summary_of(self, metric: str) -> Summary:
+        """Return the statistics of *metric*; without a value if the writing version did not know it."""
+        return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 class TokenAgreement(Record):

@@ -74,6 +74,11 @@ WARNINGS: dict[str, Kind] = {
         "The server's own counter of output tokens differs from what the client received.",
         "Stop other clients of the server, and measure again.",
     ),
+    "server_drift": Kind(
+        "warning",
+        "The first load on a server, measured again as the last one, differs by more than 5 %, or failed.",
+        "Doubt differences of that size between loads; measure longer windows, and more cycles.",
+    ),
     "contended": Kind(
         "warning",
         "Other processes used the CPUs or GPUs of the experiment within the window.",

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pytest_llem.results.document import Record
+from pytest_llem.results.metrics import Method
+
+
+class DriftRecord(Record):
+    """The first load on a server, measured again as the last one: how far the server has changed meanwhile."""
+
+    first: str
+    """Id of the experiment whose load it is: the first on this server."""
+    load: dict[str, Any]
+    """Its section ``load``. A load that a search has found replaces ``auto``."""
+    before: dict[str, float]
+    """Metrics of that experiment."""
+    method: Method | None = None
+    """How its energy was obtained; null if it is not available."""
+    after: dict[str, float] = Field(default_factory=dict)
+    """The same metrics, measured again."""
+    window_seconds: float | None = None
+    """Duration of the window in which they were measured again, in s."""
+    reason: str | None = None
+    """Why they could not be measured again."""
 
 
 class ServerRecord(Record):
@@ -35,6 +55,8 @@ class ServerRecord(Record):
     """Number of this experiment among those on this server, from 1."""
     first_prompt: int = 0
     """Number of prompts that earlier experiments took from the dataset for this server."""
+    drift: DriftRecord | None = None
+    """Drift of the server; null unless this experiment is the last of several on it."""
 
 
 class ProbeRecord(Record):

@@ -50,6 +50,8 @@ class Summary(BaseModel):
     """For energies, whether they cover all devices that the engine ran on, in every cycle; null if that is not
     known.
     """
+    shared: bool = False
+    """For energies, whether the devices served other experiments in any cycle at the same time."""
     invalid: str | None = None
     """Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one."""
     reason: str | None = None
@@ -74,7 +76,8 @@ class Summary(BaseModel):
 
     @property
     def label(self) -> str | None:
-        """How an energy was obtained, with its boundary if that excludes a device of the engine; or ``invalid``.
+        """How an energy was obtained, with its boundary if that excludes a device of the engine, and ``shared`` if
+        it is that of several experiments; or ``invalid``.
 
         None if the metric is not an energy.
         """
@@ -82,7 +85,8 @@ class Summary(BaseModel):
             return "invalid"
         if self.is_mixed:
             return f"{self.method}, mixed"
-        return f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
+        label = f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
+        return f"{label}, shared" if self.shared else label
 
 
 def mean_interval(

@@ -17,6 +17,7 @@ from pytest_llem.results.document import Document
 from pytest_llem.results.experiment import ExperimentResult, not_repeated
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
+from pytest_llem.results.gpu_spread import gpus_of_cycles
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import (
@@ -208,6 +209,9 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
         point.loads = [result.load for result in results if result.load is not None]
+        point.gpus = gpus_of_cycles(results)
+        servers = [result.server for result in results if result.server is not None]
+        point.drifts = [server.drift for server in servers if server.drift is not None]
         point.not_repeated = not_repeated([result.imported for result in results])
         for result in results:
             found.add(result, point)
@@ -217,6 +221,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         found.warn_of_differing(results, point)
     design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
+    found.warn_of_drift(design.points)
     _set_concurrent(found, manifest.experiments)
     return found
 
@@ -276,11 +281,11 @@ def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
     points: dict[str, PointResult] = {}
     concurrent: dict[str, bool] = {}
     for spans in found.spans.values():
-        times = [(began, ended) for began, ended, _ in spans]
+        times = [(began, ended) for began, ended, *_ in spans]
         overlaps = overlapping(times + failed if len(found.spans) == 1 else times)
-        for (_, _, point), overlap in zip(spans, overlaps, strict=False):
+        for (_, _, point, beside), overlap in zip(spans, overlaps, strict=False):
             points[point.id] = point
-            concurrent[point.id] = overlap or concurrent.get(point.id, False)
+            concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
     for name, point in points.items():
         point.testbed = {**point.testbed, CONCURRENT: concurrent[name]}
 
@@ -306,14 +311,25 @@ _ISOLATION = {
     "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
 }
 
+_SERVERS = {
+    "attached": "a server that ran before serves all cycles",
+    "load": "a fresh server for each cycle and configuration, which its loads share",
+    "never": "a fresh server for every experiment",
+}
+
+_LOAD_WINDOW = "the steady state of the load; totals are per n requests"
+
 
 def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
+    servers = [point.config.server for point in study.points if point.config.server is not None]
+    reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
     # Those of points with marks are left out: a merged result is judged without pytest.
     marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
     budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
     return {
         "isolation": _ISOLATION[execution.start_method],
+        **({"servers": _SERVERS[reuse]} if servers else {}),
         "start_method": execution.start_method,
         "n_cycles": execution.n_cycles,
         **(execution.model_dump(include={"min_cycles", "max_cycles"}) if execution.until_decided else {}),
@@ -321,7 +337,7 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
         "experiment_gap_seconds": execution.experiment_gap_seconds,
         "cycle_gap_seconds": execution.cycle_gap_seconds,
-        "window": "whole passes over all prompts; totals are per pass",
+        "window": _LOAD_WINDOW if servers else "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),

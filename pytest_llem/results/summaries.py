@@ -66,6 +66,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str, confidence: float) ->
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         not_judged=not_judged,
         covers_engine=False if False in covered else None if None in covered else True,
+        shared=any(figure.shared for figure in known),
         invalid=next((figure.invalid for figure in known if figure.invalid), None),
         values=[None if figure is None else figure.value for figure in cycles],
     )

@@ -135,6 +135,7 @@ def experiment_table(result: Tabulated) -> Table:
             "attempt": entry.attempt or None,
             "worker": entry.worker,
             "device": entry.device,
+            "gpus": _gpus(point, entry),
             "replayed_from": entry.replayed_from,
             "contention": _contention(point, entry),
             "started_at": entry.started_at,
@@ -291,6 +292,13 @@ def _of_cycle(point: PointResult | None, summary: Summary | None, entry: Manifes
         return None
     place = point.cycles.index(entry.cycle)
     return summary.values[place] if place < len(summary.values) else None
+
+
+def _gpus(point: PointResult | None, entry: ManifestEntry) -> str | None:
+    """Return the UUIDs of an experiment's GPUs, separated by spaces; None without GPUs."""
+    if point is None or not point.gpus or entry.cycle not in point.cycles:
+        return None
+    return " ".join(point.gpus[point.cycles.index(entry.cycle)]) or None
 
 
 def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:

@@ -91,8 +91,8 @@ class GateVerdict(Record):
     decided; null if their number was fixed.
     """
     associated: list[str] = Field(default_factory=list)
-    """For ``REGRESSION``, what changed together with the metric: its parts that moved, and facts that differ. They
-    need not be the cause.
+    """For ``REGRESSION`` and ``IMPROVEMENT``, what changed together with the metric: its parts that moved, and
+    facts that differ. They need not be the cause.
     """
     file: str | None = None
     """File of the gate, relative to the root of the run; null if the gate is not written in a file."""

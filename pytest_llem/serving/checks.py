@@ -37,6 +37,8 @@ def mean_in_flight(sent: Iterable[SentRequest], began: float, ended: float) -> f
 def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> None:
     """Check that the requests in flight do not grow within a window of an open loop.
 
+    It needs no answer after the window, so that an overloaded server need not be drained first.
+
     The mean number in flight in the last third is compared with the first third. For requests that arrive at
     random at rate λ, and each stay for a time τ, the variance of such a mean over S seconds is λ·E[τ²]/S. If they
     mostly wait, their number is a random walk, whose variance over the 2·S between the thirds is at most 4·λ·S.
@@ -46,7 +48,7 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     at 125 %.
 
     Args:
-        sent: The requests, those of ramp and drain included.
+        sent: The requests, those of the ramp included. One that is not answered ends at infinity.
         began: Begin of the window, on the clock of ``time.monotonic``, in s.
         ended: End of the window.
 
@@ -57,7 +59,7 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     first = mean_in_flight(sent, began, began + third)
     last = mean_in_flight(sent, ended - third, ended)
     # Later stays are longer if the load is not steady, and would hide it.
-    stays = [request.ended - request.sent for request in sent if began <= request.sent < began + third]
+    stays = [min(one.ended, ended) - one.sent for one in sent if began <= one.sent < began + third]
     variance = min(2 * sum(stay**2 for stay in stays) / third**2, 4 * len(stays))
     seconds = ended - began
     offered = sum(began <= _start(request) <= ended for request in sent) / seconds

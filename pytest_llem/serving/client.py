@@ -1,15 +1,10 @@
-"""Send requests to an OpenAI-compatible server, and record when each part of an answer arrived.
-
-What servers stream: vLLM and SGLang send ``token_ids`` with each chunk if asked to. A chunk of several tokens is
-possible everywhere, as is one without text, for example while a character is incomplete. The chat API begins with
-a chunk that has only a role. ``usage`` arrives in a last chunk without choices (vLLM, SGLang) or with the finish
-reason (llama.cpp). An error within a stream that began with status 200 is an event with the key ``error``.
-"""
+"""Send requests to an OpenAI-compatible server, and record when each part of an answer arrived."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +16,7 @@ import aiohttp
 from yarl import URL
 
 from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.serving.answers import MAX_ERROR_CHARACTERS, Answer
 from pytest_llem.serving.errors import LoadError
 
 #: A prompt: token ids (completions API only), or a text.
@@ -28,9 +24,6 @@ Prompt = Sequence[int] | str
 
 #: Beginning of the error of a request for which there was no connection.
 CANNOT_CONNECT = "cannot connect"
-
-#: Number of characters of an error's body that a record keeps.
-MAX_ERROR_CHARACTERS = 200
 
 #: The client closes idle connections after this time, in s. vLLM and SGLang (uvicorn) close theirs after 5 s.
 _KEEP_ALIVE_SECONDS = 4.0
@@ -126,7 +119,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, connections: int) -> None:
         self.endpoint = endpoint
         self._connections = connections
-        self._answers: set[_Answer] = set()
+        self._answers: set[Answer] = set()
         path = "/v1/completions" if endpoint.api == "completions" else "/v1/chat/completions"
         self._url = endpoint.url.rstrip("/") + path
         self._fields = dict(endpoint.fields) | {"stream": True, "stream_options": {"include_usage": True}}
@@ -161,6 +154,12 @@ class Client:
         await self.session.close()
 
     @property
+    def unanswered(self) -> list[SentRequest]:
+        """The requests in flight, as if they never ended."""
+        records = (RequestRecord(None, sent=one.sent, due=one.due) for one in self._answers)
+        return [SentRequest(0, 0, record, math.inf) for record in records]
+
+    @property
     def chunks_in_flight(self) -> int:
         """Number of chunks of the answers that have not ended: for a display, about the number of their tokens."""
         return sum(len(answer.times) for answer in self._answers)
@@ -192,7 +191,7 @@ class Client:
                 messages.append({"role": "user", "content": str(prompt)})
                 content = {"messages": messages}
             body = json.dumps(content | {"max_tokens": request.max_tokens} | self._fields).encode()
-            answer = _Answer()
+            answer = Answer(due, request.max_tokens)
             self._answers.add(answer)
             error: str | None = "cancelled before the answer's end"
             try:
@@ -200,7 +199,7 @@ class Client:
             finally:
                 ended = monotonic()
                 self._answers.remove(answer)
-                record = answer.record(error, due, request.max_tokens)
+                record = answer.record(error)
                 sent.append(SentRequest(request.index, number, record, ended))
             if record.error is not None:
                 return
@@ -223,7 +222,7 @@ class Client:
             return False
         return True
 
-    async def _post(self, body: bytes, answer: _Answer) -> aiohttp.ClientResponse:
+    async def _post(self, body: bytes, answer: Answer) -> aiohttp.ClientResponse:
         """Send one request, and return when the answer's head has arrived."""
         while True:
             answer.reused = False
@@ -238,7 +237,7 @@ class Client:
                 if not answer.reused:
                     raise
 
-    async def _stream(self, body: bytes, answer: _Answer) -> str | None:
+    async def _stream(self, body: bytes, answer: Answer) -> str | None:
         """Send one request and read the answer into *answer*; return why it failed, if it did."""
         try:
             async with asyncio.timeout(self.endpoint.timeout_seconds):
@@ -258,135 +257,6 @@ class Client:
             return f"the stream was cut after {len(answer.times)} chunks"
         except (aiohttp.ClientError, OSError) as error:
             return f"the connection broke: {type(error).__name__}: {error}"
-
-
-class _Answer:
-    """What has arrived of an answer. Events are decoded once the answer has ended, all at once."""
-
-    __slots__ = ("events", "reused", "sent", "times")
-
-    def __init__(self) -> None:
-        self.sent = 0.0
-        self.reused = False
-        #: Data of the server-sent events, and when the end of each arrived.
-        self.events: list[bytes] = []
-        self.times: list[float] = []
-
-    async def read(self, content: aiohttp.StreamReader) -> None:
-        """Read to the end. The connection is used again only if nothing of the answer is left in it."""
-        events, times = self.events, self.times
-        rest = b""
-        while data := await content.readany():
-            now = monotonic()
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    events.append(line[5:])
-                    times.append(now)
-        if rest.startswith(b"data:"):
-            events.append(rest[5:])
-            times.append(now)
-
-    def record(self, error: str | None, due: float | None, max_tokens: int) -> RequestRecord:
-        """Return the record of the request. *error* says why it failed, if it is known to have failed."""
-        done = bool(self.events) and self.events[-1].strip() == b"[DONE]"
-        content = _Content()
-        try:
-            content.add(json.loads(b"[" + b",".join(self.events[: -1 if done else None]) + b"]"), self.times)
-        except (ValueError, TypeError, AttributeError, LookupError) as reason:
-            error = error or f"the answer is not a stream of completion chunks: {type(reason).__name__}: {reason}"
-        if error is None and not self.events:
-            error = "the answer is not an event stream"
-        error = error or content.error
-        if error is None and not done and content.finish is None:
-            error = f"the stream was cut after {len(self.times)} chunks"
-        ids, usage = content.ids, content.usage
-        if problem := _usage_problem(usage, len(ids), max_tokens):
-            error, usage = error or problem, {}
-        output_tokens = usage.get("completion_tokens")
-        # A server may leave out ids of some chunks, for example of a tool call: then usage has the number.
-        complete = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
-        times: Sequence[float] = ()
-        if complete and (error is not None or output_tokens is not None):
-            times = content.id_times
-        elif not ids:
-            by_chunk = (content.times, content.text_times)
-            times = next((times for times in by_chunk if len(times) == output_tokens), ())
-        return RequestRecord(
-            input_tokens=usage.get("prompt_tokens"),
-            output_ids=ids if complete else None,
-            sent=self.sent,
-            token_times=times,
-            # token_times has them, else a chunk with a part of the answer.
-            first_token=None if times or not content.times else content.times[0],
-            last_token=None if times or not content.times else content.times[-1],
-            due=due,
-            output_text="".join(content.texts),
-            output_count=None if complete else output_tokens,
-            error=error,
-            cached_tokens=content.cached_tokens,
-        )
-
-
-class _Content:
-    """What the chunks of an answer hold."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.ids: list[int] = []
-        self.id_times: list[float] = []
-        #: When each chunk with a part of the answer arrived.
-        self.times: list[float] = []
-        #: Likewise, with those of the completions API that have no text, such as a control token of llama.cpp.
-        self.text_times: list[float] = []
-        self.usage: dict[str, Any] = {}
-        self.cached_tokens: int | None = None
-        self.finish: str | None = None
-        self.error: str | None = None
-
-    def add(self, chunks: Sequence[dict[str, Any]], times: Sequence[float]) -> None:
-        for chunk, time in zip(chunks, times, strict=False):  # [DONE] has a time and is not a chunk
-            for choice in chunk.get("choices") or ():
-                delta = choice.get("delta") or choice
-                text = delta.get("text") or delta.get("content")
-                ids = choice.get("token_ids")
-                if text:
-                    self.texts.append(text)
-                if ids:
-                    self.ids += ids
-                    self.id_times += [time] * len(ids)
-                if text or ids or any(delta.get(key) for key in ("reasoning", "reasoning_content", "tool_calls")):
-                    self.times.append(time)
-                finish = choice.get("finish_reason")
-                if text or (choice.get("text") == "" and not finish):
-                    self.text_times.append(time)
-                self.finish = finish or self.finish
-            if usage := chunk.get("usage"):
-                self.usage = usage
-                details = usage.get("prompt_tokens_details") or {}
-                self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
-            if self.cached_tokens is None and (timings := chunk.get("timings")):
-                self.cached_tokens = timings.get("cache_n")
-            if problem := chunk.get("error"):
-                message = problem.get("message") if isinstance(problem, dict) else problem
-                self.error = f"error within the stream: {str(message)[:MAX_ERROR_CHARACTERS]}"
-        if self.finish in ("abort", "error"):
-            self.error = self.error or f"the server ended the answer with finish_reason {self.finish!r}"
-
-
-def _usage_problem(usage: Mapping[str, Any], ids: int, max_tokens: int) -> str | None:
-    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived."""
-    if not usage:
-        return None if ids else "the answer has no usage, so its number of tokens is unknown"
-    for name in ("prompt_tokens", "completion_tokens"):
-        if not isinstance(usage.get(name), int) or usage[name] < 0:
-            return f"wrong usage: {name} is {usage.get(name)!r}"
-    output_tokens = usage["completion_tokens"]
-    if output_tokens > max_tokens:
-        return f"wrong usage: {output_tokens} completion_tokens, of at most {max_tokens}"
-    if output_tokens < ids:
-        return f"wrong usage: {output_tokens} completion_tokens, but {ids} token ids arrived"
-    return None
 
 
 async def _note_reuse(

@@ -6,9 +6,14 @@ from __future__ import annotations
 class LoadError(Exception):
     """Base of all errors that end a load.
 
+    Attributes:
+        phase: The phase that the error is about, if it is found in a later one.
+
     Example:
         >>> raise NotSteadyError("8.0 requests/s were offered and 5.1 were served: lower load.rate")
     """
+
+    phase: str | None = None
 
 
 class ServerGoneError(LoadError):
@@ -25,6 +30,8 @@ class NotSteadyError(LoadError):
 
 class ClientBoundError(LoadError):
     """Raised if this client was too slow for the load. Its own speed must not be reported as the server's."""
+
+    phase = "measuring"  # the lags of all requests are known after the drain
 
 
 class DatasetExhaustedError(LoadError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from typing import Any
 
-from pytest_llem.serving.checks import mean_in_flight
+from pytest_llem.serving.checks import check_steady, mean_in_flight
 from pytest_llem.serving.client import CANNOT_CONNECT, Client, LoadRequest, SentRequest
 from pytest_llem.serving.errors import (
     DatasetExhaustedError,
@@ -16,16 +16,11 @@ from pytest_llem.serving.errors import (
     ServerGoneError,
     TooManyErrors,
 )
+from pytest_llem.serving.heartbeat import Heartbeat
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop
 
 #: A share of failed requests is compared with its limit before the load has ended, once this many have finished.
 _MIN_JUDGED = 20
-
-#: Interval at which the lateness of the event loop is seen, in s.
-_HEARTBEAT_SECONDS = 0.01
-
-#: Iterations of the event loop from the arrival of data until the task that waits for it has run.
-_ITERATIONS = 3
 
 #: Number of finished requests after which an open loop can be steady.
 _MIN_RAMP_REQUESTS = 10
@@ -76,7 +71,7 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heartbeat = _Heartbeat()
+        self._heartbeat = Heartbeat()
 
     async def begin(self) -> None:
         """Start to send. Return when the steady state has begun.
@@ -108,10 +103,27 @@ class Load:
         await self._or_failure(self._until(lambda: self._finished >= finished))
         await self._or_failure(self._check_errors(self._finished))
 
+    def check_steady(self, began: float, ended: float) -> None:
+        """Check that the requests in flight do not grow within a window that has just ended.
+
+        Args:
+            began: Begin of the window, on the clock of ``time.monotonic``, in s.
+            ended: End of the window.
+
+        Raises:
+            NotSteadyError: They grow.
+        """
+        try:
+            check_steady([*self._sent, *self._client.unanswered], began, ended)
+        except NotSteadyError:
+            self._raised = True
+            raise
+
     async def drain(self, timeout: float) -> None:
         """Send no more requests, wait up to *timeout* s for those in flight, and cancel the rest.
 
-        A request that is cancelled is in ``records`` with an error, and does not count as failed.
+        After an error it does not wait. A request that is cancelled is in ``records`` with an error, and does not
+        count as failed.
 
         Raises:
             LoadError: As for ``begin``, unless such an error was raised before.
@@ -315,30 +327,3 @@ class Load:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
-
-
-class _Heartbeat:
-    """Knows how late the event loop is: a timer that is overdue has not been run, or was run just now."""
-
-    def start(self) -> None:
-        # The loop's clock is that of time.monotonic.
-        self._due, self._late = monotonic() + _HEARTBEAT_SECONDS, 0.0
-        self._timer = asyncio.get_running_loop().call_at(self._due, self._beat)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def lateness(self) -> float:
-        """Return how late the event loop is now, in s."""
-        return max(self._late, monotonic() - self._due, 0.0)
-
-    def _beat(self) -> None:
-        late = monotonic() - self._due
-        self.start()
-        self._keep(late, _ITERATIONS)
-
-    def _keep(self, late: float, iterations: int) -> None:
-        """Stay late for the tasks that only now, with the timer or after it, see what arrived meanwhile."""
-        self._late = late if iterations else 0.0
-        if iterations:
-            asyncio.get_running_loop().call_soon(self._keep, late, iterations - 1)

@@ -17,6 +17,53 @@ from pytest_llem.study.config import ExperimentConfig
 _ENDS = 0.05
 
 
+class CountedRequests(Iterator[LoadRequest]):
+    """Yields the requests of an experiment, and counts them.
+
+    Args:
+        config: The experiment.
+        texts: Texts of each request; None for synthetic prompts.
+        vocabulary: Token ids of which synthetic prompts are made.
+        cycle: Number of the cycle, which no other shares synthetic prompts with.
+        first: Number of the first request.
+
+    Attributes:
+        taken: Number of requests so far.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        texts: Sequence[Sequence[str]] | None,
+        vocabulary: Sequence[int],
+        cycle: int,
+        first: int,
+    ) -> None:
+        self._requests = (
+            synthetic_requests(config, vocabulary, cycle, first)
+            if texts is None
+            else text_requests(config, texts, first)
+        )
+        self._exhausted: DatasetExhaustedError | None = None
+        self.taken = 0
+
+    def __next__(self) -> LoadRequest:
+        """Return the next request.
+
+        Raises:
+            DatasetExhaustedError: All have been sent, and may not be repeated.
+        """
+        if self._exhausted is not None:  # a generator that has raised is at its end
+            raise self._exhausted
+        try:
+            request = next(self._requests)
+        except DatasetExhaustedError as error:
+            self._exhausted = error
+            raise
+        self.taken += 1
+        return request
+
+
 def synthetic_requests(
     config: ExperimentConfig, vocabulary: Sequence[int], cycle: int, first: int = 0
 ) -> Iterator[LoadRequest]:

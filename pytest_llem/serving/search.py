@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pytest_llem.study.load import SearchConfig
 
 
@@ -28,3 +30,14 @@ def next_load(search: SearchConfig, within: float | None, beyond: float | None, 
         return None
     middle = (within + beyond) / 2
     return float(int(middle)) if is_whole else middle
+
+
+def max_probes(search: SearchConfig) -> int:
+    """Return the number of loads that a search tries at most.
+
+    Example:
+        >>> max_probes(SearchConfig(low=1, high=256, precision=0.05))
+        14
+    """
+    doubled = math.ceil(math.log2(search.high / search.low)) + 1
+    return doubled + math.ceil(math.log2(1 / search.precision))

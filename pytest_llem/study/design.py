@@ -15,7 +15,7 @@ from pytest_llem.study.gates import Budget, GatesConfig
 from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.runners import interpreter_path
-from pytest_llem.study.server import SERVER
+from pytest_llem.study.server import SERVER, is_attached
 from pytest_llem.study.server_command import server_hash
 
 
@@ -163,6 +163,13 @@ class StudyConfig:
             Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
             for index, (p, cycle) in enumerate(order)
         )
+
+    def server_group(self, experiment: Experiment) -> str:
+        """Return a text that is equal for the experiments on servers that share one."""
+        config = experiment.point.config
+        if self.execution.server_reuse == "never" and not is_attached(config):
+            return experiment.id
+        return f"{experiment.cycle} {server_hash(config)}"
 
     @property
     def server_groups(self) -> list[object]:

@@ -13,6 +13,8 @@ CycleOrder = Literal["sequential", "interleaved", "shuffled"]
 
 StartMethod = Literal["spawn", "forkserver"]
 
+Devices = Literal["same", "spread"]
+
 Gap = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
     single_error("must be 'auto' or a number of seconds, 0 or more"),
@@ -74,9 +76,18 @@ class ExecutionConfig(NullableSection):
     """``spawn`` starts a new interpreter for each experiment, which imports what it needs; ``forkserver`` forks
     each experiment from a process that has done these imports and opens no device. Default ``spawn``.
     """
+    devices: Devices = "same"
+    """GPUs of the cycles of a point, on a machine with more GPUs than an experiment needs. ``same``: all cycles
+    run on the GPUs of the first one. ``spread``: each cycle runs on other GPUs, in turn; the results say how much
+    GPUs differ. Default ``same``.
+    """
     server_reuse: Literal["load", "never"] = "load"
     """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:
     each experiment starts a server of its own. Default ``load``.
+    """
+    check_drift: bool = True
+    """Measure the first of several loads on a server again, as the last one, and report how far the server has
+    changed. Takes one more window for each server that several loads share. Default true.
     """
     skip_preflight: bool = False
     """Start experiments without checking first whether they can run. Default false."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.statistics import Question, contrast, decide
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.isolation.server import Servers
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import DEFAULT_DELTA, GatesConfig
 
@@ -51,12 +51,12 @@ def main() -> int:
     )
     results: dict[str, list[dict[str, Any]]] = {"spawn": [], "forkserver": []}
     took: dict[str, float] = dict.fromkeys(results, 0.0)
-    servers = Servers()
+    servers = ForkServers()
     try:
         for number in range(options.cycles):
             for method in list(results) if number % 2 == 0 else list(results)[::-1]:
                 began = time.perf_counter()
-                outcome = run_isolated(job, servers=servers if method == "forkserver" else None)
+                outcome = run_isolated(job, forkservers=servers if method == "forkserver" else None)
                 took[method] += time.perf_counter() - began
                 assert outcome.result is not None, outcome
                 results[method].append(json.loads(outcome.result))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.tiny_llama import tiny_llama
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.support.narrow import not_none
@@ -38,10 +38,10 @@ def test_the_server_opens_no_device_and_its_processes_do(
         monkeypatch.delenv(name, raising=False)
     config = ExperimentConfig.model_validate(FIELDS).model_dump(mode="json")
     job = Job({"experiment_id": "one", "config_hash": "0" * 16}, config, directory=".")
-    servers, digests = Servers(), set()
+    forkservers, digests = ForkServers(), set()
     try:
         for _ in range(3):
-            outcome = run_isolated(job, servers=servers, timeout=300)
+            outcome = run_isolated(job, forkservers=forkservers, timeout=300)
             assert outcome.error is None, outcome.error
             result = ExperimentResult.model_validate_json(not_none(outcome.result))
             assert result.engine.device == "cuda"
@@ -55,7 +55,7 @@ def test_the_server_opens_no_device_and_its_processes_do(
         found("began", started.began_at)
         found("ready", started.ready_at)
     finally:
-        servers.end()
+        forkservers.end()
     spawned = run_isolated(job, timeout=300)
     assert spawned.error is None, spawned.error
     digests.add(ExperimentResult.model_validate_json(not_none(spawned.result)).tokens.output_digest)

@@ -16,9 +16,11 @@ import pytest
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.execution import experiment
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.results.environment import processor
 
 RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
 METHOD = {method!r}
+HERE = {{fact: processor()[fact] for fact in ("cpu_model", "cpus_allowed")}}
 
 
 def _figure(name, text, facts):
@@ -34,8 +36,10 @@ def _done(job, **_):
     facts = {{name.rpartition(".")[2]: value for name, value in facts.items()}}
     figures = {{name: _figure(name, text, facts) for name, text in FIGURES.items()}}
     metrics = {{**RESULT["metrics"], **figures}}
-    unique = {{**RESULT["environment"], "count": time.monotonic_ns()}}  # or two runs would be the same measurement
-    facts = {{"environment": unique, "identity": job.identity, "effective_config": job.config, "metrics": metrics}}
+    # Without a count, two runs would be the same measurement.
+    environment = {{**RESULT["environment"], **HERE, "count": time.monotonic_ns()}}
+    facts = {{"identity": job.identity, "effective_config": job.config, "metrics": metrics}}
+    facts["environment"] = environment
     facts["inputs"] = {{"modules": {{}}, "distributions": {{}}}}  # no code: none of it can change
     return Outcome(json.dumps({{**RESULT, **facts}}), {{"requests.csv": "x"}})
 

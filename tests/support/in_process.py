@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llem import testing
 from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.isolation.worker import describe
@@ -16,7 +15,8 @@ from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.testing import EngineConformance, Experiments
+from pytest_llem.testing import EngineConformance, experiments
+from pytest_llem.testing.experiments import Experiments
 
 
 def run(config: ExperimentConfig) -> ExperimentResult:
@@ -51,7 +51,7 @@ class InProcess(EngineConformance):
         new = (lambda: [one for one in children() if one.pid not in before]) if self.has_processes else list
         monkeypatch.setattr(observed_engine, "_children", new)
         monkeypatch.setattr(observed_engine, "END_SECONDS", 0.2)
-        monkeypatch.setattr(testing, "_GONE_SECONDS", 0.2)
+        monkeypatch.setattr(experiments, "_GONE_SECONDS", 0.2)
         return run
 
     @pytest.fixture

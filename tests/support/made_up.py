@@ -14,6 +14,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.execution import experiment
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.results.environment import processor
 
 RESULTS = Path(__file__).parent.parent / "golden" / "1.0" / "experiments"
 
@@ -40,7 +41,8 @@ def experiments(
 
     def done(job: Job, **_: Any) -> Outcome:
         figures = {name: figure(name, value) for name, value in metrics_of(job).items()}
-        environment = {**stored["environment"], "count": next(_COUNT)}
+        here = {fact: processor()[fact] for fact in ("cpu_model", "cpus_allowed")}
+        environment = {**stored["environment"], **here, "count": next(_COUNT)}
         facts = {"identity": job.identity, "effective_config": job.config, "environment": environment}
         result = {**stored, **facts, "metrics": {**stored["metrics"], **figures}}
         return Outcome(json.dumps(result), {"requests.csv": "x"})

@@ -59,7 +59,6 @@ class Engine:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.base_ms, self.per_request_ms = (float(part) for part in options.step_ms.split("+"))
-        self.slowdown = 1 + options.delay_percent / 100
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.work = asyncio.Event()
@@ -68,6 +67,10 @@ class Engine:
         self.state = _opened(options.state_file)
         self.log = _opened(options.log_file)
         self._batch = -1
+
+    @property
+    def slowdown(self) -> float:
+        return 1 + (self.options.delay_percent / 100 if self.requests >= self.options.delay_after else 0.0)
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -110,7 +113,8 @@ class Engine:
         for request in self.running:
             request.times.append(monotonic())
             request.unsent.append((request.prompt_tokens + request.number + len(request.times)) % VOCABULARY)
-            if request.done or len(request.times) % options.merge == 0:
+            is_held = _every(options.merge_every, len(request.times)) or len(request.times) % options.merge
+            if request.done or not is_held:
                 request.connection.send_tokens(request)
             if request.done:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
@@ -286,7 +290,9 @@ def parser() -> argparse.ArgumentParser:
     add("--prefill-ms", type=float, default=0.0, help="for each prompt token")
     add("--max-batch", type=int, default=256)
     add("--delay-percent", type=float, default=0.0, help="longer steps, as after a regression")
+    add("--delay-after", type=int, default=0, metavar="N", help="only after N requests, as by drift")
     add("--merge", type=int, default=1, help="tokens per chunk")
+    add("--merge-every", type=int, default=0, metavar="N", help="send every Nth token with the next one")
     add("--key", help="API key that requests need")
     add("--key-file", type=Path, metavar="FILE", help="file with that key")
     add("--state-file", help="gets the batch size whenever it changes, as JSON lines: time (monotonic), batch")

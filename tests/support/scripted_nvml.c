@@ -41,6 +41,7 @@
  *       used_mb 0 500         from t = 0 on 500 MB of that are in use; more such lines as for power, none: 0
  *       no_memory 1           it reports no memory use
  *       capability 9.0        CUDA compute capability; default 9.0
+ *       nvlink 1              NVLink connects it with the boards of the same number; default: none
  *       default_limit_w 700   the vendor's; default: not reported
  *       persistence 1
  *       ecc 1                 default: not reported
@@ -111,6 +112,7 @@ enum { NVML_VALUE_TYPE_UNSIGNED_INT = 1, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3 
 enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
 enum { NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83, NVML_FI_DEV_POWER_AVERAGE = 185, NVML_FI_DEV_POWER_INSTANT = 186 };
 enum { NVML_POWER_SCOPE_MODULE = 1 };
+enum { NVML_P2P_CAPS_INDEX_NVLINK = 2, NVML_P2P_STATUS_OK = 0, NVML_P2P_STATUS_NOT_SUPPORTED = 5 };
 enum { NVML_DEVICE_ARCH_PASCAL = 4, NVML_DEVICE_ARCH_HOPPER = 9 };
 typedef struct {
     unsigned int pid;
@@ -150,7 +152,7 @@ typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, phase_ms, counter_mj, counter_gain, power_limit_w, memory_mb, reset_at, lost_at;
     double persistence, mig, no_counter, no_power_reading, averages, old_driver, early_driver, no_memory, capability;
-    double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons;
+    double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons, nvlink;
     double clocks[3]; /* from, to, in steps of; none where the last is 0 */
     User users[USERS];
     int n_users;
@@ -327,6 +329,7 @@ static void read_line(const char *word, const char *value) {
             {"reasons", &board->reasons},         {"compute_mode", &board->compute_mode},
             {"max_sm_clock", &board->max_sm_clock}, {"default_sm_clock", &board->default_sm_clock},
             {"counter_gain", &board->counter_gain}, {"counts_module", &board->counts_module},
+            {"nvlink", &board->nvlink},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -752,6 +755,13 @@ nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned int *current, un
 nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, unsigned int *mode) {
     ENTER(device)
     *mode = (unsigned int)device->compute_mode;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device, nvmlDevice_t other, int kind, int *status) {
+    ENTER(device)
+    int connected = device->nvlink && device->nvlink == other->nvlink;
+    *status = kind == NVML_P2P_CAPS_INDEX_NVLINK && connected ? NVML_P2P_STATUS_OK : NVML_P2P_STATUS_NOT_SUPPORTED;
     LEAVE
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pytest_llem import StudyResult
@@ -21,6 +22,16 @@ H100 = {
     "dataset_hash": "d" * 64,
     "concurrent": False,
 }
+
+
+#: Folder of a baseline of :data:`H100` in that of its name.
+H100_KEY = "nvidia-h100-80gb-hbm3_700-w_unknown-cpu"
+
+
+def saved_file(root: Path, name: str, study: str) -> Path:
+    """Return the only file of a study in the baseline *name* below *root*."""
+    (file,) = (root / ".llem" / "baselines" / name).glob(f"*/{study}.json")
+    return file
 
 
 def summary(name: str, values: Sequence[float | None], **provenance: Any) -> Summary:

@@ -72,6 +72,8 @@ class Provenance:
             self._add_value("others", contention.others_cpu_share)
             for gpu in contention.gpus:
                 self._add_value("busy", gpu.busy_share)
+        if result.concurrent is not None:
+            self._count("concurrent", f"{len(result.concurrent)} others" if result.concurrent else "none")
         if result.start is not None:
             self._count("start", result.start.method)
         for device in result.devices:
@@ -98,6 +100,7 @@ class Provenance:
             ("CPU time received ÷ wanted", self._span("received")),
             ("Share of the CPUs used by other processes", self._span("others")),
             ("Share of the window in which a GPU was busy", self._span("busy")),
+            ("Experiments at the same time", self._counts("concurrent")),
             ("Start method of experiment processes", self._counts("start")),
             ("Source of models", self._counts("load")),
         ]

@@ -6,14 +6,17 @@ import html
 import json
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from pytest_llem.gates.associations import DIFFERENT
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
 from pytest_llem.gates.text import percent
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import number, plain_table, render
+from pytest_llem.reporting.wrapping import wrapped
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -30,9 +33,18 @@ _SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
 
 _COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
 
+#: The same for a terminal, where reference and candidate share a column.
+_HEADINGS = ("metric", "reference\n→ candidate", "ratio", "interval", "n", "verdict")
+
+#: Characters of the widest possible row.
+_MAX_WIDTH = 120
+
+#: Spaces before the lines below a point's id.
+_INDENT = "  "
+
 
 def lines(comparison: Comparison, width: int, counting: Collection[str] | None = None) -> list[str]:
-    """Return the table of a comparison, worst verdicts first, with its notes and outcome below.
+    """Return the table of a comparison by point, worst verdicts first, with its notes and outcome below.
 
     Args:
         comparison: The comparison.
@@ -42,19 +54,39 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
     rows, left_out = _rows(comparison)
     found = [*_workload(comparison)]
     if rows:
-        table = plain_table()
-        table.add_column("metric\npoint", overflow="fold")
-        for heading in ("reference\ncandidate", "ratio\ninterval", "n", "verdict"):
-            table.add_column(heading, justify="left" if heading == "verdict" else "right")
-        for verdict in rows:
-            reference, candidate, ratio, interval, n, word = _cells(verdict)
-            what, means = f"{verdict.metric}\n{verdict.point}", f"{reference}\n{candidate}"
-            change = f"{ratio}\n{interval}"
-            table.add_row(what, means, change, n.replace(" ", "\n"), word.replace(" ", "\n"))
-        found += render(table, width)
+        found += _by_point(rows, width)
     if left_out:
         found.append(_more(left_out))
     return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+
+
+def _by_point(rows: Sequence[GateVerdict], width: int) -> Iterator[str]:
+    """Yield the lines of one table of all *rows*, with each point's id before its first row."""
+    table = plain_table()
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("metric", "verdict") else "right", no_wrap=True)
+    for verdict in rows:
+        reference, candidate, *others = _cells(verdict)
+        table.add_row(f"{_INDENT}{verdict.metric}", f"{reference} → {candidate}", *others)
+    for padding in (2, 1, 0):
+        table.padding = (0, padding, 0, 0)
+        made = render(table, max(width, _MAX_WIDTH))  # no figure may lose digits
+        if max(map(len, made)) <= width:
+            break
+    yield from made[: -len(rows)]
+    for place, (line, verdict) in enumerate(zip(made[-len(rows) :], rows, strict=True)):
+        if place == 0 or rows[place - 1].point != verdict.point:
+            yield from wrapped(verdict.point, width)
+        yield line
+        remark = _remark(verdict)
+        yield from textwrap.wrap(remark, width, initial_indent=2 * _INDENT, subsequent_indent=2 * _INDENT)
+
+
+def _remark(verdict: GateVerdict) -> str:
+    """Return which parts of a metric moved, or how many cycles would decide; empty if neither is known."""
+    if verdict.cycles_to_decide is not None:
+        return f"about {verdict.cycles_to_decide} cycles on either side would decide it"
+    return "; ".join(one for one in verdict.associated if not one.startswith(DIFFERENT))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -63,10 +95,19 @@ def markdown(comparison: Comparison) -> str:
     found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
     found += [""] if found else []
     if rows:
+        has_remarks = any(map(_remark, rows))
         found += [
-            _row("point", "metric", *_COLUMNS),
-            "| :-- | :-- | --: | --: | --: | --: | --: | :-- |",
-            *(_row(verdict.point, verdict.metric, *_cells(verdict)) for verdict in rows),
+            _row("point", "metric", *_COLUMNS, *(["what moved"] if has_remarks else [])),
+            f"| :-- | :-- | --: | --: | --: | --: | --: | :-- |{' :-- |' if has_remarks else ''}",
+            *(
+                _row(
+                    verdict.point if place == 0 or rows[place - 1].point != verdict.point else "",
+                    verdict.metric,
+                    *_cells(verdict),
+                    *([_remark(verdict)] if has_remarks else []),
+                )
+                for place, verdict in enumerate(rows)
+            ),
             "",
         ]
     if left_out:
@@ -95,12 +136,14 @@ def _row(*cells: str) -> str:
 
 
 def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
-    """Return the verdicts of the table, worst first, and the number of each verdict that did not fit.
+    """Return the verdicts of the table by point, the worst first, and the number of each verdict that did not fit.
 
     New and missing points have no row: they are listed below the table.
     """
     rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
     rows.sort(key=_badness)
+    places = {point: place for place, point in enumerate(dict.fromkeys(one.point for one in rows))}
+    rows.sort(key=lambda one: places[one.point])
     return rows[:MAX_ROWS], Counter(str(one.verdict) for one in rows[MAX_ROWS:])
 
 
@@ -121,10 +164,7 @@ def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
     interval = "" if verdict.interval is None else "–".join(map(_ratio, verdict.interval))
     one, other = verdict.reference_n, verdict.n
     n = str(other) if one == other else f"{one}, {other}"
-    word: str = verdict.verdict
-    if verdict.cycles_to_decide is not None:
-        word += f" n≥{verdict.cycles_to_decide}"
-    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, word
+    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, verdict.verdict
 
 
 def _ratio(value: float) -> str:
@@ -156,8 +196,12 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
         interval = f"ratio: candidate / reference, with the {share} interval that decided; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
-    if any(one.cycles_to_decide is not None for one in comparison.verdicts):
-        yield "n≥: cycles that would decide it, if either side had as many"
+    if any(one.associated for one in comparison.verdicts):
+        yield "below a verdict: what moved together with the metric, which need not be the cause"
+    notes = [
+        one.note for one in _of_known_points(comparison) if one.note is not None and one.verdict != "NOT JUDGED"
+    ]
+    yield from _capped("judged", [*dict.fromkeys(notes)])
     shares = sorted({one.process_share for one in comparison.verdicts if one.process_share is not None})
     if shares:
         span = " to ".join(dict.fromkeys(f"{share:.0%}" for share in shares[:1] + shares[-1:]))

@@ -37,10 +37,10 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     if replayed := len(plan.experiments) - len(plan.to_run):
         text += f", {replayed:,} replayed"
     if plan.seconds is None:
-        text += ", time unknown"
+        text += f", time unknown{_windows(plan)}"
     elif plan.seconds:
         about = "at most about" if study.execution.until_decided else "about"
-        text += f", {about} {duration_text(plan.seconds)}"
+        text += f", {about} {duration_text(plan.seconds / plan.at_a_time)}"
     if plan.deadlines:
         text += f" · deadline {_deadline(plan)}"
     if (gpus := max((number or 0 for number in plan.gpus.values()), default=0)) > 1:
@@ -51,11 +51,13 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f" · {counted(len(study.excluded), 'combination')} left out"
     if plan.memory_bytes is not None:
         text += f" · needs about {gib(plan.memory_bytes)}"
-        if plan.memory_bytes > (available := plan.preflight.host.device_memory_bytes):
+        if plan.memory_bytes > (available := plan.available_bytes):
             text += f", available {gib(available)}"
     elif len(plan.refused) < len(plan.points):
         text += " · memory unknown"
     lines = [text]
+    if plan.workers is not None:
+        lines.append(f"  {plan.workers}")
     if plan.reference is not None:
         lines += _reference(plan.reference, plan.against or "")
         lines += _grouped("interleaved cycle by cycle", plan.whole_cycles.items())
@@ -104,6 +106,14 @@ def _span(times: Sequence[str]) -> str:
     """Return the first and the last of *times*; the day is not repeated if it is the same."""
     first, last = min(times), max(times)
     return first if first == last else f"{first} to {last.removeprefix(f'{first[:10]} ')}"
+
+
+def _windows(plan: Plan) -> str:
+    """Return the part of an unknown time that is known: that of the windows of loads on servers."""
+    windows, drift = plan.load_seconds
+    if not windows:
+        return ""
+    return f" (windows: {duration_text(windows)}{f', and {duration_text(drift)} for drift' if drift else ''})"
 
 
 def _deadline(plan: Plan) -> str:

@@ -12,11 +12,13 @@ from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.gates.matching import named
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
+from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.failures import failures
+from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.results.loads import has_loads
 from pytest_llem.results.models import PointResult
+from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.problems import printable
@@ -32,6 +34,9 @@ MAX_POINTS = 200
 
 #: Kinds of failure shown, of those that several experiments have.
 MAX_FAILURES = 5
+
+#: Differences between GPUs shown.
+MAX_SPREADS = 4
 
 #: Beginning of a warning's line.
 WARNING = "warning: "
@@ -50,6 +55,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if result is None:
         return []
     lines = table_lines(result, width, ids=ids)
+    lines += _gpu_lines(result)
     for one in result.token_agreement:
         lines.append(f"greedy tokens of {one.point} equal to {one.reference}: {one.share:.1%} of {one.tokens:,}")
     lines.append(_done(run, result))
@@ -92,15 +98,7 @@ def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[s
     lines.append("")
     if has_loads(shown):
         lines += load_lines(shown)
-    if any(point.metrics["seconds"].ci95 for point in shown):
-        lines.append("mean over n cycles, ± half of its 95 % interval")
-    if made.has_best:
-        lines.append(f"{BEST} best of its column")
-    if made.has_optimal:
-        lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
-    if made.has_tied:
-        lines.append(f"{TIED} tied for that: the intervals overlap")
-    return lines
+    return lines + made.legend
 
 
 def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
@@ -112,6 +110,21 @@ def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str
     if not result.experiments:
         planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
     return [point for point in result.points if planned[point.config_hash]], planned
+
+
+def _gpu_lines(result: StudyResult) -> Iterator[str]:
+    """Yield how far GPUs differ, for points whose cycles ran on several."""
+    found = []
+    for point in result.points:
+        spreads = ((name, gpu_spread(point, name)) for name in (COST, SPEED))
+        found += [(point, name, spread) for name, spread in spreads if spread is not None]
+    for point, name, spread in found[:MAX_SPREADS]:
+        text = f"{point.id}: {name} differs by {spread.between:.1%} between {spread.gpus} GPUs"
+        if spread.interval is not None:
+            text += f" (95 %: {spread.interval[0]:.1%} to {spread.interval[1]:.1%})"
+        yield text if spread.within is None else f"{text}, by {spread.within:.1%} between cycles on one"
+    if len(found) > MAX_SPREADS:
+        yield f"{len(found) - MAX_SPREADS} more such differences between GPUs: gpus of study_result.json"
 
 
 def _repeated_failures(result: StudyResult) -> Iterator[str]:

@@ -12,6 +12,7 @@ Options:
     family: Folder in which the engine's child processes leave their ids.
     filler: Number of characters added to the result.
     fetch: Duration of ``fetch`` in s.
+    load: Duration of ``load`` in s.
     span: File to which each process appends when it begins and ends.
     gpu: UUID, or UUIDs, of scripted GPUs that it reports to run on.
     watts: Power in W of the script's last GPU while idle and while a batch runs.
@@ -169,6 +170,7 @@ class NoopOptions(EngineOptions):
     filler: Any = None
     break_: Any = Field(None, alias="break")
     fetch: Any = None
+    load: Any = None
     gpu: Any = None
     watts: Any = None
 
@@ -208,6 +210,7 @@ class NoopEngine:
         time.sleep(self.given.get("fetch", 0))
 
     def load(self) -> None:
+        time.sleep(self.given.get("load", 0))
         if folder := self.given.get("report"):
             note = {"pid": os.getpid(), "modules": sorted(sys.modules), "argv": sys.argv, "sid": os.getsid(0)}
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))

@@ -1,191 +1,53 @@
-"""The conformance suite for engines: tests that an engine's author runs with pytest.
-
-Example:
-    # test_bigram.py
-    from pytest_llem.testing import EngineConformance
-
-    class TestBigram(EngineConformance):
-        experiment = {
-            "model": "none",
-            "backend": "my_engine:BigramEngine",
-            "precision": "fp32",
-            "decoder": {"do_sample": False},
-        }
-"""
+"""The checks of the conformance suite."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, get_args
+from typing import Any, ClassVar, get_args
 
 import psutil
 import pytest
-from pydantic import ValidationError
 
-from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.execution.session_resources import import_path
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.measurement import observed_engine
-from pytest_llem.measurement.observed_engine import FAULT, ObservedEngine
+from pytest_llem.measurement.observed_engine import FAULT
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord
-from pytest_llem.study.config import ExperimentConfig, Precision
-
-#: Runs one experiment and returns its result, as the fixture ``isolated_experiment`` does.
-RunExperiment = Callable[[ExperimentConfig], ExperimentResult]
-
-#: The page that describes each check.
-PAGE = "https://github.com/pytest-llem/pytest-llem/blob/main/docs/how-to/engine-conformance.md"
-
-_OBSERVED = f"{observed_engine.__name__}:{ObservedEngine.__qualname__}"
-
-#: An experiment that takes a moment. Prompts differ in length, so that records in the wrong order are found.
-_SMALL: Mapping[str, Any] = {
-    "dataset": {"n": 5, "input_len": {"min": 2, "max": 9}, "seed": 3},
-    "max_output_tokens": 5,
-    "warmup": {"enabled": False},
-    "baseline": {"enabled": False},
-    "energy": {"backend": None},
-    "measurement": {"min_window_seconds": 0},
-}
+from pytest_llem.study.config import Precision
+from pytest_llem.testing.experiments import (
+    PAGE,
+    SMALL,
+    Experiments,
+    Run,
+    RunExperiment,
+    digest,
+    fail,
+    fail_if_alive,
+    fail_if_reported,
+    first_line,
+    input_tokens,
+    require_refusal,
+    skip_if_refused,
+)
 
 #: Time of a window that has several passes of a fast engine, in s.
 _PASSES_SECONDS = 0.05
 
-_TEXTS = ("A cat sat.", "The quick brown fox jumps over the lazy dog.", "One, two, three.")
-
-#: Phases of an experiment before its model is loaded; None for a refusal in pytest's process.
-_BEFORE_LOAD = (None, "starting", "importing", "fetching the dataset", "fetching the model")
-
-#: Beginnings of error messages of the measurement, and the check that reports them.
-_REPORTED_BY = {
-    "the engine returned records for": "test_records_are_one_for_each_prompt_in_order",
-    "the engine contradicts its input: it reports ": "test_input_tokens_are_those_of_the_prompt",
-    "the engine generated ": "test_number_of_output_tokens_is_exact",
-    "the engine contradicts the clock": "test_times_are_in_order_and_within_the_window",
-    "the engine contradicts itself": "test_times_are_in_order_and_within_the_window",
-}
-
-#: Time that processes may take to disappear after the experiment, in s.
-_GONE_SECONDS = 5.0
-
 _MB = 1_000_000
 
-
-@dataclass(frozen=True)
-class Run:
-    """One experiment of the suite.
-
-    Attributes:
-        result: Its result; None if it failed.
-        error: Why it failed; None if it did not.
-        notes: Notes of the observed engine.
-        minimal: The minimal experiment; None if this is the one.
-    """
-
-    result: ExperimentResult | None
-    error: ErrorRecord | None
-    notes: Sequence[Mapping[str, Any]]
-    minimal: Run | None
-
-    def noted(self, call: str) -> Iterator[Mapping[str, Any]]:
-        """Yield the notes about a *call*."""
-        return (note for note in self.notes if note["call"] == call)
-
-    @property
-    def refusal(self) -> str | None:
-        """Why the engine refused the experiment; None if it did not."""
-        return self.error.message if self.error is not None and self.error.kind == "preflight" else None
-
-    @property
-    def reported_by(self) -> str | None:
-        """The check that reports the error; None if it is an error of its own."""
-        message = self.error.message if self.error is not None else ""
-        return next((check for start, check in _REPORTED_BY.items() if message.startswith(start)), None)
-
-    def require_result(self, reported_by: str | None = None) -> ExperimentResult:
-        """Return the result. If there is none, skip the test if another one reports why, and else fail.
-
-        Args:
-            reported_by: The test that reports an error of this experiment; None if this test has to.
-        """
-        if self.error is None:
-            assert self.result is not None
-            return self.result
-        if self.minimal is None or self.minimal.error is not None:
-            reported_by = (self.minimal or self).reported_by or "test_experiment_completes"
-        if reported_by is not None:
-            pytest.skip(f"the experiment failed ({_first_line(self.error)}): see {reported_by}")
-        _fail(f"the experiment failed while {self.error.phase} ({_first_line(self.error)})", "experiments")
-
-
-class Experiments:
-    """Runs the experiments of one suite, each configuration once.
-
-    Args:
-        run: Runs one experiment in a fresh process.
-        fields: The engine's minimal experiment.
-        folder: Folder for the notes of the observed engine.
-    """
-
-    def __init__(self, run: RunExperiment, fields: Mapping[str, Any], folder: Path) -> None:
-        self._run, self._folder = run, folder
-        self._fields = _merged(_SMALL, fields)
-        self._done: dict[str, Run] = {}
-        self.answer: EngineAnswer | None = None
-        self.backend = ExperimentConfig.model_validate(self._fields).backend
-        self.other_seed = (self.config().random_seed + 1) % 2**63
-        self.texts = folder / "texts.txt"
-        self.texts.write_text("".join(f"{text}\n" for text in _TEXTS), encoding="utf-8")
-
-    def config(self, **changes: Any) -> ExperimentConfig:
-        """Return the minimal experiment with *changes*."""
-        return ExperimentConfig.model_validate(_merged(self._fields, changes))
-
-    def of_texts(self, **changes: Any) -> Mapping[str, Any]:
-        """Return changes that replace synthetic prompts by texts."""
-        return {"dataset": str(self.texts), "n": len(_TEXTS), "max_input_tokens": 64, **changes}
-
-    def __call__(self, *, fault: str | None = None, **changes: Any) -> Run:
-        """Run the minimal experiment with *changes*, with the engine under observation."""
-        key = f"{fault} {self.config(**changes).model_dump_json()}"
-        if key not in self._done:
-            self._done[key] = self.fresh(fault=fault, **changes)
-        return self._done[key]
-
-    def fresh(self, *, fault: str | None = None, **changes: Any) -> Run:
-        """Run the experiment in any case, in a new process."""
-        fields = self.config(**changes).model_dump(mode="json", exclude={self.backend}, exclude_unset=True)
-        notes = self._folder / f"{time.monotonic_ns()}.jsonl"
-        section = self.config(**changes).engine_section
-        observed = {"engine": self.backend, "section": section, "notes": str(notes), "fault": fault}
-        minimal = self() if fault or self.config(**changes) != self.config() else None
-        return self._of({**fields, "backend": _OBSERVED, _OBSERVED: observed}, minimal, notes)
-
-    def directly(self, **changes: Any) -> Run:
-        """Run the minimal experiment with *changes*, without observation: as a study names the engine."""
-        return self._of(_merged(self._fields, changes), self())
-
-    def _of(self, fields: Mapping[str, Any], minimal: Run | None, notes: Path | None = None) -> Run:
-        result = error = None
-        try:
-            result = self._run(ExperimentConfig.model_validate(fields))
-        except ExperimentError as caught:
-            error = caught.error
-        except ValidationError as caught:  # as the study would be refused
-            message = caught.errors()[0]["msg"]
-            error = ErrorRecord(kind="preflight", type=type(caught).__name__, message=message)
-        lines = notes.read_text(encoding="utf-8").splitlines() if notes and notes.exists() else []
-        return Run(result, error, [json.loads(line) for line in lines], minimal)
-
+#: Fields of a ModelShape that have to be greater than 0.
+_POSITIVE = (
+    "parameters",
+    "head_parameters",
+    "attention_width",
+    "kv_values_per_token",
+    "kv_bytes_per_value",
+    "weight_bytes",
+)
 
 _EXPERIMENTS = pytest.StashKey[Experiments]()
 
@@ -262,15 +124,15 @@ class EngineConformance:
         run = experiments()
         if run.error is not None and run.reported_by is None:
             phase = run.error.phase or "checking it before the run"
-            _fail(f"the minimal experiment failed while {phase} ({_first_line(run.error)})", "experiments")
+            fail(f"the minimal experiment failed while {phase} ({first_line(run.error)})", "experiments")
 
     @pytest.mark.parametrize("tokens", [1, 5])
     def test_number_of_output_tokens_is_exact(self, experiments: Experiments, pairs: Run, tokens: int) -> None:
         runs = (
-            [experiments(), pairs] if tokens == _SMALL["max_output_tokens"] else [experiments(max_output_tokens=1)]
+            [experiments(), pairs] if tokens == SMALL["max_output_tokens"] else [experiments(max_output_tokens=1)]
         )
         for run in runs:
-            _fail_if_reported(
+            fail_if_reported(
                 run, "test_number_of_output_tokens_is_exact", "length_mode: fixed asks for that number"
             )
             if run.require_result(run.reported_by).tokens.output_tokens is None:
@@ -279,10 +141,10 @@ class EngineConformance:
     def test_records_are_one_for_each_prompt_in_order(self, experiments: Experiments, pairs: Run) -> None:
         for run in (experiments(), pairs):
             check = "test_records_are_one_for_each_prompt_in_order"
-            _fail_if_reported(run, check, "requests has to return one for each prompt of the batch")
-            lengths, reported = _input_tokens(run)
+            fail_if_reported(run, check, "requests has to return one for each prompt of the batch")
+            lengths, reported = input_tokens(run)
             if reported != lengths and Counter(reported) == Counter(lengths):
-                _fail(
+                fail(
                     f"requests returned the records of prompts of {lengths} tokens in the order "
                     f"{reported}, and has "
                     "to keep the order of the prompts",
@@ -291,11 +153,11 @@ class EngineConformance:
 
     def test_input_tokens_are_those_of_the_prompt(self, experiments: Experiments, pairs: Run) -> None:
         for run in (experiments(), pairs):
-            lengths, reported = _input_tokens(run)
+            lengths, reported = input_tokens(run)
             if None in reported:
                 pytest.skip("the engine does not report input tokens")
             if len(reported) == len(lengths) and Counter(reported) != Counter(lengths):
-                _fail(
+                fail(
                     f"the records of prompts of {lengths} tokens report {reported} input tokens, and "
                     "have to report "
                     "the prompts' tokens without padding",
@@ -303,12 +165,12 @@ class EngineConformance:
                 )
             if reported == lengths:
                 check = "test_input_tokens_are_those_of_the_prompt"
-                _fail_if_reported(run, check, "positions has to count each token of a batch, and padding")
+                fail_if_reported(run, check, "positions has to count each token of a batch, and padding")
 
     def test_times_are_in_order_and_within_the_window(self, experiments: Experiments, pairs: Run) -> None:
         for run in (experiments(), pairs):
             check = "test_times_are_in_order_and_within_the_window"
-            _fail_if_reported(run, check, "times have to be from time.monotonic, one for each token")
+            fail_if_reported(run, check, "times have to be from time.monotonic, one for each token")
             metric = run.require_result(run.reported_by).metrics["e2e_p50_ms"]
             if metric.value is None:
                 pytest.skip(f"there are no times to check: {metric.reason}")
@@ -320,7 +182,7 @@ class EngineConformance:
         if result.tokens.deterministic is None:
             pytest.skip("the window has one pass, or the engine does not return its output")
         if not result.tokens.deterministic:
-            _fail(
+            fail(
                 "passes with the same seed gave different outputs, and seed, which is called at the "
                 "start of each "
                 "pass, has to reset every random number generator",
@@ -328,9 +190,9 @@ class EngineConformance:
             )
 
     def test_same_seed_gives_the_same_output_in_another_process(self, experiments: Experiments) -> None:
-        first = _digest(experiments())
-        if first != _digest(experiments(measurement={"min_window_seconds": _PASSES_SECONDS})):
-            _fail(
+        first = digest(experiments())
+        if first != digest(experiments(measurement={"min_window_seconds": _PASSES_SECONDS})):
+            fail(
                 "two processes with the same random_seed gave different outputs, and the output has to follow "
                 "from model, prompts and seed",
                 "seeds",
@@ -340,13 +202,13 @@ class EngineConformance:
         """Another seed gives another output."""
         sampling = {"do_sample": True, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
         run = experiments(decoder=sampling, max_output_tokens=16)
-        _skip_if_refused(run, "sampling")
+        skip_if_refused(run, "sampling")
         if _is_adjusted(run.require_result(), "decoder", "random_seed"):
             return
-        if _digest(run) == _digest(
+        if digest(run) == digest(
             experiments(decoder=sampling, max_output_tokens=16, random_seed=experiments.other_seed)
         ):
-            _fail(
+            fail(
                 "with do_sample: true and temperature 2 the engine gave the same output for two "
                 "seeds, and has to "
                 "sample with the seed, to refuse sampling, or to report decoder as adjusted in describe",
@@ -357,11 +219,11 @@ class EngineConformance:
         """The seed has no effect on the output."""
         greedy = {"do_sample": False}
         run = experiments(decoder=greedy)
-        _skip_if_refused(run, "greedy decoding")
+        skip_if_refused(run, "greedy decoding")
         if _is_adjusted(run.require_result(), "decoder"):
             return
-        if _digest(run) != _digest(experiments(decoder=greedy, random_seed=experiments.other_seed)):
-            _fail(
+        if digest(run) != digest(experiments(decoder=greedy, random_seed=experiments.other_seed)):
+            fail(
                 "with do_sample: false the engine gave different outputs for two seeds, and has to take the "
                 "likeliest token, to refuse greedy decoding, or to report decoder as adjusted in describe",
                 "settings",
@@ -374,8 +236,8 @@ class EngineConformance:
             pytest.skip("the suite does not state batch_invariant = True")
         if not batches(2):
             pytest.skip(f"the engine has no option {self.batch_option!r}")
-        if _digest(experiments(**batches(1))) != _digest(pairs, pairs.reported_by):
-            _fail(
+        if digest(experiments(**batches(1))) != digest(pairs, pairs.reported_by):
+            fail(
                 "batches of 1 and of 2 prompts gave different outputs, and the suite states batch_invariant",
                 "seeds",
             )
@@ -391,19 +253,17 @@ class EngineConformance:
         if refused is not None and run.refusal is not None:
             pytest.skip(f"the engine takes no texts: {run.refusal}")
         if refused is not None:
-            _fail(
-                f"encode raised {refused}, and has to raise PreflightError if the engine takes no texts", "texts"
-            )
+            fail(f"encode raised {refused}, and has to raise PreflightError if the engine takes no texts", "texts")
         if [] in [note["ids"] for note in encoded]:
-            _fail("encode returned no token ids for a text of several words, and has to return them", "texts")
+            fail("encode returned no token ids for a text of several words, and has to return them", "texts")
         if any(note["ids"] != note["again"] for note in encoded):
-            _fail("encode returned different token ids for the same text, and has to return the same", "texts")
+            fail("encode returned different token ids for the same text, and has to return the same", "texts")
         run.require_result()
 
     def test_unknown_option_is_refused_before_load(self, experiments: Experiments) -> None:
         name = "no_such_option"
         run = experiments.directly(**{experiments.backend: {name: 1}})
-        _require_refusal(run, f"the option {name}: 1, which the engine does not have")
+        require_refusal(run, f"the option {name}: 1, which the engine does not have")
 
     def test_wrong_value_of_an_option_is_refused_before_load(
         self, experiments: Experiments, engine_answer: EngineAnswer
@@ -415,12 +275,12 @@ class EngineConformance:
         name = self.batch_option if self.batch_option in typed else typed[0]
         wrong = {"not": "a value"}
         run = experiments.directly(**{experiments.backend: {name: wrong}})
-        _require_refusal(run, f"the option {name}: {wrong}, which has a wrong type")
+        require_refusal(run, f"the option {name}: {wrong}, which has a wrong type")
 
     @pytest.mark.parametrize("precision", get_args(Precision))
     def test_precision_is_honoured_or_refused(self, experiments: Experiments, precision: str) -> None:
         first, run = experiments(), experiments(precision=precision)
-        _skip_if_refused(run, precision)
+        skip_if_refused(run, precision)
         known, other = first.require_result(), run.require_result()
         if _is_adjusted(other, "precision") or "dtype" in other.engine.settings:
             return  # which the measurement compares with precision
@@ -429,7 +289,7 @@ class EngineConformance:
             pytest.skip("the engine reports neither settings['dtype'] nor the model's memory")
         given = known.effective_config["precision"]
         if "fp32" in (given, precision) and given != precision and sizes[0] == sizes[1]:
-            _fail(
+            fail(
                 f"the model is as large with precision {precision} as with {given} ({sizes[0]:g} MB), and the "
                 "engine has to honour precision, to refuse it, or to report it as adjusted in describe",
                 "settings",
@@ -437,9 +297,9 @@ class EngineConformance:
 
     def test_natural_length_is_honoured_or_refused(self, experiments: Experiments) -> None:
         run = experiments(measurement={"length_mode": "natural"})
-        _skip_if_refused(run, "length_mode: natural")
+        skip_if_refused(run, "length_mode: natural")
         if run.error is not None and (run.reported_by or "").startswith("test_number"):
-            _fail(
+            fail(
                 f"with length_mode: natural {run.error.message}, and has to end at max_output_tokens or before",
                 "settings",
             )
@@ -447,15 +307,15 @@ class EngineConformance:
 
     def test_chat_format_is_honoured_or_refused(self, experiments: Experiments) -> None:
         raw = experiments(**experiments.of_texts())
-        _skip_if_refused(raw, "texts")
+        skip_if_refused(raw, "texts")
         chat = experiments(**experiments.of_texts(prompt_format="chat"))
-        _skip_if_refused(chat, "prompt_format: chat")
+        skip_if_refused(chat, "prompt_format: chat")
         raw.require_result("test_texts_are_encoded")
         if _is_adjusted(chat.require_result(), "prompt_format"):
             return
         ids = [[note.get("ids") for note in run.noted("encode")] for run in (raw, chat)]
         if ids[0] == ids[1]:
-            _fail(
+            fail(
                 "encode returned the same token ids for prompt_format raw and chat, and has to add the chat "
                 "template, to refuse chat, or to report prompt_format as adjusted in describe",
                 "settings",
@@ -469,7 +329,7 @@ class EngineConformance:
         run = experiments(fault=method)
         for note in run.noted("close"):
             if note["error"] is not None:
-                _fail(
+                fail(
                     f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has "
                     "to release "
                     "what there is, so that the first error is reported",
@@ -477,8 +337,8 @@ class EngineConformance:
                 )
         error = run.error
         if error is None or (error.type, error.message) != ("RuntimeError", FAULT.format(method)):
-            ended = "a result" if error is None else _first_line(error)
-            _fail(f"{method} failed and the experiment ended with {ended}, and has to report that error", "close")
+            ended = "a result" if error is None else first_line(error)
+            fail(f"{method} failed and the experiment ended with {ended}, and has to report that error", "close")
 
     # ---- what is left ----
 
@@ -488,20 +348,20 @@ class EngineConformance:
         run = experiments(fault=fault)
         left = [name for note in run.noted("close") for name in note["left"]]
         if left:
-            _fail(
+            fail(
                 f"{', '.join(left)} still ran {observed_engine.END_SECONDS:g} s after close, which has to end "
                 "every process that the engine started",
                 "processes",
             )
-        _fail_if_alive(run)
+        fail_if_alive(run)
 
     def test_no_process_is_left_after_sigkill(self, experiments: Experiments) -> None:
         experiments().require_result()
         run = experiments(fault="kill")
         if run.error is None or (run.error.kind, run.error.type) != ("crash", "SIGKILL"):
-            ended = "a result" if run.error is None else _first_line(run.error)
-            _fail(f"the process was killed in generate and the experiment ended with {ended}", "processes")
-        _fail_if_alive(run)
+            ended = "a result" if run.error is None else first_line(run.error)
+            fail(f"the process was killed in generate and the experiment ended with {ended}", "processes")
+        fail_if_alive(run)
 
     def test_host_memory_is_released(self, experiments: Experiments) -> None:
         run = experiments()
@@ -509,7 +369,7 @@ class EngineConformance:
         files = [name for note in run.noted("processes") for name in note["files"] if Path(name).exists()]
         if files:
             size = sum(Path(name).stat().st_size for name in files) / _MB
-            _fail(
+            fail(
                 f"the engine left {', '.join(files)} ({size:.3g} MB) in shared memory, and close has to remove "
                 "what the engine created there",
                 "memory",
@@ -528,7 +388,7 @@ class EngineConformance:
         left = memory.settle(gpus, before).left_mb
         if left:
             shown = ", ".join(f"{size:g} MB on {uuid}" for uuid, size in left.items())
-            _fail(f"{shown} is still in use 30 s after the experiment, and has to be free", "memory")
+            fail(f"{shown} is still in use 30 s after the experiment, and has to be free", "memory")
 
     # ---- optional abilities, and devices ----
 
@@ -538,8 +398,8 @@ class EngineConformance:
         experiments().require_result()
         run = experiments.directly(measurement={"prefill_split": True})
         if run.error is not None:
-            _fail(
-                f"measurement.prefill_split failed ({_first_line(run.error)}), and generate_first has "
+            fail(
+                f"measurement.prefill_split failed ({first_line(run.error)}), and generate_first has "
                 "to generate one token for each prompt",
                 "abilities",
             )
@@ -552,9 +412,9 @@ class EngineConformance:
         shape, weights = note["shape"], note["weights"]
         wrong = [name for name in _POSITIVE if shape[name] <= 0]
         if wrong:
-            _fail(f"shape returned {wrong[0]} {shape[wrong[0]]}, which has to be greater than 0", "abilities")
+            fail(f"shape returned {wrong[0]} {shape[wrong[0]]}, which has to be greater than 0", "abilities")
         if weights is not None and shape["weight_bytes"] > weights:
-            _fail(
+            fail(
                 f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, "
                 "which has to be "
                 f"at least that, is {weights:,}",
@@ -568,7 +428,7 @@ class EngineConformance:
             pytest.skip("the engine has no method cache_memory")
         allocated, used = note["cache"]["allocated_bytes"], note["cache"]["used_bytes"]
         if used is not None and not 0 <= used <= allocated:
-            _fail(
+            fail(
                 f"cache_memory returned used_bytes {used:,}, which has to be at most allocated_bytes "
                 f"{allocated:,}",
                 "abilities",
@@ -577,7 +437,7 @@ class EngineConformance:
         sizes = [gpu.memory_bytes or 0 for gpu in visible_gpus().all if gpu.uuid in gpus]
         available = sum(sizes) if gpus else psutil.virtual_memory().total
         if available and allocated > available:
-            _fail(
+            fail(
                 f"cache_memory returned allocated_bytes {allocated:,}, which has to be at most the "
                 "memory of its "
                 f"devices, {available:,}",
@@ -594,83 +454,12 @@ class EngineConformance:
         not_leased = run.error is not None and "reports GPUs that are not leased" in run.error.message
         if others or not_leased:
             named = ", ".join(sorted(others or gpus))
-            _fail(
+            fail(
                 f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs "
                 "of the GPUs "
                 "of CUDA_VISIBLE_DEVICES only",
                 "devices",
             )
-
-
-#: Fields of a ModelShape that have to be greater than 0.
-_POSITIVE = (
-    "parameters",
-    "head_parameters",
-    "attention_width",
-    "kv_values_per_token",
-    "kv_bytes_per_value",
-    "weight_bytes",
-)
-
-
-def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *fields* with *changes*; sections are merged, except for ``decoder`` and ``dataset``."""
-    merged = dict(fields)
-    for name, value in changes.items():
-        old = merged.get(name)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and name not in ("decoder", "dataset"):
-            value = {**old, **value}
-        merged[name] = value
-    return merged
-
-
-def _fail(sentence: str, section: str) -> NoReturn:
-    """Fail with one sentence, and the section of the page that describes the rule."""
-    pytest.fail(f"{sentence}: see {PAGE}#{section}", pytrace=False)
-
-
-def _first_line(error: ErrorRecord) -> str:
-    return f"{error.type}: {error.message.strip().partition(chr(10))[0]}"
-
-
-def _fail_if_reported(run: Run, check: str, rule: str) -> None:
-    """Fail if the measurement refused what the engine reported, and *check* is the one that reports it."""
-    if run.error is not None and run.reported_by == check:
-        _fail(f"{run.error.message}, and {rule}", "records")
-
-
-def _skip_if_refused(run: Run, what: str) -> None:
-    if run.refusal is not None:
-        pytest.skip(f"the engine refuses {what}: {run.refusal}")
-
-
-def _require_refusal(run: Run, given: str) -> None:
-    error = run.error
-    if error is not None and error.kind == "preflight" and error.phase in _BEFORE_LOAD:
-        return
-    ended = "gave a result" if error is None else f"failed while {error.phase} ({error.type})"
-    _fail(f"an experiment with {given}, {ended}, and has to be refused before the model is loaded", "options")
-
-
-def _input_tokens(run: Run) -> tuple[list[int], list[int | None]]:
-    """Return the tokens of each prompt of a pass, and those that the records of the first pass report.
-
-    Skip the test if there are none, or not as many as prompts.
-    """
-    prepared = [note["lengths"] for note in run.noted("prepare")]
-    reported = [tokens for note in run.noted("requests") for tokens in note["input_tokens"]]
-    if not prepared or not reported or run.reported_by == "test_records_are_one_for_each_prompt_in_order":
-        run.require_result(run.reported_by)
-        pytest.skip("the engine returned no records")
-    lengths: list[int] = prepared[-1]
-    return lengths, reported[: len(lengths)]
-
-
-def _digest(run: Run, reported_by: str | None = None) -> str:
-    digest = run.require_result(reported_by).tokens.output_digest
-    if digest is None:
-        pytest.skip("the engine does not return its output")
-    return digest
 
 
 def _is_adjusted(result: ExperimentResult, *settings: str) -> bool:
@@ -692,22 +481,3 @@ def _takes_mapping(schema: Mapping[str, Any]) -> bool:
     """Return whether an option may be a mapping, as far as its JSON Schema says."""
     kinds = schema.get("anyOf", [schema])
     return not all(kind.get("type") in ("integer", "number", "boolean", "string", "null") for kind in kinds)
-
-
-def _fail_if_alive(run: Run) -> None:
-    """Fail if a process of the experiment still runs."""
-    started = {tuple(one) for note in run.noted("processes") for one in note["processes"]}
-    deadline = time.monotonic() + _GONE_SECONDS
-    while alive := [pid for pid, created in started if pid != os.getpid() and _runs(pid, created)]:
-        if time.monotonic() > deadline:
-            pids = ", ".join(map(str, sorted(alive)))
-            _fail(f"processes {pids} still ran after the experiment, and none of it may be left", "processes")
-        time.sleep(0.05)
-
-
-def _runs(pid: int, created: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llem.isolation.server import Servers
+from pytest_llem.isolation.forkservers import ForkServers
 from pytest_llem.study.execution import ExecutionConfig
 
-_SERVERS = pytest.StashKey[Servers]()
+_FORKSERVERS = pytest.StashKey[ForkServers]()
 
 
-def servers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> Servers | None:
+def forkservers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> ForkServers | None:
     """Return the forkservers of a study; None if its experiments are spawned.
 
     Args:
@@ -18,10 +18,10 @@ def servers_of(config: pytest.Config, study: str, execution: ExecutionConfig) ->
         study: A name that no other study of the session has.
         execution: The study's execution settings.
     """
-    if _SERVERS not in config.stash:
+    if _FORKSERVERS not in config.stash:
         if execution.start_method == "spawn":
             return None
-        config.stash[_SERVERS] = Servers()
-        config.add_cleanup(config.stash[_SERVERS].end)
-    servers = config.stash[_SERVERS].of(study)
-    return servers if execution.start_method == "forkserver" else None
+        config.stash[_FORKSERVERS] = ForkServers()
+        config.add_cleanup(config.stash[_FORKSERVERS].end)
+    forkservers = config.stash[_FORKSERVERS].of(study)
+    return forkservers if execution.start_method == "forkserver" else None

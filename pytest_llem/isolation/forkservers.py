@@ -37,7 +37,7 @@ def current_folder() -> str:
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
-class Server:
+class ForkServer:
     """One forkserver, a :class:`pytest_llem.isolation.starting.Starter`. It is started with its first experiment.
 
     Args:
@@ -149,7 +149,7 @@ class _Forked:
 
     name = "its supervisor or its forkserver"
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ForkServer) -> None:
         self._server = server
 
     def order(self, order: bytes) -> None:
@@ -164,7 +164,7 @@ class _Forked:
                 os.kill(supervisor, signal.SIGKILL)
 
 
-class Servers:
+class ForkServers:
     """The forkservers of one study: one for each interpreter.
 
     A server is replaced if it has ended, or if environment variables or ``sys.path`` have changed since its start.
@@ -172,17 +172,17 @@ class Servers:
 
     def __init__(self) -> None:
         #: Start parameters and server by interpreter; the key None is this interpreter.
-        self._servers: dict[str | None, tuple[str, Server]] = {}
+        self._forkservers: dict[str | None, tuple[str, ForkServer]] = {}
         self._study: str | None = None
 
-    def of(self, study: str) -> Servers:
+    def of(self, study: str) -> ForkServers:
         """Return the servers for *study*, and end those of another study first."""
         if study != self._study:
             self.end()
             self._study = study
         return self
 
-    def get(self, python: str | None, environment: Mapping[str, str], path: Sequence[object]) -> Server:
+    def get(self, python: str | None, environment: Mapping[str, str], path: Sequence[object]) -> ForkServer:
         """Return the server of an interpreter.
 
         Args:
@@ -191,20 +191,20 @@ class Servers:
             path: Where it finds modules, as JSON values.
         """
         wanted = json.dumps([dict(environment), path], sort_keys=True)
-        if python in self._servers:
-            started_with, server = self._servers[python]
+        if python in self._forkservers:
+            started_with, server = self._forkservers[python]
             if started_with == wanted and not server.has_ended:
                 return server
             self._end(python)
-        server = Server(python or sys.executable, environment)
-        self._servers[python] = wanted, server
+        server = ForkServer(python or sys.executable, environment)
+        self._forkservers[python] = wanted, server
         return server
 
     def end(self) -> None:
-        """End all servers. May be called again; :meth:`get` starts new ones."""
-        for python in list(self._servers):
+        """End all forkservers. May be called again; :meth:`get` starts new ones."""
+        for python in list(self._forkservers):
             self._end(python)
 
     def _end(self, python: str | None) -> None:
-        self._servers[python][1].end()
-        del self._servers[python]
+        self._forkservers[python][1].end()
+        del self._forkservers[python]

@@ -1,0 +1,49 @@
+"""Read the baseline that a session compares with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_llem._plugin.options import Settings
+from pytest_llem.gates.baseline_folder import BaselineError
+from pytest_llem.gates.saved import load
+from pytest_llem.machine.testbed import local_testbeds
+from pytest_llem.results.study_result import StudyResult
+from pytest_llem.study.design import StudyConfig
+
+_TESTBEDS: pytest.StashKey[Sequence[str]] = pytest.StashKey()
+
+
+def baseline_of(config: pytest.Config, study: StudyConfig) -> StudyResult | None:
+    """Return the baseline of a study that fits this testbed; None without ``--llem-baseline``.
+
+    Args:
+        config: pytest's configuration.
+        study: The study.
+
+    Raises:
+        BaselineError: There is no such baseline, or it is too old or cannot be read.
+    """
+    settings = Settings.from_config(config)
+    if settings.baseline is None:
+        return None
+    if _TESTBEDS not in config.stash:
+        config.stash[_TESTBEDS] = [one.key for one in local_testbeds()]
+    try:
+        return load(
+            settings.baseline,
+            settings.baseline_dir,
+            study.name,
+            testbeds=config.stash[_TESTBEDS],
+            only_fitting=True,
+            max_age=settings.baseline_max_age,
+        )
+    except BaselineError as error:
+        command = ""
+        if error.renew and not set(settings.baseline) & set("/."):  # a name, and not a file
+            file = os.path.relpath(study.path, config.invocation_params.dir)
+            command = f"; save it: pytest {file} -p llem --llem-save {settings.baseline}"
+        raise BaselineError(f"{error}{command}") from error

@@ -1,0 +1,149 @@
+"""Declare ``llem history``, which shows metrics over commits and finds where they changed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llem.cli.command import (
+    DONE,
+    NOT_RUN,
+    Commands,
+    gated_metric,
+    prepare_output,
+    print_error,
+    write,
+)
+from pytest_llem.cli.command import add as add_command
+
+if TYPE_CHECKING:
+    from pytest_llem.results.study_result import StudyResult
+
+_DESCRIPTION = """\
+Show each metric of each point over commits, and where it changed for good.
+
+DIR is a results directory, a saved result, or a folder of these at any depth,
+such as .llem/baselines. Runs are in the order of their commits if the current
+folder is in a git repository that has them, else in the order of time.
+
+Testbeds are kept apart. A change is marked once at least 3 runs have it.
+With -o, a page with plots is written: pip install 'pytest-llem[report]'
+"""
+
+#: Files that could not be read which are named.
+_MAX_NAMED = 5
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the command to *commands*."""
+    parser = add_command(
+        commands,
+        "history",
+        _run,
+        summary="show metrics over commits, and where they changed",
+        description=_DESCRIPTION,
+        statuses={DONE: "done"},
+        examples="  llem history results\n  llem history history -o history.html --metric seconds",
+    )
+    parser.add_argument(
+        "paths", metavar="DIR", nargs="+", type=Path, help="folders with results, or saved results"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="HTML page to write")
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        action="append",
+        default=[],
+        type=gated_metric,
+        help="metric to show; may be given several times; default: the metrics that the newest study gates",
+    )
+    parser.add_argument(
+        "--alpha",
+        metavar="ALPHA",
+        type=_alpha,
+        help="probability of a false alarm, over all series; default: that of the newest study, else 0.01",
+    )
+    parser.add_argument(
+        "--delta",
+        metavar="DELTA",
+        type=_delta,
+        help="relative change that does not count; default: that of the study, else 0.02",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    prepare_output()
+    from functools import partial
+
+    from pytest_llem._plugin.overwriting import PAGE, check_overwrite
+    from pytest_llem.gates.history import history_of
+    from pytest_llem.registry import missing_extra
+    from pytest_llem.reporting.terminal.history import lines
+    from pytest_llem.results.commits import known_commits
+
+    page: Path | None = options.output
+    if page is not None:
+        problem = missing_extra("report") or check_overwrite(page, PAGE)
+        if problem is not None or page.is_dir():
+            print_error(problem or f"{page}: is a folder")
+            return NOT_RUN
+    try:
+        history = history_of(
+            _results(options.paths),
+            options.metric,
+            commits_of=partial(known_commits, Path()),
+            alpha=options.alpha,
+            delta=options.delta,
+        )
+        if not history.series:
+            raise ValueError(f"{options.paths[0]}: no run has a value of these metrics")
+    except ValueError as error:
+        print_error(str(error))
+        return NOT_RUN
+    if page is not None:
+        from pytest_llem.reporting.html.history import write_history
+
+        write_history(history, page)
+    for line in lines(history, shutil.get_terminal_size().columns):
+        write(f"{line}\n")
+    if page is not None:
+        write(f"{page}\n")
+    return DONE
+
+
+def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
+    """Yield the results in *paths*, and name files that cannot be read on standard error."""
+    from pytest_llem.results.discovery import read_results
+
+    unread = 0
+    for _, found in read_results(paths):
+        if not isinstance(found, str):
+            yield found
+            continue
+        unread += 1
+        if unread <= _MAX_NAMED:
+            print_error(f"left out: {found}")
+    if unread > _MAX_NAMED:
+        print_error(f"left out: {unread - _MAX_NAMED} more files")
+
+
+def _alpha(text: str) -> float:
+    return _between(text, 0, 0.5)
+
+
+def _delta(text: str) -> float:
+    return 0.0 if text == "0" else _between(text, 0, 1)
+
+
+def _between(text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low < value < high:
+        raise argparse.ArgumentTypeError(f"must be a number between {low:g} and {high:g} (got {text!r})")
+    return value

@@ -1,0 +1,54 @@
+"""Declare ``llem summary``, which summarises the results of several jobs as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
+from pytest_llem.cli.command import add as add_command
+
+_DESCRIPTION = """\
+Summarise results as Markdown for a comment of a pull request: gates, points
+and warnings, failed studies first. Of several results, such as those of the
+jobs of a matrix, an overview comes first.
+
+DIR is a results directory, a saved result, or a folder of these at any depth.
+The text is at most 60,000 bytes long, which fits into a comment on GitHub.
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the command to *commands*."""
+    parser = add_command(
+        commands,
+        "summary",
+        _run,
+        summary="summarise the results of one or several jobs as Markdown",
+        description=_DESCRIPTION,
+        statuses={DONE: "done"},
+        examples="  llem summary results > summary.md\n  llem summary energy-a100 energy-h100",
+    )
+    parser.add_argument("paths", metavar="DIR", nargs="+", type=Path, help="folder with results, or a result")
+
+
+def _run(options: argparse.Namespace) -> int:
+    prepare_output()
+    from pytest_llem.reporting.github import summary_markdown
+    from pytest_llem.results.discovery import read_results
+
+    results, unread = {}, []
+    try:
+        for place, found in read_results(options.paths):
+            if isinstance(found, str):
+                unread.append(found)
+            else:
+                results[os.path.relpath(place)] = found
+        if not results:
+            raise ValueError(unread[0])
+    except ValueError as error:
+        print_error(str(error))
+        return NOT_RUN
+    write(summary_markdown(results, unread))
+    return DONE

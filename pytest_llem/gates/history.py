@@ -1,0 +1,250 @@
+"""The history of studies: each metric of each point over the runs of one testbed, and its lasting changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.differences import different_facts, testbed_differences
+from pytest_llem.gates.eligibility import (
+    ESTIMATED,
+    allows_estimates,
+    contention,
+    ineligible_reason,
+    replay_ineligible_reason,
+)
+from pytest_llem.gates.runs import INSTEAD, Run, gates_of, in_order, unique_runs
+from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import facts_testbed
+from pytest_llem.study.gates import GatesConfig
+from pytest_llem.study.identity import axes_key
+
+#: Facts of the checkout, which change with every commit.
+_ORIGIN = {"commit", "uncommitted_changes"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one point in one run.
+
+    Attributes:
+        run: The run.
+        point: The point's result, with this metric only.
+        summary: The metric's statistics.
+        not_judged: Why the value is not judged; None if it is.
+    """
+
+    run: Run
+    point: PointResult
+    summary: Summary
+    not_judged: str | None
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A lasting change of a metric.
+
+    Attributes:
+        verdict: Whether it is for the worse or for the better.
+        change: The change; its indices count judged values.
+        first: First value after the change, or of the drift.
+        last: The same value, or the last value of the drift.
+        before: The judged value before ``first``; None for a drift from the first run on.
+        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except the commit.
+    """
+
+    verdict: str
+    change: Change
+    first: Value
+    last: Value
+    before: Value | None
+    facts: tuple[str, ...]
+
+
+@dataclass
+class MetricHistory:
+    """A metric of one point of a study over the runs on one testbed.
+
+    Attributes:
+        study: Name of the study.
+        metric: Name of the metric in the catalogue.
+        testbed: Key of the testbed; ``unknown`` if results did not record it.
+        differs: The testbed fact, with its value, by which the series differs from an earlier one of the point on
+            such a testbed.
+        values: Values in order.
+        changes: Lasting changes in order.
+    """
+
+    study: str
+    metric: str
+    testbed: str
+    differs: str | None
+    values: list[Value]
+    changes: list[MetricChange] = field(default_factory=list)
+
+    @property
+    def point(self) -> str:
+        """Id of the point, in the newest run."""
+        return self.values[-1].point.id
+
+    @property
+    def judged(self) -> list[Value]:
+        """The values that are judged."""
+        return [one for one in self.values if one.not_judged is None]
+
+    @property
+    def why_not_judged(self) -> str | None:
+        """Why no change could be found; None if one could."""
+        judged = self.judged
+        if len(judged) >= MIN_RUNS:
+            return None
+        reason = next((one.not_judged for one in self.values if one.not_judged is not None), None)
+        return f"needs {MIN_RUNS} runs, has {len(judged)}" + (f": {reason}" if reason else "")
+
+
+@dataclass(frozen=True)
+class History:
+    """The history of one or several studies.
+
+    Attributes:
+        runs: All runs, in order.
+        series: Each metric of each point on each testbed.
+        alpha: Probability of a false alarm over all series.
+        copies: Number of results that were left out as copies of others.
+    """
+
+    runs: list[Run]
+    series: list[MetricHistory]
+    alpha: float
+    copies: int = 0
+
+
+def history_of(
+    results: Iterable[StudyResult],
+    metrics: Sequence[str] = (),
+    *,
+    commits_of: Callable[[Iterable[str]], Mapping[str, tuple[str, str]]] = lambda _: {},
+    alpha: float | None = None,
+    delta: float | None = None,
+) -> History:
+    """Return each metric of each point over runs, with its changes.
+
+    The testbed facts that keep results from being compared separate series too.
+
+    Args:
+        results: Results of the runs, in any order. Copies of one are left out.
+        metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run, as far
+            as the other runs gated them too.
+        commits_of: Returns time in ISO 8601, and subject, of those commits that are known, by their ids.
+        alpha: Probability of a false alarm over all series; None for that of the newest run's study.
+        delta: Relative change that does not count; None for that of each study.
+
+    Raises:
+        ValueError: The ``gates`` of a study's newest run are invalid, or no result can be read.
+    """
+    runs, copies = unique_runs(results, metrics)
+    runs = in_order(runs, commits_of([run.commit for run in runs if run.commit]))
+    newest = {run.result.name: run.result for run in runs}
+    settings = {study: gates_of(result) for study, result in newest.items()}
+    series: list[MetricHistory] = []
+    family: list[Series] = []
+    for study, gates in settings.items():
+        for one in _histories([run for run in runs if run.result.name == study], metrics, gates):
+            margin = gates.delta_of(one.metric) if delta is None else delta
+            series.append(one)
+            family.append(_series(one.judged, math.log1p(margin)))
+    level = alpha if alpha is not None else settings[runs[-1].result.name].alpha if runs else GatesConfig().alpha
+    for one, changes in zip(series, find_changes(family, level), strict=True):
+        one.changes = [_change(one, change) for change in changes]
+    return History(runs, series, level, copies)
+
+
+def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) -> Iterator[MetricHistory]:
+    """Yield the series of one study, without changes."""
+    by_key: dict[tuple[object, str], list[tuple[PointResult, MetricHistory]]] = {}
+    digests: dict[object, set[str]] = {}
+    for run in runs:
+        for point in run.result.points:
+            place = axes_key(point.axes)
+            known = digests.setdefault(place, set())
+            if not known.isdisjoint(point.result_digests):  # replayed by a later run
+                continue
+            known.update(point.result_digests)
+            for metric in metrics or _family(point, gates):
+                summary = point.metrics.get(metric)
+                if summary is not None and summary.mean is not None:
+                    one = point.model_copy(update={"metrics": {metric: summary}})
+                    value = Value(run, one, summary, _not_judged(one, metric, summary))
+                    _append(by_key.setdefault((place, metric), []), value, run.result.name, metric)
+    for groups in by_key.values():
+        yield from (history for _, history in groups)
+
+
+def _family(point: PointResult, gates: GatesConfig) -> Iterator[str]:
+    """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
+    for metric in gates.family_of(point.config.get("load")):
+        summary = point.metrics.get(metric)
+        has_value = summary is not None and summary.mean is not None
+        yield metric if has_value or gates.metrics is not None else INSTEAD.get(metric, metric)
+
+
+def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
+    """Append a value to the series of its testbed, and make that series if it is the first one."""
+    point, differences = value.point, {}
+    for at, (facts, history) in enumerate(groups):
+        found = testbed_differences(point, facts, metric).blocking
+        if not found:
+            history.values.append(value)
+            groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
+            return
+        differences[history.testbed] = found[0].partition(" in the candidate")[0]
+    testbed = facts_testbed([point.testbed])
+    key = testbed.key if testbed else "unknown"
+    groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
+
+
+def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None:
+    """Return why a value is shown and not judged; None if it is judged."""
+    if summary.method == "estimated" and not allows_estimates(point):
+        return ESTIMATED
+    reason = summary.not_judged or point.not_repeated or replay_ineligible_reason(point)
+    reason = reason or ineligible_reason(point, metric) or contention(point, metric)
+    if reason is None and not all(value > 0 for value in _values(summary)):
+        return "a value is not above 0"
+    return reason
+
+
+def _values(summary: Summary) -> list[float]:
+    """Return the values of the cycles; of versions that did not keep them, the mean."""
+    known = [value for value in summary.values if value is not None]
+    return known or [summary.mean or 0.0]
+
+
+def _series(values: Sequence[Value], margin: float) -> Series:
+    import numpy as np
+
+    logs = [math.fsum(map(math.log, found)) / len(found) for found in (_values(one.summary) for one in values)]
+    commits = [None if one.run.dirty else one.run.commit for one in values]
+    same = [one is not None and one == before for before, one in zip([None, *commits], commits, strict=False)]
+    return Series(np.array(logs), margin, np.array(same, dtype=bool))
+
+
+def _change(history: MetricHistory, change: Change) -> MetricChange:
+    judged = history.judged
+    first, last = judged[change.first], judged[change.last]
+    before = judged[change.first - 1] if change.first else None
+    worse = (change.ratio > 1) == (CATALOGUE[history.metric].better == "lower")
+    facts = different_facts(first.point, before.point) if before is not None and not change.is_drift else []
+    return MetricChange(
+        verdict="REGRESSION" if worse else "IMPROVEMENT",
+        change=change,
+        first=first,
+        last=last,
+        before=before,
+        facts=tuple(one for one in facts if one not in _ORIGIN),
+    )

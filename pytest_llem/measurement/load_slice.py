@@ -1,0 +1,253 @@
+"""Put one load on a server and measure it: ramp, window in the steady state, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.energy.account import Account, Meters
+from pytest_llem.engines.protocol import EngineCrashError
+from pytest_llem.measurement.load_window import LoadWindow
+from pytest_llem.measurement.observers import WindowObservers
+from pytest_llem.measurement.progress import Progress
+from pytest_llem.measurement.turns import Turn
+from pytest_llem.serving.checks import check_client
+from pytest_llem.serving.client import Client, LoadRequest
+from pytest_llem.serving.counters import Counters, mean_batch, read_counters
+from pytest_llem.serving.engine import ServerEngine
+from pytest_llem.serving.errors import ServerGoneError
+from pytest_llem.serving.load import Load
+from pytest_llem.serving.schedule import ClosedLoop, OpenLoop, constant, from_trace, poisson
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.load import LoadConfig
+
+#: Interval between two reports of the live progress, and between two reads of the server's counters, in s.
+_SAMPLE_SECONDS = 1.0
+
+
+class LoadSlices:
+    """Measures loads on one server, one after the other.
+
+    Args:
+        engine: The server.
+        config: The experiment.
+        requests: Requests without end.
+        directory: Folder that a trace's path is relative to.
+        cycle: Number of the cycle, which no other shares arrivals with.
+        on_progress: Called about once a second while a load is on.
+    """
+
+    def __init__(
+        self,
+        engine: ServerEngine,
+        config: ExperimentConfig,
+        requests: Iterator[LoadRequest],
+        *,
+        directory: Path,
+        cycle: int,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._engine, self._config, self._requests = engine, config, requests
+        self._directory, self._cycle, self._on_progress = directory, cycle, on_progress
+        self._number = 0
+
+    def measure(
+        self,
+        load: LoadConfig,
+        meters: Meters,
+        observers: WindowObservers,
+        min_seconds: float,
+        *,
+        turn: Turn | None = None,
+        what: str = "",
+        number: int | None = None,
+    ) -> LoadWindow:
+        """Measure once: ramp, at least *min_seconds* of steady state, drain.
+
+        Args:
+            load: The load.
+            meters: Open meters, outside of a window.
+            observers: Observe the window.
+            min_seconds: Minimum length of the window, in s.
+            turn: The turn of an interleaved measurement; None if there is no other experiment.
+            what: Precedes the phases in progress reports.
+            number: Number of the slice on this server, which determines random arrivals; None for the next one.
+
+        Raises:
+            LoadError: The load could not be kept.
+            EngineCrashError: The server has ended.
+        """
+        self._number += 1
+        schedule = self._schedule(load, number or self._number)
+        try:
+            return asyncio.run(self._measure(load, schedule, meters, observers, min_seconds, turn, what))
+        except ServerGoneError as error:
+            raise EngineCrashError(str(error)) from error
+
+    async def _measure(
+        self,
+        load: LoadConfig,
+        schedule: ClosedLoop | OpenLoop,
+        meters: Meters,
+        observers: WindowObservers,
+        min_seconds: float,
+        turn: Turn | None,
+        what: str,
+    ) -> LoadWindow:
+        started, connections = time.monotonic(), load.max_in_flight if load.is_open else int(load.concurrency or 1)
+        async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as lost:
+            under_load = Load(client, self._requests, schedule, max_error_rate=load.max_error_rate, lost=lost)
+            first = await self._counters(client)
+            account: Account | None = None
+            is_metering = False
+            readings: list[Counters] = []
+            try:
+                async with self._reported(under_load, Progress(f"{what}ramping up")):
+                    await under_load.begin()
+                before = await self._counters(client)
+                await asyncio.to_thread(observers.begin)
+                is_metering = True
+                await asyncio.to_thread(meters.begin)
+                began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
+                measuring = Progress(f"{what}measuring", total=min_seconds, unit="s")
+                async with self._reported(under_load, measuring), self._sampled(client, readings):
+                    await under_load.hold(min_seconds, min_finished=1 if load.is_open else connections)
+                ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
+                account = await asyncio.to_thread(meters.end)
+                await asyncio.to_thread(observers.end, account, turn)
+                after = await self._counters(client)
+                if load.is_open:
+                    under_load.check_steady(began, ended)
+                self._on_progress(Progress(f"{what}draining"))
+            finally:
+                if is_metering and account is None:
+                    await asyncio.to_thread(meters.end)
+                await under_load.drain(load.request_timeout_seconds)
+            drained = time.monotonic()
+            last = await self._counters(client)
+        lags = under_load.send_lags(began, ended)
+        check_client(lags, under_load.records)
+        window = LoadWindow(
+            ended - began,
+            account,
+            began,
+            began_at,
+            records=[one.record for one in under_load.records],
+            slo=load.slo,
+            prompts=self._config.n,
+            load=_number_of(load),
+            ramp_seconds=began - started,
+            drain_seconds=drained - ended,
+            send_lags=lags,
+            concurrency=under_load.mean_in_flight(began, ended),
+            batch=mean_batch(readings),
+            client_cpu_seconds=cpu_seconds,
+            server_tokens=_rise(first, last, "generation_tokens"),
+            cache_queries=_rise(first, last, "prefix_cache_queries"),
+            cache_hits=_rise(first, last, "prefix_cache_hits"),
+            queue_seconds=_rise(before, after, "queue_seconds"),
+            queued_requests=_rise(before, after, "queue_count"),
+        )
+        if not window.work.requests or not window.metered_work.requests:
+            raise ValueError("no request was answered in the window: raise measurement.min_window_seconds")
+        return window
+
+    @asynccontextmanager
+    async def _reported(self, load: Load, phase: Progress) -> AsyncIterator[None]:
+        """Report *phase* with the state of *load*, about once a second."""
+
+        async def report() -> None:
+            began = at = time.monotonic()
+            tokens = load.tokens_so_far
+            self._on_progress(replace(phase, in_flight=load.in_flight))
+            while True:
+                await asyncio.sleep(_SAMPLE_SECONDS)
+                now, so_far = time.monotonic(), load.tokens_so_far
+                rate, tokens, at = (so_far - tokens) / (now - at), so_far, now
+                done = None if phase.total is None else min(int(now - began), int(phase.total))
+                self._on_progress(
+                    replace(phase, done=done, in_flight=load.in_flight, tokens_per_second=max(0.0, rate))
+                )
+
+        async with _in_background(report()):
+            yield
+
+    @asynccontextmanager
+    async def _sampled(self, client: Client, readings: list[Counters]) -> AsyncIterator[None]:
+        """Collect readings of the server's counters, about once a second."""
+
+        async def sample() -> None:
+            while True:
+                await asyncio.sleep(_SAMPLE_SECONDS)
+                if (counters := await self._counters(client)) is not None:
+                    readings.append(counters)
+
+        async with _in_background(sample()):
+            yield
+
+    async def _counters(self, client: Client) -> Counters | None:
+        path = self._config.server.metrics if self._config.server else None
+        return None if path is None else await read_counters(client.session, self._engine.record.url, path)
+
+    def _schedule(self, load: LoadConfig, number: int) -> ClosedLoop | OpenLoop:
+        ramp = None if load.ramp_seconds == "auto" else float(load.ramp_seconds)
+        if not load.is_open:
+            return ClosedLoop(int(load.concurrency or 1), ramp)
+        if load.trace is not None:
+            arrivals = from_trace(self._directory / load.trace)
+        elif load.arrival == "poisson":
+            arrivals = poisson(float(load.rate or 0), f"{self._config.random_seed}:{self._cycle}:{number}")
+        else:
+            arrivals = constant(float(load.rate or 0))
+        return OpenLoop(arrivals, load.max_in_flight, ramp)
+
+
+def _number_of(load: LoadConfig) -> float | None:
+    """Return a load as a number: requests in flight, or requests per second; None for a trace."""
+    given = load.concurrency if load.rate is None else load.rate
+    return None if given is None else float(given)
+
+
+def _rise(before: Counters | None, after: Counters | None, name: str) -> float | None:
+    """Return how much a counter has risen; None if the server does not export it."""
+    first, last = getattr(before, name, None), getattr(after, name, None)
+    return None if first is None or last is None else last - first
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do *work* as long as the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _watched(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
+    """Yield an event that is set when the server's first process ends."""
+    lost, pidfds = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    try:
+        if engine.record.pid is not None:
+            pidfds.append(os.pidfd_open(engine.record.pid))
+    except ProcessLookupError:
+        lost.set()
+    except (AttributeError, OSError):  # not Linux, or another user's
+        pass
+    for fd in pidfds:
+        loop.add_reader(fd, lost.set)
+    try:
+        yield lost
+    finally:
+        for fd in pidfds:
+            loop.remove_reader(fd)
+            os.close(fd)

@@ -1,0 +1,160 @@
+"""Read the stream of an answer, and make a request's record of it.
+
+What servers stream: vLLM and SGLang send ``token_ids`` with each chunk if asked to. A chunk of several tokens is
+possible everywhere, as is one without text, for example while a character is incomplete. The chat API begins with
+a chunk that has only a role. ``usage`` arrives in a last chunk without choices (vLLM, SGLang) or with the finish
+reason (llama.cpp). An error within a stream that began with status 200 is an event with the key ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from pytest_llem.engines.protocol import RequestRecord
+
+#: Number of characters of an error's body that a record keeps.
+MAX_ERROR_CHARACTERS = 200
+
+
+class Answer:
+    """What has arrived of an answer. Events are decoded once the answer has ended, all at once.
+
+    Args:
+        due: When its request should be sent by the schedule, on the clock of ``time.monotonic``; None without one.
+        max_tokens: Number of output tokens that it may have at most.
+
+    Attributes:
+        sent: When its request was sent, likewise.
+        reused: Whether that was over a connection of an earlier request.
+    """
+
+    __slots__ = ("due", "events", "max_tokens", "reused", "sent", "times")
+
+    def __init__(self, due: float | None, max_tokens: int) -> None:
+        self.due, self.max_tokens = due, max_tokens
+        self.sent = 0.0
+        self.reused = False
+        #: Data of the server-sent events, and when the end of each arrived.
+        self.events: list[bytes] = []
+        self.times: list[float] = []
+
+    async def read(self, content: aiohttp.StreamReader) -> None:
+        """Read to the end. The connection is used again only if nothing of the answer is left in it."""
+        events, times = self.events, self.times
+        rest = b""
+        while data := await content.readany():
+            now = monotonic()
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    events.append(line[5:])
+                    times.append(now)
+        if rest.startswith(b"data:"):
+            events.append(rest[5:])
+            times.append(now)
+
+    def record(self, error: str | None) -> RequestRecord:
+        """Return the record of the request. *error* says why it failed, if it is known to have failed."""
+        done = bool(self.events) and self.events[-1].strip() == b"[DONE]"
+        content = _Content()
+        try:
+            content.add(json.loads(b"[" + b",".join(self.events[: -1 if done else None]) + b"]"), self.times)
+        except (ValueError, TypeError, AttributeError, LookupError) as reason:
+            error = error or f"the answer is not a stream of completion chunks: {type(reason).__name__}: {reason}"
+        if error is None and not self.events:
+            error = "the answer is not an event stream"
+        error = error or content.error
+        if error is None and not done and content.finish is None:
+            error = f"the stream was cut after {len(self.times)} chunks"
+        ids, usage = content.ids, content.usage
+        if problem := _usage_problem(usage, len(ids), self.max_tokens):
+            error, usage = error or problem, {}
+        output_tokens = usage.get("completion_tokens")
+        # A server may leave out ids of some chunks, for example of a tool call: then usage has the number.
+        complete = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
+        times: Sequence[float] = ()
+        if complete and (error is not None or output_tokens is not None):
+            times = content.id_times
+        elif not ids:
+            by_chunk = (content.times, content.text_times)
+            times = next((times for times in by_chunk if len(times) == output_tokens), ())
+        return RequestRecord(
+            input_tokens=usage.get("prompt_tokens"),
+            output_ids=ids if complete else None,
+            sent=self.sent,
+            token_times=times,
+            # token_times has them, else a chunk with a part of the answer.
+            first_token=None if times or not content.times else content.times[0],
+            last_token=None if times or not content.times else content.times[-1],
+            due=self.due,
+            output_text="".join(content.texts),
+            output_count=None if complete else output_tokens,
+            error=error,
+            cached_tokens=content.cached_tokens,
+        )
+
+
+class _Content:
+    """What the chunks of an answer hold."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.ids: list[int] = []
+        self.id_times: list[float] = []
+        #: When each chunk with a part of the answer arrived.
+        self.times: list[float] = []
+        #: Likewise, with those of the completions API that have no text, such as a control token of llama.cpp.
+        self.text_times: list[float] = []
+        self.usage: dict[str, Any] = {}
+        self.cached_tokens: int | None = None
+        self.finish: str | None = None
+        self.error: str | None = None
+
+    def add(self, chunks: Sequence[dict[str, Any]], times: Sequence[float]) -> None:
+        for chunk, time in zip(chunks, times, strict=False):  # [DONE] has a time and is not a chunk
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or choice
+                text = delta.get("text") or delta.get("content")
+                ids = choice.get("token_ids")
+                if text:
+                    self.texts.append(text)
+                if ids:
+                    self.ids += ids
+                    self.id_times += [time] * len(ids)
+                if text or ids or any(delta.get(key) for key in ("reasoning", "reasoning_content", "tool_calls")):
+                    self.times.append(time)
+                finish = choice.get("finish_reason")
+                if text or (choice.get("text") == "" and not finish):
+                    self.text_times.append(time)
+                self.finish = finish or self.finish
+            if usage := chunk.get("usage"):
+                self.usage = usage
+                details = usage.get("prompt_tokens_details") or {}
+                self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
+            if self.cached_tokens is None and (timings := chunk.get("timings")):
+                self.cached_tokens = timings.get("cache_n")
+            if problem := chunk.get("error"):
+                message = problem.get("message") if isinstance(problem, dict) else problem
+                self.error = f"error within the stream: {str(message)[:MAX_ERROR_CHARACTERS]}"
+        if self.finish in ("abort", "error"):
+            self.error = self.error or f"the server ended the answer with finish_reason {self.finish!r}"
+
+
+def _usage_problem(usage: Mapping[str, Any], ids: int, max_tokens: int) -> str | None:
+    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived."""
+    if not usage:
+        return None if ids else "the answer has no usage, so its number of tokens is unknown"
+    for name in ("prompt_tokens", "completion_tokens"):
+        if not isinstance(usage.get(name), int) or usage[name] < 0:
+            return f"wrong usage: {name} is {usage.get(name)!r}"
+    output_tokens = usage["completion_tokens"]
+    if output_tokens > max_tokens:
+        return f"wrong usage: {output_tokens} completion_tokens, of at most {max_tokens}"
+    if output_tokens < ids:
+        return f"wrong usage: {output_tokens} completion_tokens, but {ids} token ids arrived"
+    return None

@@ -1,0 +1,74 @@
+"""Log the energy counters of all GPUs, independently of pytest-llem's meters.
+
+    python -m tests.gpu.counters FILE
+
+Appends a line for each change of a counter: s since 1970, UUID, energy in mJ. Ends when standard input is closed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pynvml
+
+#: Time between two readings of a counter, in s.
+PERIOD_S = 0.01
+
+
+def main(path: str) -> None:
+    pynvml.nvmlInit()
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    names = [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
+    last: dict[str, int] = {}
+    with open(path, "w", buffering=1) as file:  # noqa: PTH123
+        while not select.select([sys.stdin], [], [], PERIOD_S)[0]:
+            for name, handle in zip(names, handles, strict=True):
+                value = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+                if value != last.get(name):
+                    last[name] = value
+                    file.write(f"{time.time():.6f} {name} {value}\n")
+
+
+class Log:
+    """What was logged."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows: dict[str, list[tuple[float, int]]] = {}
+        for line in path.read_text().splitlines():
+            at, name, value = line.split()
+            self._rows.setdefault(name, []).append((float(at), int(value)))
+
+    def watts(self, uuid: str, began: str, ended: str) -> float:
+        """Return the mean power of a GPU between two times, in W, from the ticks next to them."""
+        rows = self._rows[uuid]
+        first, last = (bisect.bisect(rows, (datetime.fromisoformat(at).timestamp(), 0)) for at in (began, ended))
+        (since, low), (to, high) = rows[first], rows[last - 1]
+        return (high - low) / 1000 / (to - since)
+
+
+@contextmanager
+def logging(path: Path) -> Iterator[None]:
+    """Log in a process of its own within the context."""
+    command = [sys.executable, "-m", "tests.gpu.counters", str(path)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, env=os.environ) as process:
+        try:
+            while not (path.exists() and path.stat().st_size):
+                time.sleep(0.1)
+            yield
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

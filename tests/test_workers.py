@@ -1,0 +1,106 @@
+"""The number of xdist's workers with ``-n auto``, and what the plan says about workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_llem.execution.workers import auto_workers, parallelism
+from pytest_llem.hardware import gpus as hardware
+from pytest_llem.machine import allocation
+from pytest_llem.machine.devices import owned
+from pytest_llem.machine.owner import Owner
+from tests.support.boards import SECTION, STUDY
+
+UUIDS = ("GPU-wa", "GPU-wb", "GPU-wc", "GPU-wd")
+
+WriteStudy = Callable[..., Path]
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate(UUIDS))
+    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "visible_gpus", hardware.VisibleGpus)
+
+
+@pytest.fixture
+def write(write_study: WriteStudy) -> WriteStudy:
+    """Write a study of board_engine, given by its sweep."""
+
+    def written(**sweep: Any) -> Path:
+        axes = {f"{SECTION}.{name}": values for name, values in sweep.items()}
+        return write_study(**{**STUDY, "sweep": axes, SECTION: None})
+
+    return written
+
+
+def auto(pytester: pytest.Pytester, *files: str) -> int | None:
+    config = pytester.parseconfig("-p", "llem", *files)
+    config.option.numprocesses = "auto"
+    return auto_workers(config)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_auto_is_the_number_of_free_sets_of_gpus(pytester: pytest.Pytester, write: WriteStudy) -> None:
+    write(gpus=[1, 2])
+    assert auto(pytester, "study.yaml") == 4
+    write(gpus=[2, 3])
+    assert auto(pytester, "study.yaml") == 2
+    with owned(UUIDS[:1], Owner.of_this_process("s", "e"), print):
+        assert auto(pytester, "study.yaml") == 1, "three are free"
+    with owned(UUIDS, Owner.of_this_process("s", "e"), print):
+        assert auto(pytester, "study.yaml::experiment") == 1, "at least one, which waits"
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_auto_is_one_without_gpus(pytester: pytest.Pytester, write: WriteStudy) -> None:
+    write(gpus=[1])
+    assert auto(pytester, "study.yaml") == 1
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_auto_of_other_tests_is_left_to_xdist(
+    pytester: pytest.Pytester, write: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(gpus=[1])
+    pytester.makepyfile(test_other="def test(): pass")
+    assert auto(pytester, "study.yaml", "test_other.py") is None
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
+    assert auto(pytester, "study.yaml") is None
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_invalid_study_is_left_to_its_worker(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
+    write_study(nonsense=1)
+    assert auto(pytester, "study.yaml") == 1
+
+
+def _said(pytester: pytest.Pytester, workers: int, *pools: tuple[tuple[str, ...], int]) -> tuple[int, str | None]:
+    config = pytester.parseconfig("-p", "llem", "study.yaml")
+    config.option.dist, config.option.tx = "load", ["popen"] * workers
+    plans = {}
+    for pool, count in pools:
+        request = allocation.DeviceRequest(pool, count)
+        preflight = SimpleNamespace(request=lambda config, request=request: request)
+        plans[str(count)] = SimpleNamespace(points=[SimpleNamespace(config=None)], preflight=preflight)
+    return parallelism(config, cast("Any", plans))
+
+
+def test_plan_says_how_many_measure_at_a_time(pytester: pytest.Pytester) -> None:
+    assert _said(pytester, 2, (UUIDS, 1)) == (2, "workers: 2 (an experiment takes 1 of 4 GPUs)")
+    assert _said(pytester, 8, (UUIDS, 2)) == (
+        2,
+        "workers: 8, of which 2 can measure at a time (an experiment takes 2 of 4 GPUs)",
+    )
+    assert _said(pytester, 3, (UUIDS, 1), (UUIDS, 4)) == (3, "workers: 3 (an experiment takes 1 to 4 of 4 GPUs)")
+    assert _said(pytester, 1, (("cpu",), 1)) == (1, "workers: 1 (experiments run on the CPU, one at a time)")
+    assert _said(pytester, 2) == (1, None)
