@@ -38,7 +38,7 @@ _LINES = "llem-lines"
 _UNTIL_DECIDED = "llem-until-decided"
 
 #: Options that have no effect without a study.
-_STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
+_STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from", "shard"
 
 #: … and the one that looks after workers on other hosts.
 _REMOTE_WORKERS = "llem-remote-workers"

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
+from pytest_llem.execution.stopping import begin_time_budget, elapsed_seconds
 from tests.conftest import Results, RunPytest
 from tests.support import figures
 
@@ -114,6 +116,11 @@ class TestTimeBudget:
         run.stderr.fnmatch_lines(
             [f"ERROR: --llem-time-budget: must be a time above 0, * 15m, 2h, 30d (got {given!r})"]
         )
+
+    def test_worker_that_starts_later_has_what_is_left(self) -> None:
+        config: Any = SimpleNamespace(stash=pytest.Stash(), workerinput={"llem_elapsed": 100.0})
+        begin_time_budget(config)
+        assert elapsed_seconds(config) >= 100.0
 
 
 def test_minimum_above_the_maximum_is_refused_at_its_place(auto: Auto) -> None:

@@ -214,7 +214,7 @@ def deselect_other_shards(config: pytest.Config, items: list[pytest.Item]) -> No
     shard = Settings.from_config(config).shard
     if shard is None:
         return
-    points = {run: shard.points(study) for run, study in config.stash[STUDIES].items()}
+    points = {run: shard.points(study) for run, study in config.stash.get(STUDIES, {}).items()}
     deselected = [item for item in items if not _is_in_shard(item, points)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)

@@ -6,6 +6,7 @@ often they are merged. So results that are merged already can be merged with fur
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
     runs.sort(key=lambda run: (run.manifest.started_at, run.directory.name))
     _refuse_different(runs)
     _refuse_overwrite(output, runs[0])
-    fresh = output.with_name(f".{output.name}.merging")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = output.with_name(f".{output.name}.{os.getpid()}.merging")
     try:
         merged = _write_experiments(runs, fresh)
         references = [_Run.read(run.directory / reference) for run in runs if (run.directory / reference).is_dir()]
@@ -90,7 +90,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         if merged.reference is not None:
             write_result(fresh / reference, merged.reference.result)
         if output.exists():
-            replaced = output.with_name(f".{output.name}.replaced")
+            replaced = output.with_name(f".{output.name}.{os.getpid()}.replaced")
             output.rename(replaced)
             fresh.rename(output)
             shutil.rmtree(replaced)

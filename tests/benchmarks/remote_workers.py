@@ -5,7 +5,7 @@
 Runs a study of N points of the do-nothing engine with workers over a real sshd on this machine, each in a folder
 and with device leases of its own. Prints the time of the run, its number of experiments in a second, the
 controller's processor time for an experiment, and the controller's memory (resident, without shared memory) after
-each fifth of the study. All workers share this machine's cores, so that the time does not measure several hosts.
+each fifth of the study. All workers share this machine's cores, so that several hosts are faster.
 """
 
 from __future__ import annotations
