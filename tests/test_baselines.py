@@ -47,6 +47,21 @@ def test_baseline_of_another_testbed_is_one_line(
     assert run_pytest("--llem-baseline=.llem/baselines/main/nvidia-l4_72-w_amd-epyc").ret == 0
 
 
+def test_baseline_of_workers_on_other_hosts_fits_their_results(
+    study: None, run_pytest: RunPytest, pytester: pytest.Pytester
+) -> None:
+    """The controller may be on a machine of another kind."""
+    assert run_pytest(*SAVE).ret == 0
+    pytester.makeconftest("""
+        from pytest_llem._plugin import baseline, stash
+
+        def pytest_collection_finish(session):
+            session.config.stash[stash.REMOTE] = True
+            session.config.stash[baseline._TESTBEDS] = ["another"]
+    """)
+    assert run_pytest("--llem-baseline=main").ret == 0
+
+
 def test_folder_of_baselines_is_from_option_or_ini(
     study: None, run_pytest: RunPytest, pytester: pytest.Pytester
 ) -> None:

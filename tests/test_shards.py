@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.saved import save
 from pytest_llem.results.manifest import read_manifest
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.shards import Shard
@@ -187,6 +188,19 @@ def test_merge_compares_with_a_baseline(
     assert cli.main(["merge", *shards, "-o", str(tmp_path / "out"), "--baseline", shards[0]]) == 1
     assert "not independent: the reference has the same measurement" in capsys.readouterr().out
     assert StudyResult.load(tmp_path / "out").comparison is not None
+
+
+def test_merge_takes_the_baseline_of_its_testbed(
+    shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", *shards, "-o", str(tmp_path / "out")]) == 0
+    saved = save(StudyResult.load(tmp_path / "out"), "main", tmp_path / "baselines")
+    baseline = ["--baseline", "main", "--baseline-dir", str(tmp_path / "baselines")]
+    assert cli.main(["merge", *shards, "-o", str(tmp_path / "out"), *baseline]) == 1
+    assert "not independent: the reference has the same measurement" in capsys.readouterr().out
+    saved.parent.rename(saved.parent.with_name("another"))
+    assert cli.main(["merge", *shards, "-o", str(tmp_path / "out"), *baseline]) == 2
+    assert "no baseline of 'noop' fits this testbed" in capsys.readouterr().err
 
 
 def test_merge_reports_what_was_measured_twice(

@@ -17,12 +17,13 @@ from pytest_llem.study.design import StudyConfig
 _TESTBEDS: pytest.StashKey[Sequence[str]] = pytest.StashKey()
 
 
-def baseline_of(config: pytest.Config, study: StudyConfig) -> StudyResult | None:
-    """Return the baseline of a study that fits this testbed; None without ``--llem-baseline``.
+def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[str] = ()) -> StudyResult | None:
+    """Return the baseline of a study that fits the testbed; None without ``--llem-baseline``.
 
     Args:
         config: pytest's configuration.
         study: The study.
+        testbeds: Keys of the testbeds that it may be of, the likeliest first; empty for those of this machine.
 
     Raises:
         BaselineError: There is no such baseline, or it is too old or cannot be read.
@@ -30,14 +31,14 @@ def baseline_of(config: pytest.Config, study: StudyConfig) -> StudyResult | None
     settings = Settings.from_config(config)
     if settings.baseline is None:
         return None
-    if _TESTBEDS not in config.stash:
+    if not testbeds and _TESTBEDS not in config.stash:
         config.stash[_TESTBEDS] = [one.key for one in local_testbeds()]
     try:
         return load(
             settings.baseline,
             settings.baseline_dir,
             study.name,
-            testbeds=config.stash[_TESTBEDS],
+            testbeds=testbeds or config.stash[_TESTBEDS],
             only_fitting=True,
             max_age=settings.baseline_max_age,
         )

@@ -65,7 +65,14 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--baseline",
         metavar="NAME|FILE",
-        help="compare with a baseline below the current folder, or with a saved result",
+        help="compare with the baseline of the testbed of the results, or with a saved result",
+    )
+    parser.add_argument(
+        "--baseline-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(".llem", "baselines"),
+        help="folder of the baselines; default: .llem/baselines",
     )
     parser.add_argument(
         "--fail-on",
@@ -102,6 +109,7 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
     from pytest_llem.results.merge import merge
+    from pytest_llem.results.testbeds import result_testbed
 
     verdicts: list[GateVerdict] = []
     comparisons: list[Comparison] = []
@@ -113,7 +121,11 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
         if reference is not None and options.baseline is not None:
             raise ValueError("--baseline: the runs have a reference of their own (--llem-against)")
         if options.baseline is not None:
-            reference = load(options.baseline, Path(), result.name)
+            testbed = result_testbed(result)
+            keys = [] if testbed is None else [testbed.key]
+            reference = load(
+                options.baseline, options.baseline_dir, result.name, testbeds=keys, only_fitting=bool(keys)
+            )
         if reference is not None:
             name, paired = options.baseline or _REFERENCE, merged.reference is not None
             comparisons.append(

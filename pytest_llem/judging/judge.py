@@ -16,7 +16,7 @@ from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
-from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
@@ -32,6 +32,7 @@ from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.testbeds import facts_testbed
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
@@ -269,9 +270,20 @@ class StudyGates:
     @cached_property
     def _baseline(self) -> StudyResult | None:
         try:
-            return baseline_of(self._config, self.study)
+            return baseline_of(self._config, self.study, self._remote_testbeds())
         except BaselineError as error:  # it existed when the items were collected
             raise pytest.UsageError(f"--llem-baseline: {error}") from error
+
+    def _remote_testbeds(self) -> list[str]:
+        """Return the testbeds of the workers on other hosts, by their results; empty if there are none."""
+        if not self._config.stash.get(REMOTE, False):
+            return []
+        found = Counter(
+            testbed.key
+            for judged in self._results.points.values()
+            if (testbed := facts_testbed([judged.point.testbed])) is not None
+        )
+        return [key for key, _ in found.most_common()]
 
     @property
     def _name(self) -> str:
