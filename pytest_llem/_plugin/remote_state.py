@@ -30,25 +30,21 @@ class RemoteSharedState(SharedState):
 
     def put(self, study: str, topic: str, content: Any) -> None:
         super().put(study, topic, content)
-        if topic.startswith(_OF_SESSION):
+        if _is_of_session(topic):
             self._ask("put", study, topic, content)
 
     def claim(self, study: str, topic: str) -> bool:
-        return bool(self._ask("claim", study, topic))
+        return bool(self._ask("claim", study, topic)) if _is_of_session(topic) else super().claim(study, topic)
 
     def read(self, study: str, topic: str) -> Any:
         known = super().read(study, topic)
-        if (
-            known is None
-            and topic.startswith(_OF_SESSION)
-            and (known := self._ask("read", study, topic)) is not None
-        ):
+        if known is None and _is_of_session(topic) and (known := self._ask("read", study, topic)) is not None:
             super().put(study, topic, known)
         return known
 
     def take(self, study: str, topic: str) -> Any:
-        super().take(study, topic)
-        return self._ask("take", study, topic)
+        own = super().take(study, topic)
+        return self._ask("take", study, topic) if _is_of_session(topic) else own
 
     def stored_result(self, directory: str, entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
         found = self._ask("stored_result", directory, entry)
@@ -68,6 +64,10 @@ class RemoteSharedState(SharedState):
         if error is not None:
             raise OSError(error)
         return value
+
+
+def _is_of_session(topic: str) -> bool:
+    return topic.startswith(_OF_SESSION)
 
 
 def answer(shared_state: SharedState, request: str) -> str:
