@@ -85,7 +85,7 @@ VLLM_LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The engine vllm with the real vLLM, on a CPU: an environment of 3.4 GB, and 30 minutes on two cores."""
+    """The real vLLM as an engine and as a server, on a CPU: 3.4 GB to install, and 30 minutes on two cores."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     python = Path(session.create_tmp(), "environment", "bin", "python").absolute()
     if not python.exists():

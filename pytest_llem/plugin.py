@@ -7,7 +7,7 @@ until a study file is found. The hooks that only studies need are in ``session``
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 
 if TYPE_CHECKING:
+    from execnet import XSpec
     from xdist.workermanage import WorkerController
 
 
@@ -97,13 +98,14 @@ def pytest_collection_modifyitems(
     if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
         return (yield)
     # Not in ``session``: which plugin orders items last would then depend on when that module is registered.
-    from pytest_llem.collection.items import restore_run_order
+    from pytest_llem.collection.items import deselect_other_shards, restore_run_order
     from pytest_llem.collection.selection import refuse_unknown_axes
     from pytest_llem.session import register
 
     register(config)
     if not session.testsfailed:
         refuse_unknown_axes(config.stash.get(STUDIES, {}).values(), session, items)
+    deselect_other_shards(config, items)
     restore_run_order(items)  # --stepwise resumes at a position in this order
     yield
     restore_run_order(items)
@@ -117,6 +119,14 @@ def pytest_terminal_summary(
 
         if (hint := name_hint(files, config.invocation_params.dir)) is not None:
             terminalreporter.write_line(f"llem: {hint}", yellow=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[XSpec]) -> None:
+    if any(not spec.popen or spec.via for spec in specs):
+        from pytest_llem.session import prepare_remote_workers
+
+        prepare_remote_workers(config, specs)
 
 
 @pytest.hookimpl(optionalhook=True)

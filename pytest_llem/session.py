@@ -14,6 +14,7 @@ import pytest
 from pytest_llem._plugin.stash import RESULTS, RUN_EXPERIMENT, SELECTED_AXES, SHARED_STATE, STUDIES
 
 if TYPE_CHECKING:
+    from execnet import XSpec
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
@@ -38,6 +39,9 @@ _UNTIL_DECIDED = "llem-until-decided"
 
 #: Options that have no effect without a study.
 _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
+
+#: … and the one that looks after workers on other hosts.
+_REMOTE_WORKERS = "llem-remote-workers"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -75,18 +79,33 @@ def configure(config: pytest.Config, expression: str) -> None:
 def identify_worker(node: WorkerController) -> None:
     """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
     from pytest_llem._plugin.options import WORKTREE
+    from pytest_llem.execution.stopping import elapsed_seconds
 
     # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
     if (worktree := node.config.stash.get(WORKTREE, None)) is not None:
         given = worktree.folder, worktree.repository, worktree.revision, worktree.commit
         node.workerinput["llem_worktree"] = [str(one) for one in given]
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
-    if node.gateway.spec.popen:
+    node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
+    if node.gateway.spec.popen and not node.gateway.spec.via:
         node.workerinput["llem_controller"] = os.getpid()
     from pytest_llem.execution.pause import ONE_AT_A_TIME
     from pytest_llem.execution.scheduling import hands_out
 
     node.workerinput[ONE_AT_A_TIME] = hands_out(node.config)
+
+
+def prepare_remote_workers(config: pytest.Config, specs: Sequence[XSpec]) -> None:
+    """Prepare workers on other hosts, if pytest's arguments have studies.
+
+    Raises:
+        pytest.UsageError: A host cannot be reached, or does not have what the studies need.
+    """
+    from pytest_llem.execution.remote_workers import RemoteWorkers
+    from pytest_llem.execution.study_files import study_files
+
+    if studies := study_files(config):
+        config.pluginmanager.register(RemoteWorkers(config, specs, studies), _REMOTE_WORKERS)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -196,9 +215,17 @@ def _is_xdist(config: pytest.Config) -> bool:
 
 
 def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
+    from pytest_llem._plugin.options import Settings
+    from pytest_llem.execution.plans import lock_notes
     from pytest_llem.reporting.terminal.plan import plan_lines
 
     lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
+    if (shard := Settings.from_config(config).shard) is not None:
+        is_empty = not any(plan.experiments for plan in plans)
+        text = "has no experiment: there are fewer points than shards, or none of the shard's is selected"
+        merge = "llem merge judges the gates, on the results of all shards"
+        lines.append(f"llem: shard {shard} {text}" if is_empty else f"llem: shard {shard}: {merge}")
+    lines += [f"llem: {note}" for note in lock_notes(config, [plan.study for plan in plans])]
     return lines + [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
 
 
@@ -214,6 +241,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
         config: pytest's configuration.
         session: Name of the session under xdist, else None.
     """
+    from pytest_llem._plugin.remote_state import RemoteSharedState
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.collection.gates import DeferGates
     from pytest_llem.execution.experiment import run_item
@@ -221,7 +249,8 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     from pytest_llem.execution.stopping import begin_time_budget
     from pytest_llem.isolation.interrupts import Interrupts
 
-    config.stash[SHARED_STATE] = SharedState(session)
+    channel = getattr(config, "workerinput", {}).get("llem_channel")
+    config.stash[SHARED_STATE] = SharedState(session) if channel is None else RemoteSharedState(channel)
     begin_time_budget(config)
     if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
         config.pluginmanager.register(Running(), _RUNNING)

@@ -77,6 +77,13 @@ def test_invalid_age_is_refused(study: None, run_pytest: RunPytest) -> None:
     run.stderr.fnmatch_lines(["ERROR: --llem-baseline-max-age: must be a time above 0, * (got 'soon')"])
 
 
+@pytest.mark.parametrize("option", ["--llem-baseline-max-age=1d", "--llem-baseline-dir=saved"])
+def test_option_without_a_baseline_is_refused(study: None, run_pytest: RunPytest, option: str) -> None:
+    run = run_pytest(option)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([f"ERROR: {option.partition('=')[0]}: needs --llem-baseline*"])
+
+
 def test_mixed_gpus_may_be_each_testbed(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = (*[Gpu("1", "NVIDIA L4", power_limit_w=72.0)] * 2, Gpu("2", "NVIDIA H100", power_limit_w=700.0))
     monkeypatch.setattr(testbed, "visible_gpus", lambda: VisibleGpus(gpus))

@@ -317,3 +317,11 @@ class TestVerdictText:
     )  # fmt: skip
     def test_numbers_in_texts_have_meaningful_digits(self, value: float, text: str) -> None:
         assert rounded(value) == text
+
+
+def test_budget_of_cycles_on_different_hosts_is_not_judged() -> None:
+    found = point("ttft_p50_ms", 10.0, 11.0)
+    found.testbed = {"cpu": ["One CPU", "Another CPU"]}
+    verdict = judge(budget("ttft_p50_ms", maximum=20.0), found)
+    assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
+    assert verdict.reason == "its cycles ran on different CPUs: One CPU, Another CPU; use hosts of one kind"

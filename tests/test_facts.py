@@ -173,11 +173,13 @@ def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
         experiments=entries,
     )
     writer = ManifestWriter(tmp_path, manifest)
-    for point, cycle, began, ended in spans:
+    for point, cycle, began, ended, *host in spans:
         name = f"{point}-{cycle}"
         identity = {"experiment_id": name, "config_hash": point, "cycle": cycle}
         times = {"started_at": _time(began), "completed_at": _time(ended)}
-        writer.completed(name, json.dumps(given | {"identity": identity} | times), {})
+        environment = given["environment"] | ({"host_id": host[0]} if host else {})
+        facts = {"identity": identity, "environment": environment}
+        writer.completed(name, json.dumps(given | facts | times), {})
     for point, cycle, began, ended in failed:
         writer.failed(f"{point}-{cycle}", ErrorRecord(kind="crash", type="Killed", message="gone"))
         entry = writer.entry(f"{point}-{cycle}")
@@ -200,11 +202,20 @@ def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
         ([("a", 1, 0, 5), ("b", 1, 4, 9), ("c", 1, 10, 12)], [], {"a": True, "b": True, "c": False}),
         ([("a", 1, 0, 2), ("a", 2, 3, 5), ("b", 1, 4, 9)], [], {"a": True, "b": True}),
         ([("a", 1, 0, 5), ("b", 1, 6, 9)], [("c", 1, 1, 2)], {"a": True, "b": False, "c": None}),
+        ([("a", 1, 0, 5, "one"), ("b", 1, 4, 9, "two")], [], {"a": False, "b": False}),
+        ([("a", 1, 0, 5, "one"), ("b", 1, 4, 9, "one"), ("b", 2, 0, 9, "two")], [], {"a": True, "b": True}),
     ],
-    ids=["one after the other", "side by side", "one cycle of two", "beside one that failed"],
+    ids=[
+        "one after the other",
+        "side by side",
+        "one cycle of two",
+        "beside one that failed",
+        "on two hosts",
+        "on one of two hosts",
+    ],
 )
 def test_concurrent_experiments_are_a_fact(
-    tmp_path: Path, spans: list[tuple[str, int, int, int]], failed: list[Any], concurrent: dict[str, Any]
+    tmp_path: Path, spans: list[Any], failed: list[Any], concurrent: dict[str, Any]
 ) -> None:
     points = _built(tmp_path, spans, failed)
     assert {name: point.testbed.get("concurrent") for name, point in points.items()} == concurrent

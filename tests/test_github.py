@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from pytest_llem import StudyResult
+from pytest_llem import StudyResult, cli
 from pytest_llem.reporting import github
+from pytest_llem.reporting.github import summary_markdown
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from tests.conftest import ROOT
+from tests.support.loads import SLO, load_point
+from tests.support.study_results import point, study_result
 from tests.support.warned import study_warning
 
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
@@ -223,12 +226,23 @@ class TestSummary:
         ]
         assert gates[2][3].startswith("0.930 × the reference: REGRESSION (98 % interval 0.910–0.951, n = 5")
         assert set(other) <= {"strong_open", "strong_close"}
-        assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy method"]
-        assert [row[0] for row in points[1:]] == [point.id for point in result.points]
+        assert points[0][:5] == ["fault", "n", "out tok/s", "TTFT p50 ms", "J/out token estimated"]
+        assert points[0][-1] == "verdict"
+        assert [f"fault={row[0]}" for row in points[1:]] == [point.id for point in result.points]
         metrics = result.points[0].metrics
         assert points[1][1] == str(metrics["seconds"].n)
         assert points[1][2] == f"{metrics['output_tokens_per_second'].mean:,.0f}", "of two cycles no interval"
-        assert points[1][5] == "estimated"
+        assert points[1][-1] == "BEYOND"
+
+    def test_points_under_load_have_their_slo_and_the_best_load(self, page: Callable[..., Any]) -> None:
+        axes = {"server.args.max_num_batched_tokens": 8}
+        loads = [load_point({"concurrency": n, "slo": SLO}, 1 / n, 0.5, axes=axes | {"n": n}) for n in (1, 2)]
+        text = page(study_result(*loads))
+        ((head, *rows),), _ = tables(text)
+        assert head[:3] == ["concurrency", "n (prompts)", "n"]
+        assert {"J/good token measured", "within SLO", "good req/s"} <= {*head}
+        assert [row[head.index("within SLO")] for row in rows] == ["100 %", "50 %"]
+        assert "n&#61;1: best within the SLO: concurrency 1" in text.replace("n=1", "n&#61;1")
 
     def test_summary_has_warnings_errors_and_comparison(
         self, page: Callable[..., Any], result: StudyResult
@@ -263,25 +277,29 @@ class TestSummary:
     ) -> None:
         result.name = nasty
         result.warnings = [study_warning(nasty)]
-        for point in result.points:
-            point.id = nasty
+        for number, one in enumerate(result.points):
+            one.id = nasty
+            one.axes = {nasty: f"{nasty}{number}"}
         result.points[0].verdicts = [BEYOND.model_copy(update={"point": nasty, "reason": nasty, "metric": nasty})]
         text = page(result)
         (gates, points), other = tables(text)
         assert set(other) <= {"strong_open", "strong_close"}, "text, and nothing else"
         assert {len(row) for row in gates} == {5}
-        assert {len(row) for row in points} == {6}
+        assert len({len(row) for row in points}) == 1
         shown = "".join(
             one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(nasty.split())
         )
-        assert gates[1][2] == points[1][0] == shown
+        assert gates[1][2] == shown
         rest = re.sub(r"&#\d+;", "", text)
         assert not re.search(r"<|https?://|\bwww\.|\$", rest)
 
     @pytest.mark.slow
     def test_summary_is_appended_and_stays_small(self, page: Callable[..., Any], result: StudyResult) -> None:
         point = result.points[0]
-        result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
+        result.points = [
+            point.model_copy(update={"axes": {f"axis{k}": f"{'|' * 5_000}{n}" for k in range(10)}})
+            for n in range(500)
+        ]
         result.warnings = [study_warning("!" * 1_000)] * 1_000
         text = page(result, before=b"what another tool wrote\n")
         assert text.startswith("what another tool wrote\n")
@@ -315,3 +333,36 @@ class TestSummary:
             assert error is not None
             assert error.startswith("the GitHub step summary could not be written: ")
             assert len(error.splitlines()) == 1
+
+
+class TestSummaryCommand:
+    def test_failed_jobs_come_first_in_one_overview(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name, verdict in (("energy-a100", WITHIN), ("energy-h100", BEYOND)):
+            result = study_result(point({"batch_size": 8}, seconds=[1.0, 1.1], verdicts=[verdict]))
+            (tmp_path / name / "results" / "llama_1").mkdir(parents=True)
+            (tmp_path / name / "results" / "llama_1" / "study_result.json").write_text(result.model_dump_json())
+        (tmp_path / "energy-h100" / "cut.json").write_text("{")
+        assert cli.main(["summary", str(tmp_path)]) == 0
+        found = capsys.readouterr().out.splitlines()
+        assert found[0].startswith("- not read: ")
+        rows = [line for line in found if line.startswith("| ") and "llama" in line]
+        assert [("energy-h100" in row, "**1 BEYOND**" in row, "1 WITHIN" in row) for row in rows] == [
+            (True, True, False),
+            (False, False, True),
+        ]
+        assert all("nvidia-h100-80gb-hbm3_700-w" in row for row in rows)
+
+    def test_many_points_fit_into_a_comment(self) -> None:
+        points = [point({"n": at}, seconds=[1.0, 1.1], verdicts=[BEYOND] * 3) for at in range(300)]
+        text = summary_markdown({str(at): study_result(*points) for at in range(5)})
+        assert 30_000 < len(text.encode()) <= 60_000
+        assert text.endswith("… more in study_result.json\n")
+
+    @pytest.mark.parametrize("name", ["nowhere", "empty"])
+    def test_no_results_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        (tmp_path / "empty").mkdir()
+        assert cli.main(["summary", str(tmp_path / name)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)

@@ -144,7 +144,7 @@ class TestRuns:
         assert not places(history)
         assert [one.differs for one in history.series[:2]] == [
             None,
-            "dataset hash: eeeeeeeeeeee in the candidate, dddddddddddd in the reference",
+            "dataset hash: eeeeeeeeeeee",
         ]
 
     def test_unknown_optional_fact_does_not_separate(self) -> None:
@@ -236,6 +236,7 @@ class TestCommand:
         [
             (["nowhere"], "llem: nowhere: no such file or folder"),
             (["empty"], "llem: empty: holds no results"),
+            (["empty", "-o", "empty"], "llem: empty: is a folder"),
             (["empty", "-o", "study.yaml"], "llem: exists with other content and is not overwritten *"),
         ],
     )

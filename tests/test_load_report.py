@@ -87,9 +87,17 @@ def test_pareto_plot_labels_points_by_their_load() -> None:
     assert sorted(texts) == ["1", "32", "8"]
 
 
+def test_pareto_plot_tells_servers_of_the_same_load_apart() -> None:
+    points = [load_point({"concurrency": load}, axes={"server": name}) for load in (1, 4) for name in ("a", "b")]
+    plot = pareto_plot(points)
+    assert plot is not None
+    texts = [text for trace in plot.figure["data"] for text in trace.get("text") or ()]
+    assert sorted(texts) == ["1 · a", "1 · b", "4 · a", "4 · b"]
+
+
 def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
     write_report(tmp_path, tmp_path / "page.html", study_result(*_points()))
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text().replace("<wbr>", "")
     assert "<dt>Best within the SLO</dt><dd><strong>concurrency 8</strong>" in page
     assert "0.125 J/good token, 99.5 % within the SLO" in page
     assert json.dumps("Energy per token within the SLO (J), measured")[1:-1] in page

@@ -52,6 +52,24 @@ def test_energies_of_different_kinds_are_not_compared() -> None:
     assert best(points, "output_tokens_per_second").first == {5}, "throughput is not an energy"
 
 
+@pytest.mark.parametrize(
+    ("facts", "first"),
+    [
+        ([{"gpu": "H100"}, {"gpu": "2 × H100"}], {1}),
+        ([{"gpu": "H100"}, {"gpu": "A100"}], set()),
+        ([{"gpu": "H100", "host_cpu": "X"}, {"cpu": "X"}], {1}),
+        ([{"cpu": "X"}, {"cpu": "Y"}], set()),
+    ],
+    ids=["one kind", "other GPUs", "GPU and CPU of one host", "other CPUs"],
+)
+def test_points_of_different_hosts_are_not_compared(facts: list[dict[str, Any]], first: set[int]) -> None:
+    points = [
+        one.model_copy(update={"testbed": testbed})
+        for one, testbed in zip(_points((100, 1.0), (200, 0.5)), facts, strict=True)
+    ]
+    assert best(points, COST).first == first
+
+
 def test_single_point_is_not_marked_as_best() -> None:
     assert pareto_optimal(_points((100, 1.0))).first == set()
     assert best(_points((100, 1.0)), COST).first == set()

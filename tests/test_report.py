@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,13 +21,16 @@ import pytest
 from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.document import as_json
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
-from pytest_llem.reporting.html.page import as_json
+from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.plots import ByAxis
 from pytest_llem.reporting.html.ranges import range_of
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.wrapping import pieces, short_texts, wrapped
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
@@ -46,11 +50,12 @@ class _Text(HTMLParser):
         self.parts: list[str] = []
         self.titles: list[str] = []
         self.addresses: list[str] = []
-        self._silent = ""
+        self._silent, self._joins = "", False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._silent = tag if tag in ("script", "style") else ""
+        self._joins = tag == "wbr"
         self.addresses += [value for name, value in attrs if name in ("src", "href") and value]
         self.titles += [value for name, value in attrs if name == "title" and value]
 
@@ -58,8 +63,11 @@ class _Text(HTMLParser):
         self._silent = ""
 
     def handle_data(self, data: str) -> None:
-        if not self._silent:
+        if self._joins:
+            self.parts[-1] += data
+        elif not self._silent:
             self.parts.append(data)
+        self._joins = False
 
     @property
     def text(self) -> str:
@@ -80,8 +88,8 @@ def only(pattern: str, text: str) -> str:
 def plots_of(file: Path) -> dict[str, Any]:
     """Return the data of the plots on the page."""
     plots = json.loads(only(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text()))
-    assert isinstance(plots, dict)
-    return plots
+    assert isinstance(plots["plots"], dict)
+    return plots["plots"]
 
 
 # ---- when and where the report is written ----
@@ -490,6 +498,71 @@ def test_sweep_plot_joins_points_that_differ_only_in_the_axis() -> None:
     assert [trace["y"] for trace in values["data"]] == [[20.0, 160.0]] * 2
     assert plot.layers["0"]["layout"]["xaxis"]["ticktext"] == ["bf16", "&lt;b&gt;fp32&lt;/b&gt;"]
     assert sweep_plot(points[:1]) is None
+
+
+def test_sweep_plot_starts_with_colours_and_panels_of_the_other_axes() -> None:
+    grid = itertools.product((1, 2, 4, 8, 16), ("a", "b", "c"), ("x", "y"), range(9))
+    plot = sweep_plot(
+        [point(dict(zip("bklm", values, strict=True)), **{SPEED: [1.0]}) for values in grid if values[3] < 2]
+    )
+    assert plot
+    assert plot.by_axis == ByAxis("line", color="k", panel="l")
+    assert plot.selects[0].options[plot.selects[0].first] == "b"
+    assert [len(trace["meta"]) for trace in plot.layers["0"]["data"]] == [5] * 12
+
+
+def test_axes_that_do_not_vary_are_left_out_of_labels() -> None:
+    points = [point({"model": "m", "backend": one, "n": 4}, **{SPEED: [1.0]}) for one in ("pytorch", "vllm")]
+    assert labels_of(points) == ["#1 backend=pytorch", "#2 backend=vllm"]
+    assert labels_of(points[:1]) == ["#1 model=m-backend=pytorch-n=4"]
+    assert axes_data(points) == [
+        {"name": "backend", "values": ["pytorch", "vllm"], "isNumber": False, "of": [0, 1]}
+    ]
+
+
+def test_long_values_of_an_axis_are_shortened_and_still_differ() -> None:
+    folder = "/mnt/models/organisation/"
+    paths = [f"{folder}llama-8b", f"{folder}{'x' * 40}-1", f"{folder}{'x' * 40}-2"]
+    short = short_texts(paths)
+    assert list(short.values()) == ["…/llama-8b", "…/xxxxxxxxx…xxxxxxxxxx-1", "…/xxxxxxxxx…xxxxxxxxxx-2"]
+    alike = [f"{'x' * 40}{n}{'x' * 40}" for n in range(2)]
+    assert list(short_texts(alike)) == list(short_texts(alike).values()) == alike
+    assert short_texts(["a/b", "a/c"]) == {"a/b": "a/b", "a/c": "a/c"}
+
+
+def test_identifiers_are_broken_between_words_only() -> None:
+    assert pieces("batch_size=0.5-model=a/b") == ["batch_", "size=", "0.5-", "model=", "a/", "b"]
+    assert wrapped("max_output_tokens", 12) == ["max_output_", "tokens"]
+    assert wrapped("max_output_tokens", 3) == ["max_", "output_", "tokens"], "longer words stay whole"
+
+
+def test_only_cycle_of_a_point_is_shown_as_measured(tmp_path: Path) -> None:
+    def values_of(cycles: int) -> list[str]:
+        one = point({"a": 1}, **{SPEED: [1.0, 2.0][:cycles]})
+        entry = {"experiment_id": "1", "config_hash": one.config_hash, "config_summary": "1"}
+        entries = [entry | {"cycle": cycle + 1, "status": "completed"} for cycle in range(cycles)]
+        file = _written(tmp_path, one, experiments=entries)
+        options = re.findall(r">(as measured|relative to the point&#39;s mean)</option>", file.read_text())
+        file.unlink()
+        return options
+
+    assert values_of(1) == ["as measured"]
+    assert values_of(2) == ["relative to the point&#39;s mean", "as measured"]
+
+
+def test_table_of_points_has_axes_as_columns_and_energy_methods(tmp_path: Path) -> None:
+    cost = summary(COST, [1.0], method="estimated")
+    points = [point({"pytorch.size": n, "m": "x"}, **{SPEED: [1.0], COST: cost}) for n in (1, 2)]
+    page = page_of(_written(tmp_path, *points))
+    assert "size pytorch.size" not in page.text
+    assert "pytorch.size" in page.titles
+    assert "Energy per output token (J) , estimated" in page.text
+    assert "How the energy per output token was obtained" not in page.titles
+    points[1].metrics[COST] = summary(COST, [1.0])
+    (tmp_path / "page.html").unlink()
+    page = page_of(_written(tmp_path, *points))
+    assert "How the energy per output token was obtained" in page.titles
+    assert "Energy per output token (J) , estimated" not in page.text
 
 
 def test_axis_range_is_limited_for_wide_intervals() -> None:

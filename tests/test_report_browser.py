@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page
 from pytest_llem.reporting.html import write_report
 from tests.support import reports
 from tests.support.browser import BrowserUnavailableError, browser
+from tests.support.study_results import point, study_result
 
 #: Slow: a browser and a run start. test_report.py tests the report without a browser.
 pytestmark = pytest.mark.slow
@@ -31,6 +33,22 @@ COLORS = (
     "[['body', 'backgroundColor'], ['.xtick text', 'fill']]"
     ".map(([one, what]) => getComputedStyle(document.querySelector(one))[what])"
 )
+
+#: Returns the lines of an element's text as they are shown.
+_LINES = """one => {
+  const lines = new Map();
+  const walker = document.createTreeWalker(one, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    for (let n = 0; n < walker.currentNode.length; n++) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, n);
+      range.setEnd(walker.currentNode, n + 1);
+      const top = Math.round(range.getBoundingClientRect().top);
+      lines.set(top, (lines.get(top) ?? "") + range);
+    }
+  }
+  return [...lines.values()];
+}"""
 
 #: Removed before texts are compared, because plotly wraps the lines of hover texts.
 _SPACE = re.compile(r"\s+")
@@ -137,19 +155,75 @@ def test_all_plots_are_drawn(page: Page) -> None:
 
 def test_hovering_over_a_mark_shows_its_point(page: Page) -> None:
     text = _hover(page, "pareto")
-    assert re.search(r"#\d precision=(bf16|fp32)-size=\d", text), text
+    assert re.search(r"#\d precision=(bf16|fp32), size=\d", text), text
     assert "J per output token, measured" in text
 
 
-def test_plot_buttons_save_an_image_and_upload_nothing(page: Page) -> None:
-    figure = _figure(page, "pareto")
-    figure.scroll_into_view_if_needed()
-    figure.hover()
-    buttons = figure.locator(".modebar-btn").evaluate_all("all => all.map(one => one.ariaLabel)")
-    assert buttons == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
+def test_each_plot_is_saved_as_svg_and_png_and_nothing_is_uploaded(
+    real: Path, opened: Callable[..., Page]
+) -> None:
+    page = opened(real.parents[1] / "page.html", color_scheme="dark")
+    for figure in page.locator("figure").all():
+        buttons = figure.locator(".modebar-btn").evaluate_all("all => all.map(one => one.ariaLabel)")
+        assert buttons == ["Zoom", "Pan", "Reset axes"]
+        assert figure.get_by_role("button", name="Save this plot as").count() == 2
+    figure = _figure(page, "sweep")
+    figure.locator("select").nth(1).select_option(label="Energy of a pass (J)")
     with page.expect_download() as saved:
-        figure.locator(".modebar-btn").first.click()
-    assert saved.value.suggested_filename == "boards – pytest-llem pareto.png"
+        figure.get_by_role("button", name="SVG").click()
+    assert saved.value.suggested_filename == "boards_sweep_precision_Energy-of-a-pass.svg"
+    image = saved.value.path().read_text()
+    assert image.startswith("<svg")
+    assert "fill: rgb(255, 255, 255)" in image, "light on dark pages too"
+    assert "Energy of a pass (J), measured" in image
+    with page.expect_download() as saved:
+        figure.get_by_role("button", name="PNG").click()
+    assert saved.value.suggested_filename == "boards_sweep_precision_Energy-of-a-pass.png"
+    assert saved.value.path().read_bytes().startswith(b"\x89PNG")
+    assert _brightness(page.evaluate(COLORS)[1]) > 180, "the page is still dark"
+
+
+def test_marks_are_coloured_and_split_into_panels_by_axis(page: Page) -> None:
+    figure = _figure(page, "cycles")
+    marks = figure.locator(".point").count()
+    figure.get_by_label("colour").select_option(label="precision")
+    assert figure.locator(".legendtext").all_text_contents() == ["bf16", "fp32"]
+    figure.get_by_label("panels").select_option(label="size")
+    titles = figure.locator(".annotation-text").all_text_contents()
+    assert titles == ["size = 1", "size = 3"]
+    assert figure.locator(".subplot").count() == 2
+    assert figure.locator(".point").count() == marks
+    assert figure.locator(".shapelayer path").count() == 2, "the line at 0 % is in both"
+    assert figure.locator(".legendtext").all_text_contents() == ["bf16", "fp32"]
+    _figure(page, "sweep").get_by_label("panels").select_option(label="precision")
+    assert _figure(page, "sweep").locator(".subplot").count() == 1, "the axis that lines run along has no panels"
+
+
+def test_labels_of_marks_do_not_overlap(opened: Callable[..., Page], tmp_path: Path) -> None:
+    # Many are near each other: some have no place for a label.
+    points = [
+        point(
+            {"batch_size": n},
+            output_tokens_per_second=[10 + n // 3 / 40],
+            energy_per_output_token_j=[5 - n % 3 / 90],
+        )
+        for n in range(14)
+    ]
+    points.append(point({"batch_size": 99}, output_tokens_per_second=[40.0], energy_per_output_token_j=[1.0]))
+    write_report(tmp_path, tmp_path / "page.html", study_result(*points))
+    for viewport in (DESKTOP, PHONE):
+        page = opened(tmp_path / "page.html", viewport=viewport)
+        labels = [one for one in _figure(page, "pareto").locator(".textpoint text").all() if _text(one).strip()]
+        boxes = [_box(one) for one in labels]
+        assert 3 <= len(boxes) < 15
+        assert "99" in map(_text, labels)
+        for one, other in itertools.combinations(boxes, 2):
+            assert (
+                one["x"] + one["width"] <= other["x"] + 1
+                or other["x"] + other["width"] <= one["x"] + 1
+                or one["y"] + 11 <= other["y"] + 1
+                or other["y"] + 11 <= one["y"] + 1
+            ), (one, other)
 
 
 def test_select_boxes_change_the_plot(page: Page) -> None:
@@ -163,25 +237,32 @@ def test_select_boxes_change_the_plot(page: Page) -> None:
     assert "cycle 1: " in _figure(page, "power").locator(".note").inner_text()
 
 
+def _heading(page: Page, name: str) -> tuple[Locator, int]:
+    """Return the heading of a column of the table of points, and the column's number from 1."""
+    names = page.locator("#point-table thead th").all_text_contents()
+    place = next(place for place, text in enumerate(names) if text.startswith(name))
+    return page.locator("#point-table thead th").nth(place), place + 1
+
+
 def _column(page: Page, number: int) -> list[str]:
     return page.locator(f"#point-table tbody tr:visible > :nth-child({number})").all_inner_texts()
 
 
 def test_table_sorts_by_keyboard_with_missing_values_last(page: Page) -> None:
-    head = page.locator("#point-table thead th").nth(4)
+    head, number = _heading(page, "Output tokens per second")
     assert head.get_attribute("aria-sort") == "none"
     head.get_by_role("button").focus()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
-    found = _column(page, 5)
+    found = _column(page, number)
     speeds = [float(text.partition(" ")[0]) for text in found[:-1]]
     assert speeds == sorted(speeds)
     assert len(set(speeds)) > 1
     assert found[-1].startswith("–")
     page.keyboard.press("Space")
     assert head.get_attribute("aria-sort") == "descending"
-    found = _column(page, 5)
+    found = _column(page, number)
     assert [float(text.partition(" ")[0]) for text in found[:-1]] == sorted(speeds, reverse=True)
     assert found[-1].startswith("–"), "a missing value is last in both directions"
 
@@ -190,7 +271,7 @@ def test_table_filter_shows_number_of_matching_points(page: Page) -> None:
     field = page.get_by_role("searchbox")
     field.fill("size=3")
     assert page.get_by_role("status").inner_text() == "2 of 5 points"
-    assert all("size=3" in text for text in _column(page, 2))
+    assert _column(page, _heading(page, "size")[1]) == ["3", "3"]
     field.fill("size=3 fp32")
     assert page.get_by_role("status").inner_text() == "1 of 5 points"
     field.fill("size=")
@@ -199,11 +280,37 @@ def test_table_filter_shows_number_of_matching_points(page: Page) -> None:
     assert page.get_by_role("status").inner_text() == "5 points"
 
 
+def test_every_row_is_on_the_page_and_the_heading_stays_visible(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    long = "/models/organisation/Meta-Llama-3.1-8B-Instruct-quantized.w4a16-finetuned"
+    grid = itertools.product((f"{long}-1", f"{long}-2"), range(40))
+    points = [
+        point({"model": model, "batch_size": n, "precision": "bf16"}, output_tokens_per_second=[n + 1.0] * 3)
+        for model, n in grid
+    ]
+    write_report(tmp_path, tmp_path / "page.html", study_result(*points))
+    page = opened(tmp_path / "page.html")
+    assert [_heading(page, name)[1] for name in ("#", "model", "batch_size", "n")] == [1, 2, 3, 4]
+    assert "precision" not in page.locator("#point-table thead").inner_text(), "an axis of one value has no column"
+    box = page.locator("#points .scroll")
+    assert box.evaluate("one => one.scrollHeight - one.clientHeight") == 0
+    broken = page.locator("#point-table td.axis").first.evaluate(_LINES)
+    assert len(broken) > 1, "the cell has several lines"
+    assert all(line[-1] in "/-_." for line in broken[:-1]), broken
+    page.get_by_label("all columns").check()
+    page.locator("#point-table tbody tr").nth(60).scroll_into_view_if_needed()
+    page.locator("#point-table thead[style*=translateY]").wait_for()
+    navigation = _box(page.get_by_role("navigation"))
+    below = _box(_heading(page, "model")[0])["y"] - navigation["y"] - navigation["height"]
+    assert abs(below) < 3
+
+
 def test_all_metrics_are_shown_and_missing_values_have_reasons(page: Page) -> None:
     shown = page.locator("#point-table thead th:visible").count()
-    page.get_by_label("all metrics").check()
+    page.get_by_label("all columns").check()
     assert page.locator("#point-table thead th:visible").count() > shown + 10
-    missing = page.locator("#point-table tbody tr", has_text="fault=raise").locator("td.number").nth(2)
+    missing = page.locator("#point-table tbody tr", has_text="fault=raise").locator("td[data-sort='']").first
     assert missing.get_attribute("title") == "no value: no completed cycle"
     page.get_by_text("metrics without a value, and why").click()
     assert page.get_by_text("no llem_carbon_intensity").is_visible()
@@ -289,7 +396,7 @@ def test_markup_in_results_is_shown_and_not_run(real: Path, opened: Callable[...
         "h1",
         ".lead",
         ".warnings",
-        "#point-table tbody th",
+        "#point-table tbody td",
         "#failures .message",
         "#failures",
         "#gates td.wide",
@@ -302,13 +409,13 @@ def test_markup_in_results_is_shown_and_not_run(real: Path, opened: Callable[...
         assert any(literally in text for text in texts), place
     for key in ("pareto", "cycles"):
         text = _SPACE.sub("", _hover(page, key))
-        assert "<script>window.hit=1</script><imgsrc=x" in text, text
+        assert re.search(r"precision=(bf16|fp32)<script…ndow.hit=1>", text), text
     for key in ("sweep", "power", "latency"):
         for select in _figure(page, key).locator("select").all():
             for option in range(select.locator("option").count()):
                 select.select_option(index=option)
     _figure(page, "sweep").locator("select").first.select_option(label="precision")
-    assert "<script>" in _text(_figure(page, "sweep").locator(".xtick text").first)
+    assert _text(_figure(page, "sweep").locator(".xtick text").first).startswith("bf16<script")
     assert page.evaluate("document.querySelectorAll('figure a[href], figure b, figure script').length") == 0
     assert page.evaluate("window.hit") is None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_llem import StudyResult
 from pytest_llem.isolation.model_server import answers, free_port
 from tests.conftest import OTHER_PLUGINS, Results, RunPytest
 from tests.support.load_studies import patient, processes_in, result_of, write_load_study
@@ -71,6 +72,11 @@ def test_load_points_of_a_cycle_share_a_server(
     write_load_study(folder, sweep=SWEEP, execution=execution)
     run_pytest().assert_outcomes(passed=sum(map(len, expected)))
     assert groups(results) == expected
+    protocol = results.study_result["measurement_protocol"]
+    assert protocol["servers"].startswith(
+        "a fresh server for each" if len(expected) == 2 else "a fresh server for every"
+    )
+    assert protocol["window"].startswith("the steady state")
     assert not processes_in(folder)
 
 
@@ -245,6 +251,7 @@ def test_running_server_is_measured_labelled_and_not_stopped(
         assert answers(url, "/health")
     run.stdout.fnmatch_lines(["warning: *the server ran already: it is not a fresh process*"])
     assert groups(results) == [[1, 2, 3]]
+    assert results.study_result["measurement_protocol"]["servers"] == "a server that ran before serves all cycles"
     result = result_of(results, results.manifest["experiments"][0])
     assert (result["server"]["attached"], result["server"]["command"]) == (True, None)
     assert result["metrics"]["load_seconds"]["value"] is None
@@ -330,6 +337,34 @@ def test_search_finds_the_largest_concurrency_within_the_slo(
     assert load["concurrency"] == 10
     assert [probe["load"] for probe in load["probes"]] == [1, 2, 4, 8, 16, 12, 10, 11]
     assert [probe["within_slo"] for probe in load["probes"]] == [True] * 4 + [False] * 2 + [True, False]
+
+
+@pytest.mark.slow
+def test_default_gate_of_a_rate_judges_tpot_if_tokens_arrive_together(
+    run_pytest: RunPytest, newest: Callable[[], Results], folder: Path
+) -> None:
+    """As of vLLM, which joins 1 to 2 % of the tokens. The tables name the metric that was judged."""
+    write_load_study(
+        folder,
+        *("--step-ms", "20+0", "--merge-every", "7"),
+        server={"preset": "vllm"},
+        load={"rate": 100},
+        measurement={"min_window_seconds": 1.5},
+        execution={"n_cycles": 2},
+    )
+    run_pytest("--llem-save=main", "--llem-save-force").assert_outcomes(passed=2)
+    run = run_pytest("--llem-baseline=main", "--llem-html=page.html")
+    run.stdout.fnmatch_lines(
+        ["*% of tpot_p99_ms if cycles vary by *", "* llem: load against main *", "tpot_p99_ms *"]
+    )
+    run.stdout.fnmatch_lines(["judged: tpot_p99_ms in place of itl_p99_ms: several tokens arrived together"])
+    run.stdout.no_re_match_line("itl_p99_ms .*")
+    (point,) = StudyResult.load(newest().directory).points
+    assert point.metrics["itl_p99_ms"].mean is None
+    (gate,) = (one for one in point.verdicts if one.id.startswith("itl_p99_ms"))
+    assert (gate.metric, gate.mean) == ("tpot_p99_ms", point.metrics["tpot_p99_ms"].mean)
+    assert gate.verdict != "NOT JUDGED"
+    assert ">tpot_p99_ms<" in (folder / "page.html").read_text()
 
 
 KILL_ONE_WORKER = """

@@ -47,6 +47,7 @@ def reason(folder: Path, **study: Any) -> str:
             "'{model_name}' has no value: server.model_name",
         ),
         ({"server": {"command": ["x"]}}, "server: command: needs the placeholder {port}: each server gets a port"),
+        ({"load": {"trace": "no.txt"}}, "/no.txt' cannot be read: No such file or directory"),
         (
             {"server": {"api": "chat"}},
             "api 'chat' sends texts, and synthetic prompts are token ids: use a",
@@ -125,9 +126,9 @@ def test_name_of_a_server_stands_for_its_fields_in_ids(tmp_path: Path, listed: b
     study = yaml.safe_load(path.read_text())
     del study["server"]
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    found = {point.axes["server.name"]: point for point in load_study(path).points}
+    found = {point.axes["server"]: point for point in load_study(path).points}
     assert {name: point.config.server.command for name, point in found.items() if point.config.server} == {
         "fast": ["fast", PORT],
         "slow": ["slow", PORT],
     }
-    assert [point.id for point in found.values()] == ["name=fast", "name=slow"]
+    assert [point.id for point in found.values()] == ["server=fast", "server=slow"]

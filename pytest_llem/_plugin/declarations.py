@@ -180,6 +180,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="start no experiment that would probably end later than TIME (90s, 15m, 2h) after the run's start",
     )
     group.addoption(
+        "--llem-shard",
+        metavar="I/N",
+        help="run only part I, from 1, of N equal parts of each study, the same on every machine; "
+        "llem merge joins the results of all parts, and judges the gates",
+    )
+    group.addoption(
         "--llem-order",
         metavar="ORDER",
         help="order of experiments: sequential, interleaved or shuffled; overrides the study (ini: llem_order)",

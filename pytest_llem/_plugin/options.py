@@ -11,16 +11,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pytest
 
-from pytest_llem._plugin.declarations import INI
+from pytest_llem._plugin.option_values import (
+    read_duration,
+    read_ini,
+    read_number,
+    read_one_of,
+    read_path,
+    read_whole_number,
+)
 
 if TYPE_CHECKING:
     from pytest_llem.planning.worktree import Worktree
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
+    from pytest_llem.study.shards import Shard
 
 #: Prefix of a git revision to compare with.
 GIT = "git:"
@@ -83,6 +91,7 @@ class Settings:
         fail_on: Verdicts that fail a comparison.
         max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
         time_budget: Time in s after which no experiment starts that cannot end before; None for no limit.
+        shard: Part of each study to run; None for all of it.
         timeout: Deadline of every experiment, in s; None for the study's own.
         model_path: Folders that hold models by name.
         carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
@@ -116,6 +125,7 @@ class Settings:
     fail_on: FailOn
     max_experiments: int | None
     time_budget: float | None
+    shard: Shard | None
     timeout: float | None
     model_path: tuple[Path, ...]
     carbon_intensity: float | None
@@ -136,7 +146,7 @@ class Settings:
         for option in _PATHS:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
-        results = given or _ini(config, "llem_results_dir")
+        results = given or read_ini(config, "llem_results_dir")
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
         html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
@@ -152,53 +162,60 @@ class Settings:
             )
         if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
+        if config.getoption("llem_baseline_max_age") and not baseline:
+            raise pytest.UsageError("--llem-baseline-max-age: needs --llem-baseline")
         save = config.getoption("llem_save")
+        if config.getoption("llem_baseline_dir") and not (baseline or save):
+            raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
+        if save is not None and config.getoption("llem_shard"):
+            raise pytest.UsageError("--llem-save: cannot be used with --llem-shard: save the merged results")
         if config.getoption("llem_save_partial") and save is None:
             raise pytest.UsageError("--llem-save-partial: needs --llem-save")
         if config.getoption("llem_save_force") and save is None:
             raise pytest.UsageError("--llem-save-force: needs --llem-save")
         return cls(
-            results_dir=_path("--llem-results-dir", config.rootpath, results),
+            results_dir=read_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
             run_id=run_id,
-            plan=_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
-            html=_path("--llem-html", config.invocation_params.dir, html) if html else None,
+            plan=read_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
+            html=read_path("--llem-html", config.invocation_params.dir, html) if html else None,
             resume=resume,
-            resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
+            resume_from=read_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
             if resume_from
             else None,
             resume_mismatch=config.getoption("llem_resume_mismatch"),
             cycles=_cycles(config),
-            order=_one_of(config, "llem_order", _ORDERS),
-            start_method=_one_of(config, "llem_start_method", _START_METHODS),
-            no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
-            strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
+            order=read_one_of(config, "llem_order", _ORDERS),
+            start_method=read_one_of(config, "llem_start_method", _START_METHODS),
+            no_gaps=config.getoption("llem_no_gaps") or read_ini(config, "llem_no_gaps"),
+            strict=config.getoption("llem_strict") or read_ini(config, "llem_strict"),
             baseline=baseline,
-            baseline_dir=_path(
+            baseline_dir=read_path(
                 "--llem-baseline-dir",
                 config.rootpath,
-                config.getoption("llem_baseline_dir") or _ini(config, "llem_baseline_dir"),
+                config.getoption("llem_baseline_dir") or read_ini(config, "llem_baseline_dir"),
             ),
-            baseline_max_age=_duration(config, "llem_baseline_max_age"),
+            baseline_max_age=read_duration(config, "llem_baseline_max_age"),
             against=against,
             against_name=_against_name(config, against),
-            interleave=_one_of(config, "llem_interleave", _INTERLEAVE),
+            interleave=read_one_of(config, "llem_interleave", _INTERLEAVE),
             save=save,
             save_partial=config.getoption("llem_save_partial"),
             save_force=config.getoption("llem_save_force"),
             compare_mismatch=config.getoption("llem_compare_mismatch"),
-            fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
+            fail_on=read_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")
-            else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
-            time_budget=_duration(config, "llem_time_budget"),
+            else read_whole_number("llem_max_experiments", read_ini(config, "llem_max_experiments")),
+            time_budget=read_duration(config, "llem_time_budget"),
+            shard=_shard(config),
             timeout=_timeout(config),
-            model_path=tuple(_ini(config, "llem_model_path")),
-            carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
-            pue=_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
-            files=tuple(_ini(config, "llem_files")),
+            model_path=tuple(read_ini(config, "llem_model_path")),
+            carbon_intensity=read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
+            pue=read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
+            files=tuple(read_ini(config, "llem_files")),
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
@@ -253,63 +270,26 @@ def read_config(paths: Sequence[Path]) -> pytest.Config | None:
     return reader.config
 
 
-def _path(name: str, directory: Path, given: str) -> Path:
-    try:
-        return directory / Path(given).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise pytest.UsageError(f"{name}: {error} (got {given!r})") from None
-
-
 def _is_name(text: str) -> bool:
     return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
 
 
-def _ini(config: pytest.Config, name: str) -> Any:
-    try:
-        return config.getini(name)
-    except (TypeError, ValueError, pytest.UsageError) as error:  # UsageError from pytest 9.2 on
-        raise pytest.UsageError(f"{name}: {error}") from None
-
-
 def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
     given = config.getoption("llem_cycles")
-    name, text = ("llem_cycles", _ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
+    name, text = ("llem_cycles", read_ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
     if given is None and not text:
         return None
-    return "auto" if text == "auto" else _whole_number(name, text)
+    return "auto" if text == "auto" else read_whole_number(name, text)
 
 
-#: Seconds of the units of a duration.
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+def _shard(config: pytest.Config) -> Shard | None:
+    from pytest_llem.study.shards import Shard
 
-
-def _duration(config: pytest.Config, option: str) -> float | None:
-    """Return the seconds of an option, else of its ini option if it has one; None if not set."""
-    given = config.getoption(option)
-    name = option if given is None else f"--{option.replace('_', '-')}"
-    text = (_ini(config, option) if option in INI else "") if given is None else given
-    if given is None and not text:
-        return None
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    given = config.getoption("llem_shard")
     try:
-        seconds = float(number) * _UNITS[unit]
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise pytest.UsageError(
-            f"{name}: must be a time above 0, in seconds or as 90s, 15m, 2h, 30d (got {text!r})"
-        )
-    return seconds
-
-
-def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
-    """Return the value of an option, else of its ini option, which must be one of *words*; None if not set."""
-    given = config.getoption(option)
-    name = option if given is None else f"--{option.replace('_', '-')}"
-    word = _ini(config, option) if given is None else given
-    if (word or given is not None) and word not in words:
-        raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
-    return word or None
+        return None if given is None else Shard.parse(given)
+    except ValueError as error:
+        raise pytest.UsageError(f"--llem-shard: {error}") from None
 
 
 def _against(config: pytest.Config) -> Path | None:
@@ -322,7 +302,7 @@ def _against(config: pytest.Config) -> Path | None:
         return None
     if given.startswith(GIT):
         return worktree_of(config, given.removeprefix(GIT)).python
-    path = _path("--llem-against", config.invocation_params.dir, given)
+    path = read_path("--llem-against", config.invocation_params.dir, given)
     if not path.is_file() or not os.access(path, os.X_OK):
         raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
@@ -358,7 +338,7 @@ def worktree_of(config: pytest.Config, revision: str) -> Worktree:
 
 def _timeout(config: pytest.Config) -> float | None:
     given = config.getoption("llem_timeout")
-    name, text = ("llem_timeout", _ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
+    name, text = ("llem_timeout", read_ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
     if given is None and not text:
         return None
     try:
@@ -368,27 +348,3 @@ def _timeout(config: pytest.Config) -> float | None:
     if not 0 < seconds < math.inf:
         raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
     return seconds
-
-
-def _number(config: pytest.Config, name: str, minimum: float, expected: str) -> float | None:
-    """Return the number of an ini option, or None if it is not set."""
-    text = _ini(config, name)
-    if not text:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not minimum <= number < math.inf:
-        raise pytest.UsageError(f"{name}: must be {expected} (got {text!r})")
-    return number
-
-
-def _whole_number(name: str, text: Any) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise pytest.UsageError(f"{name}: must be a whole number, at least 1 (got {text!r})")
-    return number

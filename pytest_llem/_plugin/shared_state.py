@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.manifest import stored_files, stored_result
+from pytest_llem.results.models import ManifestEntry
+
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
 #: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved
 #: with its reference.
@@ -125,6 +128,12 @@ class SharedState:
         if content is not None and self._folder is not None:
             (self._folder / name).unlink(missing_ok=True)
         return content
+
+    def stored_result(self, directory: str, entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+        """Return the result and the further files of a manifest's *entry*; None if it is missing or changed."""
+        found = ManifestEntry.model_validate(entry)
+        result = stored_result(directory, found)
+        return None if result is None else (result, stored_files(directory, found))
 
     def register_worker(self) -> None:
         """Add this process to ``worker_pids()``; errors are ignored."""

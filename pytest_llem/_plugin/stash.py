@@ -21,6 +21,9 @@ SHARED_STATE: pytest.StashKey[SharedState] = pytest.StashKey()
 #: Function that runs the experiment of an item. It returns an error message or None, or skips the item.
 RUN_EXPERIMENT: pytest.StashKey[Callable[[Experiment, pytest.Item], str | None]] = pytest.StashKey()
 
+#: Whether experiments run on other hosts, of which this process, the controller, knows nothing.
+REMOTE: pytest.StashKey[bool] = pytest.StashKey()
+
 #: Axes named in the session's -k expression.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
 

@@ -11,11 +11,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, history, import_, init, report, schema, summary, table
+from pytest_llem.cli import (
+    aa,
+    compare,
+    doctor,
+    fetch,
+    history,
+    import_,
+    init,
+    merge,
+    report,
+    schema,
+    summary,
+    table,
+)
 from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, print_error
 
 #: The commands, in the order in which ``llem --help`` lists them.
-COMMANDS = (init, doctor, fetch, import_, compare, table, summary, report, history, aa, schema)
+COMMANDS = (init, doctor, fetch, import_, merge, compare, table, summary, report, history, aa, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,9 +86,11 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.results.commits import known_commits
 
     page: Path | None = options.output
-    if page is not None and (problem := missing_extra("report") or check_overwrite(page, PAGE)) is not None:
-        print_error(problem)
-        return NOT_RUN
+    if page is not None:
+        problem = missing_extra("report") or check_overwrite(page, PAGE)
+        if problem is not None or page.is_dir():
+            print_error(problem or f"{page}: is a folder")
+            return NOT_RUN
     try:
         history = history_of(
             _results(options.paths),
@@ -133,10 +136,14 @@ def _alpha(text: str) -> float:
 
 
 def _delta(text: str) -> float:
-    return 0.0 if float(text) == 0 else _between(text, 0, 1)
+    return 0.0 if text == "0" else _between(text, 0, 1)
 
 
 def _between(text: str, low: float, high: float) -> float:
-    if not low < float(text) < high:
-        raise argparse.ArgumentTypeError(f"must be between {low:g} and {high:g} (got {text})")
-    return float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low < value < high:
+        raise argparse.ArgumentTypeError(f"must be a number between {low:g} and {high:g} (got {text!r})")
+    return value

@@ -27,7 +27,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         _run,
         summary="summarise the results of one or several jobs as Markdown",
         description=_DESCRIPTION,
-        statuses={DONE: "done, whatever the verdicts are"},
+        statuses={DONE: "done"},
         examples="  llem summary results > summary.md\n  llem summary energy-a100 energy-h100",
     )
     parser.add_argument("paths", metavar="DIR", nargs="+", type=Path, help="folder with results, or a result")

@@ -58,10 +58,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _text(result: StudyResult, form: str) -> str:
-    from pytest_llem.reporting.terminal.loads import load_lines
     from pytest_llem.reporting.terminal.points import points_markdown
     from pytest_llem.reporting.terminal.summary import selected_points, table_lines
-    from pytest_llem.results.loads import has_loads
     from pytest_llem.results.tabular import point_table, short_table
 
     if form == "csv":
@@ -71,6 +69,4 @@ def _text(result: StudyResult, form: str) -> str:
     else:
         points, planned = selected_points(result)
         lines = [*points_markdown(points, planned)]
-        if has_loads(points):
-            lines += ["", *(f"- {line}" for line in load_lines(points))]
     return "\n".join(lines).rstrip() + "\n"

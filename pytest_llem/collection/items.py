@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -204,6 +204,27 @@ def _axes_and_cycle(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, 
         experiment = experiment_of(item)
         return experiment.point.axes, experiment.cycle
     return gate_of(item).axes, None
+
+
+def deselect_other_shards(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the experiments that are not in the shard of ``--llem-shard``, and all gates.
+
+    A gate needs the results of all shards, which ``llem merge`` has. Items of other files stay.
+    """
+    shard = Settings.from_config(config).shard
+    if shard is None:
+        return
+    points = {run: shard.points(study) for run, study in config.stash[STUDIES].items()}
+    deselected = [item for item in items if not _is_in_shard(item, points)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if _is_in_shard(item, points)]
+
+
+def _is_in_shard(item: pytest.Item, points: Mapping[str, Collection[str]]) -> bool:
+    if not isinstance(item.parent, StudyFile):
+        return True
+    return is_experiment(item) and experiment_of(item).point.id in points[run_of(item)]
 
 
 def restore_run_order(items: list[pytest.Item]) -> None:

@@ -10,14 +10,14 @@ import pytest
 
 from pytest_llem._plugin.node_ids import is_reference
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
+from pytest_llem._plugin.stash import REMOTE, SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, run_of
 from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.machine.allocation import Allocation
-from pytest_llem.planning.preflight import Preflight
+from pytest_llem.planning.preflight import Preflight, UnknownHostPreflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.server import SERVER, is_attached
@@ -31,7 +31,8 @@ def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflig
     """Return the preflight of a run of *study*; *run* is the run's key."""
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if run not in known:
-        known[run] = Preflight(
+        kind = UnknownHostPreflight if config.stash.get(REMOTE, False) else Preflight
+        known[run] = kind(
             study, Settings.from_config(config).model_path, import_path_of(config, reference=is_reference(run))
         )
     return known[run]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from pytest_llem._plugin import overwriting
 from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
+from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.replay import replays_of
@@ -19,6 +21,7 @@ from pytest_llem.execution.workers import parallelism
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
+from pytest_llem.local_folder import local_folder, lock_problem
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.host import load_warning
@@ -37,7 +40,7 @@ def make_plans(
         run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
         for run, experiments in in_order.items()
     }
-    load = load_warning()
+    load = None if config.stash.get(REMOTE, False) else load_warning()
     at_a_time, workers = parallelism(config, plans)
     return [
         replace(
@@ -89,6 +92,18 @@ def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
         if is_experiment(item):
             selected[run_of(item)].append(experiment_of(item))
     return make_plans(config, studies, selected)
+
+
+def lock_notes(config: pytest.Config, studies: Iterable[StudyConfig]) -> Iterator[str]:
+    """Yield a note if device leases are not in the folder for temporary files, or results have no locks."""
+    given, used = Path(tempfile.gettempdir()), local_folder()
+    if used != given:
+        yield f"{given} {lock_problem(given)}: devices are leased in {used}"
+    settings = Settings.from_config(config)
+    for folder in dict.fromkeys(settings.results_dir_of(study, config.rootpath) for study in studies):
+        existing = next(one for one in (folder, *folder.parents) if one.is_dir())
+        if (problem := lock_problem(existing)) is not None:
+            yield f"{existing} {problem}: a run that is killed is not reported as interrupted there"
 
 
 def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:

@@ -12,15 +12,13 @@ import pytest
 
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.shared_state import REPLAYED
-from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.session_resources import import_path
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.planning.current_environment import current_environment
+from pytest_llem.planning.current_environment import current_environment, unknown_environment
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.resume import CurrentEnvironment, Replay, Resume, ResumeError
-from pytest_llem.results.manifest import stored_files, stored_result
-from pytest_llem.results.models import ManifestEntry
 from pytest_llem.study.design import Experiment, StudyConfig
 
 _REPLAYS = pytest.StashKey[dict[str, Replay]]()
@@ -38,7 +36,8 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     if not settings.resume:
         return {}
     if _REPLAYS not in config.stash:
-        resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_environment, config))
+        shard = str(settings.shard) if settings.shard else None
+        resume = Resume(settings.resume_from, shard, settings.resume_mismatch, partial(_environment, config))
         try:
             found = {
                 file: resume.find(study, settings.results_dir_of(study, config.rootpath))
@@ -56,6 +55,8 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
 
 
 def _environment(config: pytest.Config, study: StudyConfig) -> CurrentEnvironment:
+    if config.stash.get(REMOTE, False):
+        return unknown_environment(current_inputs(config, study))
     return current_environment(study, current_inputs(config, study))
 
 
@@ -68,7 +69,10 @@ def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool
         reference: Whether the experiments run in the reference's interpreter, which uses its installed engines.
     """
     return CurrentInputs(
-        study, Settings.from_config(config).model_path, import_path_of(config, reference=reference)
+        study,
+        Settings.from_config(config).model_path,
+        import_path_of(config, reference=reference),
+        knows_packages=not config.stash.get(REMOTE, False),
     )
 
 
@@ -141,8 +145,7 @@ def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
     notice: dict[str, Any] = item.config.stash[SHARED_STATE].read(run_of(item), REPLAYED) or {}
     if (stored := notice.get(experiment.id)) is None:
         return None
-    directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
-    result = stored_result(directory, entry)  # None if the file was removed meanwhile
-    if result is None:
+    found = item.config.stash[SHARED_STATE].stored_result(stored["directory"], stored["entry"])
+    if found is None:  # the file was removed meanwhile
         return None
-    return Replayed(Outcome(result, stored_files(directory, entry)), directory.name, stored["mismatch"])
+    return Replayed(Outcome(*found), Path(stored["directory"]).name, stored["mismatch"])

@@ -20,7 +20,13 @@ _BEGAN = pytest.StashKey[float]()
 
 def begin_time_budget(config: pytest.Config) -> None:
     """Start the time budget, in each process of the session."""
-    config.stash[_BEGAN] = time.monotonic()
+    elapsed = getattr(config, "workerinput", {}).get("llem_elapsed", 0.0)
+    config.stash[_BEGAN] = time.monotonic() - elapsed
+
+
+def elapsed_seconds(config: pytest.Config) -> float:
+    """Return how much of the time budget has passed, for a worker that starts now; in s."""
+    return time.monotonic() - config.stash[_BEGAN] if _BEGAN in config.stash else 0.0
 
 
 def stopped(item: pytest.Item) -> str | None:

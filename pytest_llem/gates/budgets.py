@@ -10,6 +10,7 @@ from pytest_llem.gates.eligibility import (
     allows_estimates,
     contention,
     ineligible_reason,
+    mixed_hosts,
     replay_ineligible_reason,
 )
 from pytest_llem.results.models import PointResult
@@ -41,7 +42,7 @@ def judge_budget(
         found["reason"] = "the result does not have this metric" if point and point.metrics else _NO_CYCLE
     else:
         found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
-        if (reason := not_judged or summary.not_judged) is not None:
+        if (reason := not_judged or summary.not_judged) is not None or (reason := mixed_hosts(point)):
             found["reason"] = reason
         elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"

@@ -55,6 +55,15 @@ def replay_ineligible_reason(point: PointResult) -> str | None:
     return f"measured before, and since then {point.replay_mismatch}: measure it again"
 
 
+def mixed_hosts(point: PointResult) -> str | None:
+    """Return a message if the cycles of *point* ran on hosts of different kinds; None if they did not."""
+    names = {"gpu": "GPUs", "cpu": "CPUs", "host_cpu": "CPUs"}
+    for key, name in names.items():
+        if isinstance(models := point.testbed.get(key), list):
+            return f"its cycles ran on different {name}: {', '.join(models)}; use hosts of one kind"
+    return None
+
+
 def ineligible_reason(point: PointResult, metric: str, *, candidate: PointResult | None = None) -> str | None:
     """Return why no gate may judge the energy *metric* of *point* as it was measured; None if gates may.
 

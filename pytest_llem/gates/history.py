@@ -15,6 +15,7 @@ from pytest_llem.gates.eligibility import (
     ineligible_reason,
     replay_ineligible_reason,
 )
+from pytest_llem.gates.runs import INSTEAD, Run, gates_of, in_order, unique_runs
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
@@ -25,30 +26,6 @@ from pytest_llem.study.identity import axes_key
 
 #: Facts of the checkout, which change with every commit.
 _ORIGIN = {"commit", "uncommitted_changes"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a study.
-
-    Attributes:
-        result: Its result; only points with results, without what a history does not need.
-        commit: Commit of the checkout; None if it was not recorded.
-        dirty: Whether tracked files differed from the commit.
-        time: When the commit was made, or else when the run started, in ISO 8601; empty if neither is known.
-        subject: First line of the commit's message; None if it is not known.
-    """
-
-    result: StudyResult
-    commit: str | None
-    dirty: bool
-    time: str
-    subject: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The commit's short id, with ``+`` after it for uncommitted changes; ``–`` if it is not known."""
-        return f"{self.commit[:10]}{'+' if self.dirty else ''}" if self.commit else "–"
 
 
 @dataclass(frozen=True)
@@ -97,7 +74,8 @@ class MetricHistory:
         study: Name of the study.
         metric: Name of the metric in the catalogue.
         testbed: Key of the testbed; ``unknown`` if results did not record it.
-        differs: A testbed fact by which the series differs from an earlier one of the point on such a testbed.
+        differs: The testbed fact, with its value, by which the series differs from an earlier one of the point on
+            such a testbed.
         values: Values in order.
         changes: Lasting changes in order.
     """
@@ -146,24 +124,6 @@ class History:
     copies: int = 0
 
 
-def run_of(result: StudyResult) -> Run:
-    """Return the run of a result, which is stripped of what a history does not need."""
-    git = result.environment.get("git") or {}
-    facts = next((point.sut for point in result.points if point.sut.get("commit")), {})
-    commit = git.get("commit") or facts.get("commit")
-    kept = [
-        point.model_copy(update={"turns": [], "loads": [], "verdicts": []})
-        for point in result.points
-        if point.cycles and point.metrics
-    ]
-    return Run(
-        result=result.model_copy(update={"points": kept, "experiments": [], "warnings": [], "excluded": []}),
-        commit=commit if isinstance(commit, str) else None,
-        dirty=bool(git.get("dirty") or facts.get("uncommitted_changes")),
-        time=result.started_at or "",
-    )
-
-
 def history_of(
     results: Iterable[StudyResult],
     metrics: Sequence[str] = (),
@@ -178,14 +138,19 @@ def history_of(
 
     Args:
         results: Results of the runs, in any order. Copies of one are left out.
-        metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run.
+        metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run, as far
+            as the other runs gated them too.
         commits_of: Returns time in ISO 8601, and subject, of those commits that are known, by their ids.
         alpha: Probability of a false alarm over all series; None for that of the newest run's study.
         delta: Relative change that does not count; None for that of each study.
+
+    Raises:
+        ValueError: The ``gates`` of a study's newest run are invalid, or no result can be read.
     """
-    runs, copies = _unique_runs(results)
-    runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
-    settings = {run.result.name: _gates(run.result) for run in runs}  # of the newest, which is last
+    runs, copies = unique_runs(results, metrics)
+    runs = in_order(runs, commits_of([run.commit for run in runs if run.commit]))
+    newest = {run.result.name: run.result for run in runs}
+    settings = {study: gates_of(result) for study, result in newest.items()}
     series: list[MetricHistory] = []
     family: list[Series] = []
     for study, gates in settings.items():
@@ -199,10 +164,6 @@ def history_of(
     return History(runs, series, level, copies)
 
 
-def _gates(result: StudyResult) -> GatesConfig:
-    return GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
-
-
 def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) -> Iterator[MetricHistory]:
     """Yield the series of one study, without changes."""
     by_key: dict[tuple[object, str], list[tuple[PointResult, MetricHistory]]] = {}
@@ -214,7 +175,7 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
             if not known.isdisjoint(point.result_digests):  # replayed by a later run
                 continue
             known.update(point.result_digests)
-            for metric in metrics or gates.family_of(point.config.get("load")):
+            for metric in metrics or _family(point, gates):
                 summary = point.metrics.get(metric)
                 if summary is not None and summary.mean is not None:
                     one = point.model_copy(update={"metrics": {metric: summary}})
@@ -224,19 +185,27 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
         yield from (history for _, history in groups)
 
 
+def _family(point: PointResult, gates: GatesConfig) -> Iterator[str]:
+    """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
+    for metric in gates.family_of(point.config.get("load")):
+        summary = point.metrics.get(metric)
+        has_value = summary is not None and summary.mean is not None
+        yield metric if has_value or gates.metrics is not None else INSTEAD.get(metric, metric)
+
+
 def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
     """Append a value to the series of its testbed, and make that series if it is the first one."""
-    point, differs = value.point, None
+    point, differences = value.point, {}
     for at, (facts, history) in enumerate(groups):
         found = testbed_differences(point, facts, metric).blocking
         if not found:
             history.values.append(value)
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
-        differs = found[0]
+        differences[history.testbed] = found[0].partition(" in the candidate")[0]
     testbed = facts_testbed([point.testbed])
     key = testbed.key if testbed else "unknown"
-    groups.append((point, MetricHistory(study, metric, key, differs, [value])))
+    groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
 
 
 def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None:
@@ -279,34 +248,3 @@ def _change(history: MetricHistory, change: Change) -> MetricChange:
         before=before,
         facts=tuple(one for one in facts if one not in _ORIGIN),
     )
-
-
-def _unique_runs(results: Iterable[StudyResult]) -> tuple[list[Run], int]:
-    """Return the run of each result, and how many results were left out as copies of others."""
-    runs: dict[object, Run] = {}
-    copies = 0
-    for result in results:
-        digests = sorted(digest for point in result.points for digest in point.result_digests)
-        key = (result.name, result.started_at or "", () if result.started_at else tuple(digests))
-        if key in runs and (result.started_at or digests):
-            copies += 1
-        else:
-            runs[key if result.started_at or digests else object()] = run_of(result)
-    return [*runs.values()], copies
-
-
-def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> list[Run]:
-    """Return *runs* by time: that of their commits if all of these are known, else that of the runs.
-
-    Args:
-        runs: The runs.
-        commits: Time in ISO 8601, and subject, of commits.
-    """
-    known = [commits.get(run.commit) if run.commit else None for run in runs]
-    if any(one is None and run.commit for one, run in zip(known, runs, strict=True)):
-        known = [None for _ in runs]
-    placed = [
-        Run(run.result, run.commit, run.dirty, *(one or (run.time, None)))
-        for run, one in zip(runs, known, strict=True)
-    ]
-    return sorted(placed, key=lambda one: (one.time, one.result.started_at or ""))

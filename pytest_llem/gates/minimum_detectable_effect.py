@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pytest_llem.gates.eligibility import PER_TOKEN_TIME
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.ttests import quadrature, welch
 from pytest_llem.results.study_result import StudyResult
@@ -64,18 +65,24 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
 def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:
     """Yield a metric's name, its delta, and the largest coefficient of variation of any point."""
     gates = study.gates
-    known = {
-        metric: [cv for point in reference.points if (cv := point.metrics[metric].cv) is not None]
-        for metric in dict.fromkeys(study.family)
-        if reference is not None and all(metric in point.metrics for point in reference.points)
-    }
-    if not any(known.values()):
-        delta = min(map(gates.delta_of, study.family))
-        yield from (("", delta, cv) for cv in TYPICAL)
-        return
-    for metric, found in known.items():
-        if found:
-            yield f" of {metric}", gates.delta_of(metric), max(found)
+    found = []
+    for metric in dict.fromkeys(study.family):
+        judged, spreads = metric, _variations(metric, reference)
+        if not spreads and gates.metrics is None and metric in PER_TOKEN_TIME:
+            judged = PER_TOKEN_TIME[metric]  # by a default gate, if the server sends several tokens at a time
+            spreads = _variations(judged, reference)
+        if spreads:
+            found.append((f" of {judged}", gates.delta_of(metric), max(spreads)))
+    delta = min(map(gates.delta_of, study.family))
+    yield from found or [("", delta, cv) for cv in TYPICAL]
+
+
+def _variations(metric: str, reference: StudyResult | None) -> list[float]:
+    """Return the known coefficients of variation of a metric over the points; none if a point does not have it."""
+    points = [] if reference is None else reference.points
+    if not all(metric in point.metrics for point in points):
+        return []
+    return [cv for point in points if (cv := point.metrics[metric].cv) is not None]
 
 
 def _cycles(reference: StudyResult) -> int:

@@ -83,7 +83,9 @@ class ModelServer:
         """
         program = shutil.which(self._command[0], path=self._environment.get("PATH"))
         if program is None:
-            raise FileNotFoundError(f"program not found: {self._command[0]}")
+            raise FileNotFoundError(
+                f"program not found: {self._command[0]}: install it, or give its path in server.command"
+            )
         self._folder = Path(tempfile.mkdtemp(prefix="llem-"))
         self._child = Child(lambda chunk: None)
         with (self._folder / _LOG).open("wb") as log:

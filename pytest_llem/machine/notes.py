@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pytest_llem.local_folder import local_folder
 from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.results.experiment import Neighbour
 
-#: Name of the locks' folder in the folder for temporary files.
+#: Name of the locks' folder in the folder for temporary files, or in another one that has locks of this machine.
 FOLDER = "pytest-llem-locks"
 
 
@@ -21,7 +21,7 @@ def locks_folder() -> Path:
     Raises:
         OSError: There is no folder for temporary files.
     """
-    return Path(tempfile.gettempdir(), FOLDER)
+    return Path(local_folder(), FOLDER)
 
 
 def holder(name: str) -> Owner | None:

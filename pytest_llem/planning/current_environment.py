@@ -27,3 +27,10 @@ def current_environment(study: StudyConfig, inputs: CurrentInputs) -> CurrentEnv
         version=version,
         changes=inputs.changes,
     )
+
+
+def unknown_environment(inputs: CurrentInputs) -> CurrentEnvironment:
+    """Return the environment of hosts of which nothing is known, and the state of *inputs*."""
+    return CurrentEnvironment(
+        cpu=None, gpus=None, driver=None, version=lambda backend: lambda package: None, changes=inputs.changes
+    )

@@ -37,11 +37,13 @@ class CurrentInputs:
         study: The study.
         model_path: Folders that hold models by name.
         import_path: Folders searched for user-defined engines, in addition to the interpreter's own path.
+        knows_packages: Whether installed packages and models are those of the hosts that run the study.
     """
 
     study: StudyConfig
     model_path: Sequence[Path]
     import_path: Sequence[Path]
+    knows_packages: bool = True
     _code: dict[Path | None, CodeState] = field(default_factory=dict)
     _models: dict[str, str | None] = field(default_factory=dict)
     _prompts: dict[str, str | None] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class CurrentInputs:
             return [f"pytest-llem {result.pytest_llem_version} did not record the code that ran"]
         return [
             *self._changed_code(result.inputs, config.backend),
-            *self._changed_model(result, config),
+            *(self._changed_model(result, config) if self.knows_packages else ()),
             *self._changed_dataset(result, config),
         ]
 
@@ -70,7 +72,8 @@ class CurrentInputs:
         python = self.study.interpreter(backend)
         known = self._code.setdefault(python, CodeState(modules={}, distributions={}))
         modules = inputs.modules.keys() - known["modules"].keys()
-        packages = inputs.distributions.keys() - known["distributions"].keys()
+        distributions = inputs.distributions if self.knows_packages else {}
+        packages = distributions.keys() - known["distributions"].keys()
         if modules or packages:
             found = self._current(python, sorted(modules), sorted(packages))
             known["modules"] |= found["modules"]
@@ -86,7 +89,7 @@ class CurrentInputs:
             yield f"code was edited while it ran: {_listed(unknown)}"
         # Where the engine cannot run, nothing would be measured without these packages: they are no change.
         absent_counts = python is not None or missing_here(backend) is None
-        for name, version in inputs.distributions.items():
+        for name, version in distributions.items():
             current = known["distributions"][name]
             if current != version and (absent_counts or current is not None):
                 then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))

@@ -38,6 +38,7 @@ from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.code_state import find_by_hook
+from pytest_llem.serving.schedule import trace_problem
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
@@ -201,6 +202,8 @@ class Preflight:
         if config.backend == SERVER:
             problems = option_problems(shipped, config, given_fields(config))
             yield from (f"{self._place(one.path)}: {one.message}" for one in problems)
+            if config.load is not None and (problem := trace_problem(config.load, self._study.path.parent)):
+                yield problem
         needs = self.needs(config)
         if (
             config.measurement.prefill_split
@@ -361,6 +364,19 @@ class Preflight:
         """Return the estimated memory of an experiment, in bytes; None if the model's size is unknown."""
         footprint = self.footprint(config)
         return None if footprint is None else memory_bytes(config, self.needs(config), footprint)
+
+
+class UnknownHostPreflight(Preflight):
+    """Refuses and predicts nothing: the experiments run on hosts of which this process knows nothing."""
+
+    def reason(self, point: Point) -> str | None:
+        return None
+
+    def footprint(self, config: ExperimentConfig) -> Footprint | None:
+        return None
+
+    def _answer(self, config: ExperimentConfig) -> EngineAnswer | None:
+        return None
 
 
 def hub_unreachable() -> str | None:

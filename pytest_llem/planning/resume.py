@@ -14,12 +14,10 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
+from pytest_llem.results.study_run import RESULT
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.section import flatten
-
-#: File that a finished run contains.
-RESULT = "study_result.json"
 
 #: Packages whose versions affect results of any engine. The versions that an engine reports are compared, too.
 DECISIVE = ("pytest-llem", "torch", "transformers")
@@ -37,8 +35,8 @@ class CurrentEnvironment:
     """The environment in which experiments would be measured now.
 
     Attributes:
-        cpu: Model of the CPU.
-        gpus: Models of the GPUs that CUDA may use.
+        cpu: Model of the CPU; None if unknown.
+        gpus: Models of the GPUs that CUDA may use; None if unknown.
         driver: Version of their driver.
         version: Returns, for a backend, a function from a package's name to the version that its experiments would
             use, None for a package that is not installed.
@@ -46,7 +44,7 @@ class CurrentEnvironment:
     """
 
     cpu: str | None
-    gpus: frozenset[str]
+    gpus: frozenset[str] | None
     driver: str | None
     version: Callable[[str], Callable[[str], str | None]]
     changes: Callable[[ExperimentResult, ExperimentConfig], list[str]]
@@ -56,7 +54,7 @@ class CurrentEnvironment:
         environment = result.environment
         gpus = environment.get("gpus") or []
         names = {gpu["name"] for gpu in gpus if gpu.get("name")}
-        if missing := sorted(names - self.gpus):
+        if self.gpus is not None and (missing := sorted(names - self.gpus)):
             yield f"it ran on {', '.join(missing)}, this machine has {_listed(self.gpus) or 'no GPU'}"
         elif not names and self.cpu and environment.get("cpu_model") not in (None, self.cpu):
             yield f"it ran on {environment['cpu_model']}, this machine has {self.cpu}"
@@ -115,11 +113,13 @@ class Resume:
 
     Attributes:
         source: Results directory to resume from; None for the newest run of a study's design.
+        shard: The shard to be run, ``I/N``, whose runs are searched; None for the whole study.
         allow_mismatch: Replay every result of the same configuration, despite differences.
         current: Returns the current environment of a study.
     """
 
     source: Path | None
+    shard: str | None
     allow_mismatch: bool
     current: Callable[[StudyConfig], CurrentEnvironment]
 
@@ -137,7 +137,7 @@ class Resume:
             ResumeError: The results were measured with another design or environment, or ``source`` is not a
                 results directory.
         """
-        runs = self._named(study) if self.source else runs_of(results_dir, study.name, study.design_hash)
+        runs = self._named(study) if self.source else self._runs(study, results_dir)
         if runs is None:
             return None
         matching = [run for run in runs if self.allow_mismatch or run[1].study_design_hash == study.design_hash]
@@ -151,6 +151,10 @@ class Resume:
                 raise ResumeError(_refusal(directory, differences))
         changed = {name: text for name, text in found.changed.items() if name not in found.results}
         return Replay(found.results, len(found.damaged - found.results.keys()), changed)
+
+    def _runs(self, study: StudyConfig, results_dir: Path) -> list[tuple[Path, Manifest]]:
+        found = runs_of(results_dir, study.name, study.design_hash)
+        return [run for run in found if run[1].shard == self.shard]
 
     def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
         """Return the run in ``source``; None if it belongs to another study."""

@@ -100,12 +100,20 @@ class Recorder:
         runs: dict[str, StudyRun] = {}
         for key, study in studies.items():
             results_dir, name = settings.results_dir_of(study, config.rootpath), f"{study.name}_{stamp}"
+            if settings.shard is not None:
+                name += f"_shard-{settings.shard.number}-of-{settings.shard.count}"
             if is_reference(key):
                 results_dir, name = runs[file_of(key)].directory, REFERENCE
             try:
                 chosen = selected_experiments(study, selected[key])
                 runs[key] = StudyRun.open(
-                    study, chosen, results_dir, name, environments[file_of(key)], resumed.get(key, ())
+                    study,
+                    chosen,
+                    results_dir,
+                    name,
+                    environments[file_of(key)],
+                    resumed.get(key, ()),
+                    str(settings.shard) if settings.shard else None,
                 )
             except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
                 for run in runs.values():

@@ -15,9 +15,9 @@ from pathlib import Path
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import COLUMNS, mean_text
+from pytest_llem.reporting.terminal.points import points_markdown
+from pytest_llem.reporting.terminal.summary import selected_points
 from pytest_llem.results.failures import failures
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import result_testbed
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
@@ -217,17 +217,11 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
 
 
 def _points(result: StudyResult) -> Iterator[str]:
-    planned = Counter(one.config_hash for one in result.experiments if one.status != "deselected")
-    rows = [_row(point, planned[point.config_hash]) for point in result.points if point.config_hash in planned]
-    headings = [heading.replace("\n", " ") for _, heading in COLUMNS]
-    if rows:
-        yield from _table(("point", "n", *headings, "energy method"), rows, "point")
-
-
-def _row(point: PointResult, planned: int) -> tuple[str, ...]:
-    n, method = point.metrics["seconds"].n, point.metrics["energy_per_output_token_j"].method
-    cells = [mean_text(point.metrics[name]) for name, _ in COLUMNS]
-    return escaped(point.id), str(n) if n == planned else f"{n} of {planned}", *cells, method or "-"
+    points, planned = selected_points(result)
+    if points:
+        yield from points_markdown(points, planned, escaped, MAX_ROWS)
+        yield from _left_out(len(points) - MAX_ROWS, "point")
+        yield ""
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.results.code_state import working_tree
+from pytest_llem.results.liveness import boot_id
 
 #: Packages whose version can change a result.
 PACKAGES = (
@@ -90,7 +92,8 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
         directory: Folder whose git commit is recorded; None for the current directory.
 
     Returns:
-        ``os``, ``kernel``, ``machine``, ``virtual_machine``, ``container``; the facts of :func:`processor`;
+        ``os``, ``kernel``, ``machine``, ``host_id``, a random id of the machine's boot, different on each host;
+        ``virtual_machine``, ``container``; the facts of :func:`processor`;
         ``memory_mb`` (10^6 bytes); ``python``; ``packages``, versions by name; ``variables``, those of
         :data:`VARIABLES` that are set; ``git``, as from
         :func:`pytest_llem.results.code_state.working_tree`.
@@ -101,6 +104,7 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
         "os": platform.system(),
         "kernel": platform.release(),
         "machine": platform.machine(),
+        "host_id": None if (boot := boot_id()) is None else hashlib.sha256(boot.encode()).hexdigest()[:12],
         "virtual_machine": is_virtual(),
         "container": container(),
         **processor(),

@@ -26,7 +26,8 @@ class Findings:
         boundaries: Boundaries of these energies.
         methods: Methods of these energies.
         warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
-        spans: Start, end and point of each result, and whether other experiments ran on the machine meanwhile.
+        spans: Start, end and point of each result, and whether other experiments ran on the machine meanwhile, by
+            the id of its host; None if that is unknown.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Findings:
         self.boundaries: set[str | None] = set()
         self.methods: set[Method | None] = set()
         self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
-        self.spans: list[tuple[str, str, PointResult, bool]] = []
+        self.spans: dict[str | None, list[tuple[str, str, PointResult, bool]]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
         #: Ids of experiments by digest of the code, by engine and module.
         self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
@@ -50,7 +51,8 @@ class Findings:
     def add(self, result: ExperimentResult, point: PointResult) -> None:
         """Add a *result* of *point*."""
         self.count += 1
-        self.spans.append((result.started_at, result.completed_at, point, bool(result.concurrent)))
+        span = result.started_at, result.completed_at, point, bool(result.concurrent)
+        self.spans.setdefault(result.environment.get("host_id"), []).append(span)
         self.environment = self.environment or result.environment
         self.boundaries.add(result.metrics["energy_j"].boundary)
         self.methods.add(result.metrics["energy_j"].method)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.serving import DriftRecord, LoadRecord
@@ -108,6 +109,10 @@ class Manifest(Document):
     """
     resumed_from: list[str] = Field(default_factory=list)
     """Names of the results directories beside this one whose results are replayed."""
+    shard: str | None = None
+    """Part of the study that was run, ``I/N``; null if it was not divided."""
+    merged_from: list[str] = Field(default_factory=list)
+    """Names of the results directories that were merged, sorted; empty for a run."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     experiments: list[ManifestEntry]
@@ -191,6 +196,10 @@ class PointResult(Record):
     """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
     has.
     """
+
+    def summary_of(self, metric: str) -> Summary:
+        """Return the statistics of *metric*; without a value if the writing version did not know it."""
+        return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 class TokenAgreement(Record):

@@ -9,6 +9,7 @@ Values that no gate may judge are left out.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -38,6 +39,10 @@ class _Span(NamedTuple):
 
     low: float
     high: float
+
+
+#: Number of GPUs in their testbed fact.
+_NUMBER = re.compile(r"\d+ × ")
 
 
 def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
@@ -127,12 +132,21 @@ def _dominated(rivals: Sequence[tuple[float, float, int]], points: Sequence[tupl
 def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
     """Return lists of the places of points whose *metric* is comparable. Some points may be in no list."""
     kinds: dict[Hashable, list[int]] = {}
-    for place, point in enumerate(points):
+    for place, (point, host) in enumerate(zip(points, _hosts(points), strict=True)):
         if _mean(point, metric) is None or (summary := point.metrics[metric]).invalid is not None:
             continue
         if (kind := _kind(summary)) is not None:
-            kinds.setdefault(kind, []).append(place)
+            kinds.setdefault((kind, host), []).append(place)
     return list(kinds.values())
+
+
+def _hosts(points: Sequence[PointResult]) -> list[Hashable]:
+    """Return the kind of host of each point: models of CPU and GPU, None for all if they ran on one kind."""
+    cpus = [str(point.testbed.get("host_cpu") or point.testbed.get("cpu")) for point in points]
+    gpus = [_NUMBER.sub("", str(point.testbed["gpu"])) if "gpu" in point.testbed else None for point in points]
+    if len(set(cpus)) == 1 and len({*gpus} - {None}) <= 1:
+        return [None] * len(points)
+    return list(zip(cpus, gpus, strict=True))
 
 
 def _kind(summary: Summary) -> Hashable | None:

@@ -6,6 +6,7 @@ Results are read one point at a time and dropped once they are summarised: a stu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ class StudyResult(Document):
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
-    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
+    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     result_files: list[str] = Field(default_factory=list)
@@ -268,18 +269,25 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
-    """Set the fact :data:`CONCURRENT` of each point that has a result."""
+    """Set the fact :data:`CONCURRENT` of each point that has a result: experiments overlapped on one host.
+
+    The host of a failed experiment is known only if all ran on one.
+    """
     failed = [
         (entry.started_at, entry.completed_at)
         for entry in entries
         if entry.status == "failed" and entry.started_at and entry.completed_at
     ]
-    overlaps = overlapping([*((began, ended) for began, ended, *_ in found.spans), *failed])
+    points: dict[str, PointResult] = {}
     concurrent: dict[str, bool] = {}
-    for (_, _, point, beside), overlap in zip(found.spans, overlaps, strict=False):
-        concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
-    for _, _, point, _ in found.spans:
-        point.testbed = {**point.testbed, CONCURRENT: concurrent[point.id]}
+    for spans in found.spans.values():
+        times = [(began, ended) for began, ended, *_ in spans]
+        overlaps = overlapping(times + failed if len(found.spans) == 1 else times)
+        for (_, _, point, beside), overlap in zip(spans, overlaps, strict=False):
+            points[point.id] = point
+            concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
+    for name, point in points.items():
+        point.testbed = {**point.testbed, CONCURRENT: concurrent[name]}
 
 
 def _summary(manifest: Manifest, found: Findings) -> StudySummary:
@@ -303,11 +311,25 @@ _ISOLATION = {
     "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
 }
 
+_SERVERS = {
+    "attached": "a server that ran before serves all cycles",
+    "load": "a fresh server for each cycle and configuration, which its loads share",
+    "never": "a fresh server for every experiment",
+}
+
+_LOAD_WINDOW = "the steady state of the load; totals are per n requests"
+
 
 def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
+    servers = [point.config.server for point in study.points if point.config.server is not None]
+    reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
+    # Those of points with marks are left out: a merged result is judged without pytest.
+    marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
+    budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
     return {
         "isolation": _ISOLATION[execution.start_method],
+        **({"servers": _SERVERS[reuse]} if servers else {}),
         "start_method": execution.start_method,
         "n_cycles": execution.n_cycles,
         **(execution.model_dump(include={"min_cycles", "max_cycles"}) if execution.until_decided else {}),
@@ -315,8 +337,9 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
         "experiment_gap_seconds": execution.experiment_gap_seconds,
         "cycle_gap_seconds": execution.cycle_gap_seconds,
-        "window": "whole passes over all prompts; totals are per pass",
+        "window": _LOAD_WINDOW if servers else "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),
+        **({"budgets": budgets} if budgets else {}),
     }

@@ -19,6 +19,9 @@ from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now
 
+#: File that a finished run contains.
+RESULT = "study_result.json"
+
 
 @dataclass
 class StudyRun:
@@ -57,6 +60,7 @@ class StudyRun:
         name: str,
         environment: dict[str, Any],
         resumed_from: Iterable[str] = (),
+        shard: str | None = None,
     ) -> StudyRun:
         """Create the results directory and write the first manifest.
 
@@ -67,6 +71,7 @@ class StudyRun:
             name: Name of the new directory; a number is appended if it is taken.
             environment: Facts of this machine.
             resumed_from: Names of the results directories whose results are replayed.
+            shard: Part of the study that is run, ``I/N``; None for all of it.
 
         Raises:
             OSError: The directory cannot be created.
@@ -90,6 +95,7 @@ class StudyRun:
             total_experiments=len(running),
             environment=environment,
             resumed_from=list(resumed_from),
+            shard=shard,
             experiments=entries,
         )
         design = study_design(study, manifest).model_dump_json() + "\n"
@@ -191,12 +197,21 @@ class StudyRun:
         self.lost = [one.error.message for one in self.entries if one.error and one.error.type == RESULT_LOST]
         if self.lost:
             self.writer.finish(status)
-        write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
-        write_atomically(self.directory / "summary.csv", point_table(self.result).to_csv())
-        write_atomically(self.directory / "experiments.csv", experiment_table(self.result).to_csv())
+        write_result(self.directory, self.result)
         with suppress(OSError):  # the StudyResult includes all of it
             (self.directory / DESIGN).unlink()
         return self.result
+
+
+def write_result(directory: Path, result: StudyResult) -> None:
+    """Write *result* and its tables to a results directory.
+
+    Raises:
+        OSError: A file could not be written.
+    """
+    write_atomically(directory / RESULT, result.model_dump_json(indent=1) + "\n")
+    write_atomically(directory / "summary.csv", point_table(result).to_csv())
+    write_atomically(directory / "experiments.csv", experiment_table(result).to_csv())
 
 
 def _make_directory(results_dir: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.study.load import LoadConfig
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def from_trace(path: Path) -> Iterator[float]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PreflightError(f"trace {str(path)!r} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PreflightError(f"trace {str(path)!r} cannot be read: {reason}") from error
     column = None
     times: list[float] = []
     for number, line in enumerate(lines, 1):
@@ -121,6 +123,21 @@ def from_trace(path: Path) -> Iterator[float]:
     if not times:
         raise PreflightError(f"trace {str(path)!r} has no arrivals")
     return iter([time - times[0] for time in times])
+
+
+def trace_problem(load: LoadConfig, directory: Path) -> str | None:
+    """Return why the trace of a load cannot be used; None if it can, or there is none.
+
+    Args:
+        load: The load.
+        directory: Folder that the path of a trace is relative to.
+    """
+    if load.trace is not None:
+        try:
+            from_trace(directory / load.trace)
+        except PreflightError as error:
+            return f"load.trace: {error}"
+    return None
 
 
 _EXPECTED = {

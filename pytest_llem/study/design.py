@@ -158,7 +158,7 @@ class StudyConfig:
         """Every point in every cycle, in run order."""
         execution = self.execution
         seed = self.design_hash if execution.shuffle_seed is None else execution.shuffle_seed
-        order = run_order(self._groups, self.n_cycles, execution.cycle_order, seed)
+        order = run_order(self.server_groups, self.n_cycles, execution.cycle_order, seed)
         return tuple(
             Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
             for index, (p, cycle) in enumerate(order)
@@ -172,7 +172,7 @@ class StudyConfig:
         return f"{experiment.cycle} {server_hash(config)}"
 
     @property
-    def _groups(self) -> list[object]:
+    def server_groups(self) -> list[object]:
         """For each point a value that is equal for points which follow each other, as they share a server."""
         if self.execution.server_reuse == "never":
             return [*range(len(self.points))]

@@ -337,7 +337,7 @@ def _read_entries(
 def _label(axis: str, value: Any) -> dict[str, Any]:
     """Return an axis with its value. The name of a server that has one stands for its other fields."""
     is_named = axis == SERVER and isinstance(value, Mapping) and "name" in value
-    return {f"{SERVER}.name": value["name"]} if is_named else {axis: value}
+    return {axis: value["name"] if is_named else value}
 
 
 def _labels(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

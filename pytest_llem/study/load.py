@@ -125,7 +125,7 @@ class LoadConfig(NullableSection):
     def _goes_together(self) -> LoadConfig:
         given = [name for name in ("concurrency", "rate", "trace") if getattr(self, name) is not None]
         if len(given) != 1:
-            what = f"excludes each other: {', '.join(given)}" if given else "is missing"
+            what = f"given: {', '.join(given)}" if given else "is missing"
             raise ValueError(f"needs exactly one of concurrency, rate and trace ({what})")
         if self.is_search and self.slo is None:
             raise ValueError(f"{given[0]} 'auto' searches for the largest load within the SLO, and needs an slo")

@@ -113,7 +113,8 @@ class Engine:
         for request in self.running:
             request.times.append(monotonic())
             request.unsent.append((request.prompt_tokens + request.number + len(request.times)) % VOCABULARY)
-            if request.done or len(request.times) % options.merge == 0:
+            is_held = _every(options.merge_every, len(request.times)) or len(request.times) % options.merge
+            if request.done or not is_held:
                 request.connection.send_tokens(request)
             if request.done:
                 usage_error = 7 if _every(options.wrong_usage_every, request.number) else 0
@@ -291,6 +292,7 @@ def parser() -> argparse.ArgumentParser:
     add("--delay-percent", type=float, default=0.0, help="longer steps, as after a regression")
     add("--delay-after", type=int, default=0, metavar="N", help="only after N requests, as by drift")
     add("--merge", type=int, default=1, help="tokens per chunk")
+    add("--merge-every", type=int, default=0, metavar="N", help="send every Nth token with the next one")
     add("--key", help="API key that requests need")
     add("--key-file", type=Path, metavar="FILE", help="file with that key")
     add("--state-file", help="gets the batch size whenever it changes, as JSON lines: time (monotonic), batch")

@@ -10,13 +10,14 @@ from pytest_llem.reporting.html.data import Contents, Cycle
 from pytest_llem.reporting.html.formatting import (
     MAIN,
     cycle_figure,
-    label_of,
     metrics_with_values,
     neutral,
     title_of,
     unit_of,
 )
-from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.labels import labels_of
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
+from pytest_llem.reporting.terminal.plan import counted
 
 #: Values in this plot over all metrics: more would make the page slow.
 MAX_VALUES = 100_000
@@ -30,36 +31,41 @@ def cycles_plot(contents: Contents) -> Plot | None:
     plotted = metrics[: max(len(MAIN), MAX_VALUES // max(1, len(contents.cycles)))]
     if not groups or not metrics:
         return None
+    labels = labels_of(contents.points)
     traces = [
         go.Scatter(
             mode="markers",
             name=f"cycle {number}",
             x=[order for order, _ in group],
             marker={"size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)], "opacity": 0.9},
-            customdata=[[neutral(label_of(one.point, contents.points[one.point]))] for _, one in group],
+            meta=[one.point for _, one in group],
+            customdata=[[neutral(labels[one.point])] for _, one in group],
             hovertemplate=f"<b>%{{customdata[0]}}</b><br>cycle {number}: %{{text}}<br>run %{{x}}<extra></extra>",
             showlegend=len(groups) > 1,
         )
         for place, (number, group) in enumerate(groups.items())
     ]
+    # A point's only cycle does not differ from the point's mean.
+    repeats = any(len(point.cycles) > 1 for point in contents.points)
+    values = [_RELATIVE, _ABSOLUTE] if repeats else [_ABSOLUTE]
     layers: dict[str, Json] = {}
     for index, metric in enumerate(plotted):
         layers[str(index)] = {"data": [{"text": _texts(contents, group, metric)} for group in groups.values()]}
-        layers[f"{index}/0"] = _heights(contents, metric, groups, relative=True)
-        layers[f"{index}/1"] = _heights(contents, metric, groups, relative=False)
+        for place, value in enumerate(values):
+            layers[f"{index}/{place}"] = _heights(contents, metric, groups, relative=value == _RELATIVE)
+    drift = "Relative to the mean of its point, drift shows as a slope and an outlier as an isolated mark. "
     caption = (
-        f"The value of each of {len(contents.cycles)} completed experiments, in the order in which they ran. "
-        "Relative to the mean of its point, drift shows as a slope and an outlier as an isolated mark. "
-        "The table of experiments has the main figures of each."
+        f"The value of {counted(len(contents.cycles), 'completed experiment')}, in the order in which they ran. "
+        f"{drift if _RELATIVE in values else ''}The table of experiments has the main figures of each."
     )
     if len(plotted) < len(metrics):
         caption += f" {len(metrics) - len(plotted)} more metrics are left out to keep the page small."
     selects = [
         Select("metric", [title_of(metric) for metric in plotted]),
-        Select("values", [_RELATIVE, _ABSOLUTE]),
+        Select("values", values),
     ]
     base = figure(traces, xaxis={"title": {"text": "order in which experiments ran"}, "rangemode": "tozero"})
-    return Plot("cycles", "Every cycle in run order", caption, base, selects, layers)
+    return Plot("cycles", "Every cycle in run order", caption, base, selects, layers, ByAxis("cycle"))
 
 
 def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:

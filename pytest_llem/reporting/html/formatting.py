@@ -8,10 +8,9 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal.tables import mean_text, number
-from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads, load_of, varying_axes
+from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
-from pytest_llem.study.identity import value_text
 
 #: Shown in place of a missing value.
 NOTHING = "–"
@@ -140,32 +139,6 @@ def details(summary: Summary | None, unit: str) -> str:
 def cycle_figure(given: float | None) -> str:
     """Return one cycle's value as text; a dash if there is none."""
     return NOTHING if given is None else number(given)
-
-
-def label_of(index: int, point: PointResult) -> str:
-    """Return a point's label on the page: its number and its id."""
-    return f"#{index + 1} {point.id}"
-
-
-def mark_of(index: int, points: Sequence[PointResult]) -> str:
-    """Return a short text beside a point's mark in a plot: its load on a server, or else its number."""
-    load = load_of(points[index]) if has_loads(points) else None
-    return f"#{index + 1}" if load is None else f"{load:g}"
-
-
-def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
-    """Return the title of an axis of points, and a short text for each point."""
-    names = varying_axes(points)
-    axes = list(names)
-    if len(points) > 16 or any(not {*axes} <= {*point.axes} for point in points) or not axes:
-        return "point", [f"#{index + 1}" for index in range(len(points))]
-    texts = [" · ".join(clipped(axis_text(point.axes[axis]), 24) for axis in axes) for point in points]
-    return " · ".join(names[axis] for axis in axes), texts
-
-
-def axis_text(value: Any) -> str:
-    """Return an axis value as the study has it. (Point ids escape unsafe characters instead.)"""
-    return value if isinstance(value, str) else value_text(value)
 
 
 def clipped(text: str, max_characters: int = 80) -> str:

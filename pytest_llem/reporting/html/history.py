@@ -12,12 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from pytest_llem.gates.history import History, MetricChange, MetricHistory, Value
+from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import clipped, details, name_of, neutral, shown, title_of, unit_of
-from pytest_llem.reporting.html.page import as_json, policy, template_file
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.terminal.history import (
     by_commit,
@@ -44,39 +42,27 @@ def write_history(history: History, file: Path) -> None:
     Raises:
         OSError: *file* cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("pytest_llem.reporting.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
     groups = [_group(history, number, *key) for number, key in enumerate(_keys(history))]
-    page = environment.get_template("history.html.j2").render(
-        title=", ".join(dict.fromkeys(one.study for one in history.series)),
-        version=version("pytest-llem"),
-        span=span(history.runs),
-        rule=rule(history),
-        history=history,
-        groups=groups,
-        changed=sum(bool(one.changes) for one in history.series),
-        by_commit=by_commit(history.series),
-        extent_of=extent_of,
-        size_of=size_of,
-        verdict_of=verdict_of,
-        name_of=name_of,
-        shown=shown,
-        details=details,
-        unit_of=unit_of,
-        clipped=clipped,
-        # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=as_json({plot.key: plot.data() for _, _, _, plot in groups}),
-        plotly=plotly,
-        script=script,
-        style=style,
-        policy=policy(plotly, script),
-    )
+    title = ", ".join(dict.fromkeys(one.study for one in history.series))
+    content = {
+        "title": title,
+        "version": version("pytest-llem"),
+        "span": span(history.runs),
+        "rule": rule(history),
+        "history": history,
+        "groups": groups,
+        "changed": sum(bool(one.changes) for one in history.series),
+        "by_commit": by_commit(history.series),
+        "extent_of": extent_of,
+        "size_of": size_of,
+        "verdict_of": verdict_of,
+        "name_of": name_of,
+        "shown": shown,
+        "details": details,
+        "unit_of": unit_of,
+        "clipped": clipped,
+    }
+    page = render_template("history.html.j2", title, (plot for *_, plot in groups), content)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, page)
 

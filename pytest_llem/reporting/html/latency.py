@@ -5,8 +5,9 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.data import Contents
-from pytest_llem.reporting.html.formatting import label_of, neutral, ticks_of
-from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.formatting import neutral
+from pytest_llem.reporting.html.labels import labels_of, ticks_of
+from pytest_llem.reporting.html.plots import ByAxis, Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.samples import KINDS, SHOWN
 from pytest_llem.reporting.terminal.plan import counted
 
@@ -46,27 +47,29 @@ def latency_plot(contents: Contents) -> Plot | None:
         "independent of each other. The table below has the figures."
     )
     selects = [Select("latency", [KINDS[kind] for kind in kinds])]
-    return Plot("latency", "Latency distributions", caption, base, selects, layers)
+    by_axis = ByAxis("one", has_panels=False)
+    return Plot("latency", "Latency distributions", caption, base, selects, layers, by_axis)
 
 
 def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
     """Return rows of latency, point, number of requests, and the percentiles of ``SHOWN`` in ms."""
-    rows = []
+    rows, labels = [], labels_of(contents.points)
     for kind, name in KINDS.items():
         for index, one in sorted(contents.latencies.items()):
             if (found := one.percentiles(kind)) is not None:
                 figures = [f"{found[p]:.4g}" for p in SHOWN]
-                rows.append((name, label_of(index, contents.points[index]), len(one.values[kind]), figures))
+                rows.append((name, labels[index], len(one.values[kind]), figures))
     return rows
 
 
 def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) -> Json:
     every = {index: contents.latencies[index].percentiles(kind) for index in chosen}
     known = {index: found for index, found in every.items() if found is not None}
-    places = list(known)
+    places, labels = list(known), labels_of(contents.points)
     ends = {name: [short(found[p]) for found in known.values()] for name, p in _ENDS.items()}
     box = go.Box(
         **ends,
+        meta=places,
         **{"x" if across else "y": places, "orientation": "v" if across else "h"},
         name="",
         boxpoints=False,
@@ -80,12 +83,12 @@ def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) ->
     medians = ends["median"]
     mark = go.Scatter(
         mode="markers",
+        meta=places,
         x=places if across else medians,
         y=medians if across else places,
         marker={"size": 9, "color": "var(--accent)", "symbol": "line-ns" if not across else "line-ew"},
         customdata=[
-            [neutral(label_of(index, contents.points[index])), *(f"{found[p]:.4g}" for p in SHOWN)]
-            for index, found in known.items()
+            [neutral(labels[index]), *(f"{found[p]:.4g}" for p in SHOWN)] for index, found in known.items()
         ],
         hovertemplate="<b>%{customdata[0]}</b><br>"
         + "<br>".join(f"p{p}: %{{customdata[{place}]}} ms" for place, p in enumerate(SHOWN, 1))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import label_of, name_of, neutral, shown, title_of
-from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.formatting import name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.labels import labels_of
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.ranges import bars, range_of
 from pytest_llem.results.loads import (
     GOODPUT,
@@ -36,6 +37,8 @@ _LATENCIES = {
     "e2e": "End-to-end latency",
 }
 _PERCENTILES = {50: "solid", 90: "dash", 99: "dot"}
+
+_BY_AXIS = ByAxis("server")
 
 _HOLLOW = "Hollow marks are not within the SLO."
 
@@ -73,6 +76,7 @@ def _energy(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries
         figure([], height=400, xaxis=_load_axis(points, lines, kind)),
         [Select("metric", [title_of(metric) for metric in metrics])],
         layers,
+        _BY_AXIS,
     )
 
 
@@ -104,6 +108,7 @@ def _latency(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSerie
         figure([], height=400, xaxis=_load_axis(points, lines, kind)),
         [Select("latency", list(latencies.values()))],
         layers,
+        _BY_AXIS,
     )
 
 
@@ -118,7 +123,7 @@ def _goodput(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSerie
     caption = "Requests per second that were answered within the SLO (solid), and all that were answered (dotted)."
     yaxis = {"title": {"text": "requests/s"}, "range": [0, None]}  # an interval may extend below 0
     plot = {**figure([], height=400, xaxis=_load_axis(points, lines, kind), yaxis=yaxis), "data": traces}
-    return Plot(f"goodput-{kind}", f"Goodput against {kind}", _with_slo(points, caption), plot)
+    return Plot(f"goodput-{kind}", f"Goodput against {kind}", _with_slo(points, caption), plot, by_axis=_BY_AXIS)
 
 
 def _probes(searches: Sequence[tuple[PointResult, int]]) -> Plot:
@@ -188,12 +193,14 @@ def _line(
     with_bars: bool = True,
 ) -> Json:
     """Return a trace of *metric* against the load, which ``what`` distinguishes from others of the same line."""
-    summaries = [_summary(points[index], metric) for index in line.places]
+    summaries = [points[index].summary_of(metric) for index in line.places]
     name = ", ".join(filter(None, (line.name if len(lines) > 1 else "", what)))
+    labels = labels_of(points)
     known = [one for one in summaries if one.mean is not None]
     trace: Json = go.Scatter(
         mode="lines+markers",
         name=neutral(name or name_of(metric)),
+        meta=line.places,
         x=[load_of(points[index]) for index in line.places],
         y=[short(one.mean) for one in summaries],
         line={"width": 1.8, "dash": dash, "color": f"var(--series-{number % 8 + 1})"},
@@ -203,7 +210,7 @@ def _line(
             "symbol": _symbols(number, [is_within_slo(points[index]) is not False for index in line.places]),
         },
         customdata=[
-            [neutral(label_of(index, points[index])), title_of(metric), shown(one)]
+            [neutral(labels[index]), title_of(metric), shown(one)]
             for index, one in zip(line.places, summaries, strict=True)
         ],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}: %{customdata[2]}<extra></extra>",
@@ -250,9 +257,5 @@ def _with_slo(points: Sequence[PointResult], caption: str) -> str:
 
 
 def _known(points: Sequence[PointResult], lines: Sequence[LoadSeries], metric: str) -> list[Summary]:
-    found = [_summary(points[index], metric) for line in lines for index in line.places]
+    found = [points[index].summary_of(metric) for line in lines for index in line.places]
     return [one for one in found if one.mean is not None]
-
-
-def _summary(point: PointResult, metric: str) -> Summary:
-    return point.metrics.get(metric) or Summary(mean=None, n=0, unit="")

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     clipped,
-    label_of,
     main_metrics,
     name_of,
     title_of,
     unit_of,
 )
+from pytest_llem.reporting.html.labels import MAX_COLORS, MAX_PANELS, axes_of, labels_of
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -44,7 +38,6 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.identity import short_names, value_text
 
 #: What the status of an incomplete run means.
 _STATUS = {
@@ -73,15 +66,7 @@ class Fact:
 
 
 def render(contents: Contents) -> str:
-    """Return the whole page. It loads nothing over the network, and its policy allows only its own scripts."""
-    environment = Environment(
-        loader=PackageLoader("pytest_llem.reporting.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style, plotly = template_file("report.js"), template_file("report.css"), get_plotlyjs()
+    """Return the whole page."""
     plots = [
         pareto_plot(contents.points),
         sweep_plot(contents.points),
@@ -91,42 +76,13 @@ def render(contents: Contents) -> str:
     ]
     loads = load_plots(contents.points)
     shown = {plot.key: plot for plot in [*plots, *loads] if plot is not None}
-    return environment.get_template("report.html.j2").render(
-        **_content(contents, shown),
-        loads=loads,
-        # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
-        data=as_json({key: plot.data() for key, plot in shown.items()}),
-        plotly=plotly,
-        script=script,
-        style=style,
-        policy=policy(plotly, script),
-    )
-
-
-def policy(*scripts: str) -> str:
-    """Return a Content-Security-Policy that allows only these scripts and no network requests."""
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def as_json(data: Any) -> str:
-    """Return *data* as JSON that is safe inside a script element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def template_file(name: str) -> str:
-    """Return the text of a file beside the templates."""
-    return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
+    content = {**_content(contents, shown), "loads": loads}
+    return render_template("report.html.j2", contents.result.name, shown.values(), content, contents.points)
 
 
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
-    metrics, optimal = rows.columns(points), pareto_optimal(points).first
+    metrics, optimal, axes = rows.columns(points), pareto_optimal(points).first, axes_of(points)
     main = [metric for metric in main_metrics(points)[:7] if metric in metrics]
     failed = failures(result.experiments)
     return {
@@ -137,8 +93,12 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "facts": _facts(contents, optimal),
         "plots": plots,
         "why_no_power": why_no_power(points),
-        "columns": rows.headings(metrics, main_metrics(points)),
-        "points": rows.point_rows(contents, metrics, optimal),
+        "axes": axes,
+        "color_axes": [one for one in axes if 1 < len(one.texts) <= MAX_COLORS],
+        "panel_axes": [one for one in axes if 1 < len(one.texts) <= MAX_PANELS],
+        "columns": rows.headings(points, metrics, len(axes)),
+        "points": rows.point_rows(contents, axes, metrics, optimal),
+        "methods_differ": rows.methods_differ(points),
         "without": _without(contents, metrics),
         "cycle_columns": [title_of(metric) for metric in main],
         "cycles": rows.cycle_rows(contents, main),
@@ -158,18 +118,14 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "settings": rows.shared_settings(points),
         "number": number,
         "clipped": clipped,
+        "counted": counted,
     }
 
 
 def _subtitle(contents: Contents) -> str:
     result = contents.result
     models = sorted({str(point.config.get("model")) for point in result.points if point.config.get("model")})
-    values: dict[str, set[str]] = {}
-    for point in result.points:
-        for axis, value in point.axes.items():
-            values.setdefault(axis, set()).add(value_text(value))
-    names = short_names(values)
-    axes = [names[axis] for axis, found in values.items() if len(found) > 1]
+    axes = [axis.name for axis in axes_of(result.points)]
     cycles = result.measurement_protocol.get("n_cycles")
     text = f"Energy, latency and throughput of inference: {counted(len(result.points), 'point')}"
     if axes:
@@ -253,7 +209,7 @@ def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact
     return Fact(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-        f"{_interval(one)}{label_of(place, points[place])}{f', {one.method}' if one.method else ''}",
+        f"{_interval(one)}{labels_of(points)[place]}{f', {one.method}' if one.method else ''}",
         "estimated" if one.method == "estimated" else "",
     )
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import label_of, mark_of, neutral, shown
-from pytest_llem.reporting.html.plots import Plot, figure, short
+from pytest_llem.reporting.html.formatting import neutral, shown
+from pytest_llem.reporting.html.labels import labels_of, marks_of
+from pytest_llem.reporting.html.plots import ByAxis, Plot, figure, short
 from pytest_llem.reporting.html.ranges import Range, bars, range_of
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 
-#: Up to so many points are numbered in the plot; the numbers of more would overlap.
-MAX_NUMBERED = 40
+#: Up to so many points, all have a label if it does not overlap with others; of more, the Pareto-optimal ones.
+MAX_LABELLED = 40
 
 #: Pareto-optimal points that the caption names.
 MAX_NAMED = 6
@@ -33,12 +33,13 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     kinds = sorted({_kind(points[index]) for index in known})
     speed = range_of([points[index].metrics[SPEED] for index in known])
     cost = range_of([points[index].metrics[COST] for index in known])
+    labels, marks = labels_of(points), marks_of(points)
     traces = [_frontier(points, [index for index in known if index in optimal], kind) for kind in kinds]
     for kind in kinds:
         for best in (False, True):  # so that the optimal ones are drawn on top
             chosen = [one for one in known if _kind(points[one]) == kind and (one in optimal) == best]
             if chosen:
-                traces.append(_markers(points, chosen, (speed, cost), kind, best))
+                traces.append(_markers(points, chosen, (labels, marks), (speed, cost), kind, best))
     methods = sorted({kind[0] for kind in kinds})
     of = f" ({methods[0]})" if len(methods) == 1 else " (method: see legend)"
     plot = figure(
@@ -47,9 +48,9 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         xaxis=speed.axis("output tokens per second"),
         yaxis=cost.axis(f"J per output token{of}"),
     )
-    sentences = [f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better."]
+    sentences = [f"{counted(len(known), 'point')}; down and to the right is better."]
     if optimal:
-        names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MAX_NAMED])
+        names = ", ".join(labels[index] for index in sorted(optimal)[:MAX_NAMED])
         more = f" and {len(optimal) - MAX_NAMED} more" if len(optimal) > MAX_NAMED else ""
         sentences.append(f"Pareto-optimal (no other point is both faster and uses less energy): {names}{more}.")
     if tied:
@@ -63,25 +64,28 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         sentences.append("Energies of different methods or boundaries are not compared with each other.")
     if speed.cut or cost.cut:
         sentences.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
-    return Plot("pareto", "Energy against speed", " ".join(sentences), plot)
+    by_axis = ByAxis("Pareto-optimal or not")
+    return Plot("pareto", "Energy against speed", " ".join(sentences), plot, by_axis=by_axis)
 
 
 def _markers(
     points: Sequence[PointResult],
     chosen: Sequence[int],
+    texts: tuple[Sequence[str], Sequence[str]],
     axes: tuple[Range, Range],
     kind: tuple[str, str],
     best: bool,
 ) -> object:
     method, boundary = kind
+    labels, marks = texts
     name = f"{'Pareto-optimal' if best else 'other points'}, {method}{f' ({boundary})' if boundary else ''}"
     speeds, costs = ([points[index].metrics[metric] for index in chosen] for metric in (SPEED, COST))
     color = "var(--accent)" if best else "var(--muted)"
     style = {"type": "data", "symmetric": False, "color": "var(--bar)", "thickness": 1, "width": 2}
     return go.Scatter(
-        mode="markers+text" if len(points) <= MAX_NUMBERED else "markers",
-        text=[mark_of(index, points) for index in chosen],
-        textposition=[f"top {_side(speed.mean, axes[0])}" for speed in speeds],
+        mode="markers+text" if best or len(points) <= MAX_LABELLED else "markers",
+        meta=chosen,
+        text=[neutral(marks[index]) for index in chosen],
         textfont={"size": 11, "color": "var(--muted)"},
         name=neutral(name),
         x=[short(one.mean) for one in speeds],
@@ -92,22 +96,15 @@ def _markers(
             "size": 12 if best else 9,
             "color": color,
             "symbol": _OPEN.get(method, "circle"),
-            "line": {"width": 2 if method in _OPEN else 1, "color": color},
+            "line": {"width": 2 if best or method in _OPEN else 0, "color": "var(--ink)" if best else color},
         },
         customdata=[
-            [neutral(label_of(index, points[index])), shown(speed), shown(cost), method, cost.n]
+            [neutral(labels[index]), shown(speed), shown(cost), method, cost.n]
             for index, speed, cost in zip(chosen, speeds, costs, strict=True)
         ],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]} tokens/s"
         "<br>%{customdata[2]} J per output token, %{customdata[3]}<br>n = %{customdata[4]}<extra></extra>",
     )
-
-
-def _side(speed: float | None, axis: Range) -> str:
-    """Return the side of a mark on which its number fits into the plot."""
-    assert speed is not None
-    place = math.log10(speed) if axis.type == "log" else speed
-    return "left" if place > sum(axis.edges) / 2 else "right"
 
 
 def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple[str, str]) -> object:

@@ -23,6 +23,25 @@ class Select:
     first: int = 0
 
 
+@dataclass(frozen=True)
+class ByAxis:
+    """How the marks of a plot may be coloured by an axis, and split into panels, one for each value of another.
+
+    Every trace whose marks stand for points has their indices as ``meta``.
+
+    Attributes:
+        default: Name of the colours without an axis.
+        color: Key of the axis of the colours at first; None for the default.
+        panel: Key of the axis of the panels at first; None for one panel.
+        has_panels: Whether there can be panels.
+    """
+
+    default: str
+    color: str | None = None
+    panel: str | None = None
+    has_panels: bool = True
+
+
 @dataclass
 class Plot:
     """A figure, and how it changes with each select box.
@@ -38,6 +57,7 @@ class Plot:
         layers: Changes that are merged over the figure, by the indices of the selected options: ``1`` for the
             second option of the first box, ``1/0`` for that and the first option of the second box. The key
             ``note`` is a text shown below the plot.
+        by_axis: Colours and panels by axis; None if its marks do not stand for points.
     """
 
     key: str
@@ -46,6 +66,7 @@ class Plot:
     figure: Json
     selects: list[Select] = field(default_factory=list)
     layers: dict[str, Json] = field(default_factory=dict)
+    by_axis: ByAxis | None = None
 
     def data(self) -> Json:
         """Return the data that the page's script needs to draw the plot."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.data import Contents
-from pytest_llem.reporting.html.formatting import label_of, neutral
+from pytest_llem.reporting.html.formatting import neutral
+from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.samples import Power
 from pytest_llem.results.models import PointResult
@@ -22,7 +23,8 @@ def power_plot(contents: Contents) -> Plot | None:
         return None
     chosen = sorted(contents.power)
     layers = {str(place): _point(contents.power[index]) for place, index in enumerate(chosen)}
-    selects = [Select("point", [label_of(index, contents.points[index]) for index in chosen])]
+    labels = labels_of(contents.points)
+    selects = [Select("point", [labels[index] for index in chosen])]
     caption = (
         "The power sampled in each cycle of a point. The shaded span is the measured window: it begins at 0, and "
         "a dashed line shows where the window of each cycle ends."
@@ -82,12 +84,12 @@ def _edge(seconds: float) -> Json:
 
 def power_rows(contents: Contents) -> list[tuple[str, int, str, list[str]]]:
     """Return rows of point, cycle, device, and the minimum, mean and maximum of the samples in W."""
-    rows = []
+    rows, labels = [], labels_of(contents.points)
     for index in sorted(contents.power):
         for one in contents.power[index]:
             for device, samples in one.samples.items():
                 watts = [watts for _, watts in samples]
                 mean = sum(watts) / len(watts)
                 figures = [f"{value:.4g}" for value in (min(watts), mean, max(watts))]
-                rows.append((label_of(index, contents.points[index]), one.cycle, device, figures))
+                rows.append((labels[index], one.cycle, device, figures))
     return rows

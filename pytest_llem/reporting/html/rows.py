@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,24 @@ from pytest_llem.reporting.html.formatting import (
     NOTHING,
     cycle_figure,
     details,
-    label_of,
     main_metrics,
     metrics_with_values,
     name_of,
     shown,
     unit_of,
 )
+from pytest_llem.reporting.html.labels import Axis, axis_text, labels_of
 from pytest_llem.results.models import ManifestEntry, PointResult
-from pytest_llem.results.pareto import best
+from pytest_llem.results.pareto import COST, best
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text
 
 #: Failures shown, each with its traceback.
 MAX_FAILURES = 100
+
+#: Columns of axes and metrics that fit a screen of 1,280 pixels, and the fewest columns of metrics.
+_MAX_MAIN, _MIN_MAIN = 8, 4
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """The heading of a metric's column."""
+    """The heading of a metric's column.
+
+    Attributes:
+        name: The metric's name.
+        unit: Its unit; empty for a ratio.
+        method: The method of an energy if all points have the same, so that an estimate is always marked as one.
+        meaning: Tooltip.
+        main: Whether the column is shown at first.
+    """
 
     name: str
     unit: str
+    method: str
     meaning: str
     main: bool
 
@@ -65,6 +77,7 @@ class Row:
 
     number: int
     point: PointResult
+    axes: list[str]
     n: str
     cells: list[Cell]
     method: str
@@ -78,12 +91,27 @@ def columns(points: Sequence[PointResult]) -> list[str]:
     return list(dict.fromkeys([*main_metrics(points)[:5], *metrics_with_values(points)]))
 
 
-def headings(metrics: Iterable[str], main: Collection[str]) -> list[Column]:
-    """Return the column headings of *metrics*, of which *main* ones are shown at first."""
-    return [Column(name_of(one), unit_of(one), CATALOGUE[one].meaning, one in main) for one in metrics]
+def headings(points: Sequence[PointResult], metrics: Iterable[str], n_axes: int) -> list[Column]:
+    """Return the column headings of *metrics*; the more axes, the fewer of them are shown at first."""
+    main = main_metrics(points)[: max(_MIN_MAIN, _MAX_MAIN - n_axes)]
+    return [
+        Column(name_of(one), unit_of(one), _method(points, one), CATALOGUE[one].meaning, one in main)
+        for one in metrics
+    ]
 
 
-def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:
+def _method(points: Sequence[PointResult], metric: str) -> str:
+    """Return how an energy was obtained; empty if that differs, or the metric is not an energy."""
+    labels = {point.summary_of(metric).label for point in points} - {None}
+    return ", ".join(map(str, labels)) if len(labels) == 1 else ""
+
+
+def methods_differ(points: Sequence[PointResult]) -> bool:
+    """Return whether the energies of *points* were obtained in different ways, so that each row has to say how."""
+    return len({point.summary_of(COST).label for point in points} - {None}) > 1
+
+
+def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str], optimal: set[int]) -> list[Row]:
     """Return a row for each point; *optimal* are the indices of the Pareto-optimal points."""
     best_places = {metric: best(contents.points, metric).first for metric in metrics}
     planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
@@ -96,14 +124,14 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
             title = details(summary, unit_of(metric))
             cells.append(Cell(shown(summary), title, mean, index in best_places[metric]))
         n, n_planned = len(point.cycles), planned[point.config_hash]
-        cost = point.metrics.get("energy_per_output_token_j")
         rows.append(
             Row(
                 number=index + 1,
                 point=point,
+                axes=[axis_text(point.axes[one.key]) if one.key in point.axes else NOTHING for one in axes],
                 n=str(n) if n >= n_planned else f"{n} of {n_planned}",
                 cells=cells,
-                method=(cost.method if cost is not None else None) or NOTHING,
+                method=point.summary_of(COST).label or NOTHING,
                 optimal=index in optimal,
                 verdicts=_verdicts(point.verdicts),
                 keywords=_keywords(point),
@@ -127,10 +155,11 @@ def _keywords(point: PointResult) -> str:
 
 def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, str, ManifestEntry, list[str]]]:
     """Return each completed experiment in run order: position, point, manifest entry, and figures."""
+    labels = labels_of(contents.points)
     return [
         (
             order,
-            label_of(one.point, contents.points[one.point]),
+            labels[one.point],
             one.entry,
             [cycle_figure(value_of(contents, one, metric)) for metric in metrics],
         )

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import (
-    axis_text,
-    label_of,
-    metrics_with_values,
-    neutral,
-    shown,
-    title_of,
-)
-from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.formatting import metrics_with_values, neutral, shown, title_of
+from pytest_llem.reporting.html.labels import Axis, axes_of, labels_of
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.ranges import bars, range_of
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.statistics import Summary
-from pytest_llem.study.identity import short_names, value_text
 
 #: Up to so many lines, the legend names them.
 MAX_NAMED = 12
+
+#: Values of the axes by which the plot is coloured and split into panels at first.
+MAX_FIRST_COLORS, MAX_FIRST_PANELS = 8, 4
 
 #: A line of the plot: the other axes' values, and pairs of position along the axis and index of the point.
 _Line = tuple[str, list[tuple[int, int]]]
@@ -31,21 +25,21 @@ _Line = tuple[str, list[tuple[int, int]]]
 
 def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
     """Return the plot, or None if no axis has two values or no metric has a value."""
-    names = short_names(dict.fromkeys(axis for point in points for axis in point.axes))
-    axes = {axis: values for axis in names if len(values := _values(points, axis)) > 1}
+    axes = [axis for axis in axes_of(points) if len(axis.texts) > 1]
     metrics = metrics_with_values(points)
     if not axes or not metrics:
         return None
+    labels = labels_of(points)
     layers: dict[str, Json] = {}
-    for place, (axis, values) in enumerate(axes.items()):
-        lines = _lines(points, axis, values, names)
-        layers[str(place)] = _along(points, names[axis], values, lines)
+    for place, axis in enumerate(axes):
+        lines = _lines(points, axis, axes)
+        layers[str(place)] = _along(axis, lines, labels)
         for number, metric in enumerate(metrics):
             layers[f"{place}/{number}"] = _heights(points, metric, lines)
     # The axis with the most values gives the fewest lines: the plot shows it first.
-    longest = max(range(len(axes)), key=lambda place: len(list(axes.values())[place]))
+    longest = max(range(len(axes)), key=lambda place: len(axes[place].texts))
     selects = [
-        Select("along", [names[axis] for axis in axes], longest),
+        Select("along", [axis.name for axis in axes], longest),
         Select("metric", [title_of(metric) for metric in metrics]),
     ]
     caption = (
@@ -53,58 +47,62 @@ def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
         "cycles. A line joins points that differ only in this axis; between them nothing was measured. The table "
         "of points has the same figures."
     )
-    return Plot("sweep", "Along the swept axes", caption, figure([], height=460), selects, layers)
+    color, panel = _first_choice([axis for axis in axes if axis is not axes[longest]])
+    by_axis = ByAxis("line", color, panel)
+    return Plot("sweep", "Along the swept axes", caption, figure([], height=460), selects, layers, by_axis)
 
 
-def _values(points: Sequence[PointResult], axis: str) -> list[Any]:
-    """Return the values of an axis: numbers sorted, others in the study's order."""
-    found = {value_text(point.axes[axis]): point.axes[axis] for point in points if axis in point.axes}
-    values = list(found.values())
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return sorted(values) if numbers else values
+def _first_choice(others: Sequence[Axis]) -> tuple[str | None, str | None]:
+    """Return the keys of the axes of colours and panels at first: the most values, if not too many."""
+    by_size = sorted(others, key=lambda axis: -len(axis.texts))
+    color = next((axis for axis in by_size if len(axis.texts) <= MAX_FIRST_COLORS), None)
+    panel = next((axis for axis in by_size if axis is not color and len(axis.texts) <= MAX_FIRST_PANELS), None)
+    return color.key if color else None, panel.key if panel else None
 
 
-def _lines(points: Sequence[PointResult], axis: str, values: list[Any], names: dict[str, str]) -> list[_Line]:
-    places = {value_text(value): place for place, value in enumerate(values)}
+def _lines(points: Sequence[PointResult], axis: Axis, axes: Sequence[Axis]) -> list[_Line]:
+    places = {text: place for place, text in enumerate(axis.texts.values())}
     lines: dict[str, list[tuple[int, int]]] = {}
     for index, point in enumerate(points):
-        if axis in point.axes:
-            rest = ", ".join(f"{names[one]}={axis_text(it)}" for one, it in point.axes.items() if one != axis)
-            lines.setdefault(rest, []).append((places[value_text(point.axes[axis])], index))
+        if (text := axis.text(point)) is not None:
+            rest = ((one.name, one.text(point)) for one in axes if one is not axis)
+            name = ", ".join(f"{other}={value}" for other, value in rest if value is not None)
+            lines.setdefault(name, []).append((places[text], index))
     return [(rest, sorted(line)) for rest, line in lines.items()]
 
 
-def _along(points: Sequence[PointResult], name: str, values: list[Any], lines: Sequence[_Line]) -> Json:
+def _along(axis: Axis, lines: Sequence[_Line], labels: Sequence[str]) -> Json:
     """Return the part of the figure that is the same for all metrics along an axis."""
     shift = min(0.04, 0.4 / len(lines))  # so that the intervals of lines do not overlap
     traces = [
         go.Scatter(
             mode="lines+markers",
-            name=neutral(rest or name),
+            name=neutral(rest or axis.name),
+            meta=[index for _, index in line],
             x=[round(place + shift * (number - (len(lines) - 1) / 2), 3) for place, _ in line],
             marker={"size": 9, "symbol": SYMBOLS[(number // 8) % len(SYMBOLS)]},
             line={"width": 1.5},
             error_y={"type": "data", "symmetric": False, "thickness": 1.2, "width": 4},
-            customdata=[[neutral(label_of(index, points[index]))] for _, index in line],
+            customdata=[[neutral(labels[index])] for _, index in line],
             hovertemplate="<b>%{customdata[0]}</b><br>%{text}<extra></extra>",
             showlegend=len(lines) <= MAX_NAMED and bool(rest),
         ).to_plotly_json()
         for number, (rest, line) in enumerate(lines)
     ]
+    texts = [neutral(text) for text in axis.texts.values()]
     layout = {
         "xaxis": {
-            "tickvals": list(range(len(values))),
-            "ticktext": [neutral(axis_text(one), 24) for one in values],
-            "title": {"text": neutral(name)},
-            "range": [-0.4, len(values) - 0.6],
+            "tickvals": list(range(len(texts))),
+            "ticktext": texts,
+            "title": {"text": neutral(axis.name)},
+            "range": [-0.4, len(texts) - 0.6],
         }
     }
     return {"data": traces, "layout": layout}
 
 
 def _heights(points: Sequence[PointResult], metric: str, lines: Sequence[_Line]) -> Json:
-    absent = Summary(mean=None, n=0, unit="")  # results of older versions may not contain the metric
-    by_line = [[points[index].metrics.get(metric, absent) for _, index in line] for _, line in lines]
+    by_line = [[points[index].summary_of(metric) for _, index in line] for _, line in lines]
     known = [one for summaries in by_line for one in summaries if one.mean is not None]
     missing = sum(map(len, by_line)) - len(known)
     notes = [f"{counted(len(lines), 'line')}: hover over a mark for its name."] if len(lines) > MAX_NAMED else []

@@ -198,6 +198,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.associated for one in comparison.verdicts):
         yield "below a verdict: what moved together with the metric, which need not be the cause"
+    notes = [
+        one.note for one in _of_known_points(comparison) if one.note is not None and one.verdict != "NOT JUDGED"
+    ]
+    yield from _capped("judged", [*dict.fromkeys(notes)])
     shares = sorted({one.process_share for one in comparison.verdicts if one.process_share is not None})
     if shares:
         span = " to ".join(dict.fromkeys(f"{share:.0%}" for share in shares[:1] + shares[-1:]))

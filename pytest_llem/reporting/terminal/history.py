@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from pytest_llem.gates.history import History, MetricChange, MetricHistory, Run
+from pytest_llem.gates.history import History, MetricChange, MetricHistory
+from pytest_llem.gates.runs import Run
 from pytest_llem.gates.series import MIN_SIDE
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, plain_table, render
@@ -48,13 +49,13 @@ def rule(history: History) -> str:
 def span(runs: Sequence[Run]) -> str:
     """Return numbers of runs and commits, and the first and the last day, as text."""
     commits = counted(len({run.commit for run in runs if run.commit}), "commit")
-    first, last = runs[0].time[:10], runs[-1].time[:10]
+    first, last = (printable(run.time[:10]) for run in (runs[0], runs[-1]))
     return f"{counted(len(runs), 'run')} of {commits}" + (f", {first} to {last}" if first else "")
 
 
 def place_of(run: Run) -> str:
     """Return commit and day of a run."""
-    return f"{run.label} {run.time[:10]}".strip()
+    return printable(f"{run.label} {run.time[:10]}".strip())
 
 
 def by_commit(series: Sequence[MetricHistory]) -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ def load_columns(points: Sequence[PointResult]) -> list[Columns]:
         *([(ATTAINMENT, "within\nSLO"), (GOODPUT, "good\nreq/s")] if has_slo else []),
     ]
     more = [*([(COST, _COST_HEADINGS[COST])] if cost != COST else []), *_MORE]
-    more = [one for one in more if any(_mean(point, one[0]) is not None for point in points)]
+    more = [one for one in more if any(point.summary_of(one[0]).mean is not None for point in points)]
     without_goodput = [one for one in main if one[0] != GOODPUT]
     narrow = [one for one in without_goodput if one[0] != "ttft_p50_ms"]
     return [*([*main, *more[:count]] for count in range(len(more), -1, -1)), without_goodput, narrow]
@@ -70,7 +70,7 @@ def token_latency(points: Sequence[PointResult]) -> str:
     """
     if any((slo_of(point) or {}).get("itl_ms") for point in points):
         return "itl"
-    return "tpot" if any(_mean(point, "tpot_p99_ms") is not None for point in points) else "itl"
+    return "tpot" if any(point.summary_of("tpot_p99_ms").mean is not None for point in points) else "itl"
 
 
 def figure_text(name: str, summary: Summary) -> str:
@@ -152,7 +152,7 @@ def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, 
         return None
     within = [place for place in known if is_within_slo(points[place])]
     if not within:
-        most = max(known, key=lambda place: _mean(points[place], ATTAINMENT) or 0.0)
+        most = max(known, key=lambda place: points[place].summary_of(ATTAINMENT).mean or 0.0)
         return "no load is within the SLO; closest", _load(points[most]), _attained(points[most])
     first, tied = best_within_slo(points, series)
     if not first:  # energies are not known, or not comparable
@@ -187,9 +187,4 @@ def _cost(point: PointResult) -> str:
 
 
 def _attained(point: PointResult) -> str:
-    return f"{percent(_mean(point, ATTAINMENT) or 0.0)} within the SLO"
-
-
-def _mean(point: PointResult, metric: str) -> float | None:
-    summary = point.metrics.get(metric)
-    return None if summary is None else summary.mean
+    return f"{percent(point.summary_of(ATTAINMENT).mean or 0.0)} within the SLO"

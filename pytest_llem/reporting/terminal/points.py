@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rich.measure import Measurement
 from rich.table import Table
 
-from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal.comparison import escaped
-from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns
+from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns, load_lines
 from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
+from pytest_llem.reporting.wrapping import short_texts, wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
@@ -62,6 +62,7 @@ class PointsTable:
         has_best: Whether a figure is marked as the best of its column.
         has_optimal: Whether a point is marked as Pareto-optimal.
         has_tied: Whether a figure or a point is marked as tied.
+        has_intervals: Whether a figure has an interval.
     """
 
     table: Table
@@ -69,6 +70,18 @@ class PointsTable:
     has_best: bool
     has_optimal: bool
     has_tied: bool
+    has_intervals: bool
+
+    @property
+    def legend(self) -> list[str]:
+        """What the marks mean, one line each."""
+        lines = {
+            "mean over n cycles, ± half of its 95 % interval": self.has_intervals,
+            f"{BEST} best of its column": self.has_best,
+            f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.has_optimal,
+            f"{TIED} tied with the best: the intervals overlap": self.has_tied,
+        }
+        return [line for line, is_shown in lines.items() if is_shown]
 
 
 def points_table(
@@ -95,28 +108,41 @@ def points_table(
         if _widest(made.table) <= width:
             return made
     for columns in (wider[-1], narrowest):  # with the ids wrapped
-        made = rows.table([], columns, width, whole=ids)
-        if _narrowest(made.table) <= width:
+        least = _narrowest(rows.table([], columns, width, whole=ids).table)
+        if least <= width:
             break
-    return replace(made, width=max(width, _narrowest(made.table)))
+    width = max(width, least)
+    return rows.table([], columns, width, whole=ids, id_width=MIN_ID_WIDTH + width - least)
 
 
-def points_markdown(points: Sequence[PointResult], planned: Mapping[str, int]) -> Iterator[str]:
-    """Yield the lines of the widest table of *points* as Markdown. The marks are those of the terminal.
+def points_markdown(
+    points: Sequence[PointResult],
+    planned: Mapping[str, int],
+    escape: Callable[[str], str] = escaped,
+    max_rows: int | None = None,
+) -> Iterator[str]:
+    """Yield the lines of the widest table of *points* as Markdown, and a list of what stands out in it.
 
     Args:
         points: The points, in the order of the study.
         planned: Number of selected experiments of each point, by the hash of its configuration.
+        escape: Returns a text on one line, escaped for a cell.
+        max_rows: Rows that are yielded at most; None for all.
     """
     rows, columns, axes = _Rows(points, planned), _columns(points)[0], _axes(points)
-    headings = [(escaped(text), layout) for text, layout in rows.headings(axes, columns)]
-    yield _markdown_row([text for text, _ in headings])
-    yield _markdown_row(["--:" if layout.get("justify") == "right" else ":--" for _, layout in headings])
-    for cells in rows.cells(axes, columns, whole=True):
-        yield _markdown_row([escaped(cell) for cell in cells])
+    made = rows.table(axes, columns, width=0, whole=True)
+    headings = [*rows.headings(axes, columns, width=None)]
+    yield _markdown_row(escape(text) for text, _ in headings)
+    yield _markdown_row("--:" if layout.get("justify") == "right" else ":--" for _, layout in headings)
+    for cells in islice(rows.cells(axes, columns, whole=True), max_rows):
+        yield _markdown_row(map(escape, cells))
+    loads = load_lines(points) if has_loads(points) else ()
+    if notes := [*loads, *made.legend]:
+        yield ""
+        yield from (f"- {escape(note)}" for note in notes)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -129,7 +155,7 @@ def _columns(points: Sequence[PointResult]) -> list[Columns]:
     """Return the possible columns, the most first."""
     if has_loads(points):
         return load_columns(points)
-    more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
+    more = [one for one in MORE_COLUMNS if any(point.summary_of(one[0]).mean is not None for point in points)]
     return [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
 
 
@@ -143,18 +169,20 @@ class _Rows:
         # Of loads, the line below the table names the best one within the SLO instead.
         self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._is_mixed = len({_summary(point, COST).label for point in points} - {None}) > 1
+        self._is_mixed = len({point.summary_of(COST).label for point in points} - {None}) > 1
         self._has_pareto = bool(self.optimal.first or self.optimal.tied)
         self._has_search = self._has_loads and any(map(is_search, points))
 
-    def table(self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool) -> PointsTable:
-        """Return the table with *axes*, or with ids if there are no axes; *whole* ids are not shortened."""
+    def table(
+        self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool, id_width: int | None = None
+    ) -> PointsTable:
+        """Return the table with *axes*, or with ids in lines of *id_width*; *whole* ids are not shortened."""
         table = plain_table()
         table.collapse_padding = True  # saves width
         for heading, options in self.headings(axes, columns):
             table.add_column(heading, **options)
         ranked = self._ranked(columns)
-        for cells in self.cells(axes, columns, whole=whole):
+        for cells in self.cells(axes, columns, whole=whole, id_width=id_width):
             table.add_row(*cells)
         return PointsTable(
             table,
@@ -162,10 +190,13 @@ class _Rows:
             has_best=any(ranking.first for ranking in ranked.values()),
             has_optimal=bool(self.optimal.first),
             has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
+            has_intervals=any(point.summary_of("seconds").ci95 for point in self._points),
         )
 
-    def headings(self, axes: Sequence[str], columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each column's heading, and its layout for a terminal."""
+    def headings(
+        self, axes: Sequence[str], columns: Columns, width: int | None = HEADING_WIDTH
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each column's heading, with axes in lines of *width*, and its layout for a terminal."""
         right: dict[str, Any] = {"justify": "right", "no_wrap": True}
         if self._has_pareto:
             yield "", {}
@@ -173,14 +204,16 @@ class _Rows:
         for axis in axes:
             numbers = all(isinstance(point.axes.get(axis), int | float | None) for point in self._points)
             layout = right if numbers else {"no_wrap": True}
-            yield _heading(axis, names[axis]), {**layout, "vertical": "bottom"}
+            heading = _heading(axis, names[axis])
+            lines = [heading] if width is None else wrapped(heading, width)
+            yield "\n".join(lines), {**layout, "vertical": "bottom"}
         if not axes:
             yield "point", {"overflow": "fold", "vertical": "bottom", "min_width": MIN_ID_WIDTH}
         if self._has_search:
             yield "load\nfound", {**right, "vertical": "bottom"}
         yield "n", right
         for name, heading in columns:
-            methods = {_summary(point, name).label for point in self._points} - {None}
+            methods = {point.summary_of(name).label for point in self._points} - {None}
             alike = not self._is_mixed and len(methods) == 1  # so that an estimate is always marked as one
             yield f"{heading}\n{methods.pop()}" if alike else heading, right
         if self._is_mixed:
@@ -188,25 +221,38 @@ class _Rows:
         if any(self._verdicts):
             yield "verdict", {}
 
-    def cells(self, axes: Sequence[str], columns: Columns, *, whole: bool) -> Iterator[list[str]]:
+    def cells(
+        self, axes: Sequence[str], columns: Columns, *, whole: bool, id_width: int | None = None
+    ) -> Iterator[list[str]]:
         """Yield the cells of each point."""
+        values = {axis: self._values(axis, whole=whole) for axis in axes}
         ranked = self._ranked(columns)
         for place, point in enumerate(self._points):
             cells = [_mark(self.optimal, place, OPTIMAL).strip()] if self._has_pareto else []
-            cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
+            cells += [values[axis][place] for axis in axes] or [self._id(point, whole=whole, width=id_width)]
             if self._has_search:
                 load = load_of(point)
                 cells.append("-" if load is None else f"{load:.4g}")
-            n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
+            n, planned = point.summary_of("seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
-                cells.append(f"{self._text(name, _summary(point, name))}{_mark(ranked[name], place, BEST)}")
+                cells.append(f"{self._text(name, point.summary_of(name))}{_mark(ranked[name], place, BEST)}")
             if self._is_mixed:
-                cells.append(_summary(point, COST).label or "-")
+                cells.append(point.summary_of(COST).label or "-")
             if any(self._verdicts):
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")
             yield cells
+
+    def _values(self, axis: str, *, whole: bool) -> list[str]:
+        """Return the values of an axis, shortened unless *whole* is set."""
+        values = [value_text(point.axes[axis]) if axis in point.axes else "-" for point in self._points]
+        short = short_texts(values)
+        return values if whole else [short[value] for value in values]
+
+    def _id(self, point: PointResult, *, whole: bool, width: int | None) -> str:
+        text = point.id if whole else _clipped(point.id)
+        return text if width is None else "\n".join(wrapped(text, width))
 
     def _ranked(self, columns: Columns) -> dict[str, Ranking]:
         none = Ranking(set(), set())
@@ -219,11 +265,6 @@ class _Rows:
         return figure_text(name, summary) if self._has_loads else mean_text(summary)
 
 
-def _summary(point: PointResult, metric: str) -> Summary:
-    """Return the statistics of a metric; empty ones if an older version did not record it."""
-    return point.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
-
-
 def _mark(ranking: Ranking, place: int, first: str) -> str:
     """Return the mark of a point, or a space if other points have one, so that the column aligns."""
     if place in ranking.first:
@@ -233,25 +274,11 @@ def _mark(ranking: Ranking, place: int, first: str) -> str:
     return " " if ranking.first or ranking.tied else ""
 
 
-def _value(point: PointResult, axis: str) -> str:
-    return value_text(point.axes[axis]) if axis in point.axes else "-"
-
-
 def _heading(axis: str, name: str) -> str:
     """Return the heading of *axis*; a short *name* ``n`` is replaced, because ``n`` is the column of cycles."""
     if name == "n":
-        return "n\n(prompts)" if axis == "n" else _wrapped(axis)
-    return _wrapped(name)
-
-
-def _wrapped(name: str) -> str:
-    """Return an axis's name in lines, wrapped between its words."""
-    lines = [""]
-    for word in re.findall(r"[^_.]+[_.]*|[_.]+", name):
-        if lines[-1] and len(lines[-1]) + len(word) > HEADING_WIDTH:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(lines)
+        return "n\n(prompts)" if axis == "n" else axis
+    return name
 
 
 def _clipped(text: str) -> str:

@@ -12,7 +12,7 @@ from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.gates.matching import named
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.points import BEST, OPTIMAL, TIED, points_table
+from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.failures import failures
 from pytest_llem.results.gpu_spread import gpu_spread
@@ -98,15 +98,7 @@ def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[s
     lines.append("")
     if has_loads(shown):
         lines += load_lines(shown)
-    if any(point.metrics["seconds"].ci95 for point in shown):
-        lines.append("mean over n cycles, ± half of its 95 % interval")
-    if made.has_best:
-        lines.append(f"{BEST} best of its column")
-    if made.has_optimal:
-        lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
-    if made.has_tied:
-        lines.append(f"{TIED} tied with the best: the intervals overlap")
-    return lines
+    return lines + made.legend
 
 
 def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const plots = JSON.parse(document.getElementById("llem-plots").textContent);
+  const { name: study, axes, plots } = JSON.parse(document.getElementById("llem-plots").textContent);
   const root = document.documentElement;
   // Without plotly's button that sends the plot to its server.
   const config = {
@@ -9,7 +9,7 @@
     typesetMath: false,
     showSendToCloud: false,
     plotlyServerURL: "",
-    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]],
   };
 
   // ---- plots ----
@@ -39,29 +39,62 @@
     const { figure: base, layers } = plots[figure.dataset.plot];
     let found = base;
     let place = "";
-    for (const select of figure.querySelectorAll("select")) {
+    for (const select of figure.querySelectorAll("select[data-select]")) {
       place += (place && "/") + select.value;
       if (layers[place]) found = merged(found, layers[place]);
     }
     return found;
   }
 
-  function draw(figure) {
-    const found = colored(chosen(figure), getComputedStyle(root));
-    const narrow = figure.clientWidth < 560;
+  // The axis that a select box of the figure names; undefined if none.
+  function axisOf(figure, what) {
+    return axes[figure.querySelector(`select[data-by="${what}"]`)?.value || "none"];
+  }
+
+  // The figure as it is drawn with this width in px.
+  function prepared(figure, width) {
+    const style = getComputedStyle(root);
+    const found = chosen(figure);
     const layout = { ...found.layout };
-    if (narrow) {
+    if (width < 560) {
       layout.font = { ...layout.font, size: 11 };
       layout.margin = { l: 40, r: 6, t: 30, b: 44 };
     }
+    const choices = { color: axisOf(figure, "color"), panel: axisOf(figure, "panel"), style, width };
+    return colored(layoutOf({ ...found, layout }, choices), style);
+  }
+
+  function draw(figure) {
+    const canvas = figure.querySelector(".canvas");
+    const found = prepared(figure, canvas.clientWidth);
     figure.querySelector(".note").textContent = found.note ?? "";
-    const image = { filename: `${document.title} ${figure.dataset.plot}` };
-    return Plotly.react(figure.querySelector(".canvas"), found.data, layout, { ...config, toImageButtonOptions: image });
+    return Plotly.react(canvas, found.data, found.layout, config);
+  }
+
+  // The file's name: the study, the plot and what is selected.
+  function fileName(figure) {
+    const selected = [...figure.querySelectorAll("select[data-select]")].map((one) => one.selectedOptions[0].text);
+    const words = [study, figure.dataset.plot, ...selected].map((text) => text.replace(/ \([^()]*\)$/, ""));
+    return words.map((text) => text.replace(/[^\p{L}\p{N}_.=]+/gu, "-").replace(/^-+|-+$/g, "")).join("_").slice(0, 120);
+  }
+
+  // Light colours on white, whatever the page has, because images are for papers and slides.
+  function save(figure, format) {
+    const width = Math.max(800, figure.clientWidth);
+    root.classList.add("printing");
+    const { data, layout } = prepared(figure, width);
+    root.classList.remove("printing");
+    const white = { ...layout, paper_bgcolor: "#fff", plot_bgcolor: "#fff" };
+    const image = { format, width, height: layout.height, scale: format === "png" ? 2 : 1, filename: fileName(figure) };
+    return Plotly.downloadImage({ data, layout: white }, image);
   }
 
   const figures = [...document.querySelectorAll("figure[data-plot]")];
   const drawAll = () => Promise.all(figures.map(draw));
-  for (const figure of figures) figure.addEventListener("change", () => draw(figure));
+  for (const figure of figures) {
+    figure.addEventListener("change", () => draw(figure));
+    figure.addEventListener("click", ({ target }) => target.dataset.save && save(figure, target.dataset.save));
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
   // Draws one plot at a time and yields in between, so that the page stays responsive.
@@ -127,9 +160,10 @@
   const table = document.getElementById("point-table");
   if (table === null) return; // the page of a history
   const count = document.getElementById("count");
+  const allPoints = count.textContent;
   const rows = [...table.tBodies[0].rows].map((row) => ({
     row,
-    text: row.textContent.toLowerCase(),
+    text: `${row.textContent} ${row.dataset.keywords}`.toLowerCase(),
     keywords: new Set(row.dataset.keywords.split("\n")),
   }));
   document.getElementById("filter").addEventListener("input", (event) => {
@@ -141,9 +175,22 @@
       row.hidden = !fits;
       left += fits;
     }
-    count.textContent = left === rows.length ? `${left} points` : `${left} of ${rows.length} points`;
+    count.textContent = left === rows.length ? allPoints : `${left} of ${allPoints}`;
   });
   document.getElementById("more").addEventListener("change", (event) => {
     table.classList.toggle("all-metrics", event.target.checked);
   });
+
+  // The heading stays below the page's navigation. CSS cannot do that in a box that scrolls sideways.
+  const heading = table.tHead;
+  const navigation = document.querySelector("nav");
+  addEventListener(
+    "scroll",
+    () => {
+      const hidden = navigation.getBoundingClientRect().bottom - table.getBoundingClientRect().top - heading.offsetTop;
+      const most = table.offsetHeight - heading.offsetTop - heading.offsetHeight;
+      heading.style.transform = hidden > 0 ? `translateY(${Math.min(hidden, most)}px)` : "";
+    },
+    { passive: true },
+  );
 })();

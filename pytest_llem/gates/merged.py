@@ -1,0 +1,58 @@
+"""Judge the gates of a study's merged results, without pytest."""
+
+from __future__ import annotations
+
+from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.regression import Comparison, FailOn, compare
+from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.gates import Budget, GatesConfig
+
+
+def judge_budgets(result: StudyResult) -> list[GateVerdict]:
+    """Judge the budgets of a study, add the verdicts to the points of its *result*, and return them.
+
+    Budgets of points that the study skips or expects to fail are not judged.
+    """
+    points = {point.id: point for point in result.points}
+    verdicts = []
+    for fields in result.measurement_protocol.get("budgets", ()):
+        budget = Budget(**fields)
+        verdict = _with_cycles(judge_budget(budget, points[budget.point], file=None), result)
+        points[budget.point].verdicts.append(verdict)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def judge_comparison(
+    result: StudyResult, reference: StudyResult, *, name: str, paired: bool, fail_on: FailOn
+) -> Comparison:
+    """Compare a study's *result* with a reference, add the verdicts to its points, and return the comparison.
+
+    Args:
+        result: The judged result.
+        reference: The result that it is compared with.
+        name: Name of the reference.
+        paired: Whether both were interleaved.
+        fail_on: The mildest verdict that fails.
+    """
+    settings = GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
+    found = compare(result, reference, settings, name=name, paired=paired, fail_on=fail_on)
+    points = {point.id: point for point in result.points}
+    verdicts = [_with_cycles(verdict, result) for verdict in found.verdicts]
+    for verdict in verdicts:
+        if verdict.point in points:  # not one that only the reference has
+            points[verdict.point].verdicts.append(verdict)
+    result.comparison = found.record
+    return Comparison(found.record, verdicts)
+
+
+def _with_cycles(verdict: GateVerdict, result: StudyResult) -> GateVerdict:
+    """Return *verdict*, with a reason that counts the point's cycles if some are missing."""
+    protocol = result.measurement_protocol
+    wanted = protocol["min_cycles"] if protocol["n_cycles"] == "auto" else protocol["n_cycles"]
+    measured = next((len(point.cycles) for point in result.points if point.id == verdict.point), 0)
+    if not 0 < measured < wanted:
+        return verdict
+    reason = "; ".join(filter(None, (verdict.reason, f"{measured} of {wanted} cycles")))
+    return verdict.model_copy(update={"reason": reason})

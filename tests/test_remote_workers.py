@@ -1,0 +1,289 @@
+"""Workers on other hosts, over a real sshd: files are compared, results travel, and hosts may disappear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from pytest_llem import StudyResult
+from pytest_llem.results.manifest import read_manifest
+from pytest_llem.results.models import Manifest
+from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
+from tests.support.environments import ROOT, Environment
+from tests.support.processes import gone, wait_until
+from tests.support.ssh_server import SshServer, SshUnavailableError
+
+OPTIONS = ["-p", "llem", "--dist=load", *(option for name in OTHER_PLUGINS for option in ("-p", f"no:{name}"))]
+
+
+#: An engine of the user's own, beside the study.
+ENGINE = "from noop_engine import NoopEngine\n\n\nclass Own(NoopEngine): ...\n"
+
+
+class Cluster:
+    """A controller's folder and hosts, each with an sshd, folders and device leases of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes = folder / "notes"
+        self.controller = folder / "controller"
+        for name in ("notes", "controller", "leases"):
+            (folder / name).mkdir()
+        self.servers: dict[str, SshServer] = {}
+        self.started: list[subprocess.Popen[str]] = []
+        self.ssh_options = ""
+        self.change: Callable[[str], str] = str  # of the option for a worker
+
+    def add(self, host: str) -> None:
+        (self.folder / host / "keys").mkdir(parents=True, mode=0o700)
+        (self.folder / host / "project").mkdir()
+        (self.folder / host / "leases").mkdir()
+        self.servers[host] = SshServer(self.folder / host / "keys", self.folder / host / "leases")
+
+    def project(self, host: str) -> Path:
+        return self.folder / host / "project"
+
+    def write(self, **changes: Any) -> None:
+        """Write the study, a dataset and an engine of one's own to the controller and to every host."""
+        study = yaml.safe_dump({**NOOP_STUDY, **changes}, sort_keys=False)
+        for folder in (self.controller, *map(self.project, self.servers)):
+            (folder / "study.yaml").write_text(study)
+            (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+            (folder / "prompts.txt").write_text("one\ntwo\n")
+            (folder / "own_engine.py").write_text(
+                "from noop_engine import NoopEngine\n\n\nclass Own(NoopEngine): ...\n"
+            )
+
+    def command(self, *options: str, python: str = sys.executable) -> list[str]:
+        workers = [one.worker(host, self.project(host), self.ssh_options) for host, one in self.servers.items()]
+        return [python, "-m", "pytest", "study.yaml", *OPTIONS, *map(self.change, workers), *options]
+
+    def start(self, *options: str, python: str = sys.executable) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(NOOP_ENGINE), str(ROOT)])
+        environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.folder / "leases")}
+        run = subprocess.Popen(
+            self.command(*options, python=python),
+            cwd=self.controller,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(run)
+        return run
+
+    def finish(self, run: subprocess.Popen[str]) -> str:
+        """Return the output of a run that ends by itself."""
+        output, _ = run.communicate(timeout=150)
+        assert "INTERNALERROR" not in output, output
+        return output
+
+    def experiment_on(self, host: str) -> int:
+        """Wait for an experiment on a host, and return its process's id."""
+        found: list[int] = []
+
+        def look() -> bool:
+            notes = {int(note.stem) for note in self.notes.iterdir()}
+            found[:] = [pid for pid in notes & self.servers[host].below().keys() if not gone(pid)]
+            return bool(found)
+
+        wait_until(look)
+        return found[0]
+
+    def manifests(self) -> list[Manifest]:
+        """Return the manifests of the runs, the oldest first."""
+        found = (self.controller / "results").glob("*/manifest.json")
+        return sorted((read_manifest(one.parent) for one in found), key=lambda one: one.started_at)
+
+    def close(self) -> None:
+        for run in self.started:
+            if run.poll() is None:
+                run.kill()
+            run.communicate()
+        for server in self.servers.values():
+            server.stop()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A controller and the hosts ``a`` and ``b``."""
+    cluster = Cluster(tmp_path)
+    try:
+        for host in ("a", "b"):
+            try:
+                cluster.add(host)
+            except SshUnavailableError as error:
+                if os.environ.get("CI"):
+                    raise
+                pytest.skip(str(error))
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def slow_study(cluster: Cluster) -> None:
+    """A study of eight experiments, each of which can be interrupted while it measures."""
+    options = {"report": str(cluster.notes), "seconds": 0.5}
+    cluster.write(n=1, noop=options, sweep={"noop.size": [1, 2, 3, 4]})
+
+
+def test_two_hosts_run_a_study_and_only_the_controller_writes(cluster: Cluster) -> None:
+    cluster.write(backend="own_engine:Own", dataset="prompts.txt", noop=None, sweep={"n": [1, 2]})
+    before = {host: sorted(cluster.project(host).iterdir()) for host in cluster.servers}
+    run = cluster.start("-v")
+    output = cluster.finish(run)
+    assert run.returncode == 0, output
+    (manifest,) = cluster.manifests()
+    assert {one.worker for one in manifest.experiments} == {"gw0", "gw1"}
+    assert manifest.completed == 4
+    assert "preflight, will fail" not in output
+    for host, files in before.items():
+        left = [one for one in sorted(cluster.project(host).iterdir()) if one.name != "__pycache__"]
+        assert left == files, "neither pytest nor results are copied to a host"
+
+
+@pytest.mark.slow
+def test_controller_needs_no_torch(cluster: Cluster, tmp_path: Path) -> None:
+    bare = Environment(tmp_path / "bare", ROOT, NOOP_ENGINE)
+    bare.share("pytest-llem", "pytest-xdist")
+    assert subprocess.run([bare.python, "-c", "import torch"], capture_output=True, check=False).returncode == 1
+    tiny = {"backend": "pytorch", "model": "builtin:tiny-llama", "noop": None, "sweep": {"n": [1, 2]}}
+    cluster.write(**tiny, execution={"n_cycles": 1})
+    run = cluster.start(python=str(bare.python))
+    output = cluster.finish(run)
+    assert run.returncode == 0, output
+    assert "will fail" not in output
+    (manifest,) = cluster.manifests()
+    assert manifest.completed == 2
+    assert "torch" not in manifest.environment["packages"]
+    (directory,) = (one for one in (cluster.controller / "results").iterdir() if one.is_dir())
+    assert "torch" in StudyResult.load(directory).environment["packages"], "facts are those of the host"
+
+
+@pytest.mark.usefixtures("slow_study")
+def test_cut_connection_fails_one_experiment_and_no_other(cluster: Cluster) -> None:
+    run = cluster.start()
+    pid = cluster.experiment_on("a")
+    cluster.servers["a"].cut(pid)
+    output = cluster.finish(run)
+    assert run.returncode == 1
+    (manifest,) = cluster.manifests()
+    assert (manifest.status, manifest.completed, manifest.failed) == ("completed", 7, 1), output
+    (failed,) = (one.error for one in manifest.experiments if one.error is not None)
+    assert (failed.kind, failed.type) == ("crash", "WorkerCrash")
+    wait_until(lambda: gone(pid))
+    assert "gw2" in {one.worker for one in manifest.experiments}, "the worker is started again on its host"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_study")
+@pytest.mark.parametrize("returns", [False, True], ids=["for good", "for a second"])
+def test_lost_host_does_not_end_the_run(cluster: Cluster, returns: bool) -> None:
+    run = cluster.start()
+    cluster.experiment_on("a")
+    cluster.servers["a"].stop()
+    if returns:
+        cluster.servers["a"].start()
+    output = cluster.finish(run)
+    assert run.returncode == 1
+    (manifest,) = cluster.manifests()
+    assert (manifest.status, manifest.completed, manifest.failed) == ("completed", 7, 1), output
+    replaced = "--tx ssh=a: the host cannot be reached by ssh: its worker is replaced by another one on --tx ssh=b"
+    assert (f"llem: {replaced}" in output) is not returns
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_study")
+def test_run_without_any_host_left_is_resumed(cluster: Cluster) -> None:
+    run = cluster.start()
+    wait_until(lambda: any(one.completed >= 2 for one in cluster.manifests()))
+    for server in cluster.servers.values():
+        server.stop()
+    output = cluster.finish(run)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert "no host is left: --tx ssh=" in output
+    (first,) = cluster.manifests()
+    assert first.status == "interrupted"
+    for server in cluster.servers.values():
+        server.start()
+    run = cluster.start("--llem-resume")
+    output = cluster.finish(run)
+    assert run.returncode == 0, output
+    manifest = cluster.manifests()[-1]
+    assert manifest.completed == 8
+    assert sum(one.replayed_from is not None for one in manifest.experiments) == first.completed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_study")
+def test_silent_host_is_given_up(cluster: Cluster) -> None:
+    """A host without power closes no connection."""
+    cluster.ssh_options = "-o ServerAliveInterval=1 -o ServerAliveCountMax=2 -o ConnectTimeout=1 "
+    run = cluster.start()
+    pid = cluster.experiment_on("a")
+    cluster.servers["a"].cut(pid, signal.SIGSTOP)
+    output = cluster.finish(run)
+    (manifest,) = cluster.manifests()
+    assert (manifest.completed, manifest.failed) == (7, 1), output
+
+
+@pytest.mark.usefixtures("slow_study")
+def test_terminated_controller_leaves_nothing_on_hosts(cluster: Cluster) -> None:
+    run = cluster.start()
+    pid = cluster.experiment_on("b")
+    workers = [psutil.Process(pid).ppid()]
+    run.send_signal(signal.SIGTERM)
+    cluster.finish(run)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    (manifest,) = cluster.manifests()
+    assert manifest.status == "interrupted"
+    wait_until(lambda: all(map(gone, [pid, *workers])))
+
+
+def test_missing_and_differing_files_are_named_with_their_host(cluster: Cluster) -> None:
+    cluster.write(backend="own_engine:Own", dataset="prompts.txt", noop=None, sweep={"n": [1, 2]})
+    (cluster.project("a") / "prompts.txt").write_text("one\nthree\n")
+    (cluster.project("b") / "own_engine.py").unlink()
+    run = cluster.start()
+    output = cluster.finish(run)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    pytest.LineMatcher(output.splitlines()).fnmatch_lines_random(
+        [
+            "ERROR: --tx ssh=a: prompts.txt differs from the file here (SHA-256 * there, * here): copy it to *",
+            "*--tx ssh=b: own_engine.py missing in */b/project: copy it there, or name the folder: *//chdir=*",
+        ]
+    )
+    assert not (cluster.controller / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("ssh_config=", "--tx ssh=a: the host cannot be reached by ssh"),
+        ("python=", "--tx ssh=a: /none* cannot be started there*//python=PATH names another)"),
+    ],
+)
+def test_unusable_host_is_one_line(cluster: Cluster, part: str, message: str) -> None:
+    cluster.write()
+    cluster.change = lambda worker: worker.replace(part, f"{part}/none")
+    run = cluster.start()
+    output = cluster.finish(run)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    pytest.LineMatcher(output.splitlines()).fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_comparison_of_interpreters_is_refused(cluster: Cluster) -> None:
+    cluster.write()
+    run = cluster.start(f"--llem-against={sys.executable}")
+    assert "ERROR: --llem-against: cannot be used with workers on other hosts" in cluster.finish(run)
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
