@@ -131,13 +131,15 @@ def test_energy_per_token_is_right_for_a_batch_that_varies(measured: Measure, sw
 
 
 @pytest.mark.parametrize(
-    ("load", "seconds"), [({"concurrency": 8}, 2.0), slow({"rate": 25}, 6.0)], ids=["concurrency", "Poisson"]
+    ("load", "seconds", "between"),
+    [({"concurrency": 8}, 2.0, "25"), slow({"rate": 25}, 6.0, "50")],
+    ids=["concurrency", "Poisson"],
 )
 def test_energy_per_token_and_per_good_token_is_right(
-    measured: Measure, load: dict[str, Any], seconds: float
+    measured: Measure, load: dict[str, Any], seconds: float, between: str
 ) -> None:
     """The server pauses at times, which makes the answers slow that it gives then."""
-    pause = ("--stall-after", "25", "--stall-every", "25", "--stall-seconds", "0.5")
+    pause = ("--stall-after", between, "--stall-every", between, "--stall-seconds", "0.5")
     study = {"load": {**load, "slo": {"tpot_ms": SLO_TPOT_MS}}}
     [(metrics, truth)] = measured(seconds, "--step-ms", "4+0.1", *pause, **study)
     good = truth.tokens(SLO_TPOT_MS)
