@@ -110,6 +110,16 @@ def test_next_look_waits_for_all_cycles_before_it() -> None:
     assert numbers(started(queue)) == [3]
 
 
+def test_unit_waits_for_a_worker_that_suits() -> None:
+    queue = WorkQueue.of([unit(0), unit(1)])
+    one = queue.start_next(counts_devices=False, suits=lambda unit: unit.items != [0])
+    assert one is not None
+    assert numbers([one]) == [1]
+    queue.end(one)
+    assert queue.start_next(counts_devices=False, suits=lambda unit: unit.items != [0]) is None
+    assert numbers(started(queue)) == [0]
+
+
 def test_left_items_of_a_crashed_worker_start_next() -> None:
     queue = WorkQueue.of([Unit([0, 1, 2]), unit(3, 8), unit(4, 8)])
     first, _ = started(queue)

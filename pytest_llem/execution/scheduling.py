@@ -5,7 +5,8 @@ xdist's own schedulers send items ahead, which then wait behind a lease while ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.placement import assign, placed
 from pytest_llem.execution.units import units_of
-from pytest_llem.execution.work_queue import Running, WorkQueue
+from pytest_llem.execution.work_queue import Running, Unit, WorkQueue
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -51,8 +52,10 @@ def make_scheduler(config: pytest.Config, log: Producer, studies: Studies) -> St
     return StudyScheduling(config, log, studies) if hands_out(config) else None
 
 
-def _is_local(node: WorkerController) -> bool:
-    return bool(node.gateway.spec.popen)
+def _host(node: WorkerController) -> str | None:
+    """Return the host of a worker; None for this machine."""
+    spec = node.gateway.spec
+    return None if spec.popen else str(spec.ssh or spec)
 
 
 class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no types
@@ -67,6 +70,8 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         self._studies = studies
         self._queue = WorkQueue()
         self._given: dict[WorkerController, Running] = {}
+        #: Host on which what belongs together has started, if that is another one than this.
+        self._hosts: dict[Hashable, str] = {}
 
     @property
     def tests_finished(self) -> bool:
@@ -126,13 +131,23 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
             self._give_units()
 
     def _give_units(self) -> None:
-        for is_local, nodes in groupby(self._idle(), key=_is_local):
+        hosts = {_host(node) for node in self.nodes}
+        for host, nodes in groupby(self._idle(), key=_host):
             for node in nodes:
-                started = self._queue.start_next(counts_devices=is_local)
+                started = self._queue.start_next(
+                    counts_devices=host is None, suits=partial(self._suits, host, hosts)
+                )
                 if started is None:
                     break
+                if host is not None and started.unit.binding is not None:
+                    self._hosts[started.unit.binding] = host
                 self._given[node] = started
                 self._send(node, started)
+
+    def _suits(self, host: str | None, hosts: Collection[str | None], unit: Unit) -> bool:
+        """Return whether *host* may have *unit*: cycles of a point stay on one host, if that is still there."""
+        chosen = self._hosts.get(unit.binding, host)
+        return chosen == host or chosen not in hosts
 
     def _idle(self) -> Sequence[WorkerController]:
         collected = [node for node in self.nodes if node in self.node2collection]

@@ -95,16 +95,19 @@ class WorkQueue:
         """The units that workers have."""
         return self._running
 
-    def start_next(self, *, counts_devices: bool = True) -> Running | None:
+    def start_next(
+        self, *, counts_devices: bool = True, suits: Callable[[Unit], bool] = lambda unit: True
+    ) -> Running | None:
         """Start the next unit that may start, and return it; None if none may.
 
         Args:
             counts_devices: Whether its worker is on this machine. The devices of others are not known here.
+            suits: Returns whether the worker may have a unit.
         """
         taken: set[str] = {device for one in self._running for device in one.devices}
         first_place, blocked = None, 0
         for place, unit in self._waiting.items():
-            if not self._is_due(unit):
+            if not suits(unit) or not self._is_due(unit):
                 continue
             if blocked == MAX_BLOCKED:
                 break
@@ -119,10 +122,12 @@ class WorkQueue:
                 return self._start(place, ())
             taken.update(request.pool)
             blocked += 1
-        if self._running or not self._waiting:
+        if self._running:
             return None
         # Nothing runs, so nothing will change: the unit's worker finds out why it cannot start.
-        return self._start(next(iter(self._waiting)) if first_place is None else first_place, ())
+        if first_place is None:
+            first_place = next((place for place, unit in self._waiting.items() if suits(unit)), None)
+        return None if first_place is None else self._start(first_place, ())
 
     def _is_due(self, unit: Unit) -> bool:
         """Return whether *unit* may start, apart from its devices."""
