@@ -297,7 +297,7 @@ def test_corrupt_baseline_of_another_testbed_does_no_harm(tmp_path: Path) -> Non
         ("2026-01-01T00:00:00.000Z", "measured on 2026-01-01, "),
         (None, "it is not known when it was measured, and at most 7 days are allowed"),
         ("yesterday", "it is not known when it was measured, and at most 7 days are allowed"),
-        (now(), None),
+        pytest.param(now(), None, id="now"),  # workers of xdist need equal ids
     ],
 )
 def test_old_baseline_is_refused(tmp_path: Path, started: str | None, problem: str | None) -> None:
