@@ -154,7 +154,9 @@ def test_cycles_stay_on_one_gpu_or_are_spread(write: Callable[..., Path], run: R
         assert Counter(map(tuple, point.gpus)) == {(UUIDS[0],): 2, (UUIDS[1],): 2}
         assert gpu_spread(point, "seconds") is not None
     assert gpu_spread(same.points[0], "seconds") is None
-    assert re.search(r"^number=1: output_tokens_per_second differs by [\d.]+% between 2 GPUs, by", output, re.M)
+    assert re.search(
+        r"^number=1: output_tokens_per_second: standard deviation [\d.]+% between 2 GPUs, ", output, re.M
+    )
     first = (tmp_path / "results/spread_run/experiments.csv").read_text().splitlines()
     assert {row.split(",")[first[0].split(",").index("gpus")] for row in first[1:]} == {*UUIDS[:2]}
 

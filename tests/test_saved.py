@@ -242,7 +242,7 @@ def test_ambiguous_baseline_is_refused(tmp_path: Path, result: StudyResult) -> N
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
     folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent.parent
-    assert _refused("main", tmp_path) == f"{folder}: holds several results: name one of them: made-up, second"
+    assert _refused("main", tmp_path) == f"{folder}: holds several results: give one of them: made-up, second"
     assert load("main", tmp_path, "second").name == "second"
 
 
@@ -260,7 +260,7 @@ def test_baselines_of_testbeds_are_kept_apart(tmp_path: Path) -> None:
     assert load("main", tmp_path, "made-up", testbeds=[A100_KEY]).points[0].metrics["seconds"].mean == 2
     assert load("main", tmp_path, testbeds=["nothing", H100_KEY]).points[0].metrics["seconds"].mean == 1
     assert _refused("main", tmp_path).startswith(
-        f"{tmp_path / 'main'}: holds results of 'made-up' on several testbeds: name one of them: "
+        f"{tmp_path / 'main'}: holds results of 'made-up' on several testbeds: give one of them: "
     )
 
 

@@ -12,7 +12,7 @@ import yaml
 from pytest_llem._plugin.node_ids import REFERENCE, run_key
 from pytest_llem._plugin.shared_state import BOUND, DECIDED, REPLAYED, STOPPED, SharedState
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.placement import _topic, assign, placed
+from pytest_llem.execution.placement import _topic, assign, take_placed
 from pytest_llem.execution.units import units_of
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.hardware import gpus as hardware
@@ -124,9 +124,9 @@ def test_values_between_controller_and_worker_arrive_once(session: str | None) -
         assign(controller, "run", "n=1", ["GPU-a"])
         assert worker.take("run", _topic("assigned", "n=1")) == ["GPU-a"]
         assert worker.take("run", _topic("assigned", "n=1")) is None
-        assert placed(controller, "run", "n=1") is None
+        assert take_placed(controller, "run", "n=1") is None
         worker.put("run", _topic("placed", "n=1"), ["GPU-b"])
-        assert placed(controller, "run", "n=1") == ["GPU-b"]
-        assert placed(controller, "run", "n=1") is None
+        assert take_placed(controller, "run", "n=1") == ["GPU-b"]
+        assert take_placed(controller, "run", "n=1") is None
     finally:
         controller.close()

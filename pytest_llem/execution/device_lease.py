@@ -26,7 +26,7 @@ from pytest_llem.execution.lease import LEASE, DeviceLease
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
-from pytest_llem.execution.placement import accept, assigned, report_placed, request_of
+from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
@@ -156,7 +156,7 @@ def _own(item: pytest.Item, owner: Owner, stack: ExitStack) -> Ownership:
     Raises:
         DeviceError: Devices cannot be locked.
     """
-    preferred = assigned(item)
+    preferred = take_assigned(item)
     while True:
         request = request_of(item)
         with ExitStack() as held:

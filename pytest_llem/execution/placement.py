@@ -1,4 +1,4 @@
-"""Decide which devices of its request an experiment gets: those of the other cycles of its point, or others."""
+"""Restrict an experiment's devices, as ``execution.devices`` says, to those of other cycles or to others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_llem.study.server_command import server_hash
 
 
 def binding_key(config: ExperimentConfig, config_hash: str) -> str:
-    """Return what is on the same devices in all cycles: a point, or the server of several points."""
+    """Return the key of what is on the same devices in all cycles: a point, or the server of several points."""
     return config_hash if config.backend != SERVER else f"server {server_hash(config)}"
 
 
@@ -62,7 +62,9 @@ class Bindings:
         self._replayed: dict[tuple[str, str], list[str] | None] = {}
 
     def devices(self, run: str, study: StudyConfig, experiment: Experiment) -> list[str] | None:
-        """Return the devices on which another cycle of an experiment's point ran, in this run or a resumed one.
+        """Return the devices on which another cycle of an experiment's point (or server) ran; None if none did.
+
+        It may have been in a run that this one resumes.
 
         Args:
             run: Key of the experiment's run.
@@ -139,21 +141,21 @@ def assign(shared_state: SharedState, run: str, experiment: str, devices: Collec
         shared_state.put(run, _topic(ASSIGNED, experiment), list(devices))
 
 
-def assigned(item: pytest.Item) -> list[str]:
-    """Return the devices that the controller has chosen for *item*'s experiment; empty if it has not."""
+def take_assigned(item: pytest.Item) -> list[str]:
+    """Return and remove the devices that the controller has chosen for *item*'s experiment; empty if none."""
     topic = _topic(ASSIGNED, experiment_of(item).id)
     return item.config.stash[SHARED_STATE].take(run_of(item), topic) or []
 
 
 def report_placed(item: pytest.Item, devices: Collection[str]) -> None:
-    """Tell the controller that *item*'s experiment got other devices than those that were chosen for it."""
+    """Report to the controller which other devices *item*'s experiment got than those chosen for it."""
     with suppress(OSError):  # the controller's choices are then less good
         topic = _topic(PLACED, experiment_of(item).id)
         item.config.stash[SHARED_STATE].put(run_of(item), topic, list(devices))
 
 
-def placed(shared_state: SharedState, run: str, experiment: str) -> list[str] | None:
-    """Return the devices that an experiment got instead of the chosen ones; None if it has not."""
+def take_placed(shared_state: SharedState, run: str, experiment: str) -> list[str] | None:
+    """Return and remove the devices that an experiment got instead of the chosen ones; None if there are none."""
     found: list[str] | None = shared_state.take(run, _topic(PLACED, experiment))
     return found
 

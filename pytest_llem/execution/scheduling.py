@@ -15,7 +15,7 @@ from xdist.scheduler.load import LoadScheduling
 
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.placement import assign, placed
+from pytest_llem.execution.placement import assign, take_placed
 from pytest_llem.execution.units import units_of
 from pytest_llem.execution.work_queue import Running, Unit, WorkQueue
 
@@ -70,8 +70,8 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         self._studies = studies
         self._queue = WorkQueue()
         self._given: dict[WorkerController, Running] = {}
-        #: Host on which what belongs together has started, if that is another one than this.
-        self._hosts: dict[Hashable, str] = {}
+        #: Host of units that have to be on one; None is this machine.
+        self._hosts: dict[Hashable, str | None] = {}
 
     @property
     def tests_finished(self) -> bool:
@@ -139,7 +139,7 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
                 )
                 if started is None:
                     break
-                if host is not None and started.unit.binding is not None:
+                if started.unit.binding is not None:
                     self._hosts[started.unit.binding] = host
                 self._given[node] = started
                 self._send(node, started)
@@ -166,5 +166,5 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         """Count the devices that units got, if another run had those that were chosen for them."""
         for running in self._queue.running:
             for name in running.unit.names if running.devices else ():
-                if (devices := placed(shared_state, *name)) is not None:
+                if (devices := take_placed(shared_state, *name)) is not None:
                     running.devices = tuple(devices)

@@ -39,7 +39,7 @@ def study_files(config: pytest.Config) -> list[Path]:
 
 
 def needed_files(config: pytest.Config, studies: Sequence[Path]) -> list[Path]:
-    """Return the *studies*, and the existing files that they read: bases, datasets, engines and the baseline."""
+    """Return the *studies*, and the existing files that they read: bases, datasets, traces, engines, baseline."""
     found: dict[Path, None] = {}
     for path in studies:
         found[path] = None
@@ -57,6 +57,9 @@ def _files_of(config: pytest.Config, path: Path) -> Iterator[Path]:
     for dataset in {str(point.config.dataset) for point in study.points if point.config.has_texts}:
         if hub_dataset(dataset, path.parent) is None and Path(dataset).suffix in FILE_TYPES:
             yield path.parent / Path(dataset).expanduser()
+    for load in (point.config.load for point in study.points):
+        if load is not None and load.trace is not None:
+            yield path.parent / load.trace
     yield from _engines(config, study)
 
 

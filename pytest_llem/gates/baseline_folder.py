@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_llem.results.manifest import MANIFEST
 from pytest_llem.study.problems import did_you_mean
 
-#: Default folder of the baselines, relative to the root of the run.
+#: Default folder of the baselines, relative to pytest's rootdir; for ``llem``'s commands, to the current folder.
 BASELINES = Path(".llem", "baselines")
 
 
@@ -72,6 +72,8 @@ def result_file(
     path = resolve(given, folder)
     if not path.is_dir() or any((path / name).exists() for name in (MANIFEST, "study_result.json")):
         return path
+    if any(path.glob(f"*/{MANIFEST}")):
+        raise BaselineError(f"{path}: holds results directories: give one of them")
     files = sorted([*path.glob("*.json"), *path.glob("*/*.json")])
     names = sorted({file.stem for file in files})
     if not files:
@@ -79,7 +81,7 @@ def result_file(
     if study is None and len(names) == 1:
         study = names[0]
     if study is None:
-        raise BaselineError(f"{path}: holds several results: name one of them: {', '.join(names)}")
+        raise BaselineError(f"{path}: holds several results: give one of them: {', '.join(names)}")
     if study not in names:
         raise BaselineError(
             f"{path}: holds no results of the study {study!r}{did_you_mean(study, tuple(names))}; "
@@ -94,7 +96,7 @@ def result_file(
         return by_testbed.popitem()[1]
     if not only_fitting:
         raise BaselineError(
-            f"{path}: holds results of {study!r} on several testbeds: name one of them: "
+            f"{path}: holds results of {study!r} on several testbeds: give one of them: "
             f"{', '.join(str(file) for file in by_testbed.values())}"
         )
     raise BaselineError(

@@ -114,7 +114,7 @@ class History:
     Attributes:
         runs: All runs, in order.
         series: Each metric of each point on each testbed.
-        alpha: Probability of a false alarm over all series.
+        alpha: Probability of a false rise over all series, and the same for falls.
         copies: Number of results that were left out as copies of others.
     """
 
@@ -134,18 +134,19 @@ def history_of(
 ) -> History:
     """Return each metric of each point over runs, with its changes.
 
-    The testbed facts that keep results from being compared separate series too.
+    Results that may not be compared, by their testbed facts, are in different series.
 
     Args:
         results: Results of the runs, in any order. Copies of one are left out.
         metrics: Names of metrics in the catalogue; empty for those that each study gates in its newest run, as far
             as the other runs gated them too.
         commits_of: Returns time in ISO 8601, and subject, of those commits that are known, by their ids.
-        alpha: Probability of a false alarm over all series; None for that of the newest run's study.
+        alpha: Probability of a false rise over all series, and the same for falls; None for that of the newest
+            run's study.
         delta: Relative change that does not count; None for that of each study.
 
     Raises:
-        ValueError: The ``gates`` of a study's newest run are invalid, or no result can be read.
+        ValueError: The ``gates`` of a study's newest run are invalid.
     """
     runs, copies = unique_runs(results, metrics)
     runs = in_order(runs, commits_of([run.commit for run in runs if run.commit]))
@@ -170,22 +171,22 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
     digests: dict[object, set[str]] = {}
     for run in runs:
         for point in run.result.points:
-            place = axes_key(point.axes)
-            known = digests.setdefault(place, set())
-            if not known.isdisjoint(point.result_digests):  # replayed by a later run
+            axes = axes_key(point.axes)
+            known = digests.setdefault(axes, set())
+            if not known.isdisjoint(point.result_digests):  # this run replayed cycles of an earlier one
                 continue
             known.update(point.result_digests)
-            for metric in metrics or _family(point, gates):
+            for metric in metrics or _gated_metrics(point, gates):
                 summary = point.metrics.get(metric)
                 if summary is not None and summary.mean is not None:
                     one = point.model_copy(update={"metrics": {metric: summary}})
                     value = Value(run, one, summary, _not_judged(one, metric, summary))
-                    _append(by_key.setdefault((place, metric), []), value, run.result.name, metric)
+                    _append(by_key.setdefault((axes, metric), []), value, run.result.name, metric)
     for groups in by_key.values():
         yield from (history for _, history in groups)
 
 
-def _family(point: PointResult, gates: GatesConfig) -> Iterator[str]:
+def _gated_metrics(point: PointResult, gates: GatesConfig) -> Iterator[str]:
     """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
     for metric in gates.family_of(point.config.get("load")):
         summary = point.metrics.get(metric)

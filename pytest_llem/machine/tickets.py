@@ -1,7 +1,7 @@
 """The queue of the processes of a machine that wait for devices.
 
-Each has a ticket: a file in the folder of the locks, named after the time when it was drawn. A process that waits
-holds a lock on its ticket and touches it, so that others notice if it ends or is stopped.
+Each process that waits has a ticket: a file in the folder of the locks, whose name begins with the monotonic time.
+The process holds a lock on its ticket and touches it, so that others notice if it ends or is suspended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 from pytest_llem.machine.owner import MAX_NOTE_BYTES, Owner
 from pytest_llem.results.document import Record
 
-#: Time after which a ticket that was not touched is ignored, in s: the process that holds it may be stopped.
+#: Time after which a ticket that was not touched is ignored, in s: the process that holds it may be suspended.
 MAX_UNTOUCHED_S = 10.0
 
 #: Age from which a ticket of a dead process is removed, in s. Younger ones may be about to be locked.
@@ -47,8 +47,10 @@ class Place:
 
     Example:
         place = Place.draw(folder, Ticket(owner=owner, pool=["GPU-a", "GPU-b"], count=1))
-        while place.reserved() >= {"GPU-a", "GPU-b"}:  # those before it may take both
+        while any("GPU-a" in ticket.pool for ticket in place.ahead()):  # which may take it
             place.touch()
+            time.sleep(0.1)
+        place.leave()
     """
 
     path: Path
@@ -73,7 +75,7 @@ class Place:
         return cls(folder / name, descriptor)
 
     def touch(self) -> None:
-        """Show that this process is not stopped."""
+        """Show that this process is not suspended."""
         with suppress(OSError):  # a cleaner of temporary files may have removed it
             os.utime(self.path)
 
@@ -118,7 +120,10 @@ def _names(folder: Path) -> Sequence[str]:
 
 
 def _read(path: Path) -> Ticket | None:
-    """Return a ticket; None if its process has ended or is stopped, or if it is not a valid ticket."""
+    """Return a ticket; None if its process has ended or is suspended, or if it is not a valid ticket.
+
+    The ticket of a process that has ended is removed after a minute.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # it has just left the queue
@@ -139,7 +144,7 @@ def _read(path: Path) -> Ticket | None:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Return whether another process holds a lock on a file."""
+    """Return whether a process, which may be this one, holds a lock on a file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that readers do not disturb each other
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Drive a server with the load of an experiment, and say what that amounts to."""
+"""Drive a server with the load of an experiment, and return its metrics and records."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class LoadDriver(Driver[LoadWindow]):
         min_seconds = self._config.measurement.min_window_seconds
         if turns is None:
 
-            def measure(load: LoadConfig, what: str = "") -> LoadWindow:
-                return self._slices.measure(load, meters, observers, min_seconds, what=what)
+            def measure(load: LoadConfig, label: str = "") -> LoadWindow:
+                return self._slices.measure(load, meters, observers, min_seconds, label=label)
 
             return search(self._load, measure) if self._load.is_search else measure(self._load)
         taken: list[LoadWindow] = []
@@ -119,7 +119,7 @@ class LoadDriver(Driver[LoadWindow]):
         self._drift, self._sent_again = measure_again(
             self._drift,
             lambda load: self._slices.measure(
-                load, meters, observers, seconds, what="the first load again, ", number=1
+                load, meters, observers, seconds, label="the first load again, ", number=1
             ),
         )
 

@@ -37,9 +37,9 @@ class LoadSlices:
     Args:
         engine: The server.
         config: The experiment.
-        requests: Requests without end.
+        requests: Endless iterator of requests.
         directory: Folder that a trace's path is relative to.
-        cycle: Number of the cycle, which no other shares arrivals with.
+        cycle: Number of the cycle, part of the seed of Poisson arrivals, so that cycles differ.
         on_progress: Called about once a second while a load is on.
     """
 
@@ -65,7 +65,7 @@ class LoadSlices:
         min_seconds: float,
         *,
         turn: Turn | None = None,
-        what: str = "",
+        label: str = "",
         number: int | None = None,
     ) -> LoadWindow:
         """Measure once: ramp, at least *min_seconds* of steady state, drain.
@@ -76,17 +76,19 @@ class LoadSlices:
             observers: Observe the window.
             min_seconds: Minimum length of the window, in s.
             turn: The turn of an interleaved measurement; None if there is no other experiment.
-            what: Precedes the phases in progress reports.
+            label: Precedes the phases in progress reports.
             number: Number of the slice on this server, which determines random arrivals; None for the next one.
 
         Raises:
-            LoadError: The load could not be kept.
+            LoadError: Too many requests failed, the server cannot keep up, the client is too slow, or there are
+                too few prompts.
             EngineCrashError: The server has ended.
+            ValueError: No request was answered in the window.
         """
         self._number += 1
         schedule = self._schedule(load, number or self._number)
         try:
-            return asyncio.run(self._measure(load, schedule, meters, observers, min_seconds, turn, what))
+            return asyncio.run(self._measure(load, schedule, meters, observers, min_seconds, turn, label))
         except ServerGoneError as error:
             raise EngineCrashError(str(error)) from error
 
@@ -98,7 +100,7 @@ class LoadSlices:
         observers: WindowObservers,
         min_seconds: float,
         turn: Turn | None,
-        what: str,
+        label: str,
     ) -> LoadWindow:
         started, connections = time.monotonic(), load.max_in_flight if load.is_open else int(load.concurrency or 1)
         async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as lost:
@@ -108,14 +110,14 @@ class LoadSlices:
             is_metering = False
             readings: list[Counters] = []
             try:
-                async with self._reported(under_load, Progress(f"{what}ramping up")):
+                async with self._reported(under_load, Progress(f"{label}ramping up")):
                     await under_load.begin()
                 before = await self._counters(client)
                 await asyncio.to_thread(observers.begin)
                 is_metering = True
                 await asyncio.to_thread(meters.begin)
                 began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
-                measuring = Progress(f"{what}measuring", total=min_seconds, unit="s")
+                measuring = Progress(f"{label}measuring", total=min_seconds, unit="s")
                 async with self._reported(under_load, measuring), self._sampled(client, readings):
                     await under_load.hold(min_seconds, min_finished=1 if load.is_open else connections)
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
@@ -124,7 +126,7 @@ class LoadSlices:
                 after = await self._counters(client)
                 if load.is_open:
                     under_load.check_steady(began, ended)
-                self._on_progress(Progress(f"{what}draining"))
+                self._on_progress(Progress(f"{label}draining"))
             finally:
                 if is_metering and account is None:
                     await asyncio.to_thread(meters.end)

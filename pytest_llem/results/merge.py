@@ -18,7 +18,7 @@ from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, Manif
 from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, build_study_result
 from pytest_llem.results.study_run import RESULT, write_result
 
-#: States of an experiment in several runs: the last one counts.
+#: States of an experiment without a result: of several runs' states, the last one in this list is kept.
 _PRECEDENCE: tuple[EntryStatus, ...] = ("deselected", "pending", "running", "skipped", "failed", "completed")
 
 
@@ -71,7 +71,8 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         judge: Called with the results before they are written; may add verdicts to them.
 
     Raises:
-        MergeError: A directory has no results, they are of different studies, or *output* has other files.
+        MergeError: A directory has no results, the runs differ in study or settings, or *output* has anything but
+            merged results of this study.
         OSError: A file cannot be read or written.
     """
     runs = [_Run.read(one) for one in {one.resolve(): one for one in directories}.values()]

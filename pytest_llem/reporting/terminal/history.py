@@ -36,14 +36,14 @@ def lines(history: History, width: int) -> Iterator[str]:
         if found := by_commit(group):
             yield from (f"{place}: {verdicts}" for place, verdicts in found)
             yield ""
-    yield f"a change lasts {MIN_SIDE} runs or more; alpha {history.alpha:g} over {rule(history)}"
+    yield f"changes of {MIN_SIDE} runs or more, with {rule(history)}"
     if history.copies:
         yield f"left out as copies of others: {counted(history.copies, 'result')}"
 
 
 def rule(history: History) -> str:
-    """Return over what false alarms are limited, as text."""
-    return f"{len(history.series)} series for as long as they grow"
+    """Return how false alarms are limited, as text."""
+    return f"alpha {history.alpha:g} over {len(history.series)} series of any length"
 
 
 def span(runs: Sequence[Run]) -> str:

@@ -113,16 +113,16 @@ def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str
 
 
 def _gpu_lines(result: StudyResult) -> Iterator[str]:
-    """Yield how far GPUs differ, for points whose cycles ran on several."""
+    """Yield the standard deviation between GPUs, of points whose cycles ran on several."""
     found = []
     for point in result.points:
         spreads = ((name, gpu_spread(point, name)) for name in (COST, SPEED))
         found += [(point, name, spread) for name, spread in spreads if spread is not None]
     for point, name, spread in found[:MAX_SPREADS]:
-        text = f"{point.id}: {name} differs by {spread.between:.1%} between {spread.gpus} GPUs"
+        text = f"{point.id}: {name}: standard deviation {spread.between:.1%} between {spread.gpus} GPUs"
         if spread.interval is not None:
             text += f" (95 %: {spread.interval[0]:.1%} to {spread.interval[1]:.1%})"
-        yield text if spread.within is None else f"{text}, by {spread.within:.1%} between cycles on one"
+        yield text if spread.within is None else f"{text}, {spread.within:.1%} between cycles on one"
     if len(found) > MAX_SPREADS:
         yield f"{len(found) - MAX_SPREADS} more such differences between GPUs: gpus of study_result.json"
 
