@@ -610,7 +610,7 @@ def test_added_sleep_is_a_regression_by_default_gates(write: Callable[..., None]
     run = run_pytest("--llem-baseline=main")
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.assert_outcomes(passed=3, failed=1, skipped=2)
-    run.stdout.fnmatch_lines(["requests_per_second *REGRESSION"])
+    run.stdout.fnmatch_lines(["  requests_per_second *REGRESSION"])
 
 
 @pytest.mark.slow

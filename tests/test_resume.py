@@ -397,7 +397,7 @@ class TestRefusals:
             ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem was 0.0.1, is * now"),
             ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this machine has *"),
             (
-                {"gpus": [{"name": "NVIDIA A100", "driver": "535.1"}]},
+                {"gpus": [{"uuid": "GPU-a", "name": "NVIDIA A100", "driver": "535.1"}]},
                 "it ran on NVIDIA A100, this machine has no GPU",
             ),
         ],

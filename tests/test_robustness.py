@@ -20,6 +20,7 @@ from pytest_llem.machine.devices import CPU, owned
 from pytest_llem.machine.notes import FOLDER, holder
 from pytest_llem.machine.owner import Owner
 from pytest_llem.machine.shared_lock import SharedLock
+from pytest_llem.machine.tickets import Place, Ticket
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
@@ -183,9 +184,11 @@ class TestMissingEngine:
 class TestLockFolder:
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
     def test_other_users_cannot_remove_a_held_lock(self, shared: Path) -> None:
-        with owned([CPU], Owner.of_this_process("study", "one"), print):
+        owner = Owner.of_this_process("study", "one")
+        with owned([CPU], owner, print):
+            place = Place.draw(shared / FOLDER, Ticket(owner=owner, pool=[CPU]))
             files = sorted(shared.joinpath(FOLDER).iterdir())
-            assert len(files) == 3
+            assert len(files) == 3, "lock, note and ticket"
 
             def attack() -> None:
                 for file in files:
@@ -195,6 +198,7 @@ class TestLockFolder:
                         file.rename(file.with_suffix(".mine"))
 
             assert _as_nobody(attack) == 0
+            place.leave()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
     def test_each_user_writes_their_own_owner_note(self, shared: Path) -> None:

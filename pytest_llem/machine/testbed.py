@@ -17,7 +17,9 @@ def local_testbeds() -> list[Testbed]:
     limits: dict[str, set[str]] = {}
     for gpu in visible_gpus().all:
         if gpu.name is not None:
-            limits.setdefault(gpu.name, set()).update([f"{gpu.power_limit_w:g} W"] if gpu.power_limit_w else [])
+            limits.setdefault(gpu.name, set()).update(
+                [] if gpu.power_limit_w is None else [f"{gpu.power_limit_w:g} W"]
+            )
     groups: list[tuple[str, ...]] = [(name,) for name in sorted(limits)]
     if len(limits) > 1:
         groups.insert(0, tuple(sorted(limits)))
