@@ -26,7 +26,7 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
         testbeds: Keys of the testbeds that it may be of, the likeliest first; empty for those of this machine.
 
     Raises:
-        BaselineError: There is no such baseline, or it is too old or cannot be read.
+        BaselineError: The baseline does not exist, is too old, or cannot be read.
     """
     settings = Settings.from_config(config)
     if settings.baseline is None:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 #: Exit statuses of all commands. Each command defines what 1 means.
 DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -57,6 +58,28 @@ def add(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_baseline_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of the baselines."""
+    parser.add_argument(
+        "--baseline-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(".llem", "baselines"),
+        help="folder of the baselines; default: .llem/baselines",
+    )
+
+
+def add_fail_on(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which verdicts fail the command."""
+    parser.add_argument(
+        "--fail-on",
+        metavar="VERDICT",
+        choices=("regression", "inconclusive"),
+        default="regression",
+        help="regression (default), or inconclusive: also fail if a gate cannot be decided",
+    )
 
 
 def gated_metric(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llem.cli.command import (
@@ -13,6 +12,8 @@ from pytest_llem.cli.command import (
     FAILED,
     NOT_RUN,
     Commands,
+    add_baseline_dir,
+    add_fail_on,
     gated_metric,
     prepare_output,
     print_error,
@@ -55,13 +56,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("reference", metavar="A", help="reference")
     parser.add_argument("candidate", metavar="B", help="candidate, which is judged")
-    parser.add_argument(
-        "--baseline-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path(".llem", "baselines"),
-        help="folder of the baselines; default: .llem/baselines",
-    )
+    add_baseline_dir(parser)
     parser.add_argument(
         "--format",
         metavar="FORMAT",
@@ -89,13 +84,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         type=float,
         help="relative change that is tolerated; default: that of the study of B, else 0.02 (2 %%)",
     )
-    parser.add_argument(
-        "--fail-on",
-        metavar="VERDICT",
-        choices=("regression", "inconclusive"),
-        default="regression",
-        help="regression (default), or inconclusive: also fail if a gate cannot be decided",
-    )
+    add_fail_on(parser)
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, Commands, prepare_output, print_error, write
+from pytest_llem.cli.command import (
+    DONE,
+    FAILED,
+    NOT_RUN,
+    Commands,
+    add_baseline_dir,
+    add_fail_on,
+    prepare_output,
+    print_error,
+    write,
+)
 from pytest_llem.cli.command import add as add_command
 
 if TYPE_CHECKING:
@@ -67,20 +77,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="NAME|FILE",
         help="compare with the baseline of the testbed of the results, or with a saved result",
     )
-    parser.add_argument(
-        "--baseline-dir",
-        metavar="DIR",
-        type=Path,
-        default=Path(".llem", "baselines"),
-        help="folder of the baselines; default: .llem/baselines",
-    )
-    parser.add_argument(
-        "--fail-on",
-        metavar="VERDICT",
-        choices=("regression", "inconclusive"),
-        default="regression",
-        help="regression (default), or inconclusive: also fail if a gate cannot be decided",
-    )
+    add_baseline_dir(parser)
+    add_fail_on(parser)
     parser.add_argument(
         "--allow-missing", action="store_true", help="exit with 0 although results are missing, if no gate failed"
     )

@@ -37,7 +37,7 @@ def resolve(given: str, folder: Path) -> Path:
         folder: Folder of the baselines.
 
     Raises:
-        BaselineError: There is no such baseline or path.
+        BaselineError: The baseline or path does not exist.
     """
     path = Path(given)
     is_name = bool(given) and path.name == given and given != ".."
@@ -67,7 +67,7 @@ def result_file(
         only_fitting: Refuse a result of another testbed even if it is the only one.
 
     Raises:
-        BaselineError: There is no such result, or none of a testbed that fits.
+        BaselineError: The result does not exist, or none is of a testbed that fits.
     """
     path = resolve(given, folder)
     if not path.is_dir() or any((path / name).exists() for name in (MANIFEST, "study_result.json")):

@@ -75,7 +75,7 @@ class LoadSlices:
             meters: Open meters, outside of a window.
             observers: Observe the window.
             min_seconds: Minimum length of the window, in s.
-            turn: The turn of an interleaved measurement; None if there is no other experiment.
+            turn: Which turn of an interleaved measurement it is; None if it is not interleaved.
             label: Precedes the phases in progress reports.
             number: Number of the slice on this server, which determines random arrivals; None for the next one.
 
