@@ -2,8 +2,8 @@
 
     python tests/benchmarks/time_to_verdict.py [--model NAME] [--model-path DIR] [--extra 0 5 10 20] [--repeat N]
         [--delta D] [--cycles N] [--seconds S] [--how cycle pass auto] [--metrics seconds energy_j] [--load]
-        [--backend pytorch] [--n 4] [--section '{"batch_size": 4, "cache_implementation": "static"}']
-        [--results DIR] [--time-budget 3m]
+        [--backend pytorch] [--n 4] [--input-tokens 32] [--tokens 16] [--results DIR] [--time-budget 3m]
+        [--section '{"batch_size": 4, "cache_implementation": "static"}']
 
 The candidate's engine is that of the reference, and busy for some per cent longer after each batch. Three ways are
 compared: whole cycles that follow each other (``cycle``), turns of passes (``pass``), both with a fixed number of
@@ -86,7 +86,7 @@ def run(folder: Path, python: Path, extra: float, how: str, options: argparse.Na
         "backend": "extra_work:Engine",
         "extra_work:Engine": options.section,
         "n": options.n,
-        "max_input_tokens": 32,
+        "max_input_tokens": options.input_tokens,
         "max_output_tokens": options.tokens,
         "warmup": {"convergence_detection": False, "n_warmup": 2},
         "baseline": {"enabled": False},
@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--max-cycles", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each window")
     parser.add_argument("--turn", type=float, default=0.5, help="shortest turn, in s")
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--input-tokens", type=int, default=32, help="of a prompt")
+    parser.add_argument("--tokens", type=int, default=16, help="of an answer")
     parser.add_argument("--metrics", nargs="+", default=["seconds"])
     parser.add_argument("--backend", choices=[*ENGINES], default="pytorch")
     parser.add_argument("--n", type=int, default=4, help="prompts of a pass")

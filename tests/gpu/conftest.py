@@ -80,9 +80,21 @@ def llama_8b() -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_1b_shape() -> Path:
+    """The shape of Llama 3.2 1B without weights, for vLLM's ``load_format: dummy``."""
+    return _model("1b", "--no-weights")
+
+
+@pytest.fixture(scope="session")
 def llama_8b_shape() -> Path:
-    """The same without weights, for vLLM's ``load_format: dummy``."""
+    """That of Llama 3.1 8B."""
     return _model("8b", "--no-weights")
+
+
+@pytest.fixture(scope="session")
+def llama_70b_shape() -> Path:
+    """That of Llama 3.1 70B."""
+    return _model("70b", "--no-weights")
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ import pynvml
 #: Time between two readings of a counter, in s.
 PERIOD_S = 0.01
 
+#: Ticks before and after a time in which a window that begins or ends then may have read the counter.
+NEAR = 4
+
 
 def main(path: str) -> None:
     pynvml.nvmlInit()
@@ -47,12 +50,22 @@ class Log:
             at, name, value = line.split()
             self._rows.setdefault(name, []).append((float(at), int(value)))
 
-    def watts(self, uuid: str, began: str, ended: str) -> float:
-        """Return the mean power of a GPU between two times, in W, from the ticks next to them."""
+    def energy(self, uuid: str, began: str, ended: str) -> float:
+        """Return the energy of a GPU between two times, in J, from the ticks next to them."""
+        first, last = self._near(uuid, began), self._near(uuid, ended)
         rows = self._rows[uuid]
-        first, last = (bisect.bisect(rows, (datetime.fromisoformat(at).timestamp(), 0)) for at in (began, ended))
-        (since, low), (to, high) = rows[first], rows[last - 1]
-        return (high - low) / 1000 / (to - since)
+        return (rows[min(last, len(rows) - 1)][1] - rows[first][1]) / 1000
+
+    def has(self, uuid: str, energy_j: float, began: str, ended: str) -> bool:
+        """Return whether *energy_j* is the difference of two counter values that were seen near these times."""
+        first, last = (
+            [value for _, value in self._rows[uuid][max(0, at - NEAR) : at + NEAR]]
+            for at in (self._near(uuid, began), self._near(uuid, ended))
+        )
+        return round(energy_j * 1000) in {high - low for low in first for high in last}
+
+    def _near(self, uuid: str, at: str) -> int:
+        return bisect.bisect(self._rows[uuid], (datetime.fromisoformat(at).timestamp(), 0))
 
 
 @contextmanager

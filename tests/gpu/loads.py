@@ -191,3 +191,13 @@ def held(uuid: str, gigabytes: Sequence[int], seconds: float) -> list[float]:
         torch.cuda.empty_cache()
     meter.close()
     return watts
+
+
+def disturb(share: float) -> None:
+    """Keep a GPU busy for *share* of the time, in periods of 0.2 s, until the process is killed."""
+    load = Matmuls()
+    count = load.count(0.2 * share)
+    while True:
+        began = time.monotonic()
+        load.run(count)
+        time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))

@@ -25,7 +25,7 @@ _ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-#: Values from the configurations of meta-llama/Llama-3.2-1B and Llama-3.1-8B.
+#: Values from the configurations of meta-llama/Llama-3.2-1B, Llama-3.1-8B and Llama-3.1-70B.
 SHAPES = {
     "1b": {
         "hidden_size": 2048,
@@ -42,6 +42,16 @@ SHAPES = {
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+        "rope_parameters": {**_ROPE, "factor": 8.0},
+    },
+    "70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
         "num_key_value_heads": 8,
         "head_dim": 128,
         "tie_word_embeddings": False,

@@ -1,4 +1,4 @@
-"""Several GPUs of one host: speed-up, neighbours, leases of two runs, and how far GPUs differ.
+"""Several GPUs of one host: speed-up, neighbours, leases of two runs, and comparisons on one GPU and on two.
 
 Skipped with fewer than two GPUs. With two of them this takes about ten minutes; each figure is in the report.
 """
@@ -22,7 +22,6 @@ import yaml
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.experiment import DeviceEnergy
-from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.times import seconds_between
 from tests.gpu.counters import Log, logging
 from tests.support import boards
@@ -42,7 +41,7 @@ QUICK: dict[str, Any] = {
     "pytorch": {"batch_size": 8},
     "warmup": {"n_warmup": 1, "convergence_detection": False},
     "baseline": {"enabled": False},
-    "measurement": {"min_window_seconds": 3},
+    "measurement": {"min_window_seconds": 2.5},
 }
 
 FORKED = "--llem-start-method=forkserver"
@@ -98,7 +97,6 @@ def test_sweep_is_faster_and_each_gpus_energy_is_right(
         once = once or seconds
         found(f"-n {workers}: s for {POINTS} experiments", seconds)
         found(f"-n {workers}: speed-up / {workers}", once / seconds / workers)
-        ratios = []
         for one in results:
             (device,) = _gpus(one)  # a GPU that the engine does not use is not counted
             (gpu,) = one.environment["gpus"]
@@ -106,11 +104,9 @@ def test_sweep_is_faster_and_each_gpus_energy_is_right(
             assert device.energy_j is not None
             assert one.window.began_at is not None
             assert one.window.ended_at is not None
-            watts = log.watts(device.device, one.window.began_at, one.window.ended_at)
-            ratios.append(device.energy_j / (device.seconds or 0) / watts)
-            assert ratios[-1] == pytest.approx(1, rel=0.05)
+            assert log.has(device.device, device.energy_j, one.window.began_at, one.window.ended_at)
             assert bool(one.concurrent) <= (workers > 1)
-        found(f"-n {workers}: power / that of the logger", statistics.fmean(ratios))
+        found(f"-n {workers}: windows whose energy the logger saw exactly", len(results))
         used = Counter(_gpus(one)[0].device for one in results)
         found(f"-n {workers}: experiments of each GPU", sorted(used.values()))
         assert len(used) == workers
@@ -157,29 +153,6 @@ def test_two_runs_share_no_gpu_and_starve_nobody(tmp_path: Path, uuids: list[str
     assert max(waits) < sum(one.ended - one.began for one in had)
 
 
-def test_gpus_differ_by_this_much(study: Study, llama_1b: Path, uuids: list[str], found: Found) -> None:
-    result = study(
-        "spread",
-        *("-n", str(len(uuids)), FORKED),
-        **{**QUICK, "measurement": {"min_window_seconds": 8}},
-        model=str(llama_1b),
-        execution={
-            "n_cycles": 3 * len(uuids),
-            "devices": "spread",
-            "cycle_order": "sequential",
-            "experiment_gap_seconds": 5,
-            "contended_retries": 0,
-        },
-    )
-    (point,) = result.points
-    assert Counter(gpu for gpus in point.gpus for gpu in gpus) == dict.fromkeys(uuids, 3)
-    for name in (*METRICS, "mean_power_w"):
-        spread = gpu_spread(point, name)
-        assert spread is not None
-        text = f"{spread.between:.2%} between {spread.gpus} GPUs, {spread.within or 0:.2%} between cycles on one"
-        found(name, text if spread.interval is None else f"{text}, 95 %: {spread.interval}")
-
-
 def test_comparison_on_one_gpu_is_sharper_than_on_two(
     study: Study, llama_1b: Path, uuids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Found
 ) -> None:
@@ -187,7 +160,7 @@ def test_comparison_on_one_gpu_is_sharper_than_on_two(
     fields = {**QUICK, "model": str(llama_1b), "gates": {"metrics": [*METRICS]}}
     cycles = {"n_cycles": 4, "experiment_gap_seconds": 0, "contended_retries": 0}
     same = f"--llem-against={Environment(tmp_path / 'environment', *EVERYTHING).python}"
-    verdicts = {"one GPU": study("one", same, **fields, execution=cycles).points[0].verdicts}
+    verdicts = {"one GPU": study("one", same, FORKED, **fields, execution=cycles).points[0].verdicts}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuids[0])
     study("two", FORKED, "--llem-save=first", "--llem-save-force", **fields, execution=cycles)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuids[1])

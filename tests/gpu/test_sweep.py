@@ -1,32 +1,65 @@
-"""A whole sweep on a GPU, as a user runs it."""
+"""A study of 30 points, as a user runs it: its figures, and where its time and energy go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pytest_llem import StudyResult
+from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.hardware.gpus import Gpu
+from pytest_llem.times import seconds_between
+from tests.gpu.counters import Log, logging
+
+Spans = Sequence[tuple[str, str]]
 
 
-def test_batches_and_precisions(
-    study: Callable[..., StudyResult], llama_1b: Path, found: Callable[[str, object], None]
+def test_thirty_points_and_where_their_time_and_energy_go(
+    study: Callable[..., StudyResult],
+    llama_1b: Path,
+    tmp_path: Path,
+    gpu: Gpu,
+    found: Callable[[str, object], None],
 ) -> None:
-    result = study(
-        "sweep",
-        model=str(llama_1b),
-        n=32,
-        max_input_tokens=128,
-        max_output_tokens=16,
-        warmup={"n_warmup": 1, "convergence_detection": False},
-        baseline={"enabled": False},
-        measurement={"min_window_seconds": 5},
-        sweep={"precision": ["bf16", "fp32"], "pytorch.batch_size": [1, 8, 32]},
-        execution={"n_cycles": 3, "experiment_gap_seconds": 0},
-    )
-    assert (result.summary.completed, result.summary.failed) == (18, 0)
+    file = tmp_path / "counters"
+    with logging(file):
+        result = study(
+            "sweep",
+            model=str(llama_1b),
+            n=32,
+            max_input_tokens=128,
+            warmup={"n_warmup": 1, "convergence_detection": False},
+            baseline={"enabled": False},
+            measurement={"min_window_seconds": 3},
+            sweep={
+                "precision": ["bf16", "fp32"],
+                "pytorch.batch_size": [1, 8, 32],
+                "max_output_tokens": [4, 8, 16, 24, 32],
+            },
+            execution={"n_cycles": 1, "experiment_gap_seconds": 0},
+        )
+    assert (result.summary.completed, result.summary.failed) == (30, 0)
     for point in result.points:
         cost = point.metrics["energy_per_output_token_j"]
-        assert (cost.method, cost.n) == ("measured", 3)
-        speed, floor = (point.metrics[name].mean for name in ("output_tokens_per_second", "roofline_slowdown"))
-        assert floor is None or floor >= 1
-        found(point.id, f"{cost.mean:.4g} J, CV {cost.cv or 0:.1%}; {speed:.4g} tokens/s; {floor} × the floor")
+        assert cost.method == "measured"
+        speed, slowdown = (point.metrics[name].mean for name in ("output_tokens_per_second", "roofline_slowdown"))
+        assert slowdown is None or slowdown >= 1
+        found(point.id, f"{cost.mean:.4g} J, {speed:.4g} tokens/s, {slowdown} × the roofline")
+    results = [ExperimentResult.read(one) for one in (tmp_path / "results").glob("*/experiments/*.json")]
+    log = Log(file)
+
+    def note(what: str, spans: Spans) -> None:
+        seconds = sum(seconds_between(*span) for span in spans)
+        energy = sum(log.energy(gpu.uuid, *span) for span in spans)
+        found(what, f"{seconds / 30:.2f} s and {energy / 30:.0f} J for each experiment")
+
+    windows = [(one.window.began_at or "", one.window.ended_at or "") for one in results]
+    note(
+        "from the first start to the last end",
+        [(min(one.started_at for one in results), max(one.completed_at for one in results))],
+    )
+    note("in the experiment's process", [(one.started_at, one.completed_at) for one in results])
+    note(
+        "in the imports of that process",
+        [(one.start.began_at, one.start.ready_at) for one in results if one.start],
+    )
+    note("in the window", windows)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
-import yaml
 
 from pytest_llem import StudyResult
 from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.hardware.nvml import Nvml
-from tests.support.processes import gone
-from tests.support.terminal import Screen, watch
+from tests.gpu.kills import kill_in_window
 
 Found = Callable[[str, object], None]
 
@@ -41,21 +34,6 @@ POINT = {
     "baseline": {"enabled": False},
 }
 
-#: Time to stay in the window before the kill, in s.
-MEASURING_SECONDS = 5
-
-
-#: The live line of an experiment in its window.
-_MEASURING = re.compile(r"llem: .*  measuring(?! the idle)")
-
-
-class _InWindowError(Exception):
-    """The experiment has been in its window for some seconds, with *used_bytes* of the GPU's memory in use."""
-
-    def __init__(self, used_bytes: int) -> None:
-        super().__init__(used_bytes)
-        self.used_bytes = used_bytes
-
 
 def test_sigkill_of_pytest_in_the_window_frees_the_gpu(
     tmp_path: Path, llama_8b_shape: Path, gpu: Gpu, found: Found
@@ -69,35 +47,7 @@ def test_sigkill_of_pytest_in_the_window_frees_the_gpu(
         "execution": {"n_cycles": 1},
         "vllm": {"engine": {**ENGINE, "load_format": "dummy"}},
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    others, family = set(psutil.Process().children(recursive=True)), set()
-    began: list[float] = []
-    with Nvml() as nvml:
-        handle = nvml.call("nvmlDeviceGetHandleByUUID", gpu.uuid)
-
-        def used() -> int:
-            return int(nvml.call("nvmlDeviceGetMemoryInfo", handle).used)
-
-        def look(screen: Screen) -> None:
-            family.update(set(psutil.Process().children(recursive=True)) - others)
-            if any(_MEASURING.search(line) for line in screen.lines()):
-                began.append(time.monotonic())
-                if began[-1] - began[0] > MEASURING_SECONDS:
-                    raise _InWindowError(used())
-
-        before = used()
-        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", f"--rootdir={tmp_path}"]
-        with pytest.raises(_InWindowError) as seen:
-            watch(command, Screen(120), look, limit_s=300, folder=tmp_path)  # the exception kills pytest
-        killed = time.monotonic()
-        while (left := [one for one in family if not gone(one.pid)]) or used() - before > 2**20:
-            assert time.monotonic() - killed < 60, (left, used() - before)
-            time.sleep(0.05)
-        found("s until processes and memory were gone", time.monotonic() - killed)
-        found("GPU memory left, bytes", used() - before)
-    found("processes of vLLM and pytest", len(family))
-    found("GPU memory in the window, GB", (seen.value.used_bytes - before) / 1e9)
-    assert seen.value.used_bytes - before > 2**33, "the model is loaded"
+    assert kill_in_window(study, tmp_path, gpu, found) > 2**33, "the model is loaded"
 
 
 def test_one_study_measures_pytorch_and_vllm(
