@@ -67,16 +67,24 @@ def _results(folder: Path) -> list[ExperimentResult]:
     return sorted(map(ExperimentResult.read, files), key=lambda one: one.started_at)
 
 
-def _serve(
-    study: Study, folder: Path, gpu: Gpu, found: Found, name: str, **fields: Any
-) -> tuple[StudyResult, list[ExperimentResult]]:
+def _serve(study: Study, folder: Path, gpu: Gpu, found: Found, name: str, **fields: Any) -> StudyResult:
     """Measure loads, and check that each window's energy is what the logger saw, and that nothing is left."""
     before, file = used_bytes(gpu), folder / "counters"
     with logging(file):
-        result = study(name, **SERVED, **fields)
-    log = Log(file)
-    results = _results(folder)
-    assert result.summary.completed == len(results)
+        result = study(name, **{**SERVED, **fields})
+    log, results = Log(file), _results(folder)
+    for point in result.points:
+        for metric in METRICS:
+            found(f"{_name(point)}: {metric}", point.metrics[metric].mean)
+    server = results[-1].server
+    assert server is not None
+    found("s until the server was ready", server.ready_seconds)
+    if server.drift:
+        found("first load, at first", server.drift.before)
+        found("first load, at last", server.drift.after)
+    found("memory left, bytes", left := used_bytes(gpu) - before)
+    assert left <= FREE_BYTES
+    assert result.summary.failed == 0
     for one in results:
         [device] = one.devices
         assert device.device == gpu.uuid
@@ -87,20 +95,10 @@ def _serve(
         assert one.load is not None
         assert one.load.client_output_tokens == one.load.server_output_tokens
         assert one.load.failed == 0
-    [server] = {one.server.id for one in results if one.server}
-    found("windows whose energy the logger saw exactly", f"{len(results)} of {len(results)}, server {server}")
-    found("s until the server was ready", results[0].server and results[0].server.ready_seconds)
-    found("memory left, bytes", left := used_bytes(gpu) - before)
-    assert left <= FREE_BYTES
-    for point in result.points:
-        for metric in METRICS:
-            found(f"{_name(point)}: {metric}", point.metrics[metric].mean)
-        assert point.metrics["energy_per_output_token_j"].method == "measured"
-    drift = results[-1].server and results[-1].server.drift
-    if drift:
-        found("first load, at first", drift.before)
-        found("first load, at last", drift.after)
-    return result, results
+        assert one.server is not None
+        assert one.server.id == server.id
+    found("windows whose energy the logger saw exactly", len(results))
+    return result
 
 
 @pytest.mark.parametrize("shape", ["8b", "1b"])
@@ -108,7 +106,7 @@ def test_a_servers_energy_is_that_of_its_window(
     study: Study, request: pytest.FixtureRequest, tmp_path: Path, gpu: Gpu, found: Found, shape: str
 ) -> None:
     loads = [{"concurrency": number} for number in (1, 8, 32, 64, 128)] + [{"rate": rate} for rate in RATES[shape]]
-    result, _ = _serve(
+    result = _serve(
         study,
         tmp_path,
         gpu,
@@ -125,7 +123,7 @@ def test_published_energy_per_token(
     study: Study, llama_8b_shape: Path, tmp_path: Path, gpu: Gpu, found: Found
 ) -> None:
     """Published figures are of another board, other prompts and another version: the ratio is what is found."""
-    result, _ = _serve(
+    result = _serve(
         study,
         tmp_path,
         gpu,
