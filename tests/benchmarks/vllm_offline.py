@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -63,7 +64,7 @@ def bare(model: str, sizes: list[int], seconds: float) -> list[Found]:
     )
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.0, detokenize=False)
     pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    gpu = pynvml.nvmlDeviceGetHandleByUUID(visible_gpus().all[0].uuid)
 
     def tick() -> float:
         before = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import yaml
 
@@ -61,9 +62,10 @@ def on_gpu(gpu: Gpu) -> Iterator[Callable[..., Any]]:
 
 def _model(shape: str, *options: str) -> Path:
     folder = cache() / f"llama-{shape}-{'shape' if options else 'random'}"
-    if not folder.is_dir():
-        made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder), *options]
-        subprocess.run(made, cwd=Path(__file__).parents[2], check=True)
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder), *options]
+            subprocess.run(made, cwd=Path(__file__).parents[2], check=True)
     return folder
 
 
