@@ -252,6 +252,15 @@ def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, 
     assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
+def test_use_by_a_process_in_none_of_the_drivers_samples_is_unknown() -> None:
+    """As a process on an H200 that computed for 5 % of the time."""
+    found = gpu({WORKER: 60}, {WORKER: 10_000_000, 500: 2_000_000})
+    assert found == GpuActivity("GPU-1", None, None, 2.0, ("p500 (500)",))
+    state, reasons = (judged := assess_contention(QUIET, [found], 10.0)).state, judged.reasons
+    assert state == "unknown"
+    assert reasons == ["p500 (500) may have used GPU-1: the driver lists its memory, and not its use"]
+
+
 def test_driver_is_queried_from_the_start_of_the_window() -> None:
     driver = Driver({WORKER: 1}, {})
     gpu_activity(cast(Nvml, driver), ["GPU-1"], {WORKER}, (1000.5, 1010.0))

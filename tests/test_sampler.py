@@ -179,6 +179,16 @@ def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
     assert script.users() == 0
 
 
+@pytest.mark.slow
+def test_a_load_that_repeats_at_the_samplers_rate_is_integrated_right(env: Callable[..., Any]) -> None:
+    """Every 0.1 s, the power is 650 W for a half, and 150 W for the other."""
+    power = [(0.05 * number, 650.0 if number % 2 else 150.0) for number in range(400)]
+    script, environment = env(ScriptedGpu(A, power, {"tick_ms": 20}))
+    reading, _, _ = nvml.run(environment, _measure, script)
+    [device] = reading.devices
+    assert device.integral_j == pytest.approx(device.energy_j, rel=0.2), "always sampled at one phase: ±60 %"
+
+
 @pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
 @pytest.mark.slow
 def test_sampler_that_dies_loses_only_its_values(env: Callable[..., Any], folder: Path, harm_first: bool) -> None:

@@ -35,6 +35,10 @@ from pytest_llem.hardware.sensors import MODULE_SCOPE, PowerSource, clocks_mhz, 
 #: Time between two samples of a GPU, in s.
 PERIOD_S = 0.1
 
+#: Samples are at different places within their periods: multiples of the golden ratio, modulo 1. Otherwise a load
+#: that repeats at the same rate would be sampled at the same phases, and its integral would be wrong by 12 %.
+GOLDEN = (5**0.5 - 1) / 2
+
 #: Every how many samples of a GPU include its temperature and clocks: they change slowly, and each costs a call.
 #: GPUs do so in different rounds, so that all rounds take about the same time.
 SLOW_EVERY = 5
@@ -62,8 +66,8 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
         requested = [gpu.partition("=") for gpu in gpus]
         handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid, _, _ in requested]
         telemetry = None if telemetry_fd is None else _Telemetry(telemetry_fd)
-        due = time.monotonic()
-        for number in count():
+        period = due = time.monotonic()
+        for number in count(1):
             for index, (handle, (_, _, source)) in enumerate(zip(handles, requested, strict=True)):
                 slow = (number + index) % SLOW_EVERY == 0
                 sample = _sample(nvml, handle, source, index, slow)
@@ -72,7 +76,8 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
                     telemetry.update(index, watts=sample[2], celsius=sample[3])
             if telemetry is not None:
                 telemetry.send(due)
-            due = max(due + PERIOD_S, time.monotonic())
+            period = max(period + PERIOD_S, time.monotonic())
+            due = period + PERIOD_S * (number * GOLDEN % 1)
             ready, _, _ = select.select(ends, [], [], max(0.0, due - time.monotonic()))
             if ready or os.getppid() != parent:
                 return

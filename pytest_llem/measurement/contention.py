@@ -240,7 +240,10 @@ def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thre
             "wanted"
         )
     for gpu in gpus:
-        if gpu.others_share is None:
+        if gpu.others_share is None and gpu.others:
+            names = ", ".join(gpu.others)
+            yield f"{names} may have used {gpu.device}: the driver lists its memory, and not its use"
+        elif gpu.others_share is None:
             yield (
                 f"use of {gpu.device} by other processes is not available: the driver does not list the experiment"
             )

@@ -69,12 +69,15 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
     holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
     others = {pid: share for pid, share in used.items() if pid not in own}
+    others_share = sum(others.values()) if len(others) < len(used) else None
     other_holders = [one for pid, one in holders.items() if pid not in own]
+    if not others and other_holders:
+        others_share = None  # a process that rarely computes is in none of the driver's samples
     known = bool((used.keys() | holders.keys()) & set(own))
     return GpuActivity(
         uuid,
         busy_share=_busy_share(nvml, handle, since, until),
-        others_share=sum(others.values()) if len(others) < len(used) else None,
+        others_share=others_share,
         others_memory_mb=_memory_mb(other_holders) if len(other_holders) < len(holders) else None,
         others=tuple(
             _label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})

@@ -23,7 +23,9 @@ class GpuContention(Record):
     the GPU waits for the host.
     """
     others_share: float | None = None
-    """Utilisation by other processes, summed; 1 is the whole GPU."""
+    """Utilisation by other processes, summed; 1 is the whole GPU. Null if the driver lists none, while another
+    process has memory of the GPU: its samples do not show a process that rarely computes.
+    """
     others_memory_mb: float | None = None
     """Memory that other processes hold at the end of the window, in MB (10^6 bytes)."""
     others: list[str] = Field(default_factory=list)

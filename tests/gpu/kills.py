@@ -25,7 +25,7 @@ MEASURING_SECONDS = 5
 FREE_BYTES = 2**20
 
 #: The live line of an experiment in its window.
-_MEASURING = re.compile(r"llem: .*  (load )?measuring(?! the idle)")
+_MEASURING = re.compile(r"llem: .*  (measuring(?! the idle)|steady )")
 
 
 class _InWindowError(Exception):
