@@ -1,4 +1,4 @@
-"""Tests that need a GPU. They are skipped without one; the README has the results and the GPU they are from.
+"""Tests that need a GPU. They are skipped without one; docs/explanation/validation.md has the results.
 
     pytest tests/gpu/test_counter.py        # one file at a time, and without -n: they want the GPU to themselves
 

@@ -157,7 +157,12 @@ def test_comparison_on_one_gpu_is_sharper_than_on_two(
     study: Study, llama_1b: Path, uuids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Found
 ) -> None:
     """Both compare a configuration with itself: what differs is the GPU."""
-    fields = {**QUICK, "model": str(llama_1b), "gates": {"metrics": [*METRICS]}}
+    fields = {
+        **QUICK,
+        "model": str(llama_1b),
+        "measurement": {"min_window_seconds": 6},  # turns have edges of their own
+        "gates": {"metrics": [*METRICS]},
+    }
     cycles = {"n_cycles": 4, "experiment_gap_seconds": 0, "contended_retries": 0}
     same = f"--llem-against={Environment(tmp_path / 'environment', *EVERYTHING).python}"
     verdicts = {"one GPU": study("one", same, FORKED, **fields, execution=cycles).points[0].verdicts}
