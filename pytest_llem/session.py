@@ -25,23 +25,13 @@ if TYPE_CHECKING:
     from pytest_llem.reporting.terminal.experiment_lines import Lines
     from pytest_llem.study.design import StudyConfig
 
-#: Names under which plugins are registered: this module, the recorder, …
-_SESSION_HOOKS, _RECORDER = "llem-session", "llem-recorder"
-
-#: … the hooks around items, the one that skips gates in the test loop, and the one that judges them after it, …
-_RUNNING, _DEFER_GATES, _JUDGE = "llem-running", "llem-defer-gates", "llem-judge"
-
-#: … and the one that writes a line for each experiment.
-_LINES = "llem-lines"
-
-#: … and the one that ends the cycles of a point once it is decided.
-_UNTIL_DECIDED = "llem-until-decided"
+#: Names under which plugins are registered. ``_SESSION_HOOKS`` is this module.
+_SESSION_HOOKS, _RECORDER, _LINES = "llem-session", "llem-recorder", "llem-lines"
+_RUN_EXPERIMENTS, _DEFER_GATES, _JUDGE = "llem-run-experiments", "llem-defer-gates", "llem-judge"
+_UNTIL_DECIDED, _REMOTE_WORKERS = "llem-until-decided", "llem-remote-workers"
 
 #: Options that have no effect without a study.
 _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from", "shard"
-
-#: … and the one that looks after workers on other hosts.
-_REMOTE_WORKERS = "llem-remote-workers"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -79,6 +69,7 @@ def configure(config: pytest.Config, expression: str) -> None:
 def identify_worker(node: WorkerController) -> None:
     """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
     from pytest_llem._plugin.options import WORKTREE
+    from pytest_llem.execution.scheduling import hands_out
     from pytest_llem.execution.stopping import elapsed_seconds
 
     # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
@@ -89,10 +80,7 @@ def identify_worker(node: WorkerController) -> None:
     node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
     if node.gateway.spec.popen and not node.gateway.spec.via:
         node.workerinput["llem_controller"] = os.getpid()
-    from pytest_llem.execution.pause import ONE_AT_A_TIME
-    from pytest_llem.execution.scheduling import hands_out
-
-    node.workerinput[ONE_AT_A_TIME] = hands_out(node.config)
+    node.workerinput["llem_one_at_a_time"] = hands_out(node.config)
 
 
 def prepare_remote_workers(config: pytest.Config, specs: Sequence[XSpec]) -> None:
@@ -126,11 +114,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from pytest_llem.execution.pause import ONE_AT_A_TIME, Pausing
-
     config = session.config
-    if getattr(config, "workerinput", {}).get(ONE_AT_A_TIME):
-        config.pluginmanager.register(Pausing(session))
+    if getattr(config, "workerinput", {}).get("llem_one_at_a_time"):
+        from pytest_llem.execution.item_hooks import WaitInPause
+
+        config.pluginmanager.register(WaitInPause(session))
     if _studies(config):
         if hasattr(config, "workerinput"):  # a worker runs what the controller sends, despite collection errors
             _prepare(config, config.workerinput["llem_session"])
@@ -243,9 +231,8 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """
     from pytest_llem._plugin.remote_state import RemoteSharedState
     from pytest_llem._plugin.shared_state import SharedState
-    from pytest_llem.collection.gates import DeferGates
     from pytest_llem.execution.experiment import run_item
-    from pytest_llem.execution.running import Running
+    from pytest_llem.execution.item_hooks import DeferGates, RunExperiments
     from pytest_llem.execution.stopping import begin_time_budget
     from pytest_llem.isolation.interrupts import Interrupts
 
@@ -253,7 +240,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     config.stash[SHARED_STATE] = SharedState(session) if channel is None else RemoteSharedState(channel)
     begin_time_budget(config)
     if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
-        config.pluginmanager.register(Running(), _RUNNING)
+        config.pluginmanager.register(RunExperiments(), _RUN_EXPERIMENTS)
         config.stash[RUN_EXPERIMENT] = run_item
     config.pluginmanager.register(DeferGates(), _DEFER_GATES)
     config.stash[_INTERRUPTS] = Interrupts()

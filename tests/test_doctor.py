@@ -24,8 +24,7 @@ from pytest_llem.doctor import gpus, host, software
 from pytest_llem.doctor.records import Driver, Examination, GpuReport
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
-from pytest_llem.machine.notes import FOLDER, note_file
-from pytest_llem.machine.owner import Owner
+from pytest_llem.machine.owner import FOLDER, Owner, note_file
 from pytest_llem.reporting.terminal.doctor import lines as table_of
 from pytest_llem.results.environment import processor as processor_facts
 from tests.conftest import ROOT

@@ -13,10 +13,10 @@ from pytest_llem._plugin.node_ids import REFERENCE, run_key
 from pytest_llem._plugin.shared_state import BOUND, DECIDED, REPLAYED, STOPPED, SharedState
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.placement import _topic, assign, take_placed
-from pytest_llem.execution.units import units_of
 from pytest_llem.execution.work_queue import Unit
+from pytest_llem.execution.work_units import units_of
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.machine import allocation
+from pytest_llem.machine import device_request
 from pytest_llem.study.loading import load_study
 from tests.support.boards import SECTION, STUDY
 
@@ -30,7 +30,7 @@ Made = tuple[Sequence[Unit], pytest.Config, list[str]]
 def make(pytester: pytest.Pytester, noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
     """Return a function that makes the units of a study on three GPUs."""
     found = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate(UUIDS))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
 
     def made(
         *options: str, gates: Sequence[str] = (), put: Callable[..., None] | None = None, **fields: Any

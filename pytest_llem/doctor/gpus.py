@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Driver, GpuReport
-from pytest_llem.machine.notes import holder
+from pytest_llem.machine.owner import holder
 
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 

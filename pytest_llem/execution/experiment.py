@@ -12,13 +12,18 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of
 from pytest_llem._plugin.shared_state import REPEATED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.forkservers import forkservers_of
+from pytest_llem.execution.device_lease import LEASE, DeviceLease
 from pytest_llem.execution.idle_power import keep_idle_power
-from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of, preflight_of_item
-from pytest_llem.execution.lease import LEASE, DeviceLease
+from pytest_llem.execution.jobs import (
+    complete_job,
+    early_job,
+    forkservers_of,
+    idle_power_key,
+    preflight_of,
+    preflight_of_item,
+)
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import forget_replayed, replayed
@@ -26,7 +31,8 @@ from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
+from pytest_llem.machine.device_request import Allocation
+from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.models import ErrorRecord

@@ -22,8 +22,8 @@ from pytest_llem.execution.idle_power import (
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path, session_name
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
-from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned
+from pytest_llem.machine.device_locks import CPU, DeviceError, Ownership, owned
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.preflight import Preflight
@@ -126,10 +126,10 @@ class IsolatedExperiment:
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
-        from pytest_llem.execution.forkservers import forkservers_of
+        from pytest_llem.execution.jobs import forkservers_of
         from pytest_llem.execution.live_line import print_line
-        from pytest_llem.execution.neighbours import with_neighbours
         from pytest_llem.execution.output import output_forwarder, print_output
+        from pytest_llem.machine.neighbours import with_neighbours
 
         config = study.points[0].config
         request = preflight.request(config)

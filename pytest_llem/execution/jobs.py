@@ -1,4 +1,4 @@
-"""Make the job of an experiment, and keep the preflight of each run."""
+"""Make the job of an experiment, and keep what the jobs of a session share: preflights and forkservers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from pytest_llem.collection.items import experiment_of, run_of
 from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job
-from pytest_llem.machine.allocation import Allocation
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.planning.preflight import Preflight, UnknownHostPreflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.study.design import Point, StudyConfig
+from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.server import SERVER, is_attached
 from pytest_llem.study.server_command import server_hash
 
 #: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
+
+_FORKSERVERS = pytest.StashKey[ForkServers]()
 
 
 def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
@@ -42,6 +46,25 @@ def preflight_of_item(item: pytest.Item) -> Preflight:
     """Return the preflight of an experiment's run."""
     run = run_of(item)
     return preflight_of(item.config, run, item.config.stash[STUDIES][run])
+
+
+def forkservers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> ForkServers | None:
+    """Return the forkservers of a study; None if its experiments are spawned.
+
+    They end with the session, or when another study runs.
+
+    Args:
+        config: The session's pytest configuration.
+        study: A name that no other study of the session has.
+        execution: The study's execution settings.
+    """
+    if _FORKSERVERS not in config.stash:
+        if execution.start_method == "spawn":
+            return None
+        config.stash[_FORKSERVERS] = ForkServers()
+        config.add_cleanup(config.stash[_FORKSERVERS].end)
+    forkservers = config.stash[_FORKSERVERS].of(study)
+    return forkservers if execution.start_method == "forkserver" else None
 
 
 def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | None) -> Job:

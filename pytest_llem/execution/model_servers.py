@@ -19,15 +19,15 @@ from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
 from pytest_llem.execution.session_resources import controller, python_path
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
 from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.results.drift import first_load
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import DriftRecord, LoadRecord, ServerRecord

@@ -16,18 +16,17 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import IN_TURNS
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
-from pytest_llem.execution.forkservers import forkservers_of
-from pytest_llem.execution.jobs import complete_job, preflight_of_item
-from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.device_lease import DeviceLease
+from pytest_llem.execution.jobs import complete_job, forkservers_of, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import output_forwarder
 from pytest_llem.execution.session_resources import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.turns import MIN_TURNS
-from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.study.design import Experiment
 
 #: The items of experiments by the key of their run and their id.

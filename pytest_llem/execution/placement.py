@@ -15,7 +15,7 @@ from pytest_llem._plugin.shared_state import ASSIGNED, BOUND, PLACED, REPLAYED, 
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, run_of
 from pytest_llem.execution.jobs import preflight_of_item
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry
 from pytest_llem.study.config import ExperimentConfig

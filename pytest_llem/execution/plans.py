@@ -16,8 +16,8 @@ from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
+from pytest_llem.execution.parallelism import parallelism
 from pytest_llem.execution.replay import replays_of
-from pytest_llem.execution.workers import parallelism
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import MAX_WAIT, Child
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import ExperimentProcess, Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import GpuStatus, Progress, Watcher

@@ -16,7 +16,7 @@ from typing import Any
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
-from pytest_llem.isolation.forkservers import ForkServers, current_folder
+from pytest_llem.isolation.forkserver_client import ForkServers, current_folder
 from pytest_llem.isolation.outcome import Outcome, collect
 from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.measurement.progress import Watcher

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from pytest_llem.planning.estimate import BYTES, generation
-from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.planning.model_files import Footprint
 from pytest_llem.serving.search import max_probes
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs

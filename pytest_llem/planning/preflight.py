@@ -28,13 +28,13 @@ from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
-from pytest_llem.machine.allocation import DeviceRequest, exactly, request_devices
 from pytest_llem.machine.attached_server import gpus_of_server
-from pytest_llem.machine.devices import CPU
+from pytest_llem.machine.device_locks import CPU
+from pytest_llem.machine.device_request import DeviceRequest, exactly, request_devices
 from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
-from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
+from pytest_llem.planning.model_files import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.code_state import find_by_hook

@@ -15,7 +15,7 @@ from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.placement import binding_key, bindings_of, narrowed
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.gates.sequential import Schedule
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER
 
