@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -253,19 +252,10 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
-    from pytest_llem.execution.plans import check_both_engines
-    from pytest_llem.execution.replay import current_inputs, publish_replays, replays_of
     from pytest_llem.judging.judge import Judge
     from pytest_llem.recording.recorder import Recorder
-    from pytest_llem.recording.studies import experiments_by_run, selected_experiments
 
-    def prepare(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
-        by_run = experiments_by_run(config, node_ids)
-        selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
-        check_both_engines(config, studies, selected)
-        return publish_replays(config, replays_of(config, studies))
-
-    recorder = Recorder.start(config, node_ids, prepare)
+    recorder = Recorder.start(config, node_ids)
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:
@@ -273,9 +263,8 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         if any(study.execution.until_decided for study in recorder.studies.values()):
             from pytest_llem.judging.until_decided import UntilDecided
 
-            until_decided = UntilDecided(config, recorder, partial(current_inputs, config))
-            config.pluginmanager.register(until_decided, _UNTIL_DECIDED)
-    config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
+            config.pluginmanager.register(UntilDecided(config, recorder), _UNTIL_DECIDED)
+    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
     return recorder
 
 

@@ -5,22 +5,24 @@ Imported only if an option is set or a study is collected.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from pytest_llem._plugin.option_values import (
+    flag,
     read_duration,
     read_ini,
     read_number,
     read_one_of,
+    read_option,
     read_path,
+    read_seconds,
     read_whole_number,
 )
 
@@ -45,6 +47,16 @@ _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
+#: Options that have no effect without one of the others.
+_NEEDS = {
+    "llem_resume_mismatch": ("llem_resume", "llem_resume_from"),
+    "llem_compare_mismatch": ("llem_baseline", "llem_against"),
+    "llem_baseline_max_age": ("llem_baseline",),
+    "llem_baseline_dir": ("llem_baseline", "llem_save"),
+    "llem_save_partial": ("llem_save",),
+    "llem_save_force": ("llem_save",),
+}
+
 #: Options that must not be empty.
 _PATHS = (
     "llem_results_dir",
@@ -55,8 +67,6 @@ _PATHS = (
     "llem_baseline_dir",
     "llem_against",
 )
-
-_Word = TypeVar("_Word", bound=str)
 
 
 @dataclass(frozen=True)
@@ -139,19 +149,18 @@ class Settings:
         Raises:
             pytest.UsageError: An option or an ini value is invalid.
         """
-        run_id = config.getoption("llem_run_id")
-        if run_id is not None and not _is_name(run_id):
-            raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
-        given = config.getoption("llem_results_dir")
         for option in _PATHS:
             if config.getoption(option) == "":
-                raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
-        results = given or read_ini(config, "llem_results_dir")
-        plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
-        html = config.getoption("llem_html")
+                raise pytest.UsageError(f"{flag(option)}: must not be empty")
+        for option in ("llem_run_id", "llem_save"):
+            name = config.getoption(option)
+            if name is not None and not _is_name(name):
+                raise pytest.UsageError(f"{flag(option)}: must be a name without path separators (got {name!r})")
+        for option, others in _NEEDS.items():
+            if config.getoption(option) and not any(map(config.getoption, others)):
+                raise pytest.UsageError(f"{flag(option)}: needs {' or '.join(map(flag, others))}")
+        given, resume_from = config.getoption("llem_results_dir"), config.getoption("llem_resume_from")
         resume = config.getoption("llem_resume") or resume_from is not None
-        if config.getoption("llem_resume_mismatch") and not resume:
-            raise pytest.UsageError("--llem-resume-mismatch: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
             raise pytest.UsageError("--llem-against: cannot be used with --llem-baseline: give one of them")
@@ -160,31 +169,18 @@ class Settings:
                 "--llem-resume and --llem-resume-from: cannot be used with --llem-against, "
                 "which measures both sides anew"
             )
-        if config.getoption("llem_compare_mismatch") and not (baseline or against):
-            raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
-        if config.getoption("llem_baseline_max_age") and not baseline:
-            raise pytest.UsageError("--llem-baseline-max-age: needs --llem-baseline")
-        save = config.getoption("llem_save")
-        if config.getoption("llem_baseline_dir") and not (baseline or save):
-            raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
-        if save is not None and not _is_name(save):
-            raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
-        if save is not None and config.getoption("llem_shard"):
+        if config.getoption("llem_save") and config.getoption("llem_shard"):
             raise pytest.UsageError("--llem-save: cannot be used with --llem-shard: save the merged results")
-        if config.getoption("llem_save_partial") and save is None:
-            raise pytest.UsageError("--llem-save-partial: needs --llem-save")
-        if config.getoption("llem_save_force") and save is None:
-            raise pytest.UsageError("--llem-save-force: needs --llem-save")
         return cls(
-            results_dir=read_path("--llem-results-dir", config.rootpath, results),
+            results_dir=read_path(
+                "--llem-results-dir", config.rootpath, given or read_ini(config, "llem_results_dir")
+            ),
             results_dir_given=given is not None,
-            run_id=run_id,
-            plan=read_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
-            html=read_path("--llem-html", config.invocation_params.dir, html) if html else None,
+            run_id=config.getoption("llem_run_id"),
+            plan=_file(config, "llem_plan"),
+            html=_file(config, "llem_html"),
             resume=resume,
-            resume_from=read_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
-            if resume_from
-            else None,
+            resume_from=found.resolve() if (found := _file(config, "llem_resume_from")) else None,
             resume_mismatch=config.getoption("llem_resume_mismatch"),
             cycles=_cycles(config),
             order=read_one_of(config, "llem_order", _ORDERS),
@@ -201,7 +197,7 @@ class Settings:
             against=against,
             against_name=_against_name(config, against),
             interleave=read_one_of(config, "llem_interleave", _INTERLEAVE),
-            save=save,
+            save=config.getoption("llem_save"),
             save_partial=config.getoption("llem_save_partial"),
             save_force=config.getoption("llem_save_force"),
             compare_mismatch=config.getoption("llem_compare_mismatch"),
@@ -211,7 +207,7 @@ class Settings:
             else read_whole_number("llem_max_experiments", read_ini(config, "llem_max_experiments")),
             time_budget=read_duration(config, "llem_time_budget"),
             shard=_shard(config),
-            timeout=_timeout(config),
+            timeout=read_seconds(config, "llem_timeout"),
             model_path=tuple(read_ini(config, "llem_model_path")),
             carbon_intensity=read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
             pue=read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
@@ -274,12 +270,15 @@ def _is_name(text: str) -> bool:
     return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
 
 
+def _file(config: pytest.Config, option: str) -> Path | None:
+    """Return the path in an option, relative to the current folder; None if it is not given."""
+    given = config.getoption(option)
+    return None if given is None else read_path(flag(option), config.invocation_params.dir, given)
+
+
 def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
-    given = config.getoption("llem_cycles")
-    name, text = ("llem_cycles", read_ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
-    if given is None and not text:
-        return None
-    return "auto" if text == "auto" else read_whole_number(name, text)
+    name, text = read_option(config, "llem_cycles")
+    return text if text in (None, "auto") else read_whole_number(name, text)
 
 
 def _shard(config: pytest.Config) -> Shard | None:
@@ -334,17 +333,3 @@ def worktree_of(config: pytest.Config, revision: str) -> Worktree:
             config.stash[WORKTREE] = made
             config.add_cleanup(made.remove)
     return config.stash[WORKTREE]
-
-
-def _timeout(config: pytest.Config) -> float | None:
-    given = config.getoption("llem_timeout")
-    name, text = ("llem_timeout", read_ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
-    if given is None and not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
-    return seconds
