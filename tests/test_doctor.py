@@ -48,7 +48,7 @@ H100 = {
 SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 
 #: The command that queries NVML.
-COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
+COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpus")
 
 #: What is missing for the engine vllm, which the environment of the tests does not have.
 VLLM_NEEDS = f"needs vllm: {sys.executable} -m pip install 'pytest-llem[vllm]'"

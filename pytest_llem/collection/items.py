@@ -252,8 +252,7 @@ def _run_order_key(item: pytest.Item) -> tuple[bool, int, int]:
 
 
 def _time(error: TooManyExperimentsError, config: pytest.Config) -> str:
-    from pytest_llem.planning.estimate import duration_text
-    from pytest_llem.planning.preflight import rough_seconds
+    from pytest_llem.planning.estimate import duration_text, rough_seconds
 
     each = None
     if error.first is not None and error.total < 10**12:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.machine import idle_power
-from pytest_llem.planning.estimate import server_seconds
+from pytest_llem.planning.estimate import gib, server_seconds
 from pytest_llem.planning.forecast import expected
-from pytest_llem.planning.preflight import Preflight, gib
+from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, Point, StudyConfig

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.engines import hub
 from pytest_llem.engines.models import (
-    BUILTIN,
-    cached_snapshot,
-    context_length,
-    damaged_model,
-    resolve_model,
     too_long,
 )
 from pytest_llem.engines.options import LORA, given_fields, option_problems
 from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
-from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
-from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.machine.attached_server import gpus_of_server
 from pytest_llem.machine.device_locks import CPU
 from pytest_llem.machine.device_request import DeviceRequest, exactly, request_devices
 from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
-from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
+from pytest_llem.planning.estimate import RUNTIME_BYTES, gib, memory_bytes, weight_bytes
 from pytest_llem.planning.host import Host, host_for, this_host
-from pytest_llem.planning.model_files import Footprint, from_config, read_footprint, text_config
+from pytest_llem.planning.model_files import Footprint, context_length_of, footprint_of, is_on_hub, missing_model
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_install, missing_here
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.code_state import find_by_hook
@@ -43,7 +33,6 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
 from pytest_llem.study.engines import COMMAND, Needs
-from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.runners import is_class, is_container
 from pytest_llem.study.server import SERVER
@@ -88,9 +77,7 @@ class Preflight:
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
         """Return the size of an experiment's model; None if unknown."""
-        if config.model is None or config.backend == SERVER:  # what a server takes is not known
-            return None
-        return _footprint(config.model, _revision(config), self._model_path)
+        return footprint_of(config, self._model_path)
 
     def needs(self, config: ExperimentConfig) -> Needs:
         """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
@@ -219,7 +206,7 @@ class Preflight:
         if config.model is None:
             yield f"engine {config.backend!r} needs a model: give model in the study"
             return
-        if missing := _missing_model(config.model, needs.model_revision, self._model_path):
+        if missing := missing_model(config.model, needs.model_revision, self._model_path):
             yield missing
             return
         yield from self._context_problems(config, needs)
@@ -320,7 +307,7 @@ class Preflight:
         """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
-        limit = _context_length(config.model_name, needs.model_revision, self._model_path)
+        limit = context_length_of(config.model_name, needs.model_revision, self._model_path)
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
             yield too_long(config.model_name, shortest, shape.output_len, limit)
 
@@ -358,7 +345,7 @@ class Preflight:
         if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
             return True
         needs = self.needs(config)
-        return needs.resolves_model and _is_on_hub(config.model, needs.model_revision, self._model_path)
+        return needs.resolves_model and is_on_hub(config.model, needs.model_revision, self._model_path)
 
     def memory_bytes(self, config: ExperimentConfig) -> float | None:
         """Return the estimated memory of an experiment, in bytes; None if the model's size is unknown."""
@@ -379,76 +366,6 @@ class UnknownHostPreflight(Preflight):
         return None
 
 
-def hub_unreachable() -> str | None:
-    """Return why the Hugging Face hub cannot be reached; None if it answers or offline mode is set."""
-    return hub.unreachable()
-
-
-def rough_seconds(
-    config: ExperimentConfig, execution: ExecutionConfig, model_path: tuple[Path, ...]
-) -> float | None:
-    """Return the estimated time of an experiment on this machine, in s; None if its model's size is unknown."""
-    if config.backend == SERVER or (footprint := _footprint(config.model, _revision(config), model_path)) is None:
-        return None
-    needs = shipped_needs(config, footprint.parameters) or Needs()
-    return seconds(config, execution, needs, footprint, this_host())
-
-
 def _module(engine_class: str) -> str:
     """Return the top-level package of ``package.module:Class``."""
     return engine_class.partition(":")[0].partition(".")[0]
-
-
-def gib(size: float) -> str:
-    """Return a size in bytes as text in GiB."""
-    return f"{size / 2**30:.1f} GiB" if size < 10 * 2**30 else f"{size / 2**30:,.0f} GiB"
-
-
-def _revision(config: ExperimentConfig) -> str | None:
-    stated = shipped_needs(config)
-    return stated.model_revision if stated else None
-
-
-@cache
-def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
-    try:
-        source = resolve_model(name, model_path, revision, download=False)
-        return damaged_model(name, source, revision)
-    except ModelNotFoundError as error:
-        return str(error)
-
-
-@cache
-def _is_on_hub(name: str, revision: str | None, model_path: tuple[Path, ...]) -> bool:
-    with suppress(ModelNotFoundError):
-        return resolve_model(name, model_path, revision, download=False).kind == "hub"
-    return False
-
-
-@cache
-def _footprint(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Footprint | None:
-    if name == BUILTIN + NAME:
-        return from_config(SHAPE)
-    folder = _folder(name, revision, model_path)
-    return read_footprint(folder) if folder else None
-
-
-@cache
-def _context_length(name: str, revision: str | None, model_path: tuple[Path, ...]) -> int | None:
-    if name == BUILTIN + NAME:
-        return context_length(SHAPE)
-    folder = _folder(name, revision, model_path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-        return context_length(text_config(config))
-    except (OSError, ValueError, TypeError, AttributeError):  # loading the model reports an invalid configuration
-        return None
-
-
-def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
-    """Return the folder of a model; None if the model is not on this machine."""
-    try:
-        source = resolve_model(name, model_path, revision, download=False)
-    except ModelNotFoundError:
-        return None
-    return cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)
