@@ -104,8 +104,7 @@ class Settings:
         shard: Part of each study to run; None for all of it.
         timeout: Deadline of every experiment, in s; None for the study's own.
         model_path: Folders that hold models by name.
-        carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
-        pue: Power usage effectiveness of the site, 1 or more.
+        carbon: Fields of a Carbon: carbon intensity and PUE of the site; None without a carbon intensity.
         files: Patterns of study files in directories.
     """
 
@@ -138,8 +137,7 @@ class Settings:
     shard: Shard | None
     timeout: float | None
     model_path: tuple[Path, ...]
-    carbon_intensity: float | None
-    pue: float
+    carbon: dict[str, float] | None
     files: tuple[str, ...]
 
     @classmethod
@@ -209,8 +207,7 @@ class Settings:
             shard=_shard(config),
             timeout=read_seconds(config, "llem_timeout"),
             model_path=tuple(read_ini(config, "llem_model_path")),
-            carbon_intensity=read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
-            pue=read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
+            carbon=_carbon(config),
             files=tuple(read_ini(config, "llem_files")),
         )
 
@@ -279,6 +276,12 @@ def _file(config: pytest.Config, option: str) -> Path | None:
 def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
     name, text = read_option(config, "llem_cycles")
     return text if text in (None, "auto") else read_whole_number(name, text)
+
+
+def _carbon(config: pytest.Config) -> dict[str, float] | None:
+    intensity = read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh")
+    pue = read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0
+    return None if intensity is None else {"intensity": intensity, "pue": pue}
 
 
 def _shard(config: pytest.Config) -> Shard | None:

@@ -27,7 +27,7 @@ from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import forget_replayed, replayed
-from pytest_llem.execution.session_resources import session_name
+from pytest_llem.execution.session_resources import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
@@ -79,7 +79,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
     lease = item.stash.get(LEASE, DeviceLease())
     refusal = preflight.reason(experiment.point) or lease.refusal
     if refusal is not None:
-        outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
+        outcome = Outcome.refused(refusal)
     else:
         config = experiment.point.config
         item.config.stash[SHARED_STATE].register_worker()
@@ -210,7 +210,7 @@ def _payload(run: str, experiment: Experiment, outcome: Outcome, config: pytest.
         "result": outcome.result,
         "files": outcome.files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
-        "worker": getattr(config, "workerinput", {}).get("workerid"),
+        "worker": worker_id(config),
     }
 
 

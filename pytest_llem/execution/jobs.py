@@ -114,9 +114,7 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
         watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
-        carbon=None
-        if settings.carbon_intensity is None
-        else {"intensity": settings.carbon_intensity, "pue": settings.pue},
+        carbon=settings.carbon,
         devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
         not_from=(str(worktree.repository), str(worktree.folder))

@@ -28,11 +28,11 @@ from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
 from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
-from pytest_llem.execution.session_resources import session_name
+from pytest_llem.execution.session_resources import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import CoolDown
-from pytest_llem.machine.device_locks import CPU, DeviceError, Ownership, owned
+from pytest_llem.machine.device_locks import DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
 from pytest_llem.machine.owner import Owner
@@ -95,23 +95,19 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
-    worker = getattr(item.config, "workerinput", {}).get("workerid")
     # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()
-    is_first_look = session.cycle is None and nextitem is not None
-    is_first_look = is_first_look and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
+    has_auto_gaps = any(study.execution.experiment_gap_seconds == AUTO for study in studies)
+    is_first_look = session.cycle is None and nextitem is not None and has_auto_gaps
     if is_first_look:
         _record_target(session.cool_down, item.config.stash[SHARED_STATE])
     with ExitStack() as stack, _leased(item) as lease:
-        owner = Owner.of_this_process(study.name, experiment.id, worker, session_name(item.config))
-        ownership = session.draining.take_over(request_of(item), owner, stack, keep=servers.are_needed_by(item))
-        if ownership is not None:
-            accept(item, ownership.devices)
-        else:
-            try:
-                ownership = _own(item, owner, stack)
-            except DeviceError as error:
-                lease.refusal = str(error)
+        owner = Owner.of_this_process(study.name, experiment.id, worker_id(item.config), session_name(item.config))
+        ownership = None
+        try:
+            ownership = _own(item, owner, stack, session.draining, keep=servers.are_needed_by(item))
+        except DeviceError as error:
+            lease.refusal = str(error)
         if ownership is None:
             yield
             return
@@ -134,7 +130,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             else:
                 idled = _idle(session, gap, ownership.devices, watcher.show if watcher else None)
                 waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-                lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
+                lease.gap = session.memory.settle_owned(ownership, idled.model_copy(update=waited))
                 idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
                 measure_no_context_once(
                     item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
@@ -150,12 +146,25 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             session.draining.hand_over(ownership, stack)
 
 
-def _own(item: pytest.Item, owner: Owner, stack: ExitStack) -> Ownership:
-    """Wait for devices for *item*'s experiment, and own them until *stack* is closed.
+def _own(
+    item: pytest.Item, owner: Owner, stack: ExitStack, draining: DrainingProcesses, *, keep: bool
+) -> Ownership:
+    """Take over the devices of the previous item, or wait for others, and own them until *stack* is closed.
+
+    Args:
+        item: The item that is about to run.
+        owner: The owner: the item's experiment.
+        stack: Releases the devices.
+        draining: Has the devices of the previous item.
+        keep: Take them over even if another process waits for one of them.
 
     Raises:
         DeviceError: Devices cannot be locked.
     """
+    handed_over = draining.take_over(request_of(item), owner, stack, keep=keep)
+    if handed_over is not None:
+        accept(item, handed_over.devices)
+        return handed_over
     preferred = take_assigned(item)
     while True:
         request = request_of(item)
@@ -266,15 +275,7 @@ def _prepare_repeat(
     if servers.are_needed_by(item):
         return _ON_SERVER
     gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
-    return _settle(session, ownership, gap)
-
-
-def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:
-    """Wait until GPU memory in use is back to where it was before the previous experiment, and record it."""
-    gpus = ownership.devices - {CPU}
-    settled = session.memory.settle(gpus, ownership.used_before)
-    ownership.note_used(settled.used)
-    return gap.model_copy(update={"memory_waited_seconds": settled.seconds, "memory_left_mb": settled.left_mb})
+    return session.memory.settle_owned(ownership, gap)
 
 
 def _is_started(item: pytest.Item) -> bool:

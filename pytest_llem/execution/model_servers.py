@@ -29,7 +29,6 @@ from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
 from pytest_llem.machine.device_request import Allocation
 from pytest_llem.results.drift import first_load
-from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import DriftRecord, LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import SERVER, ServerConfig, is_attached
@@ -214,8 +213,7 @@ def _start_once(
         try:
             process.start()
         except OSError as error:
-            message = f"the server could not be started: {error}"
-            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+            return Outcome.not_started(error, "server")
         tick = lease.progress.tick if lease.progress is not None else lambda: None
         if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, tick)) is not None:
             output = process.output()
@@ -290,17 +288,14 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     assert server is not None
     assert server.url is not None
 
-    def refused(message: str) -> Outcome:
-        return Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
-
     if not is_this_host(server.url):
-        return refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
+        return Outcome.refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
     path = server.ready_config.path
     if not answers(server.url, path):
-        return refused(f"server.url: {server.url}{path} does not answer with status 200")
+        return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200")
     pid = listening_process(server.url)
     if (others := other_gpu_users(server, pid)) is not None:
-        return refused(others)
+        return Outcome.refused(others)
     return RunningServer(
         key, ServerRecord(id=f"{server.url} {pid}", url=server.url, pid=pid, attached=True), None, server
     )

@@ -5,7 +5,6 @@ The item that comes first runs both. The other one takes over its outcome, in wh
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ import pytest
 
 from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, file_of, is_reference, run_key
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import IN_TURNS
+from pytest_llem._plugin.shared_state import INTERLEAVED, topic_of
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
 from pytest_llem.execution.device_lease import DeviceLease
@@ -56,7 +55,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     started = servers.get_all([one for one in (item, partner) if needs_server(one)], lease)
     if isinstance(started, Outcome):
         other = Outcome(error=started.error) if started.error else started
-        item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+        item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
         return started
     server_of = dict(zip((item, partner), started, strict=False))
 
@@ -87,7 +86,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
         live_progress.completed = outcome.error is None
     beside = lease.allocation.devices, session_name(item.config)
     outcome, other = with_neighbours(outcome, *beside), with_neighbours(other, *beside)
-    item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+    item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
     return outcome
 
 
@@ -111,15 +110,15 @@ def partner_of(item: pytest.Item) -> pytest.Item | None:
 
 def was_measured_with_partner(item: pytest.Item) -> bool:
     """Return whether *item*'s experiment has been measured already, alternately with its reference."""
-    topic = _turns_topic(experiment_of(item))
+    topic = _topic(experiment_of(item))
     return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
 
 
 def take_from_partner(item: pytest.Item) -> Outcome | None:
     """Return the outcome that was measured alternately by the item of the other side; None if there is none."""
-    content = item.config.stash[SHARED_STATE].take(run_of(item), _turns_topic(experiment_of(item)))
+    content = item.config.stash[SHARED_STATE].take(run_of(item), _topic(experiment_of(item)))
     return None if content is None else Outcome.from_plain(content)
 
 
-def _turns_topic(experiment: Experiment) -> str:
-    return f"{IN_TURNS}-{hashlib.sha256(experiment.id.encode()).hexdigest()[:16]}"
+def _topic(experiment: Experiment) -> str:
+    return topic_of(INTERLEAVED, experiment.id)

@@ -38,6 +38,12 @@ def controller(config: pytest.Config) -> int | None:
     return found
 
 
+def worker_id(config: pytest.Config) -> str | None:
+    """Return the id of the xdist worker that this process is, such as ``gw0``; None if it is none."""
+    found: str | None = getattr(config, "workerinput", {}).get("workerid")
+    return found
+
+
 def session_name(config: pytest.Config) -> str | None:
     """Return the unique name of a session of several processes; None for a session of one process."""
     found: str | None = getattr(config, "workerinput", {}).get("llem_session")

@@ -187,8 +187,7 @@ class _Running:
     def conclude(self, failed: _Running | None) -> Outcome:
         """Return the outcome, once the process is done, or one of the two, *failed*, has ended before it was."""
         if self.error is not None:
-            message = f"the process could not be started: {self.error}"
-            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+            return Outcome.not_started(self.error)
         if failed is not None and failed is not self:
             self.process.end()
             name, output = failed.side.name, "" if self.child is None else self.child.output.text()

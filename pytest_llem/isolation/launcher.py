@@ -20,7 +20,6 @@ from pytest_llem.isolation.forkserver_client import ForkServers, current_folder
 from pytest_llem.isolation.outcome import Outcome, collect
 from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.measurement.progress import Watcher
-from pytest_llem.results.models import ErrorRecord
 
 #: Environment variables that would make another interpreter import this one's packages.
 PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
@@ -246,8 +245,7 @@ def run_isolated(
         if outcome.result is None:
             process.end()
     except OSError as error:  # its files cannot be written, or the system cannot start a process
-        message = f"the process could not be started: {error}"
-        return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+        return Outcome.not_started(error)
     return outcome
 
 

@@ -32,6 +32,17 @@ class Outcome:
     error: ErrorRecord | None = None
     output: str = ""
 
+    @classmethod
+    def refused(cls, message: str) -> Outcome:
+        """Return the outcome of an experiment that was not started, because it cannot succeed."""
+        return cls(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
+
+    @classmethod
+    def not_started(cls, reason: object, what: str = "process") -> Outcome:
+        """Return the outcome of an experiment whose process, or server, could not be started."""
+        message = f"the {what} could not be started: {reason}"
+        return cls(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+
     def to_plain(self) -> dict[str, Any]:
         """Return the outcome as JSON-compatible data."""
         error = None if self.error is None else self.error.model_dump(mode="json")
