@@ -187,7 +187,7 @@ def test_interrupt_during_the_cleanup_does_not_end_it(job: MakeJob, monkeypatch:
     ended: list[Child] = []
 
     def interrupt(child: Child, *_: object, **__: object) -> None:
-        child._read(10)  # it has sent its id
+        childs._read([child], 10)  # it has sent its id
         raise KeyboardInterrupt
 
     def end_interrupted(child: Child) -> None:

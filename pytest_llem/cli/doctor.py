@@ -6,8 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, prepare_output, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, write
 
 _DESCRIPTION = """\
 Check what this machine can measure: its GPUs and their energy counters, RAPL,
@@ -82,7 +81,6 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
     from pytest_llem.doctor.examine import examine
 
     python = options.python.expanduser().absolute() if options.python is not None else None

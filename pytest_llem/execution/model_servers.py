@@ -165,12 +165,11 @@ class ModelServers:
     def _start(
         self, item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease
     ) -> RunningServer | Outcome:
-        for attempt in range(_MAX_STARTS):
-            port = free_port()
-            started = _start_once(item, key, config, lease, port)
-            if not _is_port_taken(started) or attempt == _MAX_STARTS - 1:
-                return started
-        raise AssertionError
+        for _ in range(_MAX_STARTS):
+            started = _start_once(item, key, config, lease, free_port())
+            if not _is_port_taken(started):
+                break
+        return started
 
 
 def _is_port_taken(started: RunningServer | Outcome) -> bool:

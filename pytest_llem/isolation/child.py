@@ -218,18 +218,18 @@ class Child:
     def end(self) -> None:
         """Have the supervisor kill the process and its descendants, and wait for that. May be called again."""
         give_up = time.monotonic() + REAP_SECONDS
-        if (supervisor_name := self._handle) is not None:
-            self._read(0.0)  # the supervisor may have sent its process id
+        if (handle := self._handle) is not None:
+            _read([self], 0.0)  # the supervisor may have sent its process id
             self._order(supervisor.END)
             # Do not wait for end of file: a process forked while the engine was imported may hold the pipe open.
             while not self.has_ended and (left := give_up - time.monotonic()) > 0:
-                self._read(left)
+                _read([self], left)
             if self.status is None and self._pid is not None:  # the supervisor itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
-            supervisor_name.kill(self._supervisor_pid if self._reports in self._sources else None)
+            handle.kill(self._supervisor_pid if self._reports in self._sources else None)
             if not self._has_status:
-                status, refused = supervisor_name.give_up()
+                status, refused = handle.give_up()
                 if self._pid is None:
                     self.status, self.refused = status, self.refused or refused
         self._drain()
@@ -266,13 +266,10 @@ class Child:
         del self._sources[fd]
         os.close(fd)
 
-    def _read(self, seconds: float) -> bool:
-        return _read([self], seconds)
-
     def _drain(self) -> None:
         """Read what is left in the pipes."""
         for _ in range(MAX_LEFTOVERS):
-            if not self._read(0.0):
+            if not _read([self], 0.0):
                 break
 
     def _take_output(self, chunk: bytes) -> None:

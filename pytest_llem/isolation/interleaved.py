@@ -104,20 +104,13 @@ class _Running:
     def __post_init__(self) -> None:
         if self.watcher is not None:
             self.every_s = self.watcher.every_s
-        side, started = self.side, self.side.started
-        if started is not None and not started.fits(side.job, side.forkservers):
-            started.end()
-            side.started = started = None
-        self.process = started or ExperimentProcess(side.job, side.forkservers)
+        self.process = ExperimentProcess.for_job(self.side.job, self.side.forkservers, self.side.started)
 
     def begin(self) -> bool:
         """Begin the job, and return whether the process could be started."""
-        side = self.side
+        watched = self.watcher is not None
         try:
-            if side.started is None:
-                self.process.start()
-            watched = self.watcher is not None
-            self.child = self.process.begin(side.job, self, side.on_output, watched=watched)
+            self.child = self.process.begin(self.side.job, self, self.side.on_output, watched=watched)
         except OSError as error:
             self.error = error
         return self.error is None

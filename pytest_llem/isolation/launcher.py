@@ -81,7 +81,7 @@ class Job:
 
 
 class ExperimentProcess:
-    """The process of one job. It imports what the job needs, and then waits for :meth:`run`.
+    """The process of one job. Once started, it imports what the job needs, and then waits for :meth:`run`.
 
     Args:
         job: The job, as far as it is known yet.
@@ -116,9 +116,16 @@ class ExperimentProcess:
         """Whether the process and all its descendants have ended."""
         return self._child is not None and self._child.is_over()
 
-    def fits(self, job: Job, forkservers: ForkServers | None) -> bool:
-        """Return whether the process can run *job*, or a new process has to be started for it."""
-        return forkservers is self._forkservers and _needs(job) == self._needs
+    @classmethod
+    def for_job(
+        cls, job: Job, forkservers: ForkServers | None, early: ExperimentProcess | None
+    ) -> ExperimentProcess:
+        """Return a process that was started *early* if it can run *job*, else end it and return a new one."""
+        if early is not None and early._forkservers is forkservers and early._needs == _needs(job):
+            return early
+        if early is not None:
+            early.end()
+        return cls(job, forkservers)
 
     def run(
         self,
@@ -136,7 +143,7 @@ class ExperimentProcess:
             on_output: Called with output of the process as it arrives.
 
         Raises:
-            OSError: Its files cannot be written.
+            OSError: Its files cannot be written, or the system cannot start a process.
         """
         child = self.begin(job, watcher, on_output, watched=watcher is not None)
         timed_out = child.wait(timeout, until=lambda: child.phase == worker.DONE)
@@ -145,7 +152,7 @@ class ExperimentProcess:
     def begin(
         self, job: Job, watcher: Watcher | None, on_output: Callable[[bytes], None], *, watched: bool
     ) -> Child:
-        """Make the process begin *job*, and return it. See :meth:`run`.
+        """Start the process unless it was started early, make it begin *job*, and return it. See :meth:`run`.
 
         Args:
             job: The complete job.
@@ -154,9 +161,11 @@ class ExperimentProcess:
             watched: Whether meters report the current power, too.
 
         Raises:
-            OSError: Its files cannot be written.
+            OSError: Its files cannot be written, or the system cannot start a process.
         """
-        assert self._child is not None
+        if self._child is None:
+            self.start()
+            assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
         if job.max_load_seconds is not None:
             self._child.max_load_seconds = job.max_load_seconds
@@ -228,14 +237,9 @@ def run_isolated(
         >>> outcome.error is None
         True
     """
-    if started is not None and not started.fits(job, forkservers):
-        started.end()
-        started = None
+    process = ExperimentProcess.for_job(job, forkservers, started)
     try:
-        process = started or ExperimentProcess(job, forkservers)
         try:
-            if started is None:
-                process.start()
             outcome = process.run(job, timeout, watcher, on_output)
             if outcome.result is not None:
                 (on_result or ExperimentProcess.shut_down)(process)

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from pytest_llem.isolation import supervisor
-from pytest_llem.isolation.child import Child
+from pytest_llem.isolation.child import HEAD_BYTES, TAIL_BYTES, Child
 from pytest_llem.isolation.launcher import run_uninterrupted
+from pytest_llem.isolation.outcome import ended_by_signal
 from pytest_llem.isolation.starting import ChildPipes, Spawned, SupervisorHandle
 from pytest_llem.results.models import ErrorRecord
 
@@ -32,9 +33,6 @@ _ASK_SECONDS = 5.0
 
 #: Maximum time from the sign that a server has ended to the report of its status, in s.
 _END_SECONDS = 5.0
-
-#: Bytes of the server's output that are read from its beginning and from its end.
-_HEAD_BYTES, _TAIL_BYTES = 16_384, 49_152
 
 _STARTING = "starting the server"
 
@@ -157,16 +155,14 @@ class ModelServer:
         assert self._child is not None
         status, refused = self._child.status, self._child.refused
         if refused is not None:
-            return ErrorRecord(
-                kind="crash", type="NotStarted", message=f"the server could not be started: {refused}"
-            )
+            message = f"the server could not be started: {refused}"
+            return ErrorRecord(kind="crash", type="NotStarted", message=message)
         if status is None:
             return ErrorRecord(kind="crash", type="Unknown", message="the server's supervisor was killed")
         if status >= 0:
             message = f"the server ended with status {status}: its output says why"
             return ErrorRecord(kind="crash", type="Exit", message=message)
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        return ErrorRecord(kind="crash", type=name, message=f"the server was ended by {name}")
+        return ended_by_signal(-status, "server")
 
     def output(self) -> str:
         """Return the head and the tail of what it wrote to standard output and standard error."""
@@ -174,9 +170,9 @@ class ModelServer:
             return ""
         try:
             with (self._folder / _LOG).open("rb") as log:
-                head = log.read(_HEAD_BYTES)
+                head = log.read(HEAD_BYTES)
                 size = log.seek(0, os.SEEK_END)
-                left_out = size - len(head) - _TAIL_BYTES
+                left_out = size - len(head) - TAIL_BYTES
                 log.seek(len(head) + max(0, left_out))
                 tail = log.read()
         except OSError:

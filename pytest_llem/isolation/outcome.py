@@ -112,8 +112,13 @@ def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
     if status == -signal.SIGKILL and oom_kills() != killed_before:
         message = "the kernel killed the process: out of memory"
         return ErrorRecord(kind="oom", type="SIGKILL", message=message)
+    return ended_by_signal(-status, "process")
+
+
+def ended_by_signal(number: int, what: str) -> ErrorRecord:
+    """Return the error of a process that a signal has ended; *what* is the process in the message."""
     try:
-        name = signal.Signals(-status).name
+        name = signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
-        name = f"signal {-status}"
-    return ErrorRecord(kind="crash", type=name, message=f"the process was ended by {name}")
+        name = f"signal {number}"
+    return ErrorRecord(kind="crash", type=name, message=f"the {what} was ended by {name}")
