@@ -776,7 +776,7 @@ def test_ctrl_c_ends_the_wait(
     pytester.makeconftest(
         """
         import os, pathlib
-        import pytest_llem.machine.device_locks as devices
+        from pytest_llem.machine import device_locks
 
         wait = device_locks._Waiting.wait
 

@@ -136,9 +136,7 @@ class Child:
             child_ends.append(orders)
             start_fd, self._start_pipe = os.pipe()
             child_ends.append(start_fd)
-            self._handle = starter.start(
-                ChildPipes(orders, reports, output, events, start_fd), attempt, watch_pids
-            )
+            self._handle = starter(ChildPipes(orders, reports, output, events, start_fd), attempt, watch_pids)
         finally:
             for fd in child_ends:  # an open copy would keep the readers from seeing end of file
                 os.close(fd)

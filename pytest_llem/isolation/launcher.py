@@ -18,7 +18,7 @@ from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
 from pytest_llem.isolation.forkserver_client import ForkServers, current_folder
 from pytest_llem.isolation.outcome import Outcome, collect
-from pytest_llem.isolation.starting import Spawn, Starter
+from pytest_llem.isolation.starting import Starter, spawn_worker
 from pytest_llem.measurement.progress import Watcher
 
 #: Environment variables that would make another interpreter import this one's packages.
@@ -257,10 +257,11 @@ def _starter(job: Job, forkservers: ForkServers | None) -> tuple[Starter, Path]:
     """Return the starter of a job's process, and a new folder for the job."""
     environment = _environment(job)
     if forkservers is None:
-        return Spawn(job.python or sys.executable, environment), Path(tempfile.mkdtemp(prefix="llem-"))
+        start = functools.partial(spawn_worker, job.python or sys.executable, environment)
+        return start, Path(tempfile.mkdtemp(prefix="llem-"))
     early = {name: value for name, value in environment.items() if name not in LATE_VARIABLES}
     server = forkservers.get(job.python, early, [_path(job), job.python_path])
-    return server, Path(tempfile.mkdtemp(dir=server.folder))
+    return server.start, Path(tempfile.mkdtemp(dir=server.folder))
 
 
 def _needs(job: Job) -> list[object]:

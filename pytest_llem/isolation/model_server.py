@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import os
 import shutil
@@ -13,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -87,9 +87,24 @@ class ModelServer:
         self._folder = Path(tempfile.mkdtemp(prefix="llem-"))
         self._child = Child(lambda chunk: None)
         with (self._folder / _LOG).open("wb") as log:
-            command = [program, *self._command[1:]]
-            starter = _RunCommand(command, self._environment, log.fileno(), self._directory)
-            self._child.start(starter, self._folder, self._watch_pids)
+            start = partial(self._start, [program, *self._command[1:]], log.fileno())
+            self._child.start(start, self._folder, self._watch_pids)
+
+    def _start(
+        self, command: Sequence[str], log: int, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]
+    ) -> SupervisorHandle:
+        """Start the supervisor of *command*, whose output goes to the file descriptor *log*."""
+        return Spawned(
+            subprocess.Popen(
+                supervisor.supervisor_command(command, str(attempt), watch_pids),
+                stdin=pipes.orders,
+                stdout=pipes.reports,
+                stderr=log,
+                env=self._environment,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        )
 
     @property
     def pid(self) -> int | None:
@@ -195,34 +210,12 @@ class ModelServer:
             run_uninterrupted(self._child.end)
         supervisor.remove_shared_files(self._shared)
         if self._folder is not None:
-            run_uninterrupted(functools.partial(shutil.rmtree, self._folder, ignore_errors=True))
+            run_uninterrupted(partial(shutil.rmtree, self._folder, ignore_errors=True))
             self._folder = None
 
     def _drain(self) -> None:
         if self._child is not None:
             self._child.is_over()
-
-
-class _RunCommand:
-    """Starts a supervisor that runs a command, whose output goes to a file."""
-
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], log: int, directory: Path | None
-    ) -> None:
-        self._command, self._environment, self._log, self._directory = command, environment, log, directory
-
-    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        return Spawned(
-            subprocess.Popen(
-                supervisor.supervisor_command(self._command, str(attempt), watch_pids),
-                stdin=pipes.orders,
-                stdout=pipes.reports,
-                stderr=self._log,
-                env=self._environment,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        )
 
 
 def free_port() -> int:
