@@ -27,7 +27,7 @@ from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import forget_replayed, replayed
-from pytest_llem.execution.session_resources import session_name, worker_id
+from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.machine.device_locks import CPU
-from pytest_llem.machine.idle_power import measure_without_context, no_context_meter
+from pytest_llem.machine.idle_power_no_context import measure_without_context, no_context_meter
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import ExperimentConfig
 

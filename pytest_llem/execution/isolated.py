@@ -19,7 +19,7 @@ from pytest_llem.execution.idle_power import (
     measure_no_context_once,
     no_context_fields,
 )
-from pytest_llem.execution.session_resources import (
+from pytest_llem.execution.session_facts import (
     controller,
     hub_unreachable_for,
     import_path,

@@ -14,7 +14,7 @@ from pytest_llem._plugin.stash import REMOTE, SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, run_of
 from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for
+from pytest_llem.execution.session_facts import controller, hub_unreachable_for
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.machine.device_request import Allocation

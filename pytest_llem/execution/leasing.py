@@ -28,13 +28,13 @@ from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
 from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
-from pytest_llem.execution.session_resources import session_name, worker_id
+from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.machine.device_locks import DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
-from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
+from pytest_llem.machine.idle_power_no_context import SECONDS as NO_CONTEXT_SECONDS
 from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO

@@ -19,7 +19,7 @@ from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.jobs import complete_job, forkservers_of, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import output_forwarder
-from pytest_llem.execution.session_resources import session_name
+from pytest_llem.execution.session_facts import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome

@@ -14,7 +14,7 @@ from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.session_resources import import_path
+from pytest_llem.execution.session_facts import import_path
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.resume import CurrentEnvironment, Replay, Resume, ResumeError

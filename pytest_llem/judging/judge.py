@@ -21,9 +21,9 @@ from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint
+from pytest_llem.judging.gate_inputs import GateInputs
 from pytest_llem.judging.gate_reports import Marks, gate_reports
-from pytest_llem.judging.previous_results import PreviousResults
+from pytest_llem.judging.previous_results import InterleavedRuns, JudgedPoint, PreviousResults
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
-from pytest_llem.machine import idle_power
+from pytest_llem.machine.idle_power_no_context import SECONDS as NO_CONTEXT_SECONDS
 from pytest_llem.planning.estimate import gib, server_seconds
 from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.preflight import Preflight
@@ -111,7 +111,7 @@ class Plan:
                 return None
             each[point.id] = known.each
             with_model += known.once
-        no_context = idle_power.SECONDS if with_model else 0.0
+        no_context = NO_CONTEXT_SECONDS if with_model else 0.0
         experiments = sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
         server = server_seconds(self.study.execution) if experiments else 0.0
         return server + experiments + with_model + no_context

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 import psutil
 import pytest
 
-from pytest_llem.execution.session_resources import import_path
+from pytest_llem.execution.session_facts import import_path
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.machine.gpu_memory import GpuMemory
