@@ -26,7 +26,7 @@ from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
-from pytest_llem.execution.replay import forget_replayed, replayed
+from pytest_llem.execution.replay import Replayed, forget_replayed, replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
@@ -69,7 +69,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
     stored = replayed(item, experiment)
     forget_replayed(item)
     if stored is not None:
-        return _keep(item, experiment, stored.outcome, stored.source, stored.mismatch)
+        return _keep(item, experiment, stored.outcome, stored)
     if (taken := take_from_partner(item)) is not None:
         add_section(item, taken.output, failed=taken.error is not None)
         return _keep(item, experiment, taken)
@@ -177,11 +177,7 @@ def _run_process(
 
 
 def _keep(
-    item: pytest.Item,
-    experiment: Experiment,
-    outcome: Outcome,
-    source: str | None = None,
-    mismatch: str | None = None,
+    item: pytest.Item, experiment: Experiment, outcome: Outcome, stored: Replayed | None = None
 ) -> ErrorRecord | None:
     """Keep *outcome* on *item* for the report, and return its error.
 
@@ -189,29 +185,25 @@ def _keep(
         item: The experiment's item.
         experiment: The experiment.
         outcome: Its outcome.
-        source: Results directory of a replayed outcome; None if the experiment was run.
-        mismatch: What has changed since a replayed outcome was measured; None if nothing has.
+        stored: Where a replayed outcome is from; None if the experiment was run.
     """
-    payload = _payload(run_of(item), experiment, outcome, item.config)
-    item.stash[PAYLOAD] = payload | {"replayed_from": source, "replay_mismatch": mismatch}
-    properties = _properties(outcome.data)
-    if source is not None:
-        properties.append((REPLAYED_PROPERTY, source))
-    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
-    item.user_properties[:] = others + properties
-    return outcome.error
-
-
-def _payload(run: str, experiment: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
-    """Return *outcome* as plain data, which an xdist worker can send to the controller."""
-    return {
-        "run": run,
+    # Plain data, which an xdist worker can send to the controller.
+    item.stash[PAYLOAD] = {
+        "run": run_of(item),
         "experiment_id": experiment.id,
         "result": outcome.result,
         "files": outcome.files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
-        "worker": worker_id(config),
+        "worker": worker_id(item.config),
+        "replayed_from": stored.source if stored else None,
+        "replay_mismatch": stored.mismatch if stored else None,
     }
+    properties = _properties(outcome.data)
+    if stored is not None:
+        properties.append((REPLAYED_PROPERTY, stored.source))
+    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
+    item.user_properties[:] = others + properties
+    return outcome.error
 
 
 def explain(error: ErrorRecord, style: str = "auto") -> str:

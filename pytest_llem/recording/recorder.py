@@ -142,7 +142,10 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         payload: dict[str, Any] | None = vars(report).pop(PAYLOAD_ATTRIBUTE, None)
-        found = self._by_node.get(report.nodeid) if payload is None else self._experiment_of(payload)
+        if payload is None:
+            found = self._by_node.get(report.nodeid)
+        else:  # it names the experiment, whatever the item's id
+            found = self._by_identity.get((payload["run"], payload["experiment_id"]))
         if found is None:
             if payload is not None:
                 _fail(report, "this experiment is not part of any study of the run, so its result is not saved")
@@ -187,10 +190,6 @@ class Recorder:
             run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
             with suppress(OSError):  # if this fails, xdist workers go on
                 self._config.stash[SHARED_STATE].put(key, STOPPED, run.stopped)
-
-    def _experiment_of(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
-        """Return the experiment that a payload names, with its run and the run's key, whatever the item's id."""
-        return self._by_identity.get((payload["run"], payload["experiment_id"]))
 
     def _call_finished_hook(self, result: ExperimentResult, report: pytest.TestReport) -> None:
         """Call the hook. An exception fails the item, but neither the session nor the experiment."""
