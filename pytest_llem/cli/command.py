@@ -72,6 +72,18 @@ def add_baseline_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format(parser: argparse.ArgumentParser, *others: str, note: str = "") -> None:
+    """Add the option that chooses the format of the output: a table, or one of *others*."""
+    *first, last = ("table (default)", *others)
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        choices=("table", *others),
+        default="table",
+        help=f"{', '.join(first)} or {last}{note}",
+    )
+
+
 def add_metrics(parser: argparse.ArgumentParser, purpose: str, study: str = "the study") -> None:
     """Add the option that selects metrics, instead of those that *study* gates; *purpose* begins its help text."""
     parser.add_argument(

@@ -14,6 +14,7 @@ from pytest_llem.cli.command import (
     add_baseline_dir,
     add_command,
     add_fail_on,
+    add_format,
     add_metrics,
     with_error_message,
     write,
@@ -53,13 +54,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("reference", metavar="A", help="reference")
     parser.add_argument("candidate", metavar="B", help="candidate, which is judged")
     add_baseline_dir(parser)
-    parser.add_argument(
-        "--format",
-        metavar="FORMAT",
-        choices=("table", "markdown", "json"),
-        default="table",
-        help="table (default), markdown or json",
-    )
+    add_format(parser, "markdown", "json")
     add_metrics(parser, "metric to compare")
     parser.add_argument(
         "--alpha",

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, write
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_format, write
 
 _DESCRIPTION = """\
 Check what this machine can measure: its GPUs and their energy counters, RAPL,
@@ -43,13 +43,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         },
         examples=_EXAMPLES,
     )
-    parser.add_argument(
-        "--format",
-        metavar="FORMAT",
-        choices=("table", "json"),
-        default="table",
-        help="table (default) or json (docs/reference/doctor.md lists its keys)",
-    )
+    add_format(parser, "json", note=" (docs/reference/doctor.md lists its keys)")
     parser.add_argument(
         "--python",
         metavar="PYTHON",
