@@ -84,8 +84,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
-    beside = lease.allocation.devices, session_name(item.config)
-    outcome, other = with_neighbours(outcome, *beside), with_neighbours(other, *beside)
+    context = lease.allocation.devices, session_name(item.config)
+    outcome, other = with_neighbours(outcome, *context), with_neighbours(other, *context)
     item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
     return outcome
 

@@ -118,7 +118,7 @@ class Child:
         Args:
             starter: Starts the supervisor.
             attempt: The folder that holds the job.
-            watch_pids: Processes, beside this one, whose end also ends the experiment.
+            watch_pids: Processes, besides this one, whose end also ends the experiment.
 
         Raises:
             OSError: The system cannot start a process or open a pipe.
@@ -167,7 +167,7 @@ class Child:
         timeout: float | None,
         *,
         until: Callable[[], bool] = lambda: False,
-        beside: Child | None = None,
+        other: Child | None = None,
     ) -> bool:
         """Read the pipes until the process and all its descendants have ended. Return whether it timed out.
 
@@ -177,7 +177,7 @@ class Child:
         Args:
             timeout: Time limit in s, up to the result; None for none.
             until: Return as soon as it returns True.
-            beside: Another process, whose pipes are read meanwhile.
+            other: Another process, whose pipes are read meanwhile.
         """
         began, fetched_before = time.monotonic(), self._fetched_for
         limit = math.inf if timeout is None else timeout
@@ -200,7 +200,7 @@ class Child:
                     self._order(supervisor.TIME_IS_UP)
                 return left_result is None
             every_s = MAX_WAIT if self.watcher is None else self.watcher.every_s
-            _read([self, beside] if beside else [self], min(left, every_s))
+            _read([self, other] if other else [self], min(left, every_s))
             if self.watcher is not None:
                 self.watcher.tick()
         return False

@@ -153,7 +153,7 @@ class _Running:
         def is_decided() -> bool:
             return condition() or self.is_done or other.is_done
 
-        self.timed_out = self.child.wait(left, until=is_decided, beside=other.child)
+        self.timed_out = self.child.wait(left, until=is_decided, other=other.child)
         return condition()
 
     def take_turn(self, other: _Running, left: float) -> bool:

@@ -126,7 +126,7 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
 
     Args:
         python: Path of the interpreter.
-        modules: Modules to look for, beside pytest_llem and the OPTIONAL_MODULES.
+        modules: Modules to look for, besides pytest_llem and the OPTIONAL_MODULES.
     """
     return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL_MODULES, *modules})))
 

@@ -42,7 +42,7 @@ class Job:
         python_path: Folders with a user's own engines and meters. They are searched last.
         python: The interpreter; None for this one, with this process's ``sys.path``.
         carbon: Fields of a Carbon: carbon intensity and PUE; None if the user has not given them.
-        watch_pids: Processes, beside this one, whose end also ends the experiment.
+        watch_pids: Processes, besides this one, whose end also ends the experiment.
         harness: The pytest processes, whose processor time counts as measurement overhead.
         idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
         no_context: Fields of an IdlePowerRecord: idle power before the session's first experiment.

@@ -51,7 +51,7 @@ class ModelServer:
     Args:
         command: Program and arguments; the program is searched in the environment's ``PATH``.
         environment: All of its environment variables.
-        watch_pids: Processes, beside this one, whose end also ends the server.
+        watch_pids: Processes, besides this one, whose end also ends the server.
         directory: Its current folder; None for this process's.
 
     Attributes:

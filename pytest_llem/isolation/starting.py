@@ -55,7 +55,7 @@ class SupervisorHandle(Protocol):
 
 #: Starts a supervisor, which starts the process of one experiment. It is called with the experiment's ends of the
 #: pipes, of which the caller closes its copies afterwards; the folder that holds the job; and the processes,
-#: beside this one, whose end also ends the experiment. It raises OSError if the system cannot start a process.
+#: besides this one, whose end also ends the experiment. It raises OSError if the system cannot start a process.
 Starter = Callable[[ChildPipes, Path, Sequence[int]], SupervisorHandle]
 
 
@@ -69,7 +69,7 @@ def spawn_worker(
         environment: Its environment variables.
         pipes: The experiment's ends of the pipes.
         attempt: The folder that holds the job.
-        watch_pids: Processes, beside this one, whose end also ends the experiment.
+        watch_pids: Processes, besides this one, whose end also ends the experiment.
 
     Raises:
         OSError: The system cannot start a process.

@@ -1,4 +1,4 @@
-"""Record what else ran on the machine beside an experiment, and mark the energies that they shared."""
+"""Record what else ran on the machine during an experiment, and mark the energies that they shared."""
 
 from __future__ import annotations
 

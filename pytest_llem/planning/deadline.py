@@ -31,7 +31,7 @@ UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
 
-#: Requests of a load that may follow each other beside its window.
+#: Requests of a load that may follow each other besides its window.
 _REQUESTS_OF_A_LOAD = 4
 
 #: Ten years, in seconds: an effectively unlimited deadline.
