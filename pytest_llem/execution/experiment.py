@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of
+from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE
 from pytest_llem._plugin.shared_state import REPEATED
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import run_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.device_lease import LEASE, DeviceLease
 from pytest_llem.execution.idle_power import keep_idle_power
 from pytest_llem.execution.jobs import (
     complete_job,
     early_job,
-    forkservers_of,
+    forkservers_of_item,
     idle_power_key,
-    preflight_of,
     preflight_of_item,
 )
 from pytest_llem.execution.live_line import print_line
@@ -36,8 +35,7 @@ from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.models import ErrorRecord
-from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.design import Experiment
 
 #: The outcome of an item's experiment: plain data that the report carries to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
@@ -64,8 +62,7 @@ def run_item(experiment: Experiment, item: pytest.Item) -> str | None:
 
 def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run or replay *experiment*, keep its outcome for the report, and return its error; None if it passed."""
-    run = run_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     stored = replayed(item, experiment)
     forget_replayed(item)
     if stored is not None:
@@ -75,7 +72,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         return _keep(item, experiment, taken)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
-    preflight = preflight_of(item.config, run, study)
+    preflight = preflight_of_item(item)
     lease = item.stash.get(LEASE, DeviceLease())
     refusal = preflight.reason(experiment.point) or lease.refusal
     if refusal is not None:
@@ -87,7 +84,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         if (partner := partner_of(item)) is not None:
             outcome = run_alternately(item, partner, lease, timeout)
         else:
-            outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
+            outcome = _run_until_uncontended(item, lease, timeout)
             outcome = with_neighbours(outcome, lease.allocation.devices, session_name(item.config))
         if outcome.result is not None:
             key = idle_power_key(study, experiment.point, lease.allocation)
@@ -98,16 +95,11 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
 
 def start_early(item: pytest.Item, allocation: Allocation) -> ExperimentProcess:
     """Return a process for *item*, not started yet, which the item uses if its job is still the same."""
-    run = run_of(item)
-    study = item.config.stash[STUDIES][run]
-    forkservers = forkservers_of(item.config, file_of(run), study.execution)
-    return ExperimentProcess(early_job(item, allocation), forkservers, early=True)
+    return ExperimentProcess(early_job(item, allocation), forkservers_of_item(item), early=True)
 
 
-def _run_until_uncontended(
-    item: pytest.Item, study: StudyConfig, experiment: Experiment, lease: DeviceLease, timeout: float
-) -> Outcome:
-    """Run *experiment*, and repeat it while it is contended, as often as the study allows. The last run counts."""
+def _run_until_uncontended(item: pytest.Item, lease: DeviceLease, timeout: float) -> Outcome:
+    """Run *item*'s experiment, and repeat it while it is contended, as often as allowed. The last run counts."""
     repeats: list[ContendedRun] = []
     output = ""
     while True:
@@ -115,46 +107,47 @@ def _run_until_uncontended(
             complete_job(item, lease.allocation, lease.take_gap()),
             repeats=[one.model_dump(mode="json") for one in repeats],
         )
-        outcome = _run(item, job, study.execution, lease, timeout)
+        outcome = _run(item, job, lease, timeout)
         output += outcome.output
         contended = contended_run(outcome.data)
-        if contended is None or not _may_repeat(item, study, experiment):
+        if contended is None or not _may_repeat(item):
             return replace(outcome, output=output) if repeats else outcome
         repeats.append(contended)
-        print_line(
-            item.config, f"{experiment.id} is contended and is measured again: {'; '.join(contended.reasons)}"
-        )
+        name, why = experiment_of(item).id, "; ".join(contended.reasons)
+        print_line(item.config, f"{name} is contended and is measured again: {why}")
 
 
-def _may_repeat(item: pytest.Item, study: StudyConfig, experiment: Experiment) -> bool:
-    """Return whether the study allows one more repetition of *experiment*'s point, and count it."""
-    shared_state, name = item.config.stash[SHARED_STATE], experiment.point.config_hash
-    topics = (f"{REPEATED}-{name}-{number}" for number in range(study.execution.contended_retries))
+def _may_repeat(item: pytest.Item) -> bool:
+    """Return whether the study allows one more repetition of the point of *item*'s experiment, and count it."""
+    shared_state, name = item.config.stash[SHARED_STATE], experiment_of(item).point.config_hash
+    topics = (f"{REPEATED}-{name}-{number}" for number in range(study_of_item(item).execution.contended_retries))
     return any(shared_state.claim(run_of(item), topic) for topic in topics)
 
 
-def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
+def _run(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *job* and show its progress."""
     if not needs_server(item):
-        return _run_process(item, job, execution, lease, timeout)
+        return _run_process(item, job, lease, timeout)
     servers = ModelServers.of(item.config)
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
     drift = None
-    if lease.ends_server and execution.check_drift and (first := server.first_before(item)) is not None:
+    if (
+        lease.ends_server
+        and study_of_item(item).execution.check_drift
+        and (first := server.first_before(item)) is not None
+    ):
         config, drift = first
         timeout += preflight_of_item(item).deadline_seconds(config)
     job = server.job(job, drift)
-    outcome = server.conclude(item, _run_process(item, job, execution, lease, timeout))
+    outcome = server.conclude(item, _run_process(item, job, lease, timeout))
     if outcome.error is not None:
         servers.stop(server.key)
     return outcome
 
 
-def _run_process(
-    item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float
-) -> Outcome:
+def _run_process(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Outcome:
     live_progress = lease.progress
     erase = live_progress.erase if live_progress is not None else lambda: None
     if live_progress is not None:
@@ -162,7 +155,7 @@ def _run_process(
     try:
         outcome = run_isolated(
             job,
-            forkservers=forkservers_of(item.config, file_of(run_of(item)), execution),
+            forkservers=forkservers_of_item(item),
             started=lease.take_process(),
             timeout=timeout,
             watcher=live_progress,

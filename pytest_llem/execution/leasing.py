@@ -17,12 +17,12 @@ import pytest
 from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.shared_state import COOL, USED, SharedState
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of, study_of_item
 from pytest_llem.execution.device_lease import LEASE, DeviceLease
 from pytest_llem.execution.draining import DrainingProcesses
 from pytest_llem.execution.experiment import start_early
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
-from pytest_llem.execution.jobs import preflight_of
+from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.pairs import was_measured_with_partner
@@ -94,7 +94,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             session.draining.close()
         return
     run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()
     has_auto_gaps = any(study.execution.experiment_gap_seconds == AUTO for study in studies)
@@ -282,7 +282,7 @@ def _is_started(item: pytest.Item) -> bool:
     """Return whether *item* is an experiment for which a process will be started."""
     if not is_experiment(item) or is_skipped(item):
         return False
-    experiment, run = experiment_of(item), run_of(item)
+    experiment = experiment_of(item)
     if replayed(item, experiment) is not None or stopped(item) is not None or was_measured_with_partner(item):
         return False
-    return preflight_of(item.config, run, item.config.stash[STUDIES][run]).reason(experiment.point) is None
+    return preflight_of_item(item).reason(experiment.point) is None

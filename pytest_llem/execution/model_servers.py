@@ -15,8 +15,7 @@ import pytest
 
 from pytest_llem._plugin.node_ids import is_reference
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of, study_of_item
 from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.device_lease import DeviceLease
@@ -184,7 +183,7 @@ _SERVERS = pytest.StashKey[ModelServers]()
 def key_of(item: pytest.Item) -> Key:
     """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
     run = run_of(item)
-    return run, item.config.stash[STUDIES][run].server_group(experiment_of(item))
+    return run, study_of_item(item).server_group(experiment_of(item))
 
 
 def needs_server(item: pytest.Item) -> bool:
@@ -195,7 +194,7 @@ def needs_server(item: pytest.Item) -> bool:
 def _start_once(
     item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease, port: int
 ) -> RunningServer | Outcome:
-    server, study = config.server, item.config.stash[STUDIES][run_of(item)]
+    server, study = config.server, study_of_item(item)
     assert server is not None
     python = study.server_interpreter
     command = server_command(

@@ -13,10 +13,10 @@ import pytest
 from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, file_of, is_reference, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import INTERLEAVED, topic_of
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of, study_of_item
 from pytest_llem.execution.device_lease import DeviceLease
-from pytest_llem.execution.jobs import complete_job, forkservers_of, preflight_of_item
+from pytest_llem.execution.jobs import complete_job, forkservers_of_item, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import output_forwarder
 from pytest_llem.execution.session_facts import session_name
@@ -44,7 +44,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
         lease: The item's lease, which holds for both.
         timeout: Time limit of the item's own experiment, in s.
     """
-    experiment, gates = experiment_of(item), item.config.stash[STUDIES][run_of(item)].gates
+    experiment, gates = experiment_of(item), study_of_item(item).gates
     config, live_progress = experiment.point.config, lease.progress
     max_seconds = config.measurement.min_window_seconds / MIN_TURNS
     turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_seconds)}
@@ -61,13 +61,12 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
 
     def side(one: pytest.Item) -> Side:
         run, server = run_of(one), server_of.get(one)
-        study = one.config.stash[STUDIES][run]
         job = replace(complete_job(one, lease.allocation, gap), turns=turns)
         return Side(
             REFERENCE if is_reference(run) else "candidate",
             job if server is None else server.job(job),
             timeout,
-            forkservers_of(one.config, file_of(run), study.execution),
+            forkservers_of_item(one),
             lease.take_process() if one is item else None,
             output_forwarder(one.config, erase),
             server.record.pid if server is not None else None,
@@ -93,7 +92,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
 def partner_of(item: pytest.Item) -> pytest.Item | None:
     """Return the item of the other side of a comparison, if it is measured alternately with *item*, else None."""
     run, experiment, settings = run_of(item), experiment_of(item), Settings.from_config(item.config)
-    if settings.against is None or item.config.stash[STUDIES][run].gates.interleave == "cycle":
+    if settings.against is None or study_of_item(item).gates.interleave == "cycle":
         return None
     known = item.config.stash.setdefault(_ITEMS, {})
     if not known:

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.shared_state import ASSIGNED, BOUND, PLACED, REPLAYED, SharedState, topic_of
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.results.manifest import stored_result
@@ -122,7 +122,7 @@ def bindings_of(config: pytest.Config) -> Bindings:
 def request_of(item: pytest.Item) -> DeviceRequest:
     """Return the devices that *item*'s experiment may be given now."""
     run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     request = preflight_of_item(item).request(experiment.point.config)
     return narrowed(request, study, experiment, bindings_of(item.config).devices(run, study, experiment))
 
@@ -130,7 +130,7 @@ def request_of(item: pytest.Item) -> DeviceRequest:
 def accept(item: pytest.Item, devices: Collection[str]) -> bool:
     """Record the devices that *item*'s experiment got, and return whether it may have them."""
     run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     request = preflight_of_item(item).request(experiment.point.config)
     return bindings_of(item.config).bind(run, study, experiment, request, devices)
 

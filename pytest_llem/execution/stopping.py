@@ -9,8 +9,8 @@ import pytest
 from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import DECIDED, STOPPED, SharedState
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import expected
@@ -48,7 +48,7 @@ def stopped(item: pytest.Item) -> str | None:
     budget = Settings.from_config(item.config).time_budget
     if budget is None:
         return None
-    known = expected(experiment.point, item.config.stash[STUDIES][run], preflight_of_item(item))
+    known = expected(experiment.point, study_of_item(item), preflight_of_item(item))
     each, left = 0.0 if known is None else known.each, item.config.stash[_BEGAN] + budget - time.monotonic()
     if each <= left:
         return None
