@@ -132,12 +132,8 @@ def _run(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Out
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
-    drift = None
-    if (
-        lease.ends_server
-        and study_of_item(item).execution.check_drift
-        and (first := server.first_before(item)) is not None
-    ):
+    drift, checks_drift = None, study_of_item(item).execution.check_drift
+    if lease.ends_server and checks_drift and (first := server.first_before(item)) is not None:
         config, drift = first
         timeout += preflight_of_item(item).deadline_seconds(config)
     job = server.job(job, drift)

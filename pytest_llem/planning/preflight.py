@@ -148,10 +148,14 @@ class Preflight:
             elif not self._study.execution.skip_preflight:
                 importable.setdefault(self._study.interpreter(backend), []).append(backend)
         for python, names in importable.items():
-            where = "" if python is None else f" with {python}"
             for name, answer in self._answers(python, names).items():
                 if name in names and answer.problem is not None:
-                    yield printable(f"engine {name!r} cannot be used{where}: {answer.problem}")
+                    yield printable(self._cannot_be_used(name, answer.problem))
+
+    def _cannot_be_used(self, backend: str, problem: str) -> str:
+        python = self._study.interpreter(backend)
+        where = "" if python is None else f" with {python}"
+        return f"engine {backend!r} cannot be used{where}: {problem}"
 
     def _unusable(self, backend: str) -> str | None:
         """Return why no experiment of an engine can run; None if no reason is known without importing it."""
@@ -192,11 +196,8 @@ class Preflight:
             if config.load is not None and (problem := trace_problem(config.load, self._study.path.parent)):
                 yield problem
         needs = self.needs(config)
-        if (
-            config.measurement.prefill_split
-            and needs.supports is not None
-            and "prefill_only" not in needs.supports
-        ):
+        lacks_prefill = needs.supports is not None and "prefill_only" not in needs.supports
+        if config.measurement.prefill_split and lacks_prefill:
             reason = f"engine {config.backend!r} cannot stop after the first token (it has no generate_first)"
             yield f"{reason}: leave measurement.prefill_split out"
         if needs.gpus and (problem := self.request(config).problem):
@@ -218,9 +219,7 @@ class Preflight:
         if answer is None:
             return
         if answer.problem is not None:
-            python = self._study.interpreter(config.backend)
-            where = "" if python is None else f" with {python}"
-            yield f"engine {config.backend!r} cannot be used{where}: {answer.problem}"
+            yield self._cannot_be_used(config.backend, answer.problem)
         else:
             for key_path, message in answer.problems(self._question(config)):
                 yield f"{self._place(key_path)}: {message}"
@@ -260,12 +259,8 @@ class Preflight:
         found = ask(python, [_module(backend)] if is_class(backend) else [])
         if isinstance(found, str):
             return found
-        return (
-            check_runner_environment(
-                found, None if is_class(backend) or backend == COMMAND else backend, self._pip(backend)
-            )
-            or found
-        )
+        engine = None if is_class(backend) or backend == COMMAND else backend
+        return check_runner_environment(found, engine, self._pip(backend)) or found
 
     def _pip(self, backend: str) -> str:
         """Return the pip command of an engine's environment, as typed in the current folder."""
@@ -287,9 +282,9 @@ class Preflight:
             if loaded or PathFinder.find_spec(module, path) or (interpreter is None and find_by_hook(module)):
                 return None
             return f"engine {name!r}: module {module!r} not found (add its folder to the ini option pythonpath)"
-        engines = installed(ENGINE_GROUP)
         if interpreter:
             return None
+        engines = installed(ENGINE_GROUP)
         if name in engines:
             missing = missing_here(name)
             return None if missing is None else f"engine {name!r} {missing}"
@@ -330,15 +325,11 @@ class Preflight:
                     "control group"
                 )
         elif weights + RUNTIME_BYTES > memory:
-            where = host.gpus[0].name if host.gpus else "this machine"
+            where, has = host.gpus[0].name if host.gpus else "this machine", "has"
             if host.gpus and needs.gpus > 1:
                 where, has = f"{needs.gpus} × {where}", "have"
-            else:
-                has = "has"
-            yield (
-                f"model {config.model!r} needs {gib(weights)} in {config.precision} "
-                f"and {where} {has} {gib(memory)} of memory"
-            )
+            need = f"model {config.model!r} needs {gib(weights)} in {config.precision}"
+            yield f"{need} and {where} {has} {gib(memory)} of memory"
 
     def needs_hub(self, config: ExperimentConfig) -> bool:
         """Return whether an experiment's model or dataset is from the Hugging Face hub, cached or not."""
