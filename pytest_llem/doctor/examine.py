@@ -26,12 +26,11 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
         rapl, around = host.rapl(), host.surroundings()
         driver, found = gpus.read_gpus(gpu_probe, seconds)
         installed = imports.found(seconds)
-    torch = next((package.version for package in installed.packages if package.name == "torch"), None)
-    used = used_gpus(found, torch)
+    used = used_gpus(found, installed.torch)
     meters = software.meters()
     examination = Examination(
         version=software.version(),
-        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(torch)),
+        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(installed.torch)),
         driver=driver,
         gpus=found,
         rapl=rapl,
