@@ -14,6 +14,7 @@ from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.device_lease import LEASE, DeviceLease
 from pytest_llem.execution.idle_power import keep_idle_power
+from pytest_llem.execution.interleaving import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.jobs import (
     complete_job,
     early_job,
@@ -24,7 +25,6 @@ from pytest_llem.execution.jobs import (
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
 from pytest_llem.execution.output import add_section, output_forwarder
-from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
 from pytest_llem.execution.replay import Replayed, forget_replayed, replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import stopped

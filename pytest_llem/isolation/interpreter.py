@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_llem.engines.shipped import OPTIONAL_MODULES
-from pytest_llem.isolation import probe, supervisor
+from pytest_llem.isolation import interpreter_probe, supervisor
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results import code_state
@@ -118,7 +118,9 @@ def package_versions(python: Path | None) -> dict[str, str]:
 
 def this_interpreter() -> Interpreter:
     """Return what this interpreter has installed, from the metadata of its packages."""
-    return Interpreter.model_validate(probe.answer({"group": ENGINE_GROUP, "packages": PACKAGES, "modules": ()}))
+    return Interpreter.model_validate(
+        interpreter_probe.answer({"group": ENGINE_GROUP, "packages": PACKAGES, "modules": ()})
+    )
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
@@ -140,7 +142,7 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
             return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
-        command = [python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)]
+        command = [python, "-c", start, inspect.getsource(interpreter_probe), _MARKER, json.dumps(question)]
         output, ending = run_supervised(command, ANSWER_SECONDS, _MARKER)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
