@@ -133,16 +133,27 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
     return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL_MODULES, *modules})))
 
 
+def _question(modules: Sequence[str]) -> dict[str, Any]:
+    """Return the question to :mod:`pytest_llem.isolation.interpreter_probe`."""
+    return {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
+
+
 @cache
 def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
-    question = {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
     start = _START.format(oldest=MIN_PYTHON)
     try:
         if not Path(python).exists():
             return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
-        command = [python, "-c", start, inspect.getsource(interpreter_probe), _MARKER, json.dumps(question)]
+        command = [
+            python,
+            "-c",
+            start,
+            inspect.getsource(interpreter_probe),
+            _MARKER,
+            json.dumps(_question(modules)),
+        ]
         output, ending = run_supervised(command, ANSWER_SECONDS, _MARKER)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
