@@ -118,9 +118,7 @@ def package_versions(python: Path | None) -> dict[str, str]:
 
 def this_interpreter() -> Interpreter:
     """Return what this interpreter has installed, from the metadata of its packages."""
-    return Interpreter.model_validate(
-        interpreter_probe.answer({"group": ENGINE_GROUP, "packages": PACKAGES, "modules": ()})
-    )
+    return Interpreter.model_validate(interpreter_probe.answer(_question(())))
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
@@ -140,20 +138,13 @@ def _question(modules: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
-    start = _START.format(oldest=MIN_PYTHON)
+    start, source = _START.format(oldest=MIN_PYTHON), inspect.getsource(interpreter_probe)
     try:
         if not Path(python).exists():
             return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
-        command = [
-            python,
-            "-c",
-            start,
-            inspect.getsource(interpreter_probe),
-            _MARKER,
-            json.dumps(_question(modules)),
-        ]
+        command = [python, "-c", start, source, _MARKER, json.dumps(_question(modules))]
         output, ending = run_supervised(command, ANSWER_SECONDS, _MARKER)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
