@@ -73,39 +73,18 @@ _PATHS = (
 class Settings:
     """Values of the command-line and ini options, checked.
 
+    A field is named after its option, which :mod:`pytest_llem._plugin.declarations` explains; these have more to
+    say. None stands for an option that is not given, so that the study or a default decides. Times are in s.
+
     Attributes:
-        results_dir: Parent of each study's results folder.
         results_dir_given: Whether *results_dir* is from the command line, which overrides the study.
-        run_id: End of the results folder's name; None for the time.
-        plan: Path of the plan to write, or None.
-        html: Path of the HTML report to write, or None.
-        resume: Replay the completed experiments of an earlier run.
-        resume_from: Results directory of that run; None for the newest run of a study's design.
-        resume_mismatch: Resume even if the design or the environment has changed.
-        cycles: Repetitions of every point, or ``auto``; None for the study's own number.
-        order: Order of the experiments; None for the study's own order.
-        start_method: Start method of experiment processes; None for the study's own method.
-        no_gaps: No idle time between experiments.
-        strict: Report excluded combinations as errors.
-        baseline: Name of a saved baseline, or path of a result, to compare with; or None.
-        baseline_dir: Folder of the baselines.
-        baseline_max_age: Age in s from which a baseline is refused, or None.
-        against: Python interpreter to compare with, or None. That of a git revision is a script in its worktree.
-        against_name: Name of the reference in tables, or None.
-        interleave: What alternates in an interleaved comparison; None for the study's own setting.
-        save: Name of the baseline to save, or None.
-        save_partial: Save even if results are missing.
-        save_force: Save even results that are contended, replayed or invalid, or that fail the comparison with the
-            baseline that they replace.
-        compare_mismatch: Compare even if testbed facts differ.
-        fail_on: Verdicts that fail a comparison.
-        max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
-        time_budget: Time in s after which no experiment starts that cannot end before; None for no limit.
-        shard: Part of each study to run; None for all of it.
-        timeout: Deadline of every experiment, in s; None for the study's own.
-        model_path: Folders that hold models by name.
+        resume: Whether results are replayed, of the run *resume_from* or of the newest run of a study's design.
+        order: ``cycle_order`` of the studies.
+        against: Python interpreter to compare with. That of a git revision is a script in its worktree.
+        against_name: Name of the reference in tables.
+        max_experiments: Maximum number of a study's experiments; None if ``--llem-yes`` lifts it.
+        timeout: Deadline of every experiment, without downloads.
         carbon: Fields of a Carbon: carbon intensity and PUE of the site; None without a carbon intensity.
-        files: Patterns of study files in directories.
     """
 
     results_dir: Path
