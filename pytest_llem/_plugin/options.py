@@ -117,7 +117,6 @@ class Settings:
     timeout: float | None
     model_path: tuple[Path, ...]
     carbon: dict[str, float] | None
-    files: tuple[str, ...]
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -126,6 +125,7 @@ class Settings:
         Raises:
             pytest.UsageError: An option or an ini value is invalid.
         """
+        read_ini(config, "llem_files")  # reports an invalid value
         for option in _PATHS:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"{flag(option)}: must not be empty")
@@ -187,7 +187,6 @@ class Settings:
             timeout=read_seconds(config, "llem_timeout"),
             model_path=tuple(read_ini(config, "llem_model_path")),
             carbon=_carbon(config),
-            files=tuple(read_ini(config, "llem_files")),
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
