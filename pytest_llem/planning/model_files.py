@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines.models import (
-    BUILTIN,
     cached_snapshot,
     context_length,
     damaged_model,
@@ -21,7 +20,7 @@ from pytest_llem.engines.models import (
 )
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.shipped import shipped_needs
-from pytest_llem.engines.tiny_llama import NAME, SHAPE
+from pytest_llem.engines.tiny_llama import BUILTIN_NAME, SHAPE
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import SERVER
 
@@ -66,7 +65,7 @@ def is_on_hub(name: str, revision: str | None, model_path: tuple[Path, ...]) -> 
 
 @cache
 def _footprint(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Footprint | None:
-    if name == BUILTIN + NAME:
+    if name == BUILTIN_NAME:
         return from_config(SHAPE)
     folder = _folder(name, revision, model_path)
     return read_footprint(folder) if folder else None
@@ -75,7 +74,7 @@ def _footprint(name: str, revision: str | None, model_path: tuple[Path, ...]) ->
 @cache
 def context_length_of(name: str, revision: str | None, model_path: tuple[Path, ...]) -> int | None:
     """Return the maximum number of tokens of a model's prompt and output; None if it is unknown."""
-    if name == BUILTIN + NAME:
+    if name == BUILTIN_NAME:
         return context_length(SHAPE)
     folder = _folder(name, revision, model_path)
     try:
