@@ -158,7 +158,7 @@ def check_both_engines(
         points = [one.point for one in selected[key]]
         wanted = {point.config.backend for point in points if point.skip is None and point.xfail is None}
         side = "the reference" if is_reference(key) else "the candidate"
-        found = preflight_of(config, key, study).unusable_engines(sorted(wanted))
+        found = preflight_of(config, key, study).engines.problems(sorted(wanted))
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
         if is_reference(key):
             problems |= dict.fromkeys(f"{side}: {problem}" for problem in _same_servers(config, points))
