@@ -126,8 +126,8 @@ class Preflight:
             if config.load is not None and (problem := trace_problem(config.load, self._study.path.parent)):
                 yield problem
         needs = self.needs(config)
-        lacks_prefill = needs.supports is not None and "prefill_only" not in needs.supports
-        if config.measurement.prefill_split and lacks_prefill:
+        has_prefill_only = needs.supports is None or "prefill_only" in needs.supports
+        if config.measurement.prefill_split and not has_prefill_only:
             reason = f"engine {config.backend!r} cannot stop after the first token (it has no generate_first)"
             yield f"{reason}: leave measurement.prefill_split out"
         if needs.gpus and (problem := self.request(config).problem):
