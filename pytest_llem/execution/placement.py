@@ -29,6 +29,11 @@ def binding_key(config: ExperimentConfig, config_hash: str) -> str:
     return config_hash if config.backend != SERVER else f"server {server_hash(config)}"
 
 
+def keeps_devices(study: StudyConfig) -> bool:
+    """Return whether the cycles of each point have to be on the same devices."""
+    return study.execution.devices == "same" and study.execution.most_cycles > 1
+
+
 def narrowed(
     request: DeviceRequest, study: StudyConfig, experiment: Experiment, bound: Collection[str] | None
 ) -> DeviceRequest:
@@ -71,7 +76,7 @@ class Bindings:
             study: Its study.
             experiment: The experiment.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if not keeps_devices(study):
             return None
         key = binding_key(experiment.point.config, experiment.point.config_hash)
         found: list[str] | None = self._shared_state.read(file_of(run), topic_of(BOUND, key))
@@ -89,7 +94,7 @@ class Bindings:
 
         It may not if another cycle of its point got other devices of the request in the meantime.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if not keeps_devices(study):
             return True
         key = binding_key(experiment.point.config, experiment.point.config_hash)
         with suppress(OSError):  # the shared state cannot be written: the cycles may then be on several devices

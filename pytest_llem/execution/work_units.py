@@ -12,7 +12,7 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.jobs import preflight_of
-from pytest_llem.execution.placement import binding_key, bindings_of, narrowed
+from pytest_llem.execution.placement import binding_key, bindings_of, keeps_devices, narrowed
 from pytest_llem.execution.stopping import ended
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.gates.sequential import Schedule
@@ -84,7 +84,7 @@ def _unit(config: pytest.Config, studies: Mapping[str, StudyConfig], members: Se
         request=lambda: _request(config, studies, members),
         names=[(one.run, one.experiment.id) for one in members if one.experiment is not None],
     )
-    if study.execution.devices == "same" and study.execution.most_cycles > 1:
+    if keeps_devices(study):
         unit.binding = file, binding_key(first.point.config, first.point.config_hash)
         unit.is_bound = lambda: bindings.devices(run, study, first) is not None
     if study.execution.until_decided:
