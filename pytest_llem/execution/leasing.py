@@ -5,7 +5,7 @@ Both happen before pytest starts to time the item, and before any limit on its t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from pytest_llem.execution.idle_power import measure_no_context_once, no_context
 from pytest_llem.execution.interleaving import was_measured_with_partner
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.execution.live_line import print_line
+from pytest_llem.execution.live_progress import LiveProgress
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
@@ -38,7 +39,6 @@ from pytest_llem.machine.idle_power_no_context import SECONDS as NO_CONTEXT_SECO
 from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO
-from pytest_llem.study.design import StudyConfig
 
 #: Idle time before an experiment whose server runs already: the machine is not idle without it.
 _ON_SERVER = GapRecord(seconds=0.0, reason="skipped", note="its server runs already", waited_seconds=0.0)
@@ -93,8 +93,6 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         if not servers.are_needed_by(nextitem):
             session.draining.close()
         return
-    run, experiment = run_of(item), experiment_of(item)
-    study = study_of_item(item)
     # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()
     has_auto_gaps = any(study.execution.experiment_gap_seconds == AUTO for study in studies)
@@ -102,10 +100,9 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
     if is_first_look:
         _record_target(session.cool_down, item.config.stash[SHARED_STATE])
     with ExitStack() as stack, _leased(item) as lease:
-        owner = Owner.of_this_process(study.name, experiment.id, worker_id(item.config), session_name(item.config))
         ownership = None
         try:
-            ownership = _own(item, owner, stack, session.draining, keep=servers.are_needed_by(item))
+            ownership = _own(item, stack, session.draining, keep=servers.are_needed_by(item))
         except DeviceError as error:
             lease.refusal = str(error)
         if ownership is None:
@@ -117,43 +114,28 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             stack.callback(session.draining.shut_down)
         if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
             session.cool_down.record_target()
-        before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
-        is_unused = _begin_use(item.config.stash[SHARED_STATE], ownership.devices)
-        is_first = before is None and is_unused
-        gap = None if is_first else _gap(study, is_new_cycle=before not in (None, session.cycle))
+        gap = _gap_before(session, item, ownership)
         if _can_overlap(session, item, ownership, gap):
             _start_early(session, item, lease, stack)
         session.draining.shut_down()
-        with live_progress(item) as watcher:
-            if has_server:
-                lease.gap = _ON_SERVER
-            else:
-                idled = _idle(session, gap, ownership.devices, watcher.show if watcher else None)
-                waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-                lease.gap = session.memory.settle_owned(ownership, idled.model_copy(update=waited))
-                idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
-                measure_no_context_once(
-                    item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
-                )
+        with live_progress(item) as progress:
+            lease.gap = _ON_SERVER if has_server else _idle(session, item, ownership, gap, progress)
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
-            lease.drain, lease.progress = session.draining.take, watcher
+            lease.drain, lease.progress = session.draining.take, progress
             lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
-            if watcher is not None:
-                watcher.erase()  # pytest continues its own line
+            if progress is not None:
+                progress.erase()  # pytest continues its own line
             yield
         if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
             session.draining.hand_over(ownership, stack)
 
 
-def _own(
-    item: pytest.Item, owner: Owner, stack: ExitStack, draining: DrainingProcesses, *, keep: bool
-) -> Ownership:
+def _own(item: pytest.Item, stack: ExitStack, draining: DrainingProcesses, *, keep: bool) -> Ownership:
     """Take over the devices of the previous item, or wait for others, and own them until *stack* is closed.
 
     Args:
         item: The item that is about to run.
-        owner: The owner: the item's experiment.
         stack: Releases the devices.
         draining: Has the devices of the previous item.
         keep: Take them over even if another process waits for one of them.
@@ -161,6 +143,8 @@ def _own(
     Raises:
         DeviceError: Devices cannot be locked.
     """
+    study, experiment, config = study_of_item(item).name, experiment_of(item).id, item.config
+    owner = Owner.of_this_process(study, experiment, worker_id(config), session_name(config))
     handed_over = draining.take_over(request_of(item), owner, stack, keep=keep)
     if handed_over is not None:
         accept(item, handed_over.devices)
@@ -254,17 +238,31 @@ def _follows_at_once(item: pytest.Item | None) -> bool:
 _Gap = tuple[float | Literal["auto"], float]
 
 
-def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
-    execution = study.execution
+def _gap_before(session: _Session, item: pytest.Item, ownership: Ownership) -> _Gap | None:
+    """Return the idle time before *item*; None before the session's first experiment on its devices."""
+    execution = study_of_item(item).execution
+    before, session.cycle = session.cycle, (file_of(run_of(item)), experiment_of(item).cycle)
+    is_unused = _begin_use(item.config.stash[SHARED_STATE], ownership.devices)
+    if before is None and is_unused:
+        return None
+    is_new_cycle = before not in (None, session.cycle)
     return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
 
 
 def _idle(
-    session: _Session, gap: _Gap | None, devices: Collection[str], report: Callable[[str], None] | None
+    session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None, progress: LiveProgress | None
 ) -> GapRecord:
+    """Idle, wait for GPU memory, and measure idle power without a context. Return the idle time."""
     if gap is None:
-        return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    return session.cool_down.wait(*gap, report, devices)
+        idled = GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
+    else:
+        idled = session.cool_down.wait(*gap, progress.show if progress else None, ownership.devices)
+    waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
+    settled = session.memory.settle_owned(ownership, idled.model_copy(update=waited))
+    on_idle = partial(progress.show, _NO_CONTEXT) if progress else lambda: None
+    config, shared_state = experiment_of(item).point.config, item.config.stash[SHARED_STATE]
+    measure_no_context_once(shared_state, config, ownership.devices, on_idle)
+    return settled
 
 
 def _prepare_repeat(
