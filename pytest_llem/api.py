@@ -68,11 +68,11 @@ def run_study(
         StudyError: The study file is invalid.
         StudyRunError: pytest ended without a result.
     """
-    from pytest_llem._plugin import run_note  # imports pytest
+    from pytest_llem._plugin import results_dir_note  # imports pytest
 
     path = Path(path).resolve()
     load_study(path)
-    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "-p", run_note.__name__]
+    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "-p", results_dir_note.__name__]
     if results_dir is not None:
         command += ["--llem-results-dir", str(Path(results_dir).expanduser().resolve())]
     if select is not None:
@@ -91,7 +91,7 @@ def run_study(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if quiet else None,
             stderr=subprocess.STDOUT if quiet else None,
-            env={**os.environ, run_note.VARIABLE: str(note)},
+            env={**os.environ, results_dir_note.VARIABLE: str(note)},
             text=True,
             check=False,
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,23 +24,13 @@ if TYPE_CHECKING:
     from pytest_llem.reporting.terminal.experiment_lines import Lines
     from pytest_llem.study.design import StudyConfig
 
-#: Names under which plugins are registered: this module, the recorder, …
-_SESSION_HOOKS, _RECORDER = "llem-session", "llem-recorder"
-
-#: … the hooks around items, the one that skips gates in the test loop, and the one that judges them after it, …
-_RUNNING, _DEFER_GATES, _JUDGE = "llem-running", "llem-defer-gates", "llem-judge"
-
-#: … and the one that writes a line for each experiment.
-_LINES = "llem-lines"
-
-#: … and the one that ends the cycles of a point once it is decided.
-_UNTIL_DECIDED = "llem-until-decided"
+#: Names under which plugins are registered. ``_SESSION_HOOKS`` is this module.
+_SESSION_HOOKS, _RECORDER, _LINES = "llem-session", "llem-recorder", "llem-lines"
+_RUN_EXPERIMENTS, _DEFER_GATES, _JUDGE = "llem-run-experiments", "llem-defer-gates", "llem-judge"
+_UNTIL_DECIDED, _REMOTE_WORKERS = "llem-until-decided", "llem-remote-workers"
 
 #: Options that have no effect without a study.
 _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from", "shard"
-
-#: … and the one that looks after workers on other hosts.
-_REMOTE_WORKERS = "llem-remote-workers"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -79,6 +68,7 @@ def configure(config: pytest.Config, expression: str) -> None:
 def identify_worker(node: WorkerController) -> None:
     """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
     from pytest_llem._plugin.options import WORKTREE
+    from pytest_llem.execution.scheduling import hands_out
     from pytest_llem.execution.stopping import elapsed_seconds
 
     # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
@@ -89,10 +79,7 @@ def identify_worker(node: WorkerController) -> None:
     node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
     if node.gateway.spec.popen and not node.gateway.spec.via:
         node.workerinput["llem_controller"] = os.getpid()
-    from pytest_llem.execution.pause import ONE_AT_A_TIME
-    from pytest_llem.execution.scheduling import hands_out
-
-    node.workerinput[ONE_AT_A_TIME] = hands_out(node.config)
+    node.workerinput["llem_one_at_a_time"] = hands_out(node.config)
 
 
 def prepare_remote_workers(config: pytest.Config, specs: Sequence[XSpec]) -> None:
@@ -126,11 +113,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from pytest_llem.execution.pause import ONE_AT_A_TIME, Pausing
-
     config = session.config
-    if getattr(config, "workerinput", {}).get(ONE_AT_A_TIME):
-        config.pluginmanager.register(Pausing(session))
+    if getattr(config, "workerinput", {}).get("llem_one_at_a_time"):
+        from pytest_llem.execution.item_hooks import WaitInPause
+
+        config.pluginmanager.register(WaitInPause(session))
     if _studies(config):
         if hasattr(config, "workerinput"):  # a worker runs what the controller sends, despite collection errors
             _prepare(config, config.workerinput["llem_session"])
@@ -243,9 +230,8 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """
     from pytest_llem._plugin.remote_state import RemoteSharedState
     from pytest_llem._plugin.shared_state import SharedState
-    from pytest_llem.collection.gates import DeferGates
     from pytest_llem.execution.experiment import run_item
-    from pytest_llem.execution.running import Running
+    from pytest_llem.execution.item_hooks import DeferGates, RunExperiments
     from pytest_llem.execution.stopping import begin_time_budget
     from pytest_llem.isolation.interrupts import Interrupts
 
@@ -253,7 +239,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     config.stash[SHARED_STATE] = SharedState(session) if channel is None else RemoteSharedState(channel)
     begin_time_budget(config)
     if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
-        config.pluginmanager.register(Running(), _RUNNING)
+        config.pluginmanager.register(RunExperiments(), _RUN_EXPERIMENTS)
         config.stash[RUN_EXPERIMENT] = run_item
     config.pluginmanager.register(DeferGates(), _DEFER_GATES)
     config.stash[_INTERRUPTS] = Interrupts()
@@ -266,19 +252,10 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
-    from pytest_llem.execution.plans import check_both_engines
-    from pytest_llem.execution.replay import current_inputs, publish_replays, replays_of
     from pytest_llem.judging.judge import Judge
     from pytest_llem.recording.recorder import Recorder
-    from pytest_llem.recording.studies import experiments_by_run, selected_experiments
 
-    def prepare(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
-        by_run = experiments_by_run(config, node_ids)
-        selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
-        check_both_engines(config, studies, selected)
-        return publish_replays(config, replays_of(config, studies))
-
-    recorder = Recorder.start(config, node_ids, prepare)
+    recorder = Recorder.start(config, node_ids)
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:
@@ -286,9 +263,8 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         if any(study.execution.until_decided for study in recorder.studies.values()):
             from pytest_llem.judging.until_decided import UntilDecided
 
-            until_decided = UntilDecided(config, recorder, partial(current_inputs, config))
-            config.pluginmanager.register(until_decided, _UNTIL_DECIDED)
-    config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
+            config.pluginmanager.register(UntilDecided(config, recorder), _UNTIL_DECIDED)
+    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
     return recorder
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import pytest_llem
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.study.config import ExperimentConfig

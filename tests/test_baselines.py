@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from pytest_llem._plugin import baseline
+from pytest_llem._plugin.baseline import local_testbeds
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus
-from pytest_llem.machine import testbed
-from pytest_llem.machine.testbed import local_testbeds
 from tests.conftest import RunPytest
 from tests.support.study_results import saved_file
 
@@ -101,8 +101,8 @@ def test_option_without_a_baseline_is_refused(study: None, run_pytest: RunPytest
 
 def test_mixed_gpus_may_be_each_testbed(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = (*[Gpu("1", "NVIDIA L4", power_limit_w=72.0)] * 2, Gpu("2", "NVIDIA H100", power_limit_w=700.0))
-    monkeypatch.setattr(testbed, "visible_gpus", lambda: VisibleGpus(gpus))
-    monkeypatch.setattr(testbed, "processor", lambda: {"cpu_model": "AMD EPYC", "cpus_allowed": 8})
+    monkeypatch.setattr(baseline, "visible_gpus", lambda: VisibleGpus(gpus))
+    monkeypatch.setattr(baseline, "processor", lambda: {"cpu_model": "AMD EPYC", "cpus_allowed": 8})
     assert [one.key for one in local_testbeds()] == [
         "nvidia-h100+nvidia-l4_700-w+72-w_amd-epyc",
         "nvidia-h100_700-w_amd-epyc",

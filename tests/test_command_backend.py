@@ -17,7 +17,7 @@ from pytest_llem.cli import main
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.importers.reading import ImportFileError
 from pytest_llem.measurement.command import CommandFailedError
-from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError

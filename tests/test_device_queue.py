@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.machine import devices, tickets
-from pytest_llem.machine.allocation import DeviceRequest
-from pytest_llem.machine.devices import free_devices, owned
-from pytest_llem.machine.notes import neighbours
+from pytest_llem.machine import device_locks, device_queue
+from pytest_llem.machine.device_locks import free_devices, owned
+from pytest_llem.machine.device_queue import QueuePosition, Ticket
+from pytest_llem.machine.device_request import DeviceRequest
+from pytest_llem.machine.neighbours import neighbours
 from pytest_llem.machine.owner import MAX_EARLIER, Owner
-from pytest_llem.machine.tickets import Place, Ticket
 from tests.support.processes import wait_until
 
 GPUS = [f"GPU-{number}" for number in range(8)]
@@ -31,7 +31,7 @@ GPUS = [f"GPU-{number}" for number in range(8)]
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of locks that no other test uses, and short waits."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(devices, "POLL_S", 0.01)
+    monkeypatch.setattr(device_locks, "POLL_S", 0.01)
 
 
 def owner(experiment: str = "e", session: str | None = None) -> Owner:
@@ -64,9 +64,9 @@ class Waiter(threading.Thread):
 
     def wait(self) -> Waiter:
         """Start, and return once it waits or has its devices."""
-        before = len(list(tickets.queued(_locks())))
+        before = len(list(device_queue.waiting_tickets(_locks())))
         self.start()
-        wait_until(lambda: self.got or len(list(tickets.queued(_locks()))) > before)
+        wait_until(lambda: self.got or len(list(device_queue.waiting_tickets(_locks()))) > before)
         return self
 
     def release(self) -> None:
@@ -145,13 +145,13 @@ def test_ticket_of_a_dead_or_stopped_process_is_ignored(spoil: Callable[[Path], 
     pid = os.fork()
     if pid == 0:
         try:
-            Place.draw(_locks(), Ticket(owner=owner(), pool=GPUS))
+            QueuePosition.take(_locks(), Ticket(owner=owner(), pool=GPUS))
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
     (file,) = _locks().glob("ticket-*")
     spoil(file)
-    assert list(tickets.queued(_locks())) == []
+    assert list(device_queue.waiting_tickets(_locks())) == []
     with owned(GPUS, owner(), print) as ownership:
         assert ownership.waited_seconds == 0
 
@@ -159,13 +159,13 @@ def test_ticket_of_a_dead_or_stopped_process_is_ignored(spoil: Callable[[Path], 
 def test_untouched_ticket_is_overtaken() -> None:
     with own(GPUS[:1], 1):
         pass
-    place = Place.draw(_locks(), Ticket(owner=owner(), pool=GPUS))
-    assert len(list(tickets.queued(_locks()))) == 1
-    past = time.time() - tickets.MAX_UNTOUCHED_S - 1
+    place = QueuePosition.take(_locks(), Ticket(owner=owner(), pool=GPUS))
+    assert len(list(device_queue.waiting_tickets(_locks()))) == 1
+    past = time.time() - device_queue.MAX_UNTOUCHED_S - 1
     os.utime(place.path, (past, past))
-    assert list(tickets.queued(_locks())) == []
+    assert list(device_queue.waiting_tickets(_locks())) == []
     place.touch()
-    assert len(list(tickets.queued(_locks()))) == 1
+    assert len(list(device_queue.waiting_tickets(_locks()))) == 1
     place.leave()
     assert list(_locks().glob("*ticket*")) == []
 

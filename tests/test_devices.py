@@ -24,11 +24,10 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
-from pytest_llem.machine import devices, tickets
-from pytest_llem.machine.devices import CPU, DeviceError, owned
+from pytest_llem.machine import device_locks, device_queue
+from pytest_llem.machine.device_locks import CPU, DeviceError, owned
 from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settled
-from pytest_llem.machine.notes import FOLDER, note_file
-from pytest_llem.machine.owner import Owner
+from pytest_llem.machine.owner import FOLDER, Owner, note_file
 from pytest_llem.planning.host import GpuCapacity, this_host
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.results.study_result import StudyResult
@@ -220,10 +219,10 @@ def test_wait_sleeps_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
                 other.release()
                 os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
 
-        monkeypatch.setattr(devices, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        monkeypatch.setattr(device_locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
         with owned([CPU], _owner(), Reports()):
             pass
-    assert sleeps == [devices.POLL_S] * 5
+    assert sleeps == [device_locks.POLL_S] * 5
 
 
 def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
@@ -244,7 +243,7 @@ def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
 
 
 def test_stopped_process_in_the_queue_is_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "MAX_UNTOUCHED_S", 0.5)
+    monkeypatch.setattr(device_queue, "MAX_UNTOUCHED_S", 0.5)
     with _holding(CPU) as first:
         waits, ready = os.pipe()
         second = os.fork()
@@ -545,15 +544,15 @@ def test_two_runs_do_not_overlap_and_one_reports_its_wait(
 @pytest.fixture
 def release_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Call a function after a wait in this process has been reported."""
-    wait = devices._Waiting.wait
+    wait = device_locks._Waiting.wait
 
     def after(release: Callable[[], object]) -> None:
-        def noted(waiting: devices._Waiting, *arguments: Any) -> None:
+        def noted(waiting: device_locks._Waiting, *arguments: Any) -> None:
             wait(waiting, *arguments)
             if waiting._is_reported:
                 release()
 
-        monkeypatch.setattr(devices._Waiting, "wait", noted)
+        monkeypatch.setattr(device_locks._Waiting, "wait", noted)
 
     return after
 
@@ -659,7 +658,7 @@ def test_time_limit_does_not_count_the_wait(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.execution.lease import LEASE
+        from pytest_llem.execution.device_lease import LEASE
 
         def pytest_timeout_set_timer(item, settings):
             pathlib.Path("waited").write_text(str(item.stash[LEASE].gap.waited_seconds))
@@ -674,10 +673,10 @@ def test_time_limit_does_not_count_the_wait(
 IS_OWNED = """
     import pathlib, tempfile
     import filelock, pytest
-    from pytest_llem.machine import notes
+    from pytest_llem.machine.owner import FOLDER
 
     def is_owned(name="cpu"):
-        lock = filelock.FileLock(pathlib.Path(tempfile.gettempdir(), notes.FOLDER, name + ".lock"))
+        lock = filelock.FileLock(pathlib.Path(tempfile.gettempdir(), FOLDER, name + ".lock"))
         try:
             with lock.acquire(blocking=False):
                 return False
@@ -777,15 +776,15 @@ def test_ctrl_c_ends_the_wait(
     pytester.makeconftest(
         """
         import os, pathlib
-        import pytest_llem.machine.devices as devices
+        from pytest_llem.machine import device_locks
 
-        wait = devices._Waiting.wait
+        wait = device_locks._Waiting.wait
 
         def noted(self, *arguments):
             pathlib.Path(f"waits-{os.getpid()}").touch()
             wait(self, *arguments)
 
-        devices._Waiting.wait = noted
+        device_locks._Waiting.wait = noted
         """
     )
     with _holding(CPU):

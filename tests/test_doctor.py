@@ -24,8 +24,7 @@ from pytest_llem.doctor import gpus, host, software
 from pytest_llem.doctor.records import Driver, Examination, GpuReport
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
-from pytest_llem.machine.notes import FOLDER, note_file
-from pytest_llem.machine.owner import Owner
+from pytest_llem.machine.owner import FOLDER, Owner, note_file
 from pytest_llem.reporting.terminal.doctor import lines as table_of
 from pytest_llem.results.environment import processor as processor_facts
 from tests.conftest import ROOT
@@ -49,7 +48,7 @@ H100 = {
 SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 
 #: The command that queries NVML.
-COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
+COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpus")
 
 #: What is missing for the engine vllm, which the environment of the tests does not have.
 VLLM_NEEDS = f"needs vllm: {sys.executable} -m pip install 'pytest-llem[vllm]'"

@@ -29,7 +29,7 @@ ENGINE = """
     from pathlib import Path
     import filelock
     from noop_engine import NoopEngine
-    from pytest_llem.machine.notes import FOLDER
+    from pytest_llem.machine.owner import FOLDER
 
     SEEN = {"imported": time.monotonic()}
 

@@ -20,9 +20,9 @@ from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
-from pytest_llem.machine import allocation
-from pytest_llem.machine.allocation import request_devices
-from pytest_llem.machine.devices import CPU
+from pytest_llem.machine import device_request
+from pytest_llem.machine.device_locks import CPU
+from pytest_llem.machine.device_request import request_devices
 from pytest_llem.measurement import environment, orchestrator
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
@@ -53,8 +53,8 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
     monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, visible: VisibleGpus, leased: set[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(allocation, "package_versions", lambda python: {"torch": torch} if torch else {})
-    for module in (allocation, hardware):
+    monkeypatch.setattr(device_request, "package_versions", lambda python: {"torch": torch} if torch else {})
+    for module in (device_request, hardware):
         monkeypatch.setattr(module, "visible_gpus", lambda: visible)
     needs = shipped_needs(ExperimentConfig(model="m", backend=backend)) or Needs()
     request = request_devices(needs, None)

@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import supervisor
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.cli.needs import Need, needs
+from pytest_llem.cli.downloads import Need, needs
 from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult

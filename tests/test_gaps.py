@@ -567,7 +567,7 @@ def test_time_limit_and_duration_do_not_count_the_gap(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.execution.lease import LEASE
+        from pytest_llem.execution.device_lease import LEASE
 
         def note(text):
             with pathlib.Path("seen").open("a") as seen:

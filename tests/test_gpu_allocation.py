@@ -15,9 +15,9 @@ from pytest_llem.doctor import software
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.machine import allocation
-from pytest_llem.machine.allocation import Allocation, DeviceRequest, request_devices
-from pytest_llem.machine.devices import CPU
+from pytest_llem.machine import device_request
+from pytest_llem.machine.device_locks import CPU
+from pytest_llem.machine.device_request import Allocation, DeviceRequest, request_devices
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
@@ -38,7 +38,7 @@ Requested = Callable[..., DeviceRequest]
 
 def _request(fields: dict[str, object]) -> DeviceRequest:
     """Allocate with a GPU build of PyTorch."""
-    allocation.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
+    device_request.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
     return request_devices(Needs(**fields), None)  # type: ignore[arg-type]
 
 
@@ -157,7 +157,7 @@ def test_preflight_refuses_an_engine_with_too_few_gpus(
 ) -> None:
     (tmp_path / "needy_engine.py").write_text(NEEDY)
     one = hardware.VisibleGpus((hardware.Gpu(A, "H100", index=0),), hardware.Gpu(A, "H100", index=0))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: one)
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: one)
     study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1]}}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     loaded = load_study(tmp_path / "study.yaml")
@@ -237,7 +237,7 @@ def test_gpus_of_different_kinds_together_are_refused(
 def test_plan_shows_the_number_of_gpus(noop_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy_engine.py").write_text(NEEDY)
     two = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate((A, B)))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(two, two[0]))
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: hardware.VisibleGpus(two, two[0]))
     study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1, 2]}}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     loaded = load_study(tmp_path / "study.yaml")

@@ -17,7 +17,7 @@ from pytest_llem import ExperimentResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.energy import rapl
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
-from pytest_llem.machine.idle_power import SECONDS, measure_without_context, no_context_meter
+from pytest_llem.machine.idle_power_no_context import SECONDS, measure_without_context, no_context_meter
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
@@ -200,7 +200,7 @@ ReadBaselines = Callable[[], list[IdlePowerRecord]]
 def _shorter(seconds: float) -> str:
     return f"""
         import sys
-        import pytest_llem.machine.idle_power as bare
+        import pytest_llem.machine.idle_power_no_context as bare
 
         bare.SECONDS = {seconds}
 

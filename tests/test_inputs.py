@@ -22,9 +22,9 @@ from pytest_llem.engines import hub, tokenizer
 from pytest_llem.engines.models import damaged_file
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.execution.session_resources import hub_unreachable_for
+from pytest_llem.execution.session_facts import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-from pytest_llem.planning.footprint import from_config
+from pytest_llem.planning.model_files import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
 from pytest_llem.workload.files import read_file

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation.child import CappedOutput, Child
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
@@ -187,7 +187,7 @@ def test_interrupt_during_the_cleanup_does_not_end_it(job: MakeJob, monkeypatch:
     ended: list[Child] = []
 
     def interrupt(child: Child, *_: object, **__: object) -> None:
-        child._read(10)  # it has sent its id
+        childs._read([child], 10)  # it has sent its id
         raise KeyboardInterrupt
 
     def end_interrupted(child: Child) -> None:

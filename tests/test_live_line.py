@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem.execution.live_line import Line
-from pytest_llem.execution.live_progress import LiveProgress, Place, clock_text
+from pytest_llem.execution.live_progress import LiveProgress, StudyPosition, clock_text
 from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.measurement.progress import GpuStatus, Progress
@@ -347,7 +347,7 @@ def test_stopped_terminal_does_not_block(terminal: tuple[int, int]) -> None:
 
 # ---- text of the live line ----
 
-PLACE = Place(
+PLACE = StudyPosition(
     number=3,
     count=120,
     name="precision=bf16-pytorch.cache_implementation=static-batch_size=8-cycle=2",
@@ -374,7 +374,7 @@ class Recorded(Line):
 
 
 def _text(
-    width: int, *seen: Progress | GpuStatus, at: float = 12.0, place: Place = PLACE, colours: bool = False
+    width: int, *seen: Progress | GpuStatus, at: float = 12.0, place: StudyPosition = PLACE, colours: bool = False
 ) -> str:
     now = [0.0]
     line = Recorded(width)
@@ -431,7 +431,7 @@ def test_phase_progress_is_shown(progress: Progress, text: str) -> None:
 
 
 def test_unknown_times_are_left_out() -> None:
-    place = Place(1, 4, "n=1", "1", None, 0.0, None)
+    place = StudyPosition(1, 4, "n=1", "1", None, 0.0, None)
     assert _text(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
     assert "W" not in _text(199, Progress("measuring"), GpuStatus(None, 50.0))
     assert "°C" not in _text(199, Progress("measuring"), GpuStatus(70.0))

@@ -13,8 +13,8 @@ import pytest
 
 from pytest_llem import local_folder
 from pytest_llem.local_folder import file_system, lock_problem
-from pytest_llem.machine.devices import try_locks
-from pytest_llem.machine.notes import FOLDER
+from pytest_llem.machine.device_locks import try_locks
+from pytest_llem.machine.owner import FOLDER
 from pytest_llem.results.manifest import read_manifest
 from tests.conftest import RunPytest
 

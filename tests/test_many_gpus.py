@@ -18,14 +18,14 @@ import pytest
 import yaml
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.execution.neighbours import SHARED, with_neighbours
 from pytest_llem.execution.placement import narrowed
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.topology import best_connected, nvlinks
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine import allocation
-from pytest_llem.machine.allocation import DeviceRequest
-from pytest_llem.machine.devices import owned
+from pytest_llem.machine import device_request
+from pytest_llem.machine.device_locks import owned
+from pytest_llem.machine.device_request import DeviceRequest
+from pytest_llem.machine.neighbours import SHARED, with_neighbours
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.results.gpu_spread import gpu_spread
@@ -173,7 +173,7 @@ def test_resumed_cycles_run_on_the_gpu_of_the_replayed_ones(
 
 def _fake_gpus(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     found = tuple(hardware.Gpu(f"GPU-{at}", name, index=at) for at, name in enumerate(names))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
 
 
 def test_spread_takes_each_set_in_turn(tmp_path: Path, noop_engine: None) -> None:

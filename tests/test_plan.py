@@ -18,8 +18,8 @@ from pytest_llem.planning.estimate import (
     memory_bytes,
     seconds,
 )
-from pytest_llem.planning.footprint import from_config, read_footprint
 from pytest_llem.planning.host import GpuCapacity, Host
+from pytest_llem.planning.model_files import from_config, read_footprint
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import BaselineConfig, ExperimentConfig

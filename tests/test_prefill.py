@@ -18,8 +18,8 @@ from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
-from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.planning.model_files import Footprint
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig

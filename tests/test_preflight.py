@@ -142,7 +142,8 @@ class TestAnotherInterpreter:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(
-            "pytest_llem.planning.preflight.check_runner_environment", lambda there, engine, pip: f"needs: {pip}"
+            "pytest_llem.planning.study_engines.check_runner_environment",
+            lambda there, engine, pip: f"needs: {pip}",
         )
         assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
             "runner 'python' of engine 'pytorch' needs: ./python -m pip"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli, registry
-from pytest_llem.recording.pages import page_files
+from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.document import as_json
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of

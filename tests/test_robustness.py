@@ -16,11 +16,10 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.machine.devices import CPU, owned
-from pytest_llem.machine.notes import FOLDER, holder
-from pytest_llem.machine.owner import Owner
+from pytest_llem.machine.device_locks import CPU, owned
+from pytest_llem.machine.device_queue import QueuePosition, Ticket
+from pytest_llem.machine.owner import FOLDER, Owner, holder
 from pytest_llem.machine.shared_lock import SharedLock
-from pytest_llem.machine.tickets import Place, Ticket
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
@@ -186,7 +185,7 @@ class TestLockFolder:
     def test_other_users_cannot_remove_a_held_lock(self, shared: Path) -> None:
         owner = Owner.of_this_process("study", "one")
         with owned([CPU], owner, print):
-            place = Place.draw(shared / FOLDER, Ticket(owner=owner, pool=[CPU]))
+            place = QueuePosition.take(shared / FOLDER, Ticket(owner=owner, pool=[CPU]))
             files = sorted(shared.joinpath(FOLDER).iterdir())
             assert len(files) == 3, "lock, note and ticket"
 

@@ -19,13 +19,13 @@ from pytest_llem import StudyResult
 from pytest_llem.energy.account import Account, Total, join_accounts
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.gates.matching import in_pairs, share_of_processes
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.turns import MIN_TURNS, progress
 from pytest_llem.planning.host import GpuCapacity, Host
-from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import CycleTurns, ErrorRecord, PointResult

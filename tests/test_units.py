@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from pytest_llem._plugin.node_ids import REFERENCE, run_key
-from pytest_llem._plugin.shared_state import BOUND, DECIDED, REPLAYED, STOPPED, SharedState
+from pytest_llem._plugin.shared_state import BOUND, DECIDED, REPLAYED, STOPPED, SharedState, topic_of
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.placement import _topic, assign, take_placed
-from pytest_llem.execution.units import units_of
+from pytest_llem.execution.placement import assign, take_placed
 from pytest_llem.execution.work_queue import Unit
+from pytest_llem.execution.work_units import units_of
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.machine import allocation
+from pytest_llem.machine import device_request
 from pytest_llem.study.loading import load_study
 from tests.support.boards import SECTION, STUDY
 
@@ -30,7 +30,7 @@ Made = tuple[Sequence[Unit], pytest.Config, list[str]]
 def make(pytester: pytest.Pytester, noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
     """Return a function that makes the units of a study on three GPUs."""
     found = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate(UUIDS))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
 
     def made(
         *options: str, gates: Sequence[str] = (), put: Callable[..., None] | None = None, **fields: Any
@@ -101,8 +101,10 @@ def test_cycles_of_a_point_get_the_devices_of_the_first_one(make: Callable[..., 
     shared_state = config.stash[SHARED_STATE]
     binding: Any = units[0].binding
     _, key = binding
-    assert shared_state.put_first("study.yaml", _topic(BOUND, key), ["GPU-b"]) == ["GPU-b"]
-    assert shared_state.put_first("study.yaml", _topic(BOUND, key), ["GPU-c"]) == ["GPU-b"], "the first one counts"
+    assert shared_state.put_first("study.yaml", topic_of(BOUND, key), ["GPU-b"]) == ["GPU-b"]
+    assert shared_state.put_first("study.yaml", topic_of(BOUND, key), ["GPU-c"]) == ["GPU-b"], (
+        "the first one counts"
+    )
     assert [unit.is_bound() for unit in units] == [True, True]
     request = units[1].request()
     assert request is not None
@@ -122,10 +124,10 @@ def test_values_between_controller_and_worker_arrive_once(session: str | None) -
     worker = controller if session is None else SharedState(session)
     try:
         assign(controller, "run", "n=1", ["GPU-a"])
-        assert worker.take("run", _topic("assigned", "n=1")) == ["GPU-a"]
-        assert worker.take("run", _topic("assigned", "n=1")) is None
+        assert worker.take("run", topic_of("assigned", "n=1")) == ["GPU-a"]
+        assert worker.take("run", topic_of("assigned", "n=1")) is None
         assert take_placed(controller, "run", "n=1") is None
-        worker.put("run", _topic("placed", "n=1"), ["GPU-b"])
+        worker.put("run", topic_of("placed", "n=1"), ["GPU-b"])
         assert take_placed(controller, "run", "n=1") == ["GPU-b"]
         assert take_placed(controller, "run", "n=1") is None
     finally:

@@ -22,11 +22,11 @@ from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, unmet_requirements
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine import allocation
-from pytest_llem.machine.allocation import request_devices
+from pytest_llem.machine import device_request
+from pytest_llem.machine.device_request import request_devices
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
@@ -544,7 +544,7 @@ def test_gpus_are_known_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPat
 
 
 def _leased(one: dict[str, Any]) -> list[str]:
-    allocation.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
+    device_request.package_versions = lambda python: {"torch": "2.13.0+cu130"}  # type: ignore[attr-defined]  # in a forked process
     needs = shipped_needs(ExperimentConfig.model_validate(one))
     assert needs is not None
     request = request_devices(needs, None)

@@ -10,8 +10,8 @@ from itertools import count
 
 import pytest
 
-from pytest_llem.execution.work_queue import Running, Unit, WorkQueue
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue
+from pytest_llem.machine.device_request import DeviceRequest
 
 GPUS = tuple(f"GPU-{number}" for number in range(8))
 
@@ -21,7 +21,7 @@ def unit(number: int, gpus: int = 1, pool: Sequence[str] = GPUS, **fields: objec
     return Unit([number], request=lambda: request, **fields)  # type: ignore[arg-type]
 
 
-def started(queue: WorkQueue) -> list[Running]:
+def started(queue: WorkQueue) -> list[RunningUnit]:
     """Start all units that may start."""
     found = []
     while (one := queue.start_next()) is not None:
@@ -29,14 +29,14 @@ def started(queue: WorkQueue) -> list[Running]:
     return found
 
 
-def numbers(running: Sequence[Running]) -> list[int]:
+def numbers(running: Sequence[RunningUnit]) -> list[int]:
     return [one.unit.items[0] for one in running]
 
 
 def simulate(units: Sequence[Unit], length: Callable[[int], float], crash: Callable[[], bool]) -> Counter[int]:
     """Run units to their ends, and return how often each has ended. Checks that no GPU has two at a time."""
     queue, ended, now, ties = WorkQueue.of(units), Counter[int](), 0.0, count()
-    ends: list[tuple[float, int, Running]] = []
+    ends: list[tuple[float, int, RunningUnit]] = []
     while True:
         for one in started(queue):
             heapq.heappush(ends, (now + length(one.unit.items[0]), next(ties), one))

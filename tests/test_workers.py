@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_llem.execution.workers import auto_workers, parallelism
+from pytest_llem.execution.parallelism import auto_workers, parallelism
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.machine import allocation
-from pytest_llem.machine.devices import owned
+from pytest_llem.machine import device_request
+from pytest_llem.machine.device_locks import owned
 from pytest_llem.machine.owner import Owner
 from tests.support.boards import SECTION, STUDY
 
@@ -24,12 +24,12 @@ WriteStudy = Callable[..., Path]
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     found = tuple(hardware.Gpu(uuid, "H100", index=at) for at, uuid in enumerate(UUIDS))
-    monkeypatch.setattr(allocation, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
+    monkeypatch.setattr(device_request, "visible_gpus", lambda: hardware.VisibleGpus(found, found[0]))
 
 
 @pytest.fixture
 def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "visible_gpus", hardware.VisibleGpus)
+    monkeypatch.setattr(device_request, "visible_gpus", hardware.VisibleGpus)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def _said(pytester: pytest.Pytester, workers: int, *pools: tuple[tuple[str, ...]
     config.option.dist, config.option.tx = "load", ["popen"] * workers
     plans = {}
     for pool, count in pools:
-        request = allocation.DeviceRequest(pool, count)
+        request = device_request.DeviceRequest(pool, count)
         preflight = SimpleNamespace(request=lambda config, request=request: request)
         plans[str(count)] = SimpleNamespace(points=[SimpleNamespace(config=None)], preflight=preflight)
     return parallelism(config, cast("Any", plans))

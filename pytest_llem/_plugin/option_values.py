@@ -17,6 +17,11 @@ from pytest_llem._plugin.declarations import INI
 _Word = TypeVar("_Word", bound=str)
 
 
+def flag(option: str) -> str:
+    """Return the name of an option on the command line: ``--llem-save`` of ``llem_save``."""
+    return f"--{option.replace('_', '-')}"
+
+
 def read_path(name: str, directory: Path, given: str) -> Path:
     """Return a path, relative to *directory*; *name* is that of the option."""
     try:
@@ -33,22 +38,25 @@ def read_ini(config: pytest.Config, name: str) -> Any:
         raise pytest.UsageError(f"{name}: {error}") from None
 
 
+def read_option(config: pytest.Config, option: str) -> tuple[str, Any]:
+    """Return the name for messages and the value of an option, else of its ini option; None if neither is set."""
+    given = config.getoption(option)
+    if given is not None:
+        return flag(option), given
+    return option, (read_ini(config, option) or None) if option in INI else None
+
+
 #: Seconds of the units of a duration.
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_duration(config: pytest.Config, option: str) -> float | None:
     """Return the seconds of an option, else of its ini option if it has one; None if not set."""
-    given = config.getoption(option)
-    name = option if given is None else f"--{option.replace('_', '-')}"
-    text = (read_ini(config, option) if option in INI else "") if given is None else given
-    if given is None and not text:
+    name, text = read_option(config, option)
+    if text is None:
         return None
     number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    try:
-        seconds = float(number) * _UNITS[unit]
-    except ValueError:
-        seconds = math.nan
+    seconds = _number(number) * _UNITS[unit]
     if not 0 < seconds < math.inf:
         raise pytest.UsageError(
             f"{name}: must be a time above 0, in seconds or as 90s, 15m, 2h, 30d (got {text!r})"
@@ -56,28 +64,29 @@ def read_duration(config: pytest.Config, option: str) -> float | None:
     return seconds
 
 
+def read_seconds(config: pytest.Config, option: str) -> float | None:
+    """Return a number of seconds without a unit, of an option, else of its ini option; None if not set."""
+    name, text = read_option(config, option)
+    if text is not None and not 0 < _number(text) < math.inf:
+        raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
+    return None if text is None else _number(text)
+
+
 def read_one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
     """Return the value of an option, else of its ini option, which must be one of *words*; None if not set."""
-    given = config.getoption(option)
-    name = option if given is None else f"--{option.replace('_', '-')}"
-    word = read_ini(config, option) if given is None else given
-    if (word or given is not None) and word not in words:
+    name, word = read_option(config, option)
+    if word is not None and word not in words:
         raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
-    return word or None
+    found: _Word | None = word
+    return found
 
 
 def read_number(config: pytest.Config, name: str, minimum: float, expected: str) -> float | None:
     """Return the number of an ini option, or None if it is not set."""
     text = read_ini(config, name)
-    if not text:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not minimum <= number < math.inf:
+    if text and not minimum <= _number(text) < math.inf:
         raise pytest.UsageError(f"{name}: must be {expected} (got {text!r})")
-    return number
+    return _number(text) if text else None
 
 
 def read_whole_number(name: str, text: Any) -> int:
@@ -89,3 +98,11 @@ def read_whole_number(name: str, text: Any) -> int:
     if number < 1:
         raise pytest.UsageError(f"{name}: must be a whole number, at least 1 (got {text!r})")
     return number
+
+
+def _number(text: str) -> float:
+    """Return *text* as a number; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -5,22 +5,24 @@ Imported only if an option is set or a study is collected.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from pytest_llem._plugin.option_values import (
+    flag,
     read_duration,
     read_ini,
     read_number,
     read_one_of,
+    read_option,
     read_path,
+    read_seconds,
     read_whole_number,
 )
 
@@ -45,6 +47,16 @@ _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
+#: Options that have no effect without one of the others.
+_NEEDS = {
+    "llem_resume_mismatch": ("llem_resume", "llem_resume_from"),
+    "llem_compare_mismatch": ("llem_baseline", "llem_against"),
+    "llem_baseline_max_age": ("llem_baseline",),
+    "llem_baseline_dir": ("llem_baseline", "llem_save"),
+    "llem_save_partial": ("llem_save",),
+    "llem_save_force": ("llem_save",),
+}
+
 #: Options that must not be empty.
 _PATHS = (
     "llem_results_dir",
@@ -56,47 +68,23 @@ _PATHS = (
     "llem_against",
 )
 
-_Word = TypeVar("_Word", bound=str)
-
 
 @dataclass(frozen=True)
 class Settings:
     """Values of the command-line and ini options, checked.
 
+    A field is named after its option, which :mod:`pytest_llem._plugin.declarations` explains; these have more to
+    say. None stands for an option that is not given, so that the study or a default decides. Times are in s.
+
     Attributes:
-        results_dir: Parent of each study's results folder.
         results_dir_given: Whether *results_dir* is from the command line, which overrides the study.
-        run_id: End of the results folder's name; None for the time.
-        plan: Path of the plan to write, or None.
-        html: Path of the HTML report to write, or None.
-        resume: Replay the completed experiments of an earlier run.
-        resume_from: Results directory of that run; None for the newest run of a study's design.
-        resume_mismatch: Resume even if the design or the environment has changed.
-        cycles: Repetitions of every point, or ``auto``; None for the study's own number.
-        order: Order of the experiments; None for the study's own order.
-        start_method: Start method of experiment processes; None for the study's own method.
-        no_gaps: No idle time between experiments.
-        strict: Report excluded combinations as errors.
-        baseline: Name of a saved baseline, or path of a result, to compare with; or None.
-        baseline_dir: Folder of the baselines.
-        baseline_max_age: Age in s from which a baseline is refused, or None.
-        against: Python interpreter to compare with, or None. That of a git revision is a script in its worktree.
-        against_name: Name of the reference in tables, or None.
-        interleave: What alternates in an interleaved comparison; None for the study's own setting.
-        save: Name of the baseline to save, or None.
-        save_partial: Save even if results are missing.
-        save_force: Save even results that are contended, replayed or invalid, or that fail the comparison with the
-            baseline that they replace.
-        compare_mismatch: Compare even if testbed facts differ.
-        fail_on: Verdicts that fail a comparison.
-        max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
-        time_budget: Time in s after which no experiment starts that cannot end before; None for no limit.
-        shard: Part of each study to run; None for all of it.
-        timeout: Deadline of every experiment, in s; None for the study's own.
-        model_path: Folders that hold models by name.
-        carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
-        pue: Power usage effectiveness of the site, 1 or more.
-        files: Patterns of study files in directories.
+        resume: Whether results are replayed, of the run *resume_from* or of the newest run of a study's design.
+        order: ``cycle_order`` of the studies.
+        against: Python interpreter to compare with. That of a git revision is a script in its worktree.
+        against_name: Name of the reference in tables.
+        max_experiments: Maximum number of a study's experiments; None if ``--llem-yes`` lifts it.
+        timeout: Deadline of every experiment, without downloads.
+        carbon: Fields of a Carbon: carbon intensity and PUE of the site; None without a carbon intensity.
     """
 
     results_dir: Path
@@ -128,9 +116,7 @@ class Settings:
     shard: Shard | None
     timeout: float | None
     model_path: tuple[Path, ...]
-    carbon_intensity: float | None
-    pue: float
-    files: tuple[str, ...]
+    carbon: dict[str, float] | None
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -139,19 +125,19 @@ class Settings:
         Raises:
             pytest.UsageError: An option or an ini value is invalid.
         """
-        run_id = config.getoption("llem_run_id")
-        if run_id is not None and not _is_name(run_id):
-            raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
-        given = config.getoption("llem_results_dir")
+        read_ini(config, "llem_files")  # reports an invalid value
         for option in _PATHS:
             if config.getoption(option) == "":
-                raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
-        results = given or read_ini(config, "llem_results_dir")
-        plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
-        html = config.getoption("llem_html")
+                raise pytest.UsageError(f"{flag(option)}: must not be empty")
+        for option in ("llem_run_id", "llem_save"):
+            name = config.getoption(option)
+            if name is not None and not _is_name(name):
+                raise pytest.UsageError(f"{flag(option)}: must be a name without path separators (got {name!r})")
+        for option, others in _NEEDS.items():
+            if config.getoption(option) and not any(map(config.getoption, others)):
+                raise pytest.UsageError(f"{flag(option)}: needs {' or '.join(map(flag, others))}")
+        given, resume_from = config.getoption("llem_results_dir"), config.getoption("llem_resume_from")
         resume = config.getoption("llem_resume") or resume_from is not None
-        if config.getoption("llem_resume_mismatch") and not resume:
-            raise pytest.UsageError("--llem-resume-mismatch: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
             raise pytest.UsageError("--llem-against: cannot be used with --llem-baseline: give one of them")
@@ -160,31 +146,18 @@ class Settings:
                 "--llem-resume and --llem-resume-from: cannot be used with --llem-against, "
                 "which measures both sides anew"
             )
-        if config.getoption("llem_compare_mismatch") and not (baseline or against):
-            raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
-        if config.getoption("llem_baseline_max_age") and not baseline:
-            raise pytest.UsageError("--llem-baseline-max-age: needs --llem-baseline")
-        save = config.getoption("llem_save")
-        if config.getoption("llem_baseline_dir") and not (baseline or save):
-            raise pytest.UsageError("--llem-baseline-dir: needs --llem-baseline or --llem-save")
-        if save is not None and not _is_name(save):
-            raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
-        if save is not None and config.getoption("llem_shard"):
+        if config.getoption("llem_save") and config.getoption("llem_shard"):
             raise pytest.UsageError("--llem-save: cannot be used with --llem-shard: save the merged results")
-        if config.getoption("llem_save_partial") and save is None:
-            raise pytest.UsageError("--llem-save-partial: needs --llem-save")
-        if config.getoption("llem_save_force") and save is None:
-            raise pytest.UsageError("--llem-save-force: needs --llem-save")
         return cls(
-            results_dir=read_path("--llem-results-dir", config.rootpath, results),
+            results_dir=read_path(
+                "--llem-results-dir", config.rootpath, given or read_ini(config, "llem_results_dir")
+            ),
             results_dir_given=given is not None,
-            run_id=run_id,
-            plan=read_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
-            html=read_path("--llem-html", config.invocation_params.dir, html) if html else None,
+            run_id=config.getoption("llem_run_id"),
+            plan=_file(config, "llem_plan"),
+            html=_file(config, "llem_html"),
             resume=resume,
-            resume_from=read_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
-            if resume_from
-            else None,
+            resume_from=found.resolve() if (found := _file(config, "llem_resume_from")) else None,
             resume_mismatch=config.getoption("llem_resume_mismatch"),
             cycles=_cycles(config),
             order=read_one_of(config, "llem_order", _ORDERS),
@@ -201,7 +174,7 @@ class Settings:
             against=against,
             against_name=_against_name(config, against),
             interleave=read_one_of(config, "llem_interleave", _INTERLEAVE),
-            save=save,
+            save=config.getoption("llem_save"),
             save_partial=config.getoption("llem_save_partial"),
             save_force=config.getoption("llem_save_force"),
             compare_mismatch=config.getoption("llem_compare_mismatch"),
@@ -211,11 +184,9 @@ class Settings:
             else read_whole_number("llem_max_experiments", read_ini(config, "llem_max_experiments")),
             time_budget=read_duration(config, "llem_time_budget"),
             shard=_shard(config),
-            timeout=_timeout(config),
+            timeout=read_seconds(config, "llem_timeout"),
             model_path=tuple(read_ini(config, "llem_model_path")),
-            carbon_intensity=read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
-            pue=read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
-            files=tuple(read_ini(config, "llem_files")),
+            carbon=_carbon(config),
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
@@ -274,12 +245,21 @@ def _is_name(text: str) -> bool:
     return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
 
 
+def _file(config: pytest.Config, option: str) -> Path | None:
+    """Return the path in an option, relative to the current folder; None if it is not given."""
+    given = config.getoption(option)
+    return None if given is None else read_path(flag(option), config.invocation_params.dir, given)
+
+
 def _cycles(config: pytest.Config) -> int | Literal["auto"] | None:
-    given = config.getoption("llem_cycles")
-    name, text = ("llem_cycles", read_ini(config, "llem_cycles")) if given is None else ("--llem-cycles", given)
-    if given is None and not text:
-        return None
-    return "auto" if text == "auto" else read_whole_number(name, text)
+    name, text = read_option(config, "llem_cycles")
+    return text if text in (None, "auto") else read_whole_number(name, text)
+
+
+def _carbon(config: pytest.Config) -> dict[str, float] | None:
+    intensity = read_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh")
+    pue = read_number(config, "llem_pue", 1, "a number, at least 1") or 1.0
+    return None if intensity is None else {"intensity": intensity, "pue": pue}
 
 
 def _shard(config: pytest.Config) -> Shard | None:
@@ -334,17 +314,3 @@ def worktree_of(config: pytest.Config, revision: str) -> Worktree:
             config.stash[WORKTREE] = made
             config.add_cleanup(made.remove)
     return config.stash[WORKTREE]
-
-
-def _timeout(config: pytest.Config) -> float | None:
-    given = config.getoption("llem_timeout")
-    name, text = ("llem_timeout", read_ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
-    if given is None and not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
-    return seconds

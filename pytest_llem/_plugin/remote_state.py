@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pytest_llem._plugin.shared_state import DECIDED, IN_TURNS, MARKED, REPEATED, REPLAYED, STOPPED, SharedState
+from pytest_llem._plugin.shared_state import DECIDED, INTERLEAVED, MARKED, REPEATED, REPLAYED, STOPPED, SharedState
 
 if TYPE_CHECKING:
     from execnet import Channel
 
 #: Topics that all hosts share. Others, such as idle power, are facts of one host, and stay in the worker.
-_OF_SESSION = (STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS, DECIDED)
+_OF_SESSION = (STOPPED, REPLAYED, MARKED, REPEATED, INTERLEAVED, DECIDED)
 
 #: Longest time to wait for the controller's answer, in s.
 ANSWER_S = 60.0

@@ -18,7 +18,7 @@ from pytest_llem.results.models import ManifestEntry
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
 #: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved
 #: with its reference.
-STOPPED, REPLAYED, MARKED, REPEATED, IN_TURNS = "stopped", "replayed", "marked", "repeated", "turns"
+STOPPED, REPLAYED, MARKED, REPEATED, INTERLEAVED = "stopped", "replayed", "marked", "repeated", "interleaved"
 
 #: Topics, by what shares devices in all cycles: these devices; and by experiment: those that the controller has
 #: chosen for it, and those that it got instead.
@@ -152,5 +152,14 @@ class SharedState:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def topic_of(topic: str, key: str) -> str:
+    """Return the topic for a *key*, such as the id of an experiment, which may be too long for a file's name."""
+    return f"{topic}-{_digest(key)}"
+
+
 def _name(study: str, topic: str) -> str:
-    return f"{hashlib.sha256(study.encode()).hexdigest()[:16]}-{topic}.json"
+    return f"{_digest(study)}-{topic}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ from pytest_llem.cli import (
     summary,
     table,
 )
-from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, print_error
+from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, prepare_output, print_error
 
 #: The commands, in the order in which ``llem --help`` lists them.
 COMMANDS = (init, doctor, fetch, import_, merge, compare, table, summary, report, history, aa, schema)
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return DONE
         options = parser.parse_args(arguments)
+        prepare_output()
         status: int = options.run(options)
     except BrokenPipeError:  # the reader of the output has closed it, as head does
         discard_output()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, gated_metric, prepare_output
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_metrics, with_error_message
 
 _DESCRIPTION = """\
 Measure how far repeated runs of an unchanged study differ, and recommend the
@@ -32,20 +30,11 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem aa results/llama_*",
     )
     parser.add_argument("results", metavar="DIR", nargs="+", type=Path, help="a results directory of the study")
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        action="append",
-        default=[],
-        type=gated_metric,
-        help="metric to look at; may be given several times; default: the metrics that the study gates",
-    )
+    add_metrics(parser, "metric to look at")
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
     from pytest_llem.cli.session_effect import aa
 
-    status = aa(options.results, options.metric)
-    sys.stdout.flush()
-    return status
+    return aa(options.results, options.metric)

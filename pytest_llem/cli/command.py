@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 
 #: Exit statuses of all commands. Each command defines what 1 means.
@@ -19,7 +20,7 @@ DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
-def add(
+def add_command(
     commands: Commands[argparse.ArgumentParser],
     name: str,
     run: Callable[[argparse.Namespace], int],
@@ -71,6 +72,30 @@ def add_baseline_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format(parser: argparse.ArgumentParser, *others: str, note: str = "") -> None:
+    """Add the option that chooses the format of the output: a table, or one of *others*."""
+    *first, last = ("table (default)", *others)
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        choices=("table", *others),
+        default="table",
+        help=f"{', '.join(first)} or {last}{note}",
+    )
+
+
+def add_metrics(parser: argparse.ArgumentParser, purpose: str, study: str = "the study") -> None:
+    """Add the option that selects metrics, instead of those that *study* gates; *purpose* begins its help text."""
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        action="append",
+        default=[],
+        type=_gated_metric,
+        help=f"{purpose}; may be given several times; default: the metrics that {study} gates",
+    )
+
+
 def add_fail_on(parser: argparse.ArgumentParser) -> None:
     """Add the option that says which verdicts fail the command."""
     parser.add_argument(
@@ -82,7 +107,7 @@ def add_fail_on(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def gated_metric(name: str) -> str:
+def _gated_metric(name: str) -> str:
     """Return *name* if it is a metric that a gate can compare. Used as the type of an argument.
 
     Raises:
@@ -96,6 +121,20 @@ def gated_metric(name: str) -> str:
     if CATALOGUE[name].better is None:
         raise argparse.ArgumentTypeError(f"{name} cannot be gated: neither higher nor lower values are better")
     return name
+
+
+def with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Return *run*, changed to print the message of a ValueError, such as for an invalid result, and return 2."""
+
+    @wraps(run)
+    def wrapped(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except ValueError as error:
+            print_error(str(error))
+            return NOT_RUN
+
+    return wrapped
 
 
 def print_error(text: str) -> None:

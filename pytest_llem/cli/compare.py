@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_llem.cli.command import (
     DONE,
     FAILED,
-    NOT_RUN,
     Commands,
     add_baseline_dir,
+    add_command,
     add_fail_on,
-    gated_metric,
-    prepare_output,
-    print_error,
+    add_format,
+    add_metrics,
+    with_error_message,
     write,
-)
-from pytest_llem.cli.command import (
-    add as add_command,
 )
 
 if TYPE_CHECKING:
@@ -57,21 +54,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("reference", metavar="A", help="reference")
     parser.add_argument("candidate", metavar="B", help="candidate, which is judged")
     add_baseline_dir(parser)
-    parser.add_argument(
-        "--format",
-        metavar="FORMAT",
-        choices=("table", "markdown", "json"),
-        default="table",
-        help="table (default), markdown or json",
-    )
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        action="append",
-        default=[],
-        type=gated_metric,
-        help="metric to compare; may be given several times; default: the metrics that the study gates",
-    )
+    add_format(parser, "markdown", "json")
+    add_metrics(parser, "metric to compare")
     parser.add_argument(
         "--alpha",
         metavar="ALPHA",
@@ -92,23 +76,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    try:
-        text, failed = _compared(options)
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
-    write(text)
-    return FAILED if failed else DONE
-
-
-def _compared(options: argparse.Namespace) -> tuple[str, bool]:
-    """Return the comparison as text, and whether any gate failed.
-
-    Raises:
-        ValueError: A result cannot be read, the two results share experiments, or an option is out of range.
-    """
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
@@ -130,12 +99,13 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
         allow_mismatch=options.allow_mismatch,
         fail_on=options.fail_on,
     )
-    failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
     if options.format == "json":
-        return formats.as_json(found), failed
-    if options.format == "markdown":
-        return formats.markdown(found), failed
-    return "\n".join(formats.lines(found, shutil.get_terminal_size().columns)) + "\n", failed
+        write(formats.as_json(found))
+    elif options.format == "markdown":
+        write(formats.markdown(found))
+    else:
+        write("\n".join(formats.lines(found, shutil.get_terminal_size().columns)) + "\n")
+    return FAILED if any(verdict.outcome == "failed" for verdict in found.verdicts) else DONE
 
 
 def _settings(

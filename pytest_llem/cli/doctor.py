@@ -6,8 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, prepare_output, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_format, write
 
 _DESCRIPTION = """\
 Check what this machine can measure: its GPUs and their energy counters, RAPL,
@@ -44,13 +43,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         },
         examples=_EXAMPLES,
     )
-    parser.add_argument(
-        "--format",
-        metavar="FORMAT",
-        choices=("table", "json"),
-        default="table",
-        help="table (default) or json (docs/reference/doctor.md lists its keys)",
-    )
+    add_format(parser, "json", note=" (docs/reference/doctor.md lists its keys)")
     parser.add_argument(
         "--python",
         metavar="PYTHON",
@@ -82,7 +75,6 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
     from pytest_llem.doctor.examine import examine
 
     python = options.python.expanduser().absolute() if options.python is not None else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, prepare_output
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command
 
 _DESCRIPTION = """\
 Download the models and datasets of studies, so that a later run needs no
@@ -46,7 +45,6 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    from pytest_llem.cli.needs import fetch
+    from pytest_llem.cli.downloads import fetch
 
     return fetch(options.studies, options.model_path)

@@ -6,19 +6,19 @@ import argparse
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.cli.command import (
     DONE,
-    NOT_RUN,
     Commands,
-    gated_metric,
-    prepare_output,
+    add_command,
+    add_metrics,
     print_error,
+    with_error_message,
     write,
 )
-from pytest_llem.cli.command import add as add_command
 
 if TYPE_CHECKING:
     from pytest_llem.results.study_result import StudyResult
@@ -53,14 +53,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         "paths", metavar="DIR", nargs="+", type=Path, help="folders with results, or saved results"
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="HTML page to write")
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        action="append",
-        default=[],
-        type=gated_metric,
-        help="metric to show; may be given several times; default: the metrics that the newest study gates",
-    )
+    add_metrics(parser, "metric to show", "the newest study")
     parser.add_argument(
         "--alpha",
         metavar="ALPHA",
@@ -75,10 +68,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    from functools import partial
-
     from pytest_llem._plugin.overwriting import PAGE, check_overwrite
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_extra
@@ -89,21 +80,16 @@ def _run(options: argparse.Namespace) -> int:
     if page is not None:
         problem = missing_extra("report") or check_overwrite(page, PAGE)
         if problem is not None or page.is_dir():
-            print_error(problem or f"{page}: is a folder")
-            return NOT_RUN
-    try:
-        history = history_of(
-            _results(options.paths),
-            options.metric,
-            commits_of=partial(known_commits, Path()),
-            alpha=options.alpha,
-            delta=options.delta,
-        )
-        if not history.series:
-            raise ValueError(f"{options.paths[0]}: no run has a value of these metrics")
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
+            raise ValueError(problem or f"{page}: is a folder")
+    history = history_of(
+        _results(options.paths),
+        options.metric,
+        commits_of=partial(known_commits, Path()),
+        alpha=options.alpha,
+        delta=options.delta,
+    )
+    if not history.series:
+        raise ValueError(f"{options.paths[0]}: no run has a value of these metrics")
     if page is not None:
         from pytest_llem.reporting.html.history import write_history
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
 
 #: Names of the formats.
 FORMATS = ("vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own")
@@ -72,26 +71,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the study; default: the name of DIR")
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    from pytest_llem.importers.reading import ImportFileError
-
-    try:
-        text = _imported(options)
-    except ImportFileError as error:
-        print_error(str(error))
-        return NOT_RUN
-    write(text)
-    return DONE
-
-
-def _imported(options: argparse.Namespace) -> str:
-    """Write the results, and return what was imported as text.
-
-    Raises:
-        ImportFileError: A file cannot be imported, or the directory is not empty.
-        OSError: The results cannot be written.
-    """
     from pytest_llem.importers.formats import read_runs
     from pytest_llem.importers.reading import ImportFileError
     from pytest_llem.measurement.imported_study import parse_axes, points_of, write_study
@@ -106,4 +87,5 @@ def _imported(options: argparse.Namespace) -> str:
     lines = [f"{directory}: {counted(len(result.points), 'point')}"]
     lines += [f"  {point.id}: {counted(len(point.cycles), 'cycle')}" for point in result.points]
     lines += [f"warning: {warning}" for warning in result.warnings]
-    return "\n".join(lines) + "\n"
+    write("\n".join(lines) + "\n")
+    return DONE

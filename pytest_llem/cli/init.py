@@ -7,8 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, add_command, print_error, write
 
 BUILTIN = "builtin:tiny-llama"
 
@@ -103,7 +102,6 @@ def _run(options: argparse.Namespace) -> int:
     if len(kept) == len(written):
         print_error(f"{', '.join(map(str, kept))}: exists already, nothing was written")
         return NOT_RUN
-    prepare_output()
     for file, text in written.items():
         if file not in kept:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 from pytest_llem.cli.command import (
     DONE,
     FAILED,
-    NOT_RUN,
     Commands,
     add_baseline_dir,
+    add_command,
     add_fail_on,
-    prepare_output,
-    print_error,
+    with_error_message,
     write,
 )
-from pytest_llem.cli.command import add as add_command
 
 if TYPE_CHECKING:
     from pytest_llem.gates.regression import Comparison
@@ -84,23 +82,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    try:
-        text, failed = _merged(options)
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
-    write(text)
-    return FAILED if failed else DONE
-
-
-def _merged(options: argparse.Namespace) -> tuple[str, bool]:
-    """Return what was merged as text, and whether the command fails.
-
-    Raises:
-        ValueError: Results cannot be merged, or the baseline cannot be read.
-    """
     from pytest_llem._plugin.node_ids import REFERENCE
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
     from pytest_llem.gates.saved import load
@@ -142,7 +125,8 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
     failed = any(verdict.outcome == "failed" for verdict in verdicts)
     sides = [merged, merged.reference] if merged.reference is not None else [merged]
     is_missing = any(side.missing for side in sides)
-    return "\n".join(lines) + "\n", failed or (is_missing and not options.allow_missing)
+    write("\n".join(lines) + "\n")
+    return FAILED if failed or (is_missing and not options.allow_missing) else DONE
 
 
 def _verdict_lines(verdicts: Sequence[GateVerdict]) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
 
 #: Default name of the report, in the results directory.
 PAGE = "report.html"
@@ -39,23 +38,18 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
     from pytest_llem.registry import missing_extra
 
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE
-    if (problem := missing_extra("report")) is None and not directory.is_dir():
-        problem = f"{directory}: {'is not a folder' if directory.exists() else 'no such file or folder'}"
-    if problem is not None:
-        print_error(problem)
-        return NOT_RUN
+    if (missing := missing_extra("report")) is not None:
+        raise ValueError(missing)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: {'is not a folder' if directory.exists() else 'no such file or folder'}")
     from pytest_llem.reporting.html import write_report
 
-    try:
-        write_report(directory, file)
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
+    write_report(directory, file)
     write(f"{file}\n")
     return DONE

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, prepare_output, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, Commands, add_command, write
 
 _DESCRIPTION = """\
 Print the JSON Schema of a study file, or write it to FILE. Editors use it to
@@ -41,6 +40,5 @@ def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         Path(options.output).write_text(text, encoding="utf-8")
     else:
-        prepare_output()
         write(text)
     return DONE

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, print_error
+from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.matching import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
@@ -27,16 +27,13 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         metrics: Names of metrics in the catalogue; empty for the metrics that the study gates.
 
     Returns:
-        The exit status: 0; 1 if no delta can be recommended; 2 if a path has no suitable result.
+        The exit status: 0; 1 if no delta can be recommended.
 
     Raises:
+        ValueError: A path has no suitable result.
         OSError: A result cannot be read.
     """
-    try:
-        results = _read(paths)
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
+    results = _read(paths)
     gates = results[-1].measurement_protocol.get("gates") or {}
     alpha = gates.get("alpha") or GatesConfig().alpha
     names = list(dict.fromkeys(metrics or gates.get("metrics") or DEFAULT_FAMILY))
@@ -50,7 +47,7 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         return FAILED
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
     for line in _lines(effects, usable, alpha):
-        print(line)
+        write(f"{line}\n")
     for effect in effects:
         if effect.metric not in usable:
             print_error(f"{effect.metric}: {_UNUSABLE}")

@@ -6,8 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
-from pytest_llem.cli.command import add as add_command
+from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
 
 _DESCRIPTION = """\
 Summarise results as Markdown for a comment of a pull request: gates, points
@@ -33,22 +32,18 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("paths", metavar="DIR", nargs="+", type=Path, help="folder with results, or a result")
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
     from pytest_llem.reporting.github import summary_markdown
     from pytest_llem.results.discovery import read_results
 
     results, unread = {}, []
-    try:
-        for place, found in read_results(options.paths):
-            if isinstance(found, str):
-                unread.append(found)
-            else:
-                results[os.path.relpath(place)] = found
-        if not results:
-            raise ValueError(unread[0])
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
+    for place, found in read_results(options.paths):
+        if isinstance(found, str):
+            unread.append(found)
+        else:
+            results[os.path.relpath(place)] = found
+    if not results:
+        raise ValueError(unread[0])
     write(summary_markdown(results, unread))
     return DONE

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
-from pytest_llem.cli.command import add as add_command
-
-if TYPE_CHECKING:
-    from pytest_llem.results.study_result import StudyResult
+from pytest_llem.cli.command import DONE, Commands, add_command, add_format, with_error_message, write
 
 _DESCRIPTION = """\
 Print the points of a study as a table: as at the end of its run, as Markdown
@@ -35,38 +30,23 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem table results/llama_2026-11-24T09-12-41Z --format markdown",
     )
     parser.add_argument("path", metavar="DIR", type=Path, help="a results directory, or a saved result")
-    parser.add_argument(
-        "--format",
-        metavar="FORMAT",
-        choices=("table", "markdown", "csv"),
-        default="table",
-        help="table (default), markdown or csv",
-    )
+    add_format(parser, "markdown", "csv")
 
 
+@with_error_message
 def _run(options: argparse.Namespace) -> int:
-    prepare_output()
-    from pytest_llem.results.study_result import StudyResult
-
-    try:
-        result = StudyResult.load(options.path)
-    except ValueError as error:
-        print_error(str(error))
-        return NOT_RUN
-    write(_text(result, options.format))
-    return DONE
-
-
-def _text(result: StudyResult, form: str) -> str:
     from pytest_llem.reporting.terminal.points import points_markdown
     from pytest_llem.reporting.terminal.summary import selected_points, table_lines
+    from pytest_llem.results.study_result import StudyResult
     from pytest_llem.results.tabular import point_table, short_table
 
-    if form == "csv":
-        return short_table(result, point_table(result)).to_csv()
-    if form == "table":
+    result = StudyResult.load(options.path)
+    if options.format == "csv":
+        write(short_table(result, point_table(result)).to_csv())
+        return DONE
+    if options.format == "table":
         lines = table_lines(result, shutil.get_terminal_size().columns)
     else:
-        points, planned = selected_points(result)
-        lines = [*points_markdown(points, planned)]
-    return "\n".join(lines).rstrip() + "\n"
+        lines = [*points_markdown(*selected_points(result))]
+    write("\n".join(lines).rstrip() + "\n")
+    return DONE

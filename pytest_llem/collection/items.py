@@ -192,6 +192,11 @@ def run_of(item: pytest.Item) -> str:
     return run_key(item.parent.nodeid, _function(item) or EXPERIMENT)
 
 
+def study_of_item(item: pytest.Item) -> StudyConfig:
+    """Return the study of an experiment."""
+    return item.config.stash[STUDIES][run_of(item)]
+
+
 def _function(item: pytest.Item) -> str | None:
     """Return the name of a study item's function, or None for other items."""
     return item.originalname if isinstance(item, pytest.Function) and isinstance(item.parent, StudyFile) else None
@@ -252,8 +257,7 @@ def _run_order_key(item: pytest.Item) -> tuple[bool, int, int]:
 
 
 def _time(error: TooManyExperimentsError, config: pytest.Config) -> str:
-    from pytest_llem.planning.estimate import duration_text
-    from pytest_llem.planning.preflight import rough_seconds
+    from pytest_llem.planning.estimate import duration_text, rough_seconds
 
     each = None
     if error.first is not None and error.total < 10**12:

@@ -10,6 +10,7 @@ from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Examination
 from pytest_llem.doctor.verdict import used_gpus, verdict
 from pytest_llem.hardware.gpus import is_cpu_build
+from pytest_llem.results.environment import package_version
 
 
 def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
@@ -22,16 +23,15 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
         seconds: Time limit of the driver, and of the import of each engine, in s.
     """
     cpu = host.cpu()  # first, because the processes below raise the load
-    with ProbeProcess(gpus.COMMAND) as gpu_probe, software.Imports(python) as imports:
+    with ProbeProcess(gpus.COMMAND) as gpu_probe, software.import_engines(python) as wait_for_imports:
         rapl, around = host.rapl(), host.surroundings()
         driver, found = gpus.read_gpus(gpu_probe, seconds)
-        installed = imports.found(seconds)
-    torch = next((package.version for package in installed.packages if package.name == "torch"), None)
-    used = used_gpus(found, torch)
+        installed = wait_for_imports(seconds)
+    used = used_gpus(found, installed.torch)
     meters = software.meters()
     examination = Examination(
-        version=software.version(),
-        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(torch)),
+        version=package_version("pytest-llem") or "unknown",
+        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(installed.torch)),
         driver=driver,
         gpus=found,
         rapl=rapl,

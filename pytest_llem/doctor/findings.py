@@ -65,8 +65,7 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
             advice, commands = "give the container access to the GPU, for example with docker run --gpus all", []
         else:
             advice, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
-        torch = next((one.version for one in seen.software.packages if one.name == "torch"), None)
-        cpu_only = seen.verdict.method == "measured" and is_cpu_build(torch)
+        cpu_only = seen.verdict.method == "measured" and is_cpu_build(seen.software.torch)
         severity: Severity = "hinders" if cpu_only else "blocks"
         yield Finding(severity=severity, about="NVML", message=driver.error, advice=advice, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
@@ -79,8 +78,7 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
 
 
 def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
-    versions = {package.name: package.version for package in software.packages}
-    torch = versions.get("torch")
+    torch = software.torch
     if torch is not None and is_cpu_build(torch) and any(gpu.visible for gpu in gpus):
         yield Finding(
             severity="hinders" if verdict.method == "measured" else "blocks",

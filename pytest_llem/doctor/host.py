@@ -15,8 +15,8 @@ from pytest_llem.doctor.records import Cpu, Folder, Rapl, RaplDomain, Surroundin
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.rapl import RaplMeter, domains, powercap_root
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
-from pytest_llem.machine.devices import CPU, DeviceError, try_locks
-from pytest_llem.machine.notes import holder
+from pytest_llem.machine.device_locks import CPU, DeviceError, try_locks
+from pytest_llem.machine.owner import holder
 from pytest_llem.results.environment import container, is_virtual, processor
 
 TEMPORARY, LOCKS, RESULTS, HUB = "temporary files", "locks", "results", "the hub's cache"

@@ -262,6 +262,11 @@ class Software(Record):
     packages: list[Package] = Field(default_factory=list)
     """Packages that some studies need."""
 
+    @property
+    def torch(self) -> str | None:
+        """Version of PyTorch; None if it is not installed."""
+        return next((package.version for package in self.packages if package.name == "torch"), None)
+
 
 #: Version of the JSON, as major.minor.
 SCHEMA_VERSION = "1.0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -59,44 +60,35 @@ PURPOSES = {
 _OF_PYTEST = ("pandas", "jinja2", "plotly")
 
 
-class Imports:
-    """A context manager that imports every installed engine, each in its own process, from its creation on.
+@contextmanager
+def import_engines(python: Path | None = None) -> Iterator[Callable[[float], Software]]:
+    """Import every installed engine, each in its own process, which ends with the context at the latest.
 
     Args:
         python: The interpreter; None for this one.
+
+    Yields:
+        A function that waits for the imports and returns the installed software. It takes the time limit of the
+        imports, in s from their start.
     """
+    software, without = _installed(python), PYTHON_VARIABLES if python is not None else ()
+    with ExitStack() as stack:
+        probes: dict[str, ProbeProcess] = {}
+        for engine in software.engines:
+            if engine.error is None:
+                command = [software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
+                probes[engine.name] = stack.enter_context(ProbeProcess(command, without))
 
-    def __init__(self, python: Path | None = None) -> None:
-        self._stack = ExitStack()
-        self._probes: dict[str, ProbeProcess] = {}
-        self._software = _installed(python)
-        for engine in self._software.engines:
-            if engine.error is not None:
-                continue
-            command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
-            without = PYTHON_VARIABLES if python is not None else ()
-            self._probes[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
+        def wait(seconds: float) -> Software:
+            for engine in software.engines:
+                if engine.name in probes:
+                    output, failure = probes[engine.name].answer(seconds)
+                    report = _report(output)
+                    engine.error = report.get("error") if report else failure or "the process reported nothing"
+                    engine.torch_cuda, engine.gpus = report.get("torch_cuda"), report.get("gpus")
+            return software
 
-    def __enter__(self) -> Imports:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def found(self, seconds: float) -> Software:
-        """Return the installed software, after every import has ended or run out of time.
-
-        Args:
-            seconds: Time limit of the imports in s, from their start.
-        """
-        for engine in self._software.engines:
-            if engine.name not in self._probes:
-                continue
-            output, failure = self._probes[engine.name].answer(seconds)
-            report = _report(output)
-            engine.error = report.get("error") if report else failure or "the process reported nothing"
-            engine.torch_cuda, engine.gpus = report.get("torch_cuda"), report.get("gpus")
-        return self._software
+        yield wait
 
 
 def _installed(python: Path | None) -> Software:
@@ -139,8 +131,3 @@ def meters() -> list[Meter]:
     """Return the installed meters. None is imported, because a meter may be third-party code."""
     found = {point.name: point.dist.name if point.dist else None for point in entry_points(group=METER_GROUP)}
     return [Meter(name=name, distribution=provider) for name, provider in sorted(found.items())]
-
-
-def version() -> str:
-    """Return the version of pytest-llem."""
-    return package_version("pytest-llem") or "unknown"

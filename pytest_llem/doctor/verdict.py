@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pytest_llem.doctor.records import GpuReport, Meter, Rapl, Verdict
 from pytest_llem.hardware.gpus import is_cpu_build
 from pytest_llem.hardware.sensors import is_module
-
-CPU = "cpu"
+from pytest_llem.machine.device_locks import CPU
 
 
 def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:

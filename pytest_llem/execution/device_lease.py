@@ -1,287 +1,57 @@
-"""Lease devices to one item at a time, after its idle time.
-
-Both happen before pytest starts to time the item, and before any limit on its time starts.
-"""
+"""Hold what an item gets with its devices: the idle time before it, a process, the live progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice, takewhile
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem._plugin.node_ids import file_of
-from pytest_llem._plugin.shared_state import COOL, USED, SharedState
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
-from pytest_llem.execution.draining import DrainingProcesses
-from pytest_llem.execution.experiment import start_early
-from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
-from pytest_llem.execution.jobs import preflight_of
-from pytest_llem.execution.lease import LEASE, DeviceLease
-from pytest_llem.execution.live_line import print_line
-from pytest_llem.execution.model_servers import ModelServers
-from pytest_llem.execution.pairs import was_measured_with_partner
-from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
-from pytest_llem.execution.replay import replayed
-from pytest_llem.execution.session_resources import session_name
-from pytest_llem.execution.stopping import stopped
-from pytest_llem.execution.study_progress import live_progress
-from pytest_llem.machine.cool_down import CoolDown
-from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned
-from pytest_llem.machine.gpu_memory import GpuMemory
-from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
-from pytest_llem.machine.owner import Owner
+from pytest_llem.isolation.launcher import ExperimentProcess
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.results.experiment import GapRecord
-from pytest_llem.study.config import AUTO
-from pytest_llem.study.design import StudyConfig
 
-#: Idle time before an experiment whose server runs already: the machine is not idle without it.
-_ON_SERVER = GapRecord(seconds=0.0, reason="skipped", note="its server runs already", waited_seconds=0.0)
-
-_NO_CONTEXT = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
+if TYPE_CHECKING:
+    from pytest_llem.execution.live_progress import LiveProgress
 
 
 @dataclass
-class _Session:
-    """State that outlives one item.
+class DeviceLease:
+    """Exclusive use of devices by one item.
 
     Attributes:
-        cool_down: Idles for a fixed time, or until the GPUs have cooled.
-        memory: Waits until GPU memory is free again.
-        draining: Processes that have left their result and have not exited yet.
-        cycle: File and cycle of the previous experiment; None before the first one.
+        allocation: The devices; none if they could not be leased.
+        refusal: Why they could not be leased; None if they were.
+        gap: Idle time before the item's first run; None once that run has taken it.
+        next_gap: Gets the devices ready for another run, and returns the idle time before it.
+        process: The item's process if it was started early and is not used yet.
+        drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
+        progress: Shows the live progress; None without a terminal.
+        ends_server: Whether no later item of this session will use the server that the item's experiment shares.
+        defer: Registers what to call before the devices are released, which may be after later items.
     """
 
-    cool_down: CoolDown = field(default_factory=CoolDown)
-    memory: GpuMemory = field(default_factory=GpuMemory)
-    draining: DrainingProcesses = field(default_factory=DrainingProcesses)
-    cycle: tuple[str, int] | None = None
+    allocation: Allocation = field(default_factory=Allocation)
+    refusal: str | None = None
+    gap: GapRecord | None = None
+    next_gap: Callable[[], GapRecord | None] = lambda: None
+    process: ExperimentProcess | None = None
+    drain: Callable[[ExperimentProcess], None] | None = None
+    progress: LiveProgress | None = None
+    ends_server: bool = False
+    defer: Callable[[Callable[[], None]], object] = lambda callback: None
 
-    @classmethod
-    def of(cls, config: pytest.Config) -> _Session:
-        """Return the state of a pytest session, made at the first call."""
-        if _SESSION not in config.stash:
-            config.stash[_SESSION] = session = cls()
-            config.add_cleanup(session.draining.close)
-        return config.stash[_SESSION]
+    def take_gap(self) -> GapRecord | None:
+        """Return the idle time before this run. A plugin may run the item several times under one lease."""
+        gap, self.gap = self.gap, None
+        return gap or self.next_gap()
 
-
-_SESSION = pytest.StashKey[_Session]()
-
-
-@contextmanager
-def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Lease *item* its devices, and idle before it as its study asks. Items that start no process start at once.
-
-    If the devices cannot be leased, the item's lease says why. If the item's process has not exited when the item
-    ends, and an experiment follows at once, the devices are handed over to that one.
-
-    Args:
-        item: Any item that is about to run.
-        nextitem: The next item in this process; None if there is none.
-    """
-    session, servers = _Session.of(item.config), ModelServers.of(item.config)
-    if not _is_started(item):
-        if not servers.are_needed_by(item):
-            session.draining.close()
-        yield
-        if not servers.are_needed_by(nextitem):
-            session.draining.close()
-        return
-    run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
-    worker = getattr(item.config, "workerinput", {}).get("workerid")
-    # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
-    studies = item.config.stash[STUDIES].values()
-    is_first_look = session.cycle is None and nextitem is not None
-    is_first_look = is_first_look and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
-    if is_first_look:
-        _record_target(session.cool_down, item.config.stash[SHARED_STATE])
-    with ExitStack() as stack, _leased(item) as lease:
-        owner = Owner.of_this_process(study.name, experiment.id, worker, session_name(item.config))
-        ownership = session.draining.take_over(request_of(item), owner, stack, keep=servers.are_needed_by(item))
-        if ownership is not None:
-            accept(item, ownership.devices)
-        else:
-            try:
-                ownership = _own(item, owner, stack)
-            except DeviceError as error:
-                lease.refusal = str(error)
-        if ownership is None:
-            yield
-            return
-        lease.allocation = request_of(item).allocation(ownership.devices)
-        has_server = servers.are_needed_by(item)
-        if not has_server:
-            stack.callback(session.draining.shut_down)
-        if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
-            session.cool_down.record_target()
-        before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
-        is_unused = _begin_use(item.config.stash[SHARED_STATE], ownership.devices)
-        is_first = before is None and is_unused
-        gap = None if is_first else _gap(study, is_new_cycle=before not in (None, session.cycle))
-        if _can_overlap(session, item, ownership, gap):
-            _start_early(session, item, lease, stack)
-        session.draining.shut_down()
-        with live_progress(item) as watcher:
-            if has_server:
-                lease.gap = _ON_SERVER
-            else:
-                idled = _idle(session, gap, ownership.devices, watcher.show if watcher else None)
-                waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-                lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
-                idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
-                measure_no_context_once(
-                    item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
-                )
-            lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
-            lease.drain, lease.progress = session.draining.take, watcher
-            lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
-            lease.defer = stack.callback
-            if watcher is not None:
-                watcher.erase()  # pytest continues its own line
-            yield
-        if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
-            session.draining.hand_over(ownership, stack)
+    def take_process(self) -> ExperimentProcess | None:
+        """Return the process that was started early; None after the item's first run."""
+        process, self.process = self.process, None
+        return process
 
 
-def _own(item: pytest.Item, owner: Owner, stack: ExitStack) -> Ownership:
-    """Wait for devices for *item*'s experiment, and own them until *stack* is closed.
-
-    Raises:
-        DeviceError: Devices cannot be locked.
-    """
-    preferred = take_assigned(item)
-    while True:
-        request = request_of(item)
-        with ExitStack() as held:
-            ownership = held.enter_context(
-                owned(
-                    request.pool,
-                    owner,
-                    partial(print_line, item.config),
-                    count=request.count,
-                    choose=partial(request.choose, preferred=preferred),
-                )
-            )
-            if accept(item, ownership.devices):
-                stack.push(held.pop_all())
-                if preferred and ownership.devices != set(preferred):
-                    report_placed(item, ownership.devices)
-                return ownership
-
-
-def _record_target(cool_down: CoolDown, shared_state: SharedState) -> None:
-    """Record the GPUs' states before the session's first experiment, or use those of another of its processes."""
-    known = shared_state.read("", COOL)
-    if known is None:
-        cool_down.record_target()
-        known = cool_down.targets
-        with suppress(OSError):
-            known = shared_state.put_first("", COOL, known)
-    cool_down.use_targets(known)
-
-
-def _begin_use(shared_state: SharedState, devices: Collection[str]) -> bool:
-    """Record that the session uses *devices*, and return whether it has used none of them before."""
-    with suppress(OSError):
-        claims = [shared_state.claim("", f"{USED}-{device}") for device in devices]
-        return all(claims)
-    return False
-
-
-def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iterator[pytest.Item]:
-    """Yield *nextitem* and those after it, as long as they can share a server that runs."""
-    if nextitem is not None:
-        items = nextitem.session.items
-        yield from takewhile(servers.are_needed_by, islice(items, items.index(nextitem), None))
-
-
-@contextmanager
-def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
-    """Put a lease on *item*, and remove it: items stay in memory to the end of the session."""
-    item.stash[LEASE] = lease = DeviceLease()
-    try:
-        yield lease
-    finally:
-        del item.stash[LEASE]
-
-
-def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
-    """Return whether the item's process can import while this one waits and measures nothing."""
-    config = experiment_of(item).point.config
-    if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
-        return False
-    return session.draining.is_any() or (gap is not None and session.cool_down.will_wait(*gap, ownership.devices))
-
-
-def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack: ExitStack) -> None:
-    """Start the item's process early. Closing *stack* ends it if it was not used."""
-    started = lease.process = start_early(item, lease.allocation)
-
-    def end() -> None:
-        lease.process = None
-        if started not in session.draining:
-            started.end()
-
-    stack.callback(end)
-    try:
-        started.start()
-    except OSError:  # the later, regular start reports the error
-        end()
-
-
-def _follows_at_once(item: pytest.Item | None) -> bool:
-    """Return whether *item* is an experiment that starts without xdist's controller asking for it."""
-    return item is not None and is_experiment(item) and not hasattr(item.config, "workerinput")
-
-
-#: Idle time as written in the study, and its minimum in s.
-_Gap = tuple[float | Literal["auto"], float]
-
-
-def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
-    execution = study.execution
-    return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
-
-
-def _idle(
-    session: _Session, gap: _Gap | None, devices: Collection[str], report: Callable[[str], None] | None
-) -> GapRecord:
-    if gap is None:
-        return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    return session.cool_down.wait(*gap, report, devices)
-
-
-def _prepare_repeat(
-    session: _Session, servers: ModelServers, item: pytest.Item, ownership: Ownership
-) -> GapRecord:
-    """Get the item's devices ready for another run of it."""
-    session.draining.shut_down()
-    if servers.are_needed_by(item):
-        return _ON_SERVER
-    gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
-    return _settle(session, ownership, gap)
-
-
-def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:
-    """Wait until GPU memory in use is back to where it was before the previous experiment, and record it."""
-    gpus = ownership.devices - {CPU}
-    settled = session.memory.settle(gpus, ownership.used_before)
-    ownership.note_used(settled.used)
-    return gap.model_copy(update={"memory_waited_seconds": settled.seconds, "memory_left_mb": settled.left_mb})
-
-
-def _is_started(item: pytest.Item) -> bool:
-    """Return whether *item* is an experiment for which a process will be started."""
-    if not is_experiment(item) or is_skipped(item):
-        return False
-    experiment, run = experiment_of(item), run_of(item)
-    if replayed(item, experiment) is not None or stopped(item) is not None or was_measured_with_partner(item):
-        return False
-    return preflight_of(item.config, run, item.config.stash[STUDIES][run]).reason(experiment.point) is None
+#: An item's lease while it runs.
+LEASE = pytest.StashKey[DeviceLease]()

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pytest_llem.isolation.launcher import ExperimentProcess
-from pytest_llem.machine.allocation import DeviceRequest
-from pytest_llem.machine.devices import Ownership
+from pytest_llem.machine.device_locks import Ownership
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.machine.owner import Owner
 
 

@@ -8,30 +8,34 @@ from typing import Any
 
 import pytest
 
-from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of
+from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE
 from pytest_llem._plugin.shared_state import REPEATED
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import run_of
-from pytest_llem.execution.forkservers import forkservers_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
+from pytest_llem.execution.device_lease import LEASE, DeviceLease
 from pytest_llem.execution.idle_power import keep_idle_power
-from pytest_llem.execution.jobs import complete_job, early_job, idle_power_key, preflight_of, preflight_of_item
-from pytest_llem.execution.lease import LEASE, DeviceLease
+from pytest_llem.execution.interleaving import partner_of, run_alternately, take_from_partner
+from pytest_llem.execution.jobs import (
+    complete_job,
+    early_job,
+    forkservers_of_item,
+    idle_power_key,
+    preflight_of_item,
+)
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import add_section, output_forwarder
-from pytest_llem.execution.pairs import partner_of, run_alternately, take_from_partner
-from pytest_llem.execution.replay import forget_replayed, replayed
-from pytest_llem.execution.session_resources import session_name
+from pytest_llem.execution.replay import Replayed, forget_replayed, replayed
+from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
+from pytest_llem.machine.device_request import Allocation
+from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.models import ErrorRecord
-from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.design import Experiment
 
 #: The outcome of an item's experiment: plain data that the report carries to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
@@ -58,22 +62,21 @@ def run_item(experiment: Experiment, item: pytest.Item) -> str | None:
 
 def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run or replay *experiment*, keep its outcome for the report, and return its error; None if it passed."""
-    run = run_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     stored = replayed(item, experiment)
     forget_replayed(item)
     if stored is not None:
-        return _keep(item, experiment, stored.outcome, stored.source, stored.mismatch)
+        return _keep(item, experiment, stored.outcome, stored)
     if (taken := take_from_partner(item)) is not None:
         add_section(item, taken.output, failed=taken.error is not None)
         return _keep(item, experiment, taken)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
-    preflight = preflight_of(item.config, run, study)
+    preflight = preflight_of_item(item)
     lease = item.stash.get(LEASE, DeviceLease())
     refusal = preflight.reason(experiment.point) or lease.refusal
     if refusal is not None:
-        outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
+        outcome = Outcome.refused(refusal)
     else:
         config = experiment.point.config
         item.config.stash[SHARED_STATE].register_worker()
@@ -81,7 +84,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         if (partner := partner_of(item)) is not None:
             outcome = run_alternately(item, partner, lease, timeout)
         else:
-            outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
+            outcome = _run_until_uncontended(item, lease, timeout)
             outcome = with_neighbours(outcome, lease.allocation.devices, session_name(item.config))
         if outcome.result is not None:
             key = idle_power_key(study, experiment.point, lease.allocation)
@@ -92,16 +95,11 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
 
 def start_early(item: pytest.Item, allocation: Allocation) -> ExperimentProcess:
     """Return a process for *item*, not started yet, which the item uses if its job is still the same."""
-    run = run_of(item)
-    study = item.config.stash[STUDIES][run]
-    forkservers = forkservers_of(item.config, file_of(run), study.execution)
-    return ExperimentProcess(early_job(item, allocation), forkservers, early=True)
+    return ExperimentProcess(early_job(item, allocation), forkservers_of_item(item), early=True)
 
 
-def _run_until_uncontended(
-    item: pytest.Item, study: StudyConfig, experiment: Experiment, lease: DeviceLease, timeout: float
-) -> Outcome:
-    """Run *experiment*, and repeat it while it is contended, as often as the study allows. The last run counts."""
+def _run_until_uncontended(item: pytest.Item, lease: DeviceLease, timeout: float) -> Outcome:
+    """Run *item*'s experiment, and repeat it while it is contended, as often as allowed. The last run counts."""
     repeats: list[ContendedRun] = []
     output = ""
     while True:
@@ -109,46 +107,43 @@ def _run_until_uncontended(
             complete_job(item, lease.allocation, lease.take_gap()),
             repeats=[one.model_dump(mode="json") for one in repeats],
         )
-        outcome = _run(item, job, study.execution, lease, timeout)
+        outcome = _run(item, job, lease, timeout)
         output += outcome.output
         contended = contended_run(outcome.data)
-        if contended is None or not _may_repeat(item, study, experiment):
+        if contended is None or not _may_repeat(item):
             return replace(outcome, output=output) if repeats else outcome
         repeats.append(contended)
-        print_line(
-            item.config, f"{experiment.id} is contended and is measured again: {'; '.join(contended.reasons)}"
-        )
+        name, why = experiment_of(item).id, "; ".join(contended.reasons)
+        print_line(item.config, f"{name} is contended and is measured again: {why}")
 
 
-def _may_repeat(item: pytest.Item, study: StudyConfig, experiment: Experiment) -> bool:
-    """Return whether the study allows one more repetition of *experiment*'s point, and count it."""
-    shared_state, name = item.config.stash[SHARED_STATE], experiment.point.config_hash
-    topics = (f"{REPEATED}-{name}-{number}" for number in range(study.execution.contended_retries))
+def _may_repeat(item: pytest.Item) -> bool:
+    """Return whether the study allows one more repetition of the point of *item*'s experiment, and count it."""
+    shared_state, name = item.config.stash[SHARED_STATE], experiment_of(item).point.config_hash
+    topics = (f"{REPEATED}-{name}-{number}" for number in range(study_of_item(item).execution.contended_retries))
     return any(shared_state.claim(run_of(item), topic) for topic in topics)
 
 
-def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
+def _run(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *job* and show its progress."""
     if not needs_server(item):
-        return _run_process(item, job, execution, lease, timeout)
+        return _run_process(item, job, lease, timeout)
     servers = ModelServers.of(item.config)
     server = servers.get(item, lease)
     if isinstance(server, Outcome):
         return server
-    drift = None
-    if lease.ends_server and execution.check_drift and (first := server.first_before(item)) is not None:
+    drift, checks_drift = None, study_of_item(item).execution.check_drift
+    if lease.ends_server and checks_drift and (first := server.first_before(item)) is not None:
         config, drift = first
         timeout += preflight_of_item(item).deadline_seconds(config)
     job = server.job(job, drift)
-    outcome = server.conclude(item, _run_process(item, job, execution, lease, timeout))
+    outcome = server.conclude(item, _run_process(item, job, lease, timeout))
     if outcome.error is not None:
         servers.stop(server.key)
     return outcome
 
 
-def _run_process(
-    item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float
-) -> Outcome:
+def _run_process(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Outcome:
     live_progress = lease.progress
     erase = live_progress.erase if live_progress is not None else lambda: None
     if live_progress is not None:
@@ -156,7 +151,7 @@ def _run_process(
     try:
         outcome = run_isolated(
             job,
-            forkservers=forkservers_of(item.config, file_of(run_of(item)), execution),
+            forkservers=forkservers_of_item(item),
             started=lease.take_process(),
             timeout=timeout,
             watcher=live_progress,
@@ -171,11 +166,7 @@ def _run_process(
 
 
 def _keep(
-    item: pytest.Item,
-    experiment: Experiment,
-    outcome: Outcome,
-    source: str | None = None,
-    mismatch: str | None = None,
+    item: pytest.Item, experiment: Experiment, outcome: Outcome, stored: Replayed | None = None
 ) -> ErrorRecord | None:
     """Keep *outcome* on *item* for the report, and return its error.
 
@@ -183,29 +174,25 @@ def _keep(
         item: The experiment's item.
         experiment: The experiment.
         outcome: Its outcome.
-        source: Results directory of a replayed outcome; None if the experiment was run.
-        mismatch: What has changed since a replayed outcome was measured; None if nothing has.
+        stored: Where a replayed outcome is from; None if the experiment was run.
     """
-    payload = _payload(run_of(item), experiment, outcome, item.config)
-    item.stash[PAYLOAD] = payload | {"replayed_from": source, "replay_mismatch": mismatch}
-    properties = _properties(outcome.data)
-    if source is not None:
-        properties.append((REPLAYED_PROPERTY, source))
-    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
-    item.user_properties[:] = others + properties
-    return outcome.error
-
-
-def _payload(run: str, experiment: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
-    """Return *outcome* as plain data, which an xdist worker can send to the controller."""
-    return {
-        "run": run,
+    # Plain data, which an xdist worker can send to the controller.
+    item.stash[PAYLOAD] = {
+        "run": run_of(item),
         "experiment_id": experiment.id,
         "result": outcome.result,
         "files": outcome.files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
-        "worker": getattr(config, "workerinput", {}).get("workerid"),
+        "worker": worker_id(item.config),
+        "replayed_from": stored.source if stored else None,
+        "replay_mismatch": stored.mismatch if stored else None,
     }
+    properties = _properties(outcome.data)
+    if stored is not None:
+        properties.append((REPLAYED_PROPERTY, stored.source))
+    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
+    item.user_properties[:] = others + properties
+    return outcome.error
 
 
 def explain(error: ErrorRecord, style: str = "auto") -> str:

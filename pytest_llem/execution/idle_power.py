@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.machine.devices import CPU
-from pytest_llem.machine.idle_power import measure_without_context, no_context_meter
+from pytest_llem.machine.device_locks import CPU
+from pytest_llem.machine.idle_power_no_context import measure_without_context, no_context_meter
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import ExperimentConfig
 
@@ -56,8 +56,8 @@ def keep_idle_power(
 
 def no_context_is_due(shared_state: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
     """Return whether :func:`measure_no_context_once` would measure."""
-    name, gpus = _meter(config, devices)
-    return name is not None and any(shared_state.read(one, _NO_CONTEXT) is None for one in _keys(name, gpus))
+    name, _, parts = _meter(config, devices)
+    return name is not None and None in _known(shared_state, name, parts).values()
 
 
 def measure_no_context_once(
@@ -73,16 +73,18 @@ def measure_no_context_once(
         devices: Names of the owned devices.
         on_idle: Called as the measurement begins.
     """
-    name, gpus = _meter(config, devices)
-    new = [one for one in _keys(name, gpus) if shared_state.read(one, _NO_CONTEXT) is None] if name else []
-    if not name or not new:
+    name, _, parts = _meter(config, devices)
+    if name is None:
         return
-    found = measure_without_context(name, [gpu for gpu in gpus if _keys(name, [gpu])[0] in new], on_idle=on_idle)
+    new = [part for part, known in _known(shared_state, name, parts).items() if known is None]
+    if not new:
+        return
+    found = measure_without_context(name, [part for part in new if part != CPU], on_idle=on_idle)
     watts = found.get("idle_power_no_context_w") or {}
-    for key in new:
-        own = {device: w for device, w in watts.items() if not gpus or key == f"{name} {device}"}
+    for part in new:
+        own = {device: w for device, w in watts.items() if part in (CPU, device)}
         with suppress(OSError):  # the next experiment then measures it again
-            shared_state.put(key, _NO_CONTEXT, {**found, "idle_power_no_context_w": own})
+            shared_state.put(f"{name} {part}", _NO_CONTEXT, {**found, "idle_power_no_context_w": own})
 
 
 def no_context_fields(
@@ -95,10 +97,10 @@ def no_context_fields(
         config: The experiment, which is about to start.
         devices: Names of the owned devices.
     """
-    name, gpus = _meter(config, devices)
+    name, reason, parts = _meter(config, devices)
     if name is None:
-        return {"no_context_reason": no_context_meter(config, gpus)[1]}
-    found = [notice for key in _keys(name, gpus) if (notice := shared_state.read(key, _NO_CONTEXT)) is not None]
+        return {"no_context_reason": reason}
+    found = [one for one in _known(shared_state, name, parts).values() if one is not None]
     watts = {device: w for one in found for device, w in one["idle_power_no_context_w"].items()}
     fields: dict[str, Any] = {
         "idle_power_no_context_w": watts or None,
@@ -114,15 +116,16 @@ def no_context_fields(
     return fields
 
 
-def _meter(config: ExperimentConfig, devices: Collection[str]) -> tuple[str | None, list[str]]:
+def _meter(config: ExperimentConfig, devices: Collection[str]) -> tuple[str | None, str | None, list[str]]:
+    """Return the name of a meter, or why there is none, and what it measures separately: GPUs, or the CPU."""
     gpus = sorted(set(devices) - {CPU})
-    name, _ = no_context_meter(config, gpus)
-    return name, gpus if name == "nvml" else []
+    name, reason = no_context_meter(config, gpus)
+    return name, reason, (gpus if name == "nvml" else []) or [CPU]
 
 
-def _keys(name: str | None, gpus: Iterable[str]) -> list[str]:
-    """Return the keys of the shared state under which the values of a meter are kept."""
-    return [f"{name} {one}" for one in list(gpus) or [CPU]]
+def _known(shared_state: SharedState, name: str, parts: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+    """Return what this session has measured with a meter, for each of *parts*; None for what it has not."""
+    return {part: shared_state.read(f"{name} {part}", _NO_CONTEXT) for part in parts}
 
 
 def _joined(found: Iterable[dict[str, Any]], field: str) -> str | None:

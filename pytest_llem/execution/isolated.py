@@ -19,11 +19,17 @@ from pytest_llem.execution.idle_power import (
     measure_no_context_once,
     no_context_fields,
 )
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path, session_name
+from pytest_llem.execution.session_facts import (
+    controller,
+    hub_unreachable_for,
+    import_path,
+    session_name,
+    worker_id,
+)
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
-from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned
+from pytest_llem.machine.device_locks import DeviceError, owned
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.preflight import Preflight
@@ -114,37 +120,42 @@ class IsolatedExperiment:
         study = _study(config, execution, self._config.rootpath)
         preflight = Preflight(study, settings.model_path, import_path(self._config))
         if (refusal := preflight.reason(study.points[0])) is not None:
-            raise self._failure(_refused(refusal))
+            raise self._failure(Outcome.refused(refusal))
         try:
             outcome = self._run_alone(study, settings, preflight, preflight.deadline_seconds(config))
         except DeviceError as error:
-            raise self._failure(_refused(str(error))) from None
+            raise self._failure(Outcome.refused(str(error))) from None
         if outcome.result is None:
-            assert outcome.error is not None
-            raise self._failure(outcome.error, outcome.output)
+            raise self._failure(outcome)
         keep_idle_power(self._shared_state, study.design_hash, None, outcome.data)
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
-        from pytest_llem.execution.forkservers import forkservers_of
+        from pytest_llem.execution.jobs import forkservers_of
         from pytest_llem.execution.live_line import print_line
-        from pytest_llem.execution.neighbours import with_neighbours
         from pytest_llem.execution.output import output_forwarder, print_output
+        from pytest_llem.machine.neighbours import with_neighbours
 
         config = study.points[0].config
         request = preflight.request(config)
-        worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
         session = session_name(self._config)
         with owned(
             request.pool,
-            Owner.of_this_process(NAME, test, worker, session),
+            Owner.of_this_process(NAME, test, worker_id(self._config), session),
             partial(print_line, self._config),
             count=request.count,
             choose=request.choose,
         ) as ownership:
             allocation = request.allocation(ownership.devices)
-            gap = self._settle(ownership)
+            gap = GapRecord(
+                seconds=0.0,
+                reason="skipped",
+                note=f"{NAME} does not idle between experiments",
+                waited_seconds=ownership.waited_seconds,
+                waited_for=ownership.waited_for,
+            )
+            gap = self._memory.settle_owned(ownership, gap)
             measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
             job = replace(
                 self._job(study, settings, gap, allocation),
@@ -159,24 +170,9 @@ class IsolatedExperiment:
         print_output(self._config, outcome.output)
         return outcome
 
-    def _settle(self, ownership: Ownership) -> GapRecord:
-        """Wait until GPU memory in use is back to where it was before the previous experiment, and record it."""
-        settled = self._memory.settle(ownership.devices - {CPU}, ownership.used_before)
-        ownership.note_used(settled.used)
-        return GapRecord(
-            seconds=0.0,
-            reason="skipped",
-            note=f"{NAME} does not idle between experiments",
-            waited_seconds=ownership.waited_seconds,
-            waited_for=ownership.waited_for,
-            memory_waited_seconds=settled.seconds,
-            memory_left_mb=settled.left_mb,
-        )
-
     def _job(self, study: StudyConfig, settings: Settings, gap: GapRecord, allocation: Allocation) -> Job:
         config, digest, root = study.points[0].config, study.design_hash, str(self._config.rootpath)
         others = [pid] if (pid := controller(self._config)) else []
-        intensity = settings.carbon_intensity
         return Job(
             identity=Identity(experiment_id=digest, config_hash=digest).model_dump(mode="json"),
             config=config.model_dump(mode="json"),
@@ -187,17 +183,19 @@ class IsolatedExperiment:
             watch_pids=others,
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
-            carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},
+            carbon=settings.carbon,
             idle_power=known_idle_power(self._shared_state, digest, None),
             no_context=no_context_fields(self._shared_state, config, allocation.devices),
             devices=allocation.devices if allocation.environment else (),
             variables=allocation.environment,
         )
 
-    def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:
+    def _failure(self, outcome: Outcome) -> ExperimentError:
         from pytest_llem.execution.experiment import explain
 
-        return ExperimentError(explain(error, self._config.getoption("tbstyle", "auto")), error, output)
+        assert outcome.error is not None
+        message = explain(outcome.error, self._config.getoption("tbstyle", "auto"))
+        return ExperimentError(message, outcome.error, outcome.output)
 
 
 def _study(config: ExperimentConfig, execution: ExecutionConfig, root: Path) -> StudyConfig:
@@ -215,7 +213,3 @@ def _study(config: ExperimentConfig, execution: ExecutionConfig, root: Path) -> 
         runners={},
         design_hash=digest,
     )
-
-
-def _refused(message: str) -> ErrorRecord:
-    return ErrorRecord(kind="preflight", type="PreflightError", message=message)

@@ -1,4 +1,4 @@
-"""Make the job of an experiment, and keep the preflight of each run."""
+"""Make the job of an experiment, and keep what the jobs of a session share: preflights and forkservers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem._plugin.node_ids import is_reference
+from pytest_llem._plugin.node_ids import file_of, is_reference
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import REMOTE, SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for
+from pytest_llem.execution.session_facts import controller, hub_unreachable_for
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job
-from pytest_llem.machine.allocation import Allocation
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.planning.preflight import Preflight, UnknownHostPreflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.study.design import Point, StudyConfig
+from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.server import SERVER, is_attached
 from pytest_llem.study.server_command import server_hash
 
 #: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
+
+_FORKSERVERS = pytest.StashKey[ForkServers]()
 
 
 def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
@@ -40,8 +44,31 @@ def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflig
 
 def preflight_of_item(item: pytest.Item) -> Preflight:
     """Return the preflight of an experiment's run."""
-    run = run_of(item)
-    return preflight_of(item.config, run, item.config.stash[STUDIES][run])
+    return preflight_of(item.config, run_of(item), study_of_item(item))
+
+
+def forkservers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> ForkServers | None:
+    """Return the forkservers of a study; None if its experiments are spawned.
+
+    They end with the session, or when another study runs.
+
+    Args:
+        config: The session's pytest configuration.
+        study: A name that no other study of the session has.
+        execution: The study's execution settings.
+    """
+    if _FORKSERVERS not in config.stash:
+        if execution.start_method == "spawn":
+            return None
+        config.stash[_FORKSERVERS] = ForkServers()
+        config.add_cleanup(config.stash[_FORKSERVERS].end)
+    forkservers = config.stash[_FORKSERVERS].of(study)
+    return forkservers if execution.start_method == "forkserver" else None
+
+
+def forkservers_of_item(item: pytest.Item) -> ForkServers | None:
+    """Return the forkservers of an experiment's study; None if its experiments are spawned."""
+    return forkservers_of(item.config, file_of(run_of(item)), study_of_item(item).execution)
 
 
 def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | None) -> Job:
@@ -52,7 +79,7 @@ def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | Non
         allocation: The leased devices.
         gap: Idle time before the experiment; None if there was none.
     """
-    study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
+    study, experiment = study_of_item(item), experiment_of(item)
     point, shared_state = experiment.point, item.config.stash[SHARED_STATE]
     return replace(
         early_job(item, allocation),
@@ -65,15 +92,13 @@ def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | Non
 
 def early_job(item: pytest.Item, allocation: Allocation) -> Job:
     """Return the job of an item's experiment, as far as it is known before its devices are idle."""
-    study, experiment = item.config.stash[STUDIES][run_of(item)], experiment_of(item)
+    study, experiment, run = study_of_item(item), experiment_of(item), run_of(item)
     point = experiment.point
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
-    run = run_of(item)
     # The client of a server is the same on both sides, and may be forked from one forkserver.
     has_own_code = is_reference(run) and point.config.backend != SERVER
     settings, worktree = Settings.from_config(item.config), item.config.stash.get(WORKTREE, None)
-    preflight = preflight_of(item.config, run, study)
     identity = Identity(
         experiment_id=experiment.id,
         config_hash=point.config_hash,
@@ -91,15 +116,13 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
         watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
-        carbon=None
-        if settings.carbon_intensity is None
-        else {"intensity": settings.carbon_intensity, "pue": settings.pue},
+        carbon=settings.carbon,
         devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
         not_from=(str(worktree.repository), str(worktree.folder))
         if worktree is not None and has_own_code
         else None,
-        max_load_seconds=preflight.max_load_seconds(point.config),
+        max_load_seconds=preflight_of_item(item).max_load_seconds(point.config),
     )
 
 

@@ -28,7 +28,7 @@ _GAP = "  "
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyPosition:
     """Position of an experiment in its study.
 
     Attributes:
@@ -55,7 +55,7 @@ class LiveProgress:
 
     Args:
         line: The live line.
-        place: The experiment's position in its study.
+        position: The experiment's position in its study.
         colours: Whether to use colours.
         clock: Monotonic clock in s.
 
@@ -66,10 +66,15 @@ class LiveProgress:
     every_s = 1.0
 
     def __init__(
-        self, line: Line, place: Place, *, colours: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        line: Line,
+        position: StudyPosition,
+        *,
+        colours: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._line = line
-        self._place = place
+        self._position = position
         self._clock = clock
         self.completed: bool | None = None
         self._began = self._since = clock()
@@ -125,7 +130,7 @@ class LiveProgress:
 
     def _layouts(self, width: int) -> Iterator[Text]:
         """Yield the possible texts, the longest first."""
-        place = self._place
+        position = self._position
         head, doing, gpus = self._head(), self._doing(), self._gpu_text()
         load = self._load_text()
         long, short = self._times(short=False), self._times(short=True)
@@ -134,10 +139,10 @@ class LiveProgress:
         def joined(*parts: Text) -> Text:
             return Text(_GAP).join([part for part in parts if part])
 
-        name = Text(place.name, "bold")
+        name = Text(position.name, "bold")
         yield joined(head, name, doing, load, gpus, long)
         yield joined(head, name, doing, load, gpus, short)
-        name = Text(place.short, "bold")
+        name = Text(position.short, "bold")
         yield joined(head, name, doing, load, gpus, short)
         # The load of a server says more than the time that the study still takes.
         with_load = [(load, own_time), (load,)] if load else []
@@ -153,7 +158,7 @@ class LiveProgress:
         yield joined(head, doing)
 
     def _head(self) -> Text:
-        return Text(f"llem: {self._place.number}/{self._place.count}")
+        return Text(f"llem: {self._position.number}/{self._position.count}")
 
     def _doing(self) -> Text:
         now = self._phase
@@ -195,12 +200,12 @@ class LiveProgress:
         return Text(" ".join(filter(None, (watts, celsius))), "magenta")
 
     def _times(self, *, short: bool, study: bool = True) -> Text:
-        place, elapsed = self._place, self.elapsed_s
-        left = None if place.expected_s is None else max(0.0, place.expected_s - elapsed)
+        position, elapsed = self._position, self.elapsed_s
+        left = None if position.expected_s is None else max(0.0, position.expected_s - elapsed)
         parts = [_span(elapsed, left, short=short)]
         if study:
-            study_left = None if left is None or place.study_left_s is None else left + place.study_left_s
-            parts.append(f"study {_span(self._clock() - place.study_began, study_left, short=short)}")
+            study_left = None if left is None or position.study_left_s is None else left + position.study_left_s
+            parts.append(f"study {_span(self._clock() - position.study_began, study_left, short=short)}")
         return Text(_GAP.join(parts), "dim")
 
 

@@ -15,21 +15,19 @@ import pytest
 
 from pytest_llem._plugin.node_ids import is_reference
 from pytest_llem._plugin.options import WORKTREE, Settings
-from pytest_llem._plugin.stash import STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of, study_of_item
 from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.execution.lease import DeviceLease
+from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
-from pytest_llem.execution.session_resources import controller, python_path
+from pytest_llem.execution.session_facts import controller, python_path
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.allocation import Allocation
 from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
+from pytest_llem.machine.device_request import Allocation
 from pytest_llem.results.drift import first_load
-from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.serving import DriftRecord, LoadRecord, ServerRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import SERVER, ServerConfig, is_attached
@@ -166,12 +164,11 @@ class ModelServers:
     def _start(
         self, item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease
     ) -> RunningServer | Outcome:
-        for attempt in range(_MAX_STARTS):
-            port = free_port()
-            started = _start_once(item, key, config, lease, port)
-            if not _is_port_taken(started) or attempt == _MAX_STARTS - 1:
-                return started
-        raise AssertionError
+        for _ in range(_MAX_STARTS):
+            started = _start_once(item, key, config, lease, free_port())
+            if not _is_port_taken(started):
+                break
+        return started
 
 
 def _is_port_taken(started: RunningServer | Outcome) -> bool:
@@ -186,7 +183,7 @@ _SERVERS = pytest.StashKey[ModelServers]()
 def key_of(item: pytest.Item) -> Key:
     """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
     run = run_of(item)
-    return run, item.config.stash[STUDIES][run].server_group(experiment_of(item))
+    return run, study_of_item(item).server_group(experiment_of(item))
 
 
 def needs_server(item: pytest.Item) -> bool:
@@ -197,7 +194,7 @@ def needs_server(item: pytest.Item) -> bool:
 def _start_once(
     item: pytest.Item, key: Key, config: ExperimentConfig, lease: DeviceLease, port: int
 ) -> RunningServer | Outcome:
-    server, study = config.server, item.config.stash[STUDIES][run_of(item)]
+    server, study = config.server, study_of_item(item)
     assert server is not None
     python = study.server_interpreter
     command = server_command(
@@ -214,8 +211,7 @@ def _start_once(
         try:
             process.start()
         except OSError as error:
-            message = f"the server could not be started: {error}"
-            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+            return Outcome.not_started(error, "server")
         tick = lease.progress.tick if lease.progress is not None else lambda: None
         if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, tick)) is not None:
             output = process.output()
@@ -290,17 +286,14 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     assert server is not None
     assert server.url is not None
 
-    def refused(message: str) -> Outcome:
-        return Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
-
     if not is_this_host(server.url):
-        return refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
+        return Outcome.refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
     path = server.ready_config.path
     if not answers(server.url, path):
-        return refused(f"server.url: {server.url}{path} does not answer with status 200")
+        return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200")
     pid = listening_process(server.url)
     if (others := other_gpu_users(server, pid)) is not None:
-        return refused(others)
+        return Outcome.refused(others)
     return RunningServer(
         key, ServerRecord(id=f"{server.url} {pid}", url=server.url, pid=pid, attached=True), None, server
     )

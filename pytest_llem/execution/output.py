@@ -17,7 +17,7 @@ def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda:
         config: The pytest configuration.
         before: Called before each write to the terminal.
     """
-    if not _is_live(config):
+    if not _is_forwarded(config):
         return lambda chunk: None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     encoding = sys.stdout.encoding or "utf-8"
@@ -38,7 +38,7 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
     pytest keeps sections to the end of the session, which would add up over thousands of passing experiments.
     """
     seen = failed or {"P", "A"} & set(item.config.getoption("reportchars", ""))
-    if output.strip() and seen and not _is_live(item.config):
+    if output.strip() and seen and not _is_forwarded(item.config):
         item.add_report_section("call", "experiment output", output)
 
 
@@ -50,10 +50,10 @@ def add_server_section(item: pytest.Item, output: str) -> None:
 
 def print_output(config: pytest.Config, output: str) -> None:
     """Print an experiment's output for pytest to capture, unless it was forwarded."""
-    if output and not _is_live(config):
+    if output and not _is_forwarded(config):
         print(output, end="" if output.endswith("\n") else "\n")
 
 
-def _is_live(config: pytest.Config) -> bool:
+def _is_forwarded(config: pytest.Config) -> bool:
     """Return whether ``-s`` was given and this process is not an xdist worker."""
     return getattr(config.option, "capture", None) == "no" and not hasattr(config, "workerinput")

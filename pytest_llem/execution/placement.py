@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pytest_llem._plugin.node_ids import file_of
-from pytest_llem._plugin.shared_state import ASSIGNED, BOUND, PLACED, REPLAYED, SharedState
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem._plugin.shared_state import ASSIGNED, BOUND, PLACED, REPLAYED, SharedState, topic_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.jobs import preflight_of_item
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry
 from pytest_llem.study.config import ExperimentConfig
@@ -27,6 +27,11 @@ from pytest_llem.study.server_command import server_hash
 def binding_key(config: ExperimentConfig, config_hash: str) -> str:
     """Return the key of what is on the same devices in all cycles: a point, or the server of several points."""
     return config_hash if config.backend != SERVER else f"server {server_hash(config)}"
+
+
+def keeps_devices(study: StudyConfig) -> bool:
+    """Return whether the cycles of each point have to be on the same devices."""
+    return study.execution.devices == "same" and study.execution.most_cycles > 1
 
 
 def narrowed(
@@ -71,10 +76,10 @@ class Bindings:
             study: Its study.
             experiment: The experiment.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if not keeps_devices(study):
             return None
         key = binding_key(experiment.point.config, experiment.point.config_hash)
-        found: list[str] | None = self._shared_state.read(file_of(run), _topic(BOUND, key))
+        found: list[str] | None = self._shared_state.read(file_of(run), topic_of(BOUND, key))
         return found if found is not None else self._of_replayed(run, study, experiment)
 
     def bind(
@@ -89,11 +94,11 @@ class Bindings:
 
         It may not if another cycle of its point got other devices of the request in the meantime.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if not keeps_devices(study):
             return True
         key = binding_key(experiment.point.config, experiment.point.config_hash)
         with suppress(OSError):  # the shared state cannot be written: the cycles may then be on several devices
-            first = self._shared_state.put_first(file_of(run), _topic(BOUND, key), sorted(devices))
+            first = self._shared_state.put_first(file_of(run), topic_of(BOUND, key), sorted(devices))
             return set(first) == set(devices) or not set(first) <= set(request.pool)
         return True
 
@@ -122,7 +127,7 @@ def bindings_of(config: pytest.Config) -> Bindings:
 def request_of(item: pytest.Item) -> DeviceRequest:
     """Return the devices that *item*'s experiment may be given now."""
     run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     request = preflight_of_item(item).request(experiment.point.config)
     return narrowed(request, study, experiment, bindings_of(item.config).devices(run, study, experiment))
 
@@ -130,7 +135,7 @@ def request_of(item: pytest.Item) -> DeviceRequest:
 def accept(item: pytest.Item, devices: Collection[str]) -> bool:
     """Record the devices that *item*'s experiment got, and return whether it may have them."""
     run, experiment = run_of(item), experiment_of(item)
-    study = item.config.stash[STUDIES][run]
+    study = study_of_item(item)
     request = preflight_of_item(item).request(experiment.point.config)
     return bindings_of(item.config).bind(run, study, experiment, request, devices)
 
@@ -138,30 +143,26 @@ def accept(item: pytest.Item, devices: Collection[str]) -> bool:
 def assign(shared_state: SharedState, run: str, experiment: str, devices: Collection[str]) -> None:
     """Record the devices that the controller has chosen for an experiment, by its id."""
     with suppress(OSError):  # the worker then takes any
-        shared_state.put(run, _topic(ASSIGNED, experiment), list(devices))
+        shared_state.put(run, topic_of(ASSIGNED, experiment), list(devices))
 
 
 def take_assigned(item: pytest.Item) -> list[str]:
     """Return and remove the devices that the controller has chosen for *item*'s experiment; empty if none."""
-    topic = _topic(ASSIGNED, experiment_of(item).id)
+    topic = topic_of(ASSIGNED, experiment_of(item).id)
     return item.config.stash[SHARED_STATE].take(run_of(item), topic) or []
 
 
 def report_placed(item: pytest.Item, devices: Collection[str]) -> None:
     """Report to the controller which other devices *item*'s experiment got than those chosen for it."""
     with suppress(OSError):  # the controller's choices are then less good
-        topic = _topic(PLACED, experiment_of(item).id)
+        topic = topic_of(PLACED, experiment_of(item).id)
         item.config.stash[SHARED_STATE].put(run_of(item), topic, list(devices))
 
 
 def take_placed(shared_state: SharedState, run: str, experiment: str) -> list[str] | None:
     """Return and remove the devices that an experiment got instead of the chosen ones; None if there are none."""
-    found: list[str] | None = shared_state.take(run, _topic(PLACED, experiment))
+    found: list[str] | None = shared_state.take(run, topic_of(PLACED, experiment))
     return found
-
-
-def _topic(topic: str, key: str) -> str:
-    return f"{topic}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _gpus(stored: dict[str, object] | None) -> list[str]:

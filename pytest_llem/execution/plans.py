@@ -16,8 +16,8 @@ from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import REMOTE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.jobs import preflight_of
+from pytest_llem.execution.parallelism import parallelism
 from pytest_llem.execution.replay import replays_of
-from pytest_llem.execution.workers import parallelism
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.expected_cycles import expected_cycles
 from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
@@ -158,7 +158,7 @@ def check_both_engines(
         points = [one.point for one in selected[key]]
         wanted = {point.config.backend for point in points if point.skip is None and point.xfail is None}
         side = "the reference" if is_reference(key) else "the candidate"
-        found = preflight_of(config, key, study).unusable_engines(sorted(wanted))
+        found = preflight_of(config, key, study).engines.problems(sorted(wanted))
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
         if is_reference(key):
             problems |= dict.fromkeys(f"{side}: {problem}" for problem in _same_servers(config, points))

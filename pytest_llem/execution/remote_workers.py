@@ -27,6 +27,7 @@ from pytest_llem._plugin.remote_state import answer
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.execution import remote_facts
 from pytest_llem.execution.study_files import needed_files
+from pytest_llem.planning.inputs import listed
 from pytest_llem.results.environment import package_version
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ RETRIES_S = (0.0, 1.0, 3.0, 6.0)
 
 #: Longest time to wait for a host's answer, in s.
 ANSWER_S = 60.0
-
-#: Names of files in a message.
-MAX_NAMES = 3
 
 
 def is_remote(spec: execnet.XSpec) -> bool:
@@ -169,18 +167,13 @@ def _differences(files: Mapping[str, str], answer: Mapping[str, Any]) -> Iterato
     digests = answer["digests"]
     if missing := [name for name in files if digests[name] is None]:
         where = f"missing in {answer['folder']}"
-        yield f"{_listed(missing)} {where}: copy it there, or name the folder: …//chdir=FOLDER"
+        yield f"{listed(missing)} {where}: copy it there, or name the folder: …//chdir=FOLDER"
     if different := [name for name in files if digests[name] not in (None, files[name])]:
         first = different[0]
         yield (
-            f"{_listed(different)} differs from the file here (SHA-256 {digests[first][:12]} there, "
+            f"{listed(different)} differs from the file here (SHA-256 {digests[first][:12]} there, "
             f"{files[first][:12]} here): copy it to {answer['folder']}"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _reason(error: object) -> str:

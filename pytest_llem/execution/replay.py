@@ -14,9 +14,8 @@ from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.session_resources import import_path
+from pytest_llem.execution.session_facts import import_path
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.planning.current_environment import current_environment, unknown_environment
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.resume import CurrentEnvironment, Replay, Resume, ResumeError
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -55,9 +54,10 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
 
 
 def _environment(config: pytest.Config, study: StudyConfig) -> CurrentEnvironment:
+    inputs = current_inputs(config, study)
     if config.stash.get(REMOTE, False):
-        return unknown_environment(current_inputs(config, study))
-    return current_environment(study, current_inputs(config, study))
+        return CurrentEnvironment.of_other_hosts(inputs)
+    return CurrentEnvironment.of_this_machine(study, inputs)
 
 
 def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool = False) -> CurrentInputs:

@@ -16,8 +16,8 @@ from xdist.scheduler.load import LoadScheduling
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.placement import assign, take_placed
-from pytest_llem.execution.units import units_of
-from pytest_llem.execution.work_queue import Running, Unit, WorkQueue
+from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue
+from pytest_llem.execution.work_units import units_of
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -62,14 +62,14 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
     """Hands a unit of items to an idle worker once the unit may start.
 
     A worker runs an item when it knows the next one. After each unit it gets the index after that of the last
-    item: its :class:`~pytest_llem.execution.pause.Pause`, in which it waits for the next unit.
+    item: its :class:`~pytest_llem.execution.item_hooks.Pause`, in which it waits for the next unit.
     """
 
     def __init__(self, config: pytest.Config, log: Producer, studies: Studies) -> None:
         super().__init__(config, log)
         self._studies = studies
         self._queue = WorkQueue()
-        self._given: dict[WorkerController, Running] = {}
+        self._given: dict[WorkerController, RunningUnit] = {}
         #: Host of units that have to be on one; None is this machine.
         self._hosts: dict[Hashable, str | None] = {}
 
@@ -153,7 +153,7 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         collected = [node for node in self.nodes if node in self.node2collection]
         return [node for node in collected if node not in self._given and not node.shutting_down]
 
-    def _send(self, node: WorkerController, started: Running) -> None:
+    def _send(self, node: WorkerController, started: RunningUnit) -> None:
         assert self.collection is not None
         items = started.unit.items
         if started.devices:

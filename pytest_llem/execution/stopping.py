@@ -8,12 +8,13 @@ import pytest
 
 from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import DECIDED, STOPPED
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, run_of
+from pytest_llem._plugin.shared_state import DECIDED, STOPPED, SharedState
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import expected
+from pytest_llem.study.design import Experiment
 
 _BEGAN = pytest.StashKey[float]()
 
@@ -29,22 +30,25 @@ def elapsed_seconds(config: pytest.Config) -> float:
     return time.monotonic() - config.stash[_BEGAN] if _BEGAN in config.stash else 0.0
 
 
-def stopped(item: pytest.Item) -> str | None:
-    """Return why *item*'s experiment does not start any more; None if it may.
-
-    Its study was stopped, its point is decided, or the time budget is used up.
-    """
-    run, experiment, shared_state = run_of(item), experiment_of(item), item.config.stash[SHARED_STATE]
+def ended(shared_state: SharedState, run: str, experiment: Experiment) -> str | None:
+    """Return why *experiment* is not needed: its study was stopped, or its point is decided; None if it is."""
     reason: str | None = shared_state.read(run, STOPPED)
-    if reason is not None:
+    if reason is None:
+        decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
+        if decided is not None and experiment.cycle > decided[0]:
+            reason = str(decided[1])
+    return reason
+
+
+def stopped(item: pytest.Item) -> str | None:
+    """Return why *item*'s experiment does not start any more: it is not needed, or time is up; None if it may."""
+    run, experiment = run_of(item), experiment_of(item)
+    if (reason := ended(item.config.stash[SHARED_STATE], run, experiment)) is not None:
         return reason
-    decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
-    if decided is not None and experiment.cycle > decided[0]:
-        return str(decided[1])
     budget = Settings.from_config(item.config).time_budget
     if budget is None:
         return None
-    known = expected(experiment.point, item.config.stash[STUDIES][run], preflight_of_item(item))
+    known = expected(experiment.point, study_of_item(item), preflight_of_item(item))
     each, left = 0.0 if known is None else known.each, item.config.stash[_BEGAN] + budget - time.monotonic()
     if each <= left:
         return None

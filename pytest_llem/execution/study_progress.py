@@ -12,7 +12,7 @@ from pytest_llem._plugin.node_ids import file_of, is_reference
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.live_line import live_line
-from pytest_llem.execution.live_progress import LiveProgress, Place
+from pytest_llem.execution.live_progress import LiveProgress, StudyPosition
 from pytest_llem.execution.plans import make_forecast
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.study.design import Experiment
@@ -34,14 +34,14 @@ class _StudyProgress:
         self._passed = 0
         self._items = items
 
-    def place(self, item: pytest.Item) -> Place:
+    def position(self, item: pytest.Item) -> StudyPosition:
         """Return the position of *item*. Earlier items no longer count as remaining, whatever their outcome."""
         number = self._number[item.nodeid]
         for one in self._items[self._passed : number]:
             self._forecast.begin(_key(one))
         self._passed = max(self._passed, number)
         experiment, reference = experiment_of(item), "reference " if is_reference(run_of(item)) else ""
-        return Place(
+        return StudyPosition(
             number=number,
             count=self.count,
             name=f"{reference}{experiment.id}",
@@ -67,7 +67,7 @@ def live_progress(item: pytest.Item) -> Iterator[LiveProgress | None]:
             return
         study = _study_progress(item)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-        live_progress = LiveProgress(line, study.place(item), colours=bool(reporter and reporter.hasmarkup))
+        live_progress = LiveProgress(line, study.position(item), colours=bool(reporter and reporter.hasmarkup))
         try:
             yield live_progress
         finally:

@@ -1,7 +1,7 @@
 """The experiments that wait for devices in one session, and which of them may start next.
 
-This is the controller's own count of devices. The locks of :mod:`pytest_llem.machine.devices` decide in the end:
-other runs may have devices, too.
+This is the controller's own count of devices. The locks of :mod:`pytest_llem.machine.device_locks` decide in the
+end: other runs may have devices, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.machine.device_request import DeviceRequest
 
 #: Maximum number of units without free devices that others overtake: a study may have 20,000 of them.
 MAX_BLOCKED = 64
@@ -42,7 +42,7 @@ class Unit:
 
 
 @dataclass(eq=False)
-class Running:
+class RunningUnit:
     """A unit that a worker has.
 
     Attributes:
@@ -68,7 +68,7 @@ class WorkQueue:
     """
 
     _waiting: dict[int, Unit] = field(default_factory=dict)
-    _running: list[Running] = field(default_factory=list)
+    _running: list[RunningUnit] = field(default_factory=list)
     #: Units of each group and cycle that have not ended.
     _open: dict[Hashable, Counter[int]] = field(default_factory=dict)
     _next: int = 0
@@ -91,13 +91,13 @@ class WorkQueue:
         return not self._waiting
 
     @property
-    def running(self) -> Sequence[Running]:
+    def running(self) -> Sequence[RunningUnit]:
         """The units that workers have."""
         return self._running
 
     def start_next(
         self, *, counts_devices: bool = True, suits: Callable[[Unit], bool] = lambda unit: True
-    ) -> Running | None:
+    ) -> RunningUnit | None:
         """Start the next unit that may start, and return it; None if none may.
 
         Args:
@@ -139,12 +139,12 @@ class WorkQueue:
             return True
         return all(one.unit.binding != unit.binding for one in self._running)
 
-    def _start(self, place: int, devices: Sequence[str]) -> Running:
-        started = Running(self._waiting.pop(place), tuple(devices))
+    def _start(self, place: int, devices: Sequence[str]) -> RunningUnit:
+        started = RunningUnit(self._waiting.pop(place), tuple(devices))
         self._running.append(started)
         return started
 
-    def end(self, running: Running, left: Sequence[int] = ()) -> None:
+    def end(self, running: RunningUnit, left: Sequence[int] = ()) -> None:
         """Record that a unit has ended, or that its worker has, with some of its items *left* to run.
 
         Args:

@@ -118,7 +118,7 @@ class Child:
         Args:
             starter: Starts the supervisor.
             attempt: The folder that holds the job.
-            watch_pids: Processes, beside this one, whose end also ends the experiment.
+            watch_pids: Processes, besides this one, whose end also ends the experiment.
 
         Raises:
             OSError: The system cannot start a process or open a pipe.
@@ -136,9 +136,7 @@ class Child:
             child_ends.append(orders)
             start_fd, self._start_pipe = os.pipe()
             child_ends.append(start_fd)
-            self._handle = starter.start(
-                ChildPipes(orders, reports, output, events, start_fd), attempt, watch_pids
-            )
+            self._handle = starter(ChildPipes(orders, reports, output, events, start_fd), attempt, watch_pids)
         finally:
             for fd in child_ends:  # an open copy would keep the readers from seeing end of file
                 os.close(fd)
@@ -169,7 +167,7 @@ class Child:
         timeout: float | None,
         *,
         until: Callable[[], bool] = lambda: False,
-        beside: Child | None = None,
+        other: Child | None = None,
     ) -> bool:
         """Read the pipes until the process and all its descendants have ended. Return whether it timed out.
 
@@ -179,7 +177,7 @@ class Child:
         Args:
             timeout: Time limit in s, up to the result; None for none.
             until: Return as soon as it returns True.
-            beside: Another process, whose pipes are read meanwhile.
+            other: Another process, whose pipes are read meanwhile.
         """
         began, fetched_before = time.monotonic(), self._fetched_for
         limit = math.inf if timeout is None else timeout
@@ -202,7 +200,7 @@ class Child:
                     self._order(supervisor.TIME_IS_UP)
                 return left_result is None
             every_s = MAX_WAIT if self.watcher is None else self.watcher.every_s
-            _read([self, beside] if beside else [self], min(left, every_s))
+            _read([self, other] if other else [self], min(left, every_s))
             if self.watcher is not None:
                 self.watcher.tick()
         return False
@@ -218,18 +216,18 @@ class Child:
     def end(self) -> None:
         """Have the supervisor kill the process and its descendants, and wait for that. May be called again."""
         give_up = time.monotonic() + REAP_SECONDS
-        if (supervisor_name := self._handle) is not None:
-            self._read(0.0)  # the supervisor may have sent its process id
+        if (handle := self._handle) is not None:
+            _read([self], 0.0)  # the supervisor may have sent its process id
             self._order(supervisor.END)
             # Do not wait for end of file: a process forked while the engine was imported may hold the pipe open.
             while not self.has_ended and (left := give_up - time.monotonic()) > 0:
-                self._read(left)
+                _read([self], left)
             if self.status is None and self._pid is not None:  # the supervisor itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
-            supervisor_name.kill(self._supervisor_pid if self._reports in self._sources else None)
+            handle.kill(self._supervisor_pid if self._reports in self._sources else None)
             if not self._has_status:
-                status, refused = supervisor_name.give_up()
+                status, refused = handle.give_up()
                 if self._pid is None:
                     self.status, self.refused = status, self.refused or refused
         self._drain()
@@ -266,13 +264,10 @@ class Child:
         del self._sources[fd]
         os.close(fd)
 
-    def _read(self, seconds: float) -> bool:
-        return _read([self], seconds)
-
     def _drain(self) -> None:
         """Read what is left in the pipes."""
         for _ in range(MAX_LEFTOVERS):
-            if not self._read(0.0):
+            if not _read([self], 0.0):
                 break
 
     def _take_output(self, chunk: bytes) -> None:

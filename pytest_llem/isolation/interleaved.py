@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import MAX_WAIT, Child
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import ExperimentProcess, Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import GpuStatus, Progress, Watcher
@@ -104,20 +104,13 @@ class _Running:
     def __post_init__(self) -> None:
         if self.watcher is not None:
             self.every_s = self.watcher.every_s
-        side, started = self.side, self.side.started
-        if started is not None and not started.fits(side.job, side.forkservers):
-            started.end()
-            side.started = started = None
-        self.process = started or ExperimentProcess(side.job, side.forkservers)
+        self.process = ExperimentProcess.for_job(self.side.job, self.side.forkservers, self.side.started)
 
     def begin(self) -> bool:
         """Begin the job, and return whether the process could be started."""
-        side = self.side
+        watched = self.watcher is not None
         try:
-            if side.started is None:
-                self.process.start()
-            watched = self.watcher is not None
-            self.child = self.process.begin(side.job, self, side.on_output, watched=watched)
+            self.child = self.process.begin(self.side.job, self, self.side.on_output, watched=watched)
         except OSError as error:
             self.error = error
         return self.error is None
@@ -160,7 +153,7 @@ class _Running:
         def is_decided() -> bool:
             return condition() or self.is_done or other.is_done
 
-        self.timed_out = self.child.wait(left, until=is_decided, beside=other.child)
+        self.timed_out = self.child.wait(left, until=is_decided, other=other.child)
         return condition()
 
     def take_turn(self, other: _Running, left: float) -> bool:
@@ -187,8 +180,7 @@ class _Running:
     def conclude(self, failed: _Running | None) -> Outcome:
         """Return the outcome, once the process is done, or one of the two, *failed*, has ended before it was."""
         if self.error is not None:
-            message = f"the process could not be started: {self.error}"
-            return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+            return Outcome.not_started(self.error)
         if failed is not None and failed is not self:
             self.process.end()
             name, output = failed.side.name, "" if self.child is None else self.child.output.text()

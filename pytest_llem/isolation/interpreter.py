@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_llem.engines.shipped import OPTIONAL_MODULES
-from pytest_llem.isolation import probe, supervisor
+from pytest_llem.isolation import interpreter_probe, supervisor
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results import code_state
@@ -118,7 +118,7 @@ def package_versions(python: Path | None) -> dict[str, str]:
 
 def this_interpreter() -> Interpreter:
     """Return what this interpreter has installed, from the metadata of its packages."""
-    return Interpreter.model_validate(probe.answer({"group": ENGINE_GROUP, "packages": PACKAGES, "modules": ()}))
+    return Interpreter.model_validate(interpreter_probe.answer(_question(())))
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
@@ -126,21 +126,25 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
 
     Args:
         python: Path of the interpreter.
-        modules: Modules to look for, beside pytest_llem and the OPTIONAL_MODULES.
+        modules: Modules to look for, besides pytest_llem and the OPTIONAL_MODULES.
     """
     return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL_MODULES, *modules})))
 
 
+def _question(modules: Sequence[str]) -> dict[str, Any]:
+    """Return the question to :mod:`pytest_llem.isolation.interpreter_probe`."""
+    return {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
+
+
 @cache
 def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
-    question = {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
-    start = _START.format(oldest=MIN_PYTHON)
+    start, source = _START.format(oldest=MIN_PYTHON), inspect.getsource(interpreter_probe)
     try:
         if not Path(python).exists():
             return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
-        command = [python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)]
+        command = [python, "-c", start, source, _MARKER, json.dumps(_question(modules))]
         output, ending = run_supervised(command, ANSWER_SECONDS, _MARKER)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"

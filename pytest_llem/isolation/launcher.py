@@ -16,11 +16,10 @@ from typing import Any
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
-from pytest_llem.isolation.forkservers import ForkServers, current_folder
+from pytest_llem.isolation.forkserver_client import ForkServers, current_folder
 from pytest_llem.isolation.outcome import Outcome, collect
-from pytest_llem.isolation.starting import Spawn, Starter
+from pytest_llem.isolation.starting import Starter, spawn_worker
 from pytest_llem.measurement.progress import Watcher
-from pytest_llem.results.models import ErrorRecord
 
 #: Environment variables that would make another interpreter import this one's packages.
 PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
@@ -43,7 +42,7 @@ class Job:
         python_path: Folders with a user's own engines and meters. They are searched last.
         python: The interpreter; None for this one, with this process's ``sys.path``.
         carbon: Fields of a Carbon: carbon intensity and PUE; None if the user has not given them.
-        watch_pids: Processes, beside this one, whose end also ends the experiment.
+        watch_pids: Processes, besides this one, whose end also ends the experiment.
         harness: The pytest processes, whose processor time counts as measurement overhead.
         idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
         no_context: Fields of an IdlePowerRecord: idle power before the session's first experiment.
@@ -82,7 +81,7 @@ class Job:
 
 
 class ExperimentProcess:
-    """The process of one job. It imports what the job needs, and then waits for :meth:`run`.
+    """The process of one job. Once started, it imports what the job needs, and then waits for :meth:`run`.
 
     Args:
         job: The job, as far as it is known yet.
@@ -117,9 +116,16 @@ class ExperimentProcess:
         """Whether the process and all its descendants have ended."""
         return self._child is not None and self._child.is_over()
 
-    def fits(self, job: Job, forkservers: ForkServers | None) -> bool:
-        """Return whether the process can run *job*, or a new process has to be started for it."""
-        return forkservers is self._forkservers and _needs(job) == self._needs
+    @classmethod
+    def for_job(
+        cls, job: Job, forkservers: ForkServers | None, early: ExperimentProcess | None
+    ) -> ExperimentProcess:
+        """Return a process that was started *early* if it can run *job*, else end it and return a new one."""
+        if early is not None and early._forkservers is forkservers and early._needs == _needs(job):
+            return early
+        if early is not None:
+            early.end()
+        return cls(job, forkservers)
 
     def run(
         self,
@@ -137,7 +143,7 @@ class ExperimentProcess:
             on_output: Called with output of the process as it arrives.
 
         Raises:
-            OSError: Its files cannot be written.
+            OSError: Its files cannot be written, or the system cannot start a process.
         """
         child = self.begin(job, watcher, on_output, watched=watcher is not None)
         timed_out = child.wait(timeout, until=lambda: child.phase == worker.DONE)
@@ -146,7 +152,7 @@ class ExperimentProcess:
     def begin(
         self, job: Job, watcher: Watcher | None, on_output: Callable[[bytes], None], *, watched: bool
     ) -> Child:
-        """Make the process begin *job*, and return it. See :meth:`run`.
+        """Start the process unless it was started early, make it begin *job*, and return it. See :meth:`run`.
 
         Args:
             job: The complete job.
@@ -155,9 +161,11 @@ class ExperimentProcess:
             watched: Whether meters report the current power, too.
 
         Raises:
-            OSError: Its files cannot be written.
+            OSError: Its files cannot be written, or the system cannot start a process.
         """
-        assert self._child is not None
+        if self._child is None:
+            self.start()
+            assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
         if job.max_load_seconds is not None:
             self._child.max_load_seconds = job.max_load_seconds
@@ -229,14 +237,9 @@ def run_isolated(
         >>> outcome.error is None
         True
     """
-    if started is not None and not started.fits(job, forkservers):
-        started.end()
-        started = None
+    process = ExperimentProcess.for_job(job, forkservers, started)
     try:
-        process = started or ExperimentProcess(job, forkservers)
         try:
-            if started is None:
-                process.start()
             outcome = process.run(job, timeout, watcher, on_output)
             if outcome.result is not None:
                 (on_result or ExperimentProcess.shut_down)(process)
@@ -246,8 +249,7 @@ def run_isolated(
         if outcome.result is None:
             process.end()
     except OSError as error:  # its files cannot be written, or the system cannot start a process
-        message = f"the process could not be started: {error}"
-        return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+        return Outcome.not_started(error)
     return outcome
 
 
@@ -255,10 +257,11 @@ def _starter(job: Job, forkservers: ForkServers | None) -> tuple[Starter, Path]:
     """Return the starter of a job's process, and a new folder for the job."""
     environment = _environment(job)
     if forkservers is None:
-        return Spawn(job.python or sys.executable, environment), Path(tempfile.mkdtemp(prefix="llem-"))
+        start = functools.partial(spawn_worker, job.python or sys.executable, environment)
+        return start, Path(tempfile.mkdtemp(prefix="llem-"))
     early = {name: value for name, value in environment.items() if name not in LATE_VARIABLES}
     server = forkservers.get(job.python, early, [_path(job), job.python_path])
-    return server, Path(tempfile.mkdtemp(dir=server.folder))
+    return server.start, Path(tempfile.mkdtemp(dir=server.folder))
 
 
 def _needs(job: Job) -> list[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.client
 import os
 import shutil
@@ -13,14 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
 from pytest_llem.isolation import supervisor
-from pytest_llem.isolation.child import Child
+from pytest_llem.isolation.child import HEAD_BYTES, TAIL_BYTES, Child
 from pytest_llem.isolation.launcher import run_uninterrupted
+from pytest_llem.isolation.outcome import ended_by_signal
 from pytest_llem.isolation.starting import ChildPipes, Spawned, SupervisorHandle
 from pytest_llem.results.models import ErrorRecord
 
@@ -32,9 +33,6 @@ _ASK_SECONDS = 5.0
 
 #: Maximum time from the sign that a server has ended to the report of its status, in s.
 _END_SECONDS = 5.0
-
-#: Bytes of the server's output that are read from its beginning and from its end.
-_HEAD_BYTES, _TAIL_BYTES = 16_384, 49_152
 
 _STARTING = "starting the server"
 
@@ -53,7 +51,7 @@ class ModelServer:
     Args:
         command: Program and arguments; the program is searched in the environment's ``PATH``.
         environment: All of its environment variables.
-        watch_pids: Processes, beside this one, whose end also ends the server.
+        watch_pids: Processes, besides this one, whose end also ends the server.
         directory: Its current folder; None for this process's.
 
     Attributes:
@@ -89,9 +87,24 @@ class ModelServer:
         self._folder = Path(tempfile.mkdtemp(prefix="llem-"))
         self._child = Child(lambda chunk: None)
         with (self._folder / _LOG).open("wb") as log:
-            command = [program, *self._command[1:]]
-            starter = _RunCommand(command, self._environment, log.fileno(), self._directory)
-            self._child.start(starter, self._folder, self._watch_pids)
+            start = partial(self._start, [program, *self._command[1:]], log.fileno())
+            self._child.start(start, self._folder, self._watch_pids)
+
+    def _start(
+        self, command: Sequence[str], log: int, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]
+    ) -> SupervisorHandle:
+        """Start the supervisor of *command*, whose output goes to the file descriptor *log*."""
+        return Spawned(
+            subprocess.Popen(
+                supervisor.supervisor_command(command, str(attempt), watch_pids),
+                stdin=pipes.orders,
+                stdout=pipes.reports,
+                stderr=log,
+                env=self._environment,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        )
 
     @property
     def pid(self) -> int | None:
@@ -157,16 +170,14 @@ class ModelServer:
         assert self._child is not None
         status, refused = self._child.status, self._child.refused
         if refused is not None:
-            return ErrorRecord(
-                kind="crash", type="NotStarted", message=f"the server could not be started: {refused}"
-            )
+            message = f"the server could not be started: {refused}"
+            return ErrorRecord(kind="crash", type="NotStarted", message=message)
         if status is None:
             return ErrorRecord(kind="crash", type="Unknown", message="the server's supervisor was killed")
         if status >= 0:
             message = f"the server ended with status {status}: its output says why"
             return ErrorRecord(kind="crash", type="Exit", message=message)
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        return ErrorRecord(kind="crash", type=name, message=f"the server was ended by {name}")
+        return ended_by_signal(-status, "server")
 
     def output(self) -> str:
         """Return the head and the tail of what it wrote to standard output and standard error."""
@@ -174,9 +185,9 @@ class ModelServer:
             return ""
         try:
             with (self._folder / _LOG).open("rb") as log:
-                head = log.read(_HEAD_BYTES)
+                head = log.read(HEAD_BYTES)
                 size = log.seek(0, os.SEEK_END)
-                left_out = size - len(head) - _TAIL_BYTES
+                left_out = size - len(head) - TAIL_BYTES
                 log.seek(len(head) + max(0, left_out))
                 tail = log.read()
         except OSError:
@@ -199,34 +210,12 @@ class ModelServer:
             run_uninterrupted(self._child.end)
         supervisor.remove_shared_files(self._shared)
         if self._folder is not None:
-            run_uninterrupted(functools.partial(shutil.rmtree, self._folder, ignore_errors=True))
+            run_uninterrupted(partial(shutil.rmtree, self._folder, ignore_errors=True))
             self._folder = None
 
     def _drain(self) -> None:
         if self._child is not None:
             self._child.is_over()
-
-
-class _RunCommand:
-    """Starts a supervisor that runs a command, whose output goes to a file."""
-
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], log: int, directory: Path | None
-    ) -> None:
-        self._command, self._environment, self._log, self._directory = command, environment, log, directory
-
-    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        return Spawned(
-            subprocess.Popen(
-                supervisor.supervisor_command(self._command, str(attempt), watch_pids),
-                stdin=pipes.orders,
-                stdout=pipes.reports,
-                stderr=self._log,
-                env=self._environment,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        )
 
 
 def free_port() -> int:

@@ -32,6 +32,17 @@ class Outcome:
     error: ErrorRecord | None = None
     output: str = ""
 
+    @classmethod
+    def refused(cls, message: str) -> Outcome:
+        """Return the outcome of an experiment that was not started, because it cannot succeed."""
+        return cls(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
+
+    @classmethod
+    def not_started(cls, reason: object, what: str = "process") -> Outcome:
+        """Return the outcome of an experiment whose process, or server, could not be started."""
+        message = f"the {what} could not be started: {reason}"
+        return cls(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
+
     def to_plain(self) -> dict[str, Any]:
         """Return the outcome as JSON-compatible data."""
         error = None if self.error is None else self.error.model_dump(mode="json")
@@ -101,8 +112,13 @@ def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
     if status == -signal.SIGKILL and oom_kills() != killed_before:
         message = "the kernel killed the process: out of memory"
         return ErrorRecord(kind="oom", type="SIGKILL", message=message)
+    return ended_by_signal(-status, "process")
+
+
+def ended_by_signal(number: int, what: str) -> ErrorRecord:
+    """Return the error of a process that a signal has ended; *what* is the process in the message."""
     try:
-        name = signal.Signals(-status).name
+        name = signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
-        name = f"signal {-status}"
-    return ErrorRecord(kind="crash", type=name, message=f"the process was ended by {name}")
+        name = f"signal {number}"
+    return ErrorRecord(kind="crash", type=name, message=f"the {what} was ended by {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -53,48 +53,40 @@ class SupervisorHandle(Protocol):
         """
 
 
-class Starter(Protocol):
-    """Starts supervisors, each of which starts the process of one experiment."""
-
-    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        """Start a supervisor.
-
-        Args:
-            pipes: The experiment's ends of the pipes. The caller closes its copies afterwards.
-            attempt: The folder that holds the job.
-            watch_pids: Processes, beside this one, whose end also ends the experiment.
-
-        Raises:
-            OSError: The system cannot start a process.
-        """
+#: Starts a supervisor, which starts the process of one experiment. It is called with the experiment's ends of the
+#: pipes, of which the caller closes its copies afterwards; the folder that holds the job; and the processes,
+#: besides this one, whose end also ends the experiment. It raises OSError if the system cannot start a process.
+Starter = Callable[[ChildPipes, Path, Sequence[int]], SupervisorHandle]
 
 
-class Spawn:
-    """Starts a new interpreter for every experiment.
+def spawn_worker(
+    python: str, environment: Mapping[str, str], pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]
+) -> SupervisorHandle:
+    """Start a new interpreter for an experiment. With the first two arguments bound, it is a :data:`Starter`.
 
     Args:
         python: The interpreter.
         environment: Its environment variables.
+        pipes: The experiment's ends of the pipes.
+        attempt: The folder that holds the job.
+        watch_pids: Processes, besides this one, whose end also ends the experiment.
+
+    Raises:
+        OSError: The system cannot start a process.
     """
-
-    def __init__(self, python: str, environment: Mapping[str, str]) -> None:
-        self._python = python
-        self._environment = environment
-
-    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        # -P: files in the current folder do not shadow the standard library.
-        command = [self._python, "-P", "-m", worker.__name__, str(attempt), str(pipes.events), str(pipes.start)]
-        return Spawned(
-            subprocess.Popen(
-                supervisor.supervisor_command(command, str(attempt), watch_pids),
-                stdin=pipes.orders,
-                stdout=pipes.reports,
-                stderr=pipes.output,
-                pass_fds=[pipes.events, pipes.start],
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C in the terminal must reach only pytest
-            )
+    # -P: files in the current folder do not shadow the standard library.
+    command = [python, "-P", "-m", worker.__name__, str(attempt), str(pipes.events), str(pipes.start)]
+    return Spawned(
+        subprocess.Popen(
+            supervisor.supervisor_command(command, str(attempt), watch_pids),
+            stdin=pipes.orders,
+            stdout=pipes.reports,
+            stderr=pipes.output,
+            pass_fds=[pipes.events, pipes.start],
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal must reach only pytest
         )
+    )
 
 
 class Spawned:

@@ -59,7 +59,7 @@ def supervisor_command(command: Sequence[str], attempt: str = "", watch_pids: It
     Args:
         command: Path of the program, and its arguments.
         attempt: A folder that the supervisor removes if the pytest process has died.
-        watch_pids: Processes, beside the one that holds the supervisor's standard input, whose end also ends it.
+        watch_pids: Processes, besides the one that holds the supervisor's standard input, whose end also ends it.
     """
     pids = ",".join(map(str, watch_pids))
     return [sys.executable, "-I", "-S", __file__, attempt, pids, *command]

@@ -5,33 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
 
-from pytest_llem.judging.previous_results import PreviousResults
+from pytest_llem.judging.previous_results import InterleavedRuns, JudgedPoint, PreviousResults
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
-
-
-class JudgedPoint(NamedTuple):
-    """The result of a point that a gate judges.
-
-    Attributes:
-        point: The result; without metrics if the point was never measured.
-        source: Results directory of an earlier session; None for this session.
-    """
-
-    point: PointResult
-    source: Path | None = None
-
-
-class InterleavedRuns(NamedTuple):
-    """A point and its reference, interleaved in one session: cycles of two sessions are not pairs."""
-
-    candidate: JudgedPoint
-    reference: PointResult
 
 
 class GateInputs:
@@ -96,10 +75,8 @@ class GateInputs:
         for name, blank in self._blank.items():
             if name in self.measured:
                 found[name] = JudgedPoint(own[name])
-            elif (last := self._previous.point(name, cycles)) is not None:
-                found[name] = JudgedPoint(last.point, last.directory)
             else:
-                found[name] = JudgedPoint(blank)
+                found[name] = self._previous.point(name, cycles) or JudgedPoint(blank)
         return found
 
     def interleaved(self, interpreter: str) -> Mapping[str, InterleavedRuns]:
@@ -113,10 +90,9 @@ class GateInputs:
         for name, blank in self._blank.items():
             if name in self.measured:
                 found[name] = InterleavedRuns(JudgedPoint(own[name]), references.get(name, blank))
-            elif (last := self._previous.pair(name, cycles, interpreter)) is not None:
-                found[name] = InterleavedRuns(JudgedPoint(last.point, last.directory), last.reference)
             else:
-                found[name] = InterleavedRuns(JudgedPoint(blank), blank)
+                last = self._previous.pair(name, cycles, interpreter)
+                found[name] = last or InterleavedRuns(JudgedPoint(blank), blank)
         return found
 
     @cached_property

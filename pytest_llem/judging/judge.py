@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -17,14 +16,14 @@ from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
+from pytest_llem.execution.replay import current_inputs
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint
+from pytest_llem.judging.gate_inputs import GateInputs
 from pytest_llem.judging.gate_reports import Marks, gate_reports
-from pytest_llem.judging.previous_results import PreviousResults
-from pytest_llem.planning.inputs import CurrentInputs
+from pytest_llem.judging.previous_results import InterleavedRuns, JudgedPoint, PreviousResults
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
@@ -37,12 +36,6 @@ from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
 
-class InputsOf(Protocol):
-    """Returns the code, the models and the datasets that a study, or its reference, would use now."""
-
-    def __call__(self, study: StudyConfig, *, reference: bool) -> CurrentInputs: ...
-
-
 class Judge:
     """Judges the selected gates of a session.
 
@@ -53,14 +46,10 @@ class Judge:
         config: The controller's configuration.
         node_ids: Node ids of all selected items.
         recorder: Recorder of the selected experiments; None if there are none.
-        inputs: Returns the code, the models and the datasets that a study would use now.
     """
 
-    def __init__(
-        self, config: pytest.Config, node_ids: Iterable[str], recorder: Recorder | None, inputs: InputsOf
-    ) -> None:
+    def __init__(self, config: pytest.Config, node_ids: Iterable[str], recorder: Recorder | None) -> None:
         self._config = config
-        self._inputs = inputs
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
         #: Name of the study, its comparison, and the ids of its gates that count.
@@ -80,7 +69,7 @@ class Judge:
             pytest.UsageError: An item's gate or baseline no longer exists.
         """
         for file, nodes in self._gates.items():
-            study_gates = StudyGates(self._config, file, self._recorder, self._inputs)
+            study_gates = StudyGates(self._config, file, self._recorder)
             gates = {node_id: study_gates.gate(node_id, node) for node_id, node in nodes.items()}
             found = study_gates.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             counting: set[str] = set()
@@ -138,9 +127,8 @@ class Judge:
 class StudyGates:
     """The gates of one study, and the results that they judge."""
 
-    def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None, inputs: InputsOf) -> None:
+    def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None) -> None:
         self._config = config
-        self._inputs = inputs
         self._file = file
         self._settings = Settings.from_config(config)
         runs = {} if recorder is None else recorder.runs
@@ -261,8 +249,8 @@ class StudyGates:
                 for directory, manifest in runs_of(results_dir, self.study.name, digest)
                 if manifest.study_design_hash == digest and (run is None or directory != run.directory)
             ],
-            self._inputs(self.study, reference=False),
-            self._inputs(study_of(self._config, run_key(self._file, REFERENCE)), reference=True)
+            current_inputs(self._config, self.study),
+            current_inputs(self._config, study_of(self._config, run_key(self._file, REFERENCE)), reference=True)
             if self._settings.against
             else None,
         )

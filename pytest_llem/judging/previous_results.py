@@ -12,18 +12,22 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
 
 
-class Measured(NamedTuple):
-    """A point's result and its results directory."""
+class JudgedPoint(NamedTuple):
+    """The result of a point that a gate judges.
 
-    directory: Path
+    Attributes:
+        point: The result; without metrics if the point was never measured.
+        source: Results directory of an earlier session; None for this session.
+    """
+
     point: PointResult
+    source: Path | None = None
 
 
-class MeasuredInterleaved(NamedTuple):
-    """A point's result, the reference's result that was interleaved with it, and the results directory."""
+class InterleavedRuns(NamedTuple):
+    """A point and its reference, interleaved in one session: cycles of two sessions are not pairs."""
 
-    directory: Path
-    point: PointResult
+    candidate: JudgedPoint
     reference: PointResult
 
 
@@ -45,7 +49,7 @@ class PreviousResults:
         self._inputs, self._reference_inputs = inputs, reference_inputs
         self._read: dict[Path, StudyResult | None] = {}
 
-    def point(self, name: str, cycles: int) -> Measured | None:
+    def point(self, name: str, cycles: int) -> JudgedPoint | None:
         """Return the newest result of a point with at least *cycles* ended cycles, else the newest with any.
 
         A failed cycle has ended too: a newer run with failures takes precedence over an older one without.
@@ -54,16 +58,16 @@ class PreviousResults:
             name: Id of the point.
             cycles: Number of cycles in the study.
         """
-        incomplete: Measured | None = None
+        incomplete: JudgedPoint | None = None
         for directory, result in self._results():
             point = _point_of(result, name)
             if point is not None and len(_ended(result, point)) >= cycles:
-                return Measured(directory, self._checked(directory, point))
+                return JudgedPoint(self._checked(directory, point), directory)
             if incomplete is None and point is not None and point.cycles:
-                incomplete = Measured(directory, self._checked(directory, point))
+                incomplete = JudgedPoint(self._checked(directory, point), directory)
         return incomplete
 
-    def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInterleaved | None:
+    def pair(self, name: str, cycles: int, interpreter: str) -> InterleavedRuns | None:
         """Return the newest result of a point with at least *cycles* cycles ended on both sides, else any.
 
         Args:
@@ -71,7 +75,7 @@ class PreviousResults:
             cycles: Number of cycles in the study.
             interpreter: The reference's interpreter.
         """
-        incomplete: MeasuredInterleaved | None = None
+        incomplete: InterleavedRuns | None = None
         for directory, result, other in self._interleaved(interpreter):
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
@@ -79,11 +83,8 @@ class PreviousResults:
             is_complete = len(_ended(result, point) & _ended(other, reference)) >= cycles
             if not is_complete and (incomplete is not None or not set(point.cycles) & set(reference.cycles)):
                 continue
-            found = MeasuredInterleaved(
-                directory,
-                self._checked(directory, point),
-                self._checked(directory / REFERENCE, reference),
-            )
+            candidate = JudgedPoint(self._checked(directory, point), directory)
+            found = InterleavedRuns(candidate, self._checked(directory / REFERENCE, reference))
             if is_complete:
                 return found
             incomplete = found

@@ -19,7 +19,7 @@ from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.gates.sequential import Schedule, is_precise
 from pytest_llem.gates.text import ratio_text
-from pytest_llem.judging.judge import InputsOf, StudyGates
+from pytest_llem.judging.judge import StudyGates
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.results.models import ManifestEntry
 from pytest_llem.results.study_run import StudyRun
@@ -36,13 +36,11 @@ class UntilDecided:
     Args:
         config: The controller's configuration.
         recorder: The recorder of the session.
-        inputs: Returns the code, the models and the datasets that a study would use now.
     """
 
-    def __init__(self, config: pytest.Config, recorder: Recorder, inputs: InputsOf) -> None:
+    def __init__(self, config: pytest.Config, recorder: Recorder) -> None:
         self._config = config
         self._recorder = recorder
-        self._inputs = inputs
         #: Number of cycles at the last look at a point, by file and the point's id.
         self._looked: dict[tuple[str, str], int] = {}
 
@@ -81,7 +79,7 @@ class UntilDecided:
 
     def _look(self, file: str, run: StudyRun, due: Mapping[str, int]) -> None:
         """Look at points after so many cycles, and end the cycles of those that are decided."""
-        gates = StudyGates(self._config, file, self._recorder, self._inputs)
+        gates = StudyGates(self._config, file, self._recorder)
         points = {gate.id: gate.point for gate in gates.gates.values() if gate.kind == REGRESSION}
         found = gates.verdicts({name for name, point in points.items() if point in due})
         for point in run.study.points:

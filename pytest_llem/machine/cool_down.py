@@ -115,25 +115,19 @@ class CoolDown:
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
                 waited, now = self.clock() - began, read()
-                if waited >= MIN_S and self._is_settled(now, targets):
+                # A GPU that has disappeared counts as not settled.
+                unreached = (_unreached(now.get(uuid, GpuState()), first) for uuid, first in targets.items())
+                missing = next(filter(None, unreached), None)
+                if waited >= MIN_S and missing is None:
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= MAX_S:
                     return GapRecord(seconds=waited, reason="timeout")
-                report(f"cooling down, {int(waited)} s ({self._reason(now, waited, targets)})")
+                if missing is None:
+                    reason = f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"
+                else:
+                    reason = f"one GPU: {missing}; at most {math.ceil(MAX_S - waited)} s more"
+                report(f"cooling down, {int(waited)} s ({reason})")
                 self.sleep(min(POLL_S, MAX_S - waited))
-
-    @staticmethod
-    def _is_settled(now: GpuStates, targets: Mapping[str, GpuState]) -> bool:
-        # A GPU that has disappeared counts as not settled.
-        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in targets.items())
-
-    @staticmethod
-    def _reason(now: GpuStates, waited: float, targets: Mapping[str, GpuState]) -> str:
-        """Return why the gap does not end yet, and how much longer it may take."""
-        for uuid, first in targets.items():
-            if target := _unreached_target(now.get(uuid, GpuState()), first):
-                return f"one GPU: {target}; at most {math.ceil(MAX_S - waited)} s more"
-        return f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"
 
 
 def _lower(one: GpuState, other: GpuState) -> GpuState:
@@ -147,26 +141,13 @@ def _min(one: float | None, other: float | None) -> float | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-def _has_cooled(now: GpuState, first: GpuState) -> bool:
-    return _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C) and _is_down(
-        now.power_w, first.power_w, POWER_MARGIN_W
-    )
-
-
-def _unreached_target(now: GpuState, first: GpuState) -> str | None:
+def _unreached(now: GpuState, first: GpuState) -> str | None:
     """Return a text about the temperature or power that a GPU has not reached yet; None if it has reached both."""
-    if not _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C):
-        return _target_text(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C")
-    if not _is_down(now.power_w, first.power_w, POWER_MARGIN_W):
-        return _target_text(now.power_w, first.power_w, POWER_MARGIN_W, "W")
+    for value, target, margin, unit in (
+        (now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C"),
+        (now.power_w, first.power_w, POWER_MARGIN_W, "W"),
+    ):
+        if target is not None and (value is None or value > target + margin):
+            current = "not readable" if value is None else f"{value:.0f} {unit}"
+            return f"{current}, waiting for {target + margin:.0f} {unit}"
     return None
-
-
-def _target_text(now: float | None, first: float | None, margin: float, unit: str) -> str:
-    current = "not readable" if now is None else f"{now:.0f} {unit}"
-    return f"{current}, waiting for {(first or 0.0) + margin:.0f} {unit}"
-
-
-def _is_down(now: float | None, first: float | None, margin: float) -> bool:
-    """Return whether a value is at most its first one plus *margin*; True if there was no first one."""
-    return first is None or (now is not None and now <= first + margin)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from pytest_llem.hardware.gpu_state import GpuSensors, GpuStates
+from pytest_llem.machine.device_locks import CPU, Ownership
+from pytest_llem.results.experiment import GapRecord
 
 #: How far memory in use may be above its earlier value, in bytes.
 MARGIN_BYTES = 64 * 2**20
@@ -72,3 +74,17 @@ class GpuMemory:
         if not more:
             return Settled(used=used)
         return Settled(waited, {uuid: round(amount / 1e6, 1) for uuid, amount in left.items()}, used)
+
+    def settle_owned(self, ownership: Ownership, gap: GapRecord) -> GapRecord:
+        """Wait until no owned GPU has more memory in use than before its previous experiment.
+
+        Args:
+            ownership: The devices. The memory that is in use now is noted there.
+            gap: Idle time before the experiment.
+
+        Returns:
+            *gap* with the time waited.
+        """
+        settled = self.settle(ownership.devices - {CPU}, ownership.used_before)
+        ownership.note_used(settled.used)
+        return gap.model_copy(update={"memory_waited_seconds": settled.seconds, "memory_left_mb": settled.left_mb})

@@ -1,4 +1,4 @@
-"""Read the note about a device's current or last owner."""
+"""Read the notes about the current and last owners of devices, which are files beside the locks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field
 
+from pytest_llem.local_folder import local_folder
 from pytest_llem.results.document import Record
+
+#: Name of the locks' folder in the folder for temporary files, or in another one that has locks of this machine.
+FOLDER = "pytest-llem-locks"
 
 #: Longest age, in s, at which the memory in another process's note is used. It counts from the end of the
 #: experiment, or from its start if the note has no end, because the process was killed.
@@ -117,6 +121,38 @@ class Owner(Lease):
             return self.used_bytes
         left, max_age = (self.ended, MAX_AGE_S) if self.ended else (self.since, MAX_AGE_WITHOUT_END_S)
         return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= max_age else None
+
+
+def locks_folder() -> Path:
+    """Return the path of the locks' folder, which may not exist.
+
+    Raises:
+        OSError: There is no folder for temporary files.
+    """
+    return Path(local_folder(), FOLDER)
+
+
+def holder(name: str) -> Owner | None:
+    """Return the current owner of a device, by its note; None if there is none or it is unknown."""
+    try:
+        note = last_owner(locks_folder(), name)
+    except OSError:  # no folder for temporary files
+        return None
+    return note if note and note.is_running() else None
+
+
+def note_file(folder: Path, name: str) -> Path:
+    """Return the path of this user's note about a device.
+
+    Each user has its own, because in a sticky folder users cannot replace the files of others.
+    """
+    return folder / f"{name}.{os.geteuid()}.json"
+
+
+def last_owner(folder: Path, name: str) -> Owner | None:
+    """Return the current or last owner of a device, by its notes; None if there are none."""
+    notes = [note for file in folder.glob(f"{name}.*.json") if (note := read_note(file)) is not None]
+    return max(notes, key=lambda note: note.since, default=None)
 
 
 def read_note(note: Path) -> Owner | None:

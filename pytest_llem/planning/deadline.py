@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from pytest_llem.planning.estimate import BYTES, generation
-from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.planning.model_files import Footprint
 from pytest_llem.serving.search import max_probes
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
@@ -31,7 +31,7 @@ UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
 
-#: Requests of a load that may follow each other beside its window.
+#: Requests of a load that may follow each other besides its window.
 _REQUESTS_OF_A_LOAD = 4
 
 #: Ten years, in seconds: an effectively unlimited deadline.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from pytest_llem.planning.footprint import Footprint
-from pytest_llem.planning.host import Host
+from pytest_llem.engines.shipped import shipped_needs
+from pytest_llem.planning.host import Host, this_host
+from pytest_llem.planning.model_files import Footprint, footprint_of
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
@@ -109,6 +111,16 @@ def seconds(
     return (FORK_SECONDS if forked else STARTUP_SECONDS) + loading + warmup + window + idle
 
 
+def rough_seconds(
+    config: ExperimentConfig, execution: ExecutionConfig, model_path: tuple[Path, ...]
+) -> float | None:
+    """Return the estimated time of an experiment on this machine, in s; None if its model's size is unknown."""
+    if (footprint := footprint_of(config, model_path)) is None:
+        return None
+    needs = shipped_needs(config, footprint.parameters) or Needs()
+    return seconds(config, execution, needs, footprint, this_host())
+
+
 def server_seconds(execution: ExecutionConfig) -> float:
     """Return the time that a study's forkserver takes to import, in seconds; 0 without a forkserver."""
     return STARTUP_SECONDS if execution.start_method == "forkserver" else 0.0
@@ -137,3 +149,8 @@ def duration_text(total: float) -> str:
     if total < 36 * 3600:
         return f"{total / 3600:.1f} h"
     return f"{total / 86400:,.0f} days"
+
+
+def gib(size: float) -> str:
+    """Return a size in bytes as text in GiB."""
+    return f"{size / 2**30:.1f} GiB" if size < 10 * 2**30 else f"{size / 2**30:,.0f} GiB"

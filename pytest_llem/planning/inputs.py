@@ -82,11 +82,11 @@ class CurrentInputs:
         edited = [name for name, digest in inputs.modules.items() if digest is not None and now[name] != digest]
         missing = [name for name in edited if now[name] is None]
         if edited := [name for name in edited if now[name] is not None]:
-            yield f"code has changed: {_listed(edited)}"
+            yield f"code has changed: {listed(edited)}"
         if missing:
-            yield f"code is missing now: {_listed(missing)}"
+            yield f"code is missing now: {listed(missing)}"
         if unknown := [name for name, digest in inputs.modules.items() if digest is None]:
-            yield f"code was edited while it ran: {_listed(unknown)}"
+            yield f"code was edited while it ran: {listed(unknown)}"
         # Where the engine cannot run, nothing would be measured without these packages: they are no change.
         absent_counts = python is not None or missing_here(backend) is None
         for name, version in distributions.items():
@@ -153,6 +153,7 @@ def _moved(kind: str, name: str, then: str | None, now: str | None) -> Iterator[
         yield f"{kind} {name!r} was {was} in the cache, is {cached} now"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first of *names*, and the number of the others."""
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more

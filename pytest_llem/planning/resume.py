@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pytest_llem.hardware.gpus import visible_gpus
+from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results.carbon import emission_factors
+from pytest_llem.results.environment import cpu_model, package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
@@ -48,6 +52,28 @@ class CurrentEnvironment:
     driver: str | None
     version: Callable[[str], Callable[[str], str | None]]
     changes: Callable[[ExperimentResult, ExperimentConfig], list[str]]
+
+    @classmethod
+    def of_this_machine(cls, study: StudyConfig, inputs: CurrentInputs) -> CurrentEnvironment:
+        """Return this machine, the package versions of each runner of *study*, and the state of *inputs*."""
+
+        def version(backend: str) -> Callable[[str], str | None]:
+            python = study.interpreter(backend)
+            return package_version if python is None else package_versions(python).get
+
+        gpus = visible_gpus().all
+        return cls(
+            cpu=cpu_model(),
+            gpus=frozenset(gpu.name for gpu in gpus if gpu.name),
+            driver=next((gpu.driver for gpu in gpus if gpu.driver), None),
+            version=version,
+            changes=inputs.changes,
+        )
+
+    @classmethod
+    def of_other_hosts(cls, inputs: CurrentInputs) -> CurrentEnvironment:
+        """Return the environment of hosts of which nothing is known, and the state of *inputs*."""
+        return cls(None, None, None, version=lambda backend: lambda package: None, changes=inputs.changes)
 
     def differences(self, result: ExperimentResult) -> Iterator[str]:
         """Yield the differences between this environment and the one of *result*."""

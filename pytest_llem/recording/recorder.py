@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,10 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.execution.plans import check_both_engines
+from pytest_llem.execution.replay import publish_replays, replays_of
 from pytest_llem.gates.baseline_folder import BaselineError
 from pytest_llem.gates.saved import missing_results, save, unsuitable_reason
-from pytest_llem.recording.pages import page_files, write_page
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
@@ -64,38 +65,35 @@ class Recorder:
         self._saved: list[str] = []
 
     @classmethod
-    def start(
-        cls,
-        config: pytest.Config,
-        node_ids: Iterable[str],
-        prepare: Callable[[Mapping[str, StudyConfig]], Mapping[str, Iterable[str]]],
-    ) -> Recorder | None:
+    def start(cls, config: pytest.Config, node_ids: Iterable[str]) -> Recorder | None:
         """Create a results directory for each study with experiments among *node_ids*, and return the recorder.
 
         Args:
             config: The controller's configuration.
             node_ids: Node ids of all selected items.
-            prepare: Called with the studies, by the key of their run, before anything is written. It returns the
-                names of the results directories from which each is resumed.
 
         Returns:
             The recorder; None if no experiment is selected.
 
         Raises:
-            pytest.UsageError: A results directory cannot be created, a hook fails, or ``--llem-save`` has nothing
-                to save.
+            pytest.UsageError: A results directory cannot be created, a hook fails, an interpreter of a comparison
+                cannot be used, an earlier run cannot be resumed, or ``--llem-save`` has nothing to save.
         """
         settings = Settings.from_config(config)
-        selected = experiments_by_run(config, node_ids)
-        if settings.save is not None and not selected:
+        by_run = experiments_by_run(config, node_ids)
+        if settings.save is not None and not by_run:
             raise pytest.UsageError("--llem-save: no experiment is selected, so there is nothing to save")
+        if not by_run:
+            return None
         try:
-            studies = {key: study_of(config, key) for key in selected}
+            studies = {key: study_of(config, key) for key in by_run}
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
-        resumed = prepare(studies) if studies else {}
+        selected = {key: selected_experiments(study, by_run[key]) for key, study in studies.items()}
+        check_both_engines(config, studies, {key: found.values() for key, found in selected.items()})
+        resumed = publish_replays(config, replays_of(config, studies))
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        known = host_environment(config.rootpath) if studies else {}
+        known = host_environment(config.rootpath)
         environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
         runs: dict[str, StudyRun] = {}
         for key, study in studies.items():
@@ -105,10 +103,9 @@ class Recorder:
             if is_reference(key):
                 results_dir, name = runs[file_of(key)].directory, REFERENCE
             try:
-                chosen = selected_experiments(study, selected[key])
                 runs[key] = StudyRun.open(
                     study,
-                    chosen,
+                    selected[key],
                     results_dir,
                     name,
                     environments[file_of(key)],
@@ -119,7 +116,7 @@ class Recorder:
                 for run in runs.values():
                     run.finish("aborted")
                 raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
-        return cls(config, runs) if runs else None
+        return cls(config, runs)
 
     @property
     def runs(self) -> Mapping[str, StudyRun]:
@@ -145,7 +142,10 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         payload: dict[str, Any] | None = vars(report).pop(PAYLOAD_ATTRIBUTE, None)
-        found = self._by_node.get(report.nodeid) if payload is None else self._experiment_of(payload)
+        if payload is None:
+            found = self._by_node.get(report.nodeid)
+        else:  # it names the experiment, whatever the item's id
+            found = self._by_identity.get((payload["run"], payload["experiment_id"]))
         if found is None:
             if payload is not None:
                 _fail(report, "this experiment is not part of any study of the run, so its result is not saved")
@@ -190,10 +190,6 @@ class Recorder:
             run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
             with suppress(OSError):  # if this fails, xdist workers go on
                 self._config.stash[SHARED_STATE].put(key, STOPPED, run.stopped)
-
-    def _experiment_of(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
-        """Return the experiment that a payload names, with its run and the run's key, whatever the item's id."""
-        return self._by_identity.get((payload["run"], payload["experiment_id"]))
 
     def _call_finished_hook(self, result: ExperimentResult, report: pytest.TestReport) -> None:
         """Call the hook. An exception fails the item, but neither the session nor the experiment."""
@@ -285,12 +281,17 @@ class Recorder:
         return {} if file is None else dict(zip(keys, page_files(file, names), strict=True))
 
     def _write_page(self, run: StudyRun, result: StudyResult, file: Path, session: pytest.Session) -> None:
-        problem = write_page(run.directory, file, result)
-        if problem is None:
+        """Write a study's page. Any exception is reported, since the results are saved already."""
+        from pytest_llem.reporting.html import write_report
+
+        try:
+            write_report(run.directory, file, result)
+        except Exception as error:
+            reason = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self._errors.append(f"{run.study.name}: --llem-html: {file}: {reason}")
+            _fail_session(session)
+        else:
             run.page = file
-            return
-        self._errors.append(f"{run.study.name}: {problem}")
-        _fail_session(session)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         self._write_errors(terminalreporter)
@@ -312,6 +313,24 @@ class Recorder:
     def _write_errors(self, reporter: pytest.TerminalReporter) -> None:
         while self._errors:
             reporter.write_line(self._errors.pop(0), red=True)
+
+
+def page_files(file: Path, names: Sequence[str]) -> list[Path]:
+    """Return the files of the studies' pages: *file* for one study; files beside it with the names of several.
+
+    Args:
+        file: The value of ``--llem-html``.
+        names: Names of the studies, which need not be unique.
+    """
+    if len(names) == 1:
+        return [file]
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        number = f"-{seen[name]}" if seen[name] > 1 else ""
+        found.append(file.with_name(f"{file.stem}-{name}{number}{file.suffix}"))
+    return found
 
 
 def _fail(report: pytest.TestReport, why: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 import psutil
 import pytest
 
-from pytest_llem.execution.session_resources import import_path
+from pytest_llem.execution.session_facts import import_path
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.machine.gpu_memory import GpuMemory
@@ -145,9 +145,8 @@ class EngineConformance:
             lengths, reported = input_tokens(run)
             if reported != lengths and Counter(reported) == Counter(lengths):
                 fail(
-                    f"requests returned the records of prompts of {lengths} tokens in the order "
-                    f"{reported}, and has "
-                    "to keep the order of the prompts",
+                    f"requests returned the records of prompts of {lengths} tokens in the order {reported}, and "
+                    "has to keep the order of the prompts",
                     "records",
                 )
 
@@ -158,9 +157,8 @@ class EngineConformance:
                 pytest.skip("the engine does not report input tokens")
             if len(reported) == len(lengths) and Counter(reported) != Counter(lengths):
                 fail(
-                    f"the records of prompts of {lengths} tokens report {reported} input tokens, and "
-                    "have to report "
-                    "the prompts' tokens without padding",
+                    f"the records of prompts of {lengths} tokens report {reported} input tokens, and have to "
+                    "report the prompts' tokens without padding",
                     "records",
                 )
             if reported == lengths:
@@ -183,9 +181,8 @@ class EngineConformance:
             pytest.skip("the window has one pass, or the engine does not return its output")
         if not result.tokens.deterministic:
             fail(
-                "passes with the same seed gave different outputs, and seed, which is called at the "
-                "start of each "
-                "pass, has to reset every random number generator",
+                "passes with the same seed gave different outputs, and seed, which is called at the start of "
+                "each pass, has to reset every random number generator",
                 "seeds",
             )
 
@@ -209,9 +206,8 @@ class EngineConformance:
             experiments(decoder=sampling, max_output_tokens=16, random_seed=experiments.other_seed)
         ):
             fail(
-                "with do_sample: true and temperature 2 the engine gave the same output for two "
-                "seeds, and has to "
-                "sample with the seed, to refuse sampling, or to report decoder as adjusted in describe",
+                "with do_sample: true and temperature 2 the engine gave the same output for two seeds, and has "
+                "to sample with the seed, to refuse sampling, or to report decoder as adjusted in describe",
                 "settings",
             )
 
@@ -330,8 +326,7 @@ class EngineConformance:
         for note in run.noted("close"):
             if note["error"] is not None:
                 fail(
-                    f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has "
-                    "to release "
+                    f"close raised {note['error'].splitlines()[0]} after {method} had failed, and has to release "
                     "what there is, so that the first error is reported",
                     "close",
                 )
@@ -415,8 +410,7 @@ class EngineConformance:
             fail(f"shape returned {wrong[0]} {shape[wrong[0]]}, which has to be greater than 0", "abilities")
         if weights is not None and shape["weight_bytes"] > weights:
             fail(
-                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, "
-                "which has to be "
+                f"shape returned weight_bytes {shape['weight_bytes']:,}, and model_memory_bytes, which has to be "
                 f"at least that, is {weights:,}",
                 "abilities",
             )
@@ -438,8 +432,7 @@ class EngineConformance:
         available = sum(sizes) if gpus else psutil.virtual_memory().total
         if available and allocated > available:
             fail(
-                f"cache_memory returned allocated_bytes {allocated:,}, which has to be at most the "
-                "memory of its "
+                f"cache_memory returned allocated_bytes {allocated:,}, which has to be at most the memory of its "
                 f"devices, {available:,}",
                 "abilities",
             )
@@ -455,9 +448,8 @@ class EngineConformance:
         if others or not_leased:
             named = ", ".join(sorted(others or gpus))
             fail(
-                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs "
-                "of the GPUs "
-                "of CUDA_VISIBLE_DEVICES only",
+                f"gpus holds {named}, which were not leased for the experiment, and has to hold UUIDs of the "
+                "GPUs of CUDA_VISIBLE_DEVICES only",
                 "devices",
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.isolation.forkservers import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig

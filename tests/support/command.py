@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest_llem.cli
-import pytest_llem.cli.needs
+import pytest_llem.cli.downloads
 import pytest_llem.plugin
 from tests.support.forks import ForkServer
 

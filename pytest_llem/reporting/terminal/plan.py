@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.planning.estimate import duration_text
+from pytest_llem.planning.estimate import duration_text, gib
 from pytest_llem.planning.plan import Plan
-from pytest_llem.planning.preflight import gib
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.identity import point_id
 

@@ -42,23 +42,23 @@ class Ticket(Record):
 
 
 @dataclass
-class Place:
-    """This process's place in the queue: its ticket, which the kernel unlocks when the process ends.
+class QueuePosition:
+    """This process's position in the queue: its ticket's file, which the kernel unlocks when the process ends.
 
     Example:
-        place = Place.draw(folder, Ticket(owner=owner, pool=["GPU-a", "GPU-b"], count=1))
-        while any("GPU-a" in ticket.pool for ticket in place.ahead()):  # which may take it
-            place.touch()
+        position = QueuePosition.take(folder, Ticket(owner=owner, pool=["GPU-a", "GPU-b"], count=1))
+        while any("GPU-a" in ticket.pool for ticket in position.ahead()):  # which may take it
+            position.touch()
             time.sleep(0.1)
-        place.leave()
+        position.leave()
     """
 
     path: Path
     _descriptor: int
 
     @classmethod
-    def draw(cls, folder: Path, ticket: Ticket) -> Place:
-        """Draw a ticket: the last place in the queue.
+    def take(cls, folder: Path, ticket: Ticket) -> QueuePosition:
+        """Take the last position in the queue.
 
         Raises:
             OSError: The file cannot be written.
@@ -81,19 +81,18 @@ class Place:
 
     def ahead(self) -> Iterator[Ticket]:
         """Yield the tickets before this one."""
-        return queued(self.path.parent, before=self.path.name)
+        return waiting_tickets(self.path.parent, before=self.path.name)
 
     def leave(self) -> None:
         """Leave the queue."""
         with suppress(OSError):
             self.path.unlink()
-        fcntl.flock(
-            self._descriptor, fcntl.LOCK_UN
-        )  # close() alone would not: a forked process may share the lock
+        # close() alone would not unlock it: a forked process may share the lock.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
 
-def queued(folder: Path, before: str = "~") -> Iterator[Ticket]:
+def waiting_tickets(folder: Path, before: str = "~") -> Iterator[Ticket]:
     """Yield the tickets of processes that wait, in their order.
 
     Args:
@@ -107,9 +106,9 @@ def queued(folder: Path, before: str = "~") -> Iterator[Ticket]:
             yield ticket
 
 
-def is_any_wanted(folder: Path, devices: Collection[str]) -> bool:
+def is_waited_for(folder: Path, devices: Collection[str]) -> bool:
     """Return whether a process waits for one of *devices*."""
-    return any(not set(devices).isdisjoint(ticket.pool) for ticket in queued(folder))
+    return any(not set(devices).isdisjoint(ticket.pool) for ticket in waiting_tickets(folder))
 
 
 def _names(folder: Path) -> Sequence[str]:

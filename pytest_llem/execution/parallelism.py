@@ -9,9 +9,9 @@ import pytest
 
 from pytest_llem._plugin.options import Settings
 from pytest_llem.execution.scheduling import are_all_studies, hands_out
-from pytest_llem.execution.session_resources import import_path
-from pytest_llem.machine.allocation import DeviceRequest
-from pytest_llem.machine.devices import CPU, DeviceError, free_devices
+from pytest_llem.execution.session_facts import import_path
+from pytest_llem.machine.device_locks import CPU, DeviceError, free_devices
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study

@@ -9,13 +9,14 @@ import pytest
 
 from pytest_llem._plugin.node_ids import EXPERIMENTS, GATES, file_of, match_id, parse
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import DECIDED, REPLAYED, STOPPED
+from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.jobs import preflight_of
-from pytest_llem.execution.placement import binding_key, bindings_of, narrowed
+from pytest_llem.execution.placement import binding_key, bindings_of, keeps_devices, narrowed
+from pytest_llem.execution.stopping import ended
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.gates.sequential import Schedule
-from pytest_llem.machine.allocation import DeviceRequest
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER
 
@@ -83,7 +84,7 @@ def _unit(config: pytest.Config, studies: Mapping[str, StudyConfig], members: Se
         request=lambda: _request(config, studies, members),
         names=[(one.run, one.experiment.id) for one in members if one.experiment is not None],
     )
-    if study.execution.devices == "same" and study.execution.most_cycles > 1:
+    if keeps_devices(study):
         unit.binding = file, binding_key(first.point.config, first.point.config_hash)
         unit.is_bound = lambda: bindings.devices(run, study, first) is not None
     if study.execution.until_decided:
@@ -101,22 +102,13 @@ def _request(
     """Return the devices that a unit may be given now; None if none of its experiments will start a process."""
     for member in members:
         experiment, run = member.experiment, member.run
-        if experiment is None or _is_ended(config, run, experiment):
+        if experiment is None or ended(config.stash[SHARED_STATE], run, experiment) is not None:
             continue
         request = _any_devices(config, run, studies[run], experiment)
         if request is not None:
             bound = bindings_of(config).devices(run, studies[run], experiment)
             return narrowed(request, studies[run], experiment, bound)
     return None
-
-
-def _is_ended(config: pytest.Config, run: str, experiment: Experiment) -> bool:
-    """Return whether *experiment* will not start any more: its study was stopped, or its point is decided."""
-    shared_state = config.stash[SHARED_STATE]
-    if shared_state.read(run, STOPPED) is not None:
-        return True
-    decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
-    return decided is not None and experiment.cycle > decided[0]
 
 
 def _any_devices(

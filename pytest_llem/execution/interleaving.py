@@ -5,7 +5,6 @@ The item that comes first runs both. The other one takes over its outcome, in wh
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from dataclasses import replace
 
@@ -13,21 +12,20 @@ import pytest
 
 from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, file_of, is_reference, run_key
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.shared_state import IN_TURNS
-from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
-from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of
-from pytest_llem.execution.forkservers import forkservers_of
-from pytest_llem.execution.jobs import complete_job, preflight_of_item
-from pytest_llem.execution.lease import DeviceLease
+from pytest_llem._plugin.shared_state import INTERLEAVED, topic_of
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of, study_of_item
+from pytest_llem.execution.device_lease import DeviceLease
+from pytest_llem.execution.jobs import complete_job, forkservers_of_item, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.neighbours import with_neighbours
 from pytest_llem.execution.output import output_forwarder
-from pytest_llem.execution.session_resources import session_name
+from pytest_llem.execution.session_facts import session_name
 from pytest_llem.execution.stopping import stopped
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.turns import MIN_TURNS
-from pytest_llem.planning.interleaving import cycles_reason
+from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.study.design import Experiment
 
 #: The items of experiments by the key of their run and their id.
@@ -46,7 +44,7 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
         lease: The item's lease, which holds for both.
         timeout: Time limit of the item's own experiment, in s.
     """
-    experiment, gates = experiment_of(item), item.config.stash[STUDIES][run_of(item)].gates
+    experiment, gates = experiment_of(item), study_of_item(item).gates
     config, live_progress = experiment.point.config, lease.progress
     max_seconds = config.measurement.min_window_seconds / MIN_TURNS
     turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_seconds)}
@@ -57,19 +55,18 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     started = servers.get_all([one for one in (item, partner) if needs_server(one)], lease)
     if isinstance(started, Outcome):
         other = Outcome(error=started.error) if started.error else started
-        item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+        item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
         return started
     server_of = dict(zip((item, partner), started, strict=False))
 
     def side(one: pytest.Item) -> Side:
         run, server = run_of(one), server_of.get(one)
-        study = one.config.stash[STUDIES][run]
         job = replace(complete_job(one, lease.allocation, gap), turns=turns)
         return Side(
             REFERENCE if is_reference(run) else "candidate",
             job if server is None else server.job(job),
             timeout,
-            forkservers_of(one.config, file_of(run), study.execution),
+            forkservers_of_item(one),
             lease.take_process() if one is item else None,
             output_forwarder(one.config, erase),
             server.record.pid if server is not None else None,
@@ -86,16 +83,16 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
-    beside = lease.allocation.devices, session_name(item.config)
-    outcome, other = with_neighbours(outcome, *beside), with_neighbours(other, *beside)
-    item.config.stash[SHARED_STATE].put(run_of(partner), _turns_topic(experiment), other.to_plain())
+    context = lease.allocation.devices, session_name(item.config)
+    outcome, other = with_neighbours(outcome, *context), with_neighbours(other, *context)
+    item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
     return outcome
 
 
 def partner_of(item: pytest.Item) -> pytest.Item | None:
     """Return the item of the other side of a comparison, if it is measured alternately with *item*, else None."""
     run, experiment, settings = run_of(item), experiment_of(item), Settings.from_config(item.config)
-    if settings.against is None or item.config.stash[STUDIES][run].gates.interleave == "cycle":
+    if settings.against is None or study_of_item(item).gates.interleave == "cycle":
         return None
     known = item.config.stash.setdefault(_ITEMS, {})
     if not known:
@@ -112,15 +109,15 @@ def partner_of(item: pytest.Item) -> pytest.Item | None:
 
 def was_measured_with_partner(item: pytest.Item) -> bool:
     """Return whether *item*'s experiment has been measured already, alternately with its reference."""
-    topic = _turns_topic(experiment_of(item))
+    topic = _topic(experiment_of(item))
     return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
 
 
 def take_from_partner(item: pytest.Item) -> Outcome | None:
     """Return the outcome that was measured alternately by the item of the other side; None if there is none."""
-    content = item.config.stash[SHARED_STATE].take(run_of(item), _turns_topic(experiment_of(item)))
+    content = item.config.stash[SHARED_STATE].take(run_of(item), _topic(experiment_of(item)))
     return None if content is None else Outcome.from_plain(content)
 
 
-def _turns_topic(experiment: Experiment) -> str:
-    return f"{IN_TURNS}-{hashlib.sha256(experiment.id.encode()).hexdigest()[:16]}"
+def _topic(experiment: Experiment) -> str:
+    return topic_of(INTERLEAVED, experiment.id)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.planning.preflight import Preflight, hub_unreachable
+from pytest_llem.engines import hub
+from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def controller(config: pytest.Config) -> int | None:
     return found
 
 
+def worker_id(config: pytest.Config) -> str | None:
+    """Return the id of the xdist worker that this process is, such as ``gw0``; None if it is none."""
+    found: str | None = getattr(config, "workerinput", {}).get("workerid")
+    return found
+
+
 def session_name(config: pytest.Config) -> str | None:
     """Return the unique name of a session of several processes; None for a session of one process."""
     found: str | None = getattr(config, "workerinput", {}).get("llem_session")
@@ -59,7 +66,7 @@ def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config:
         return None
     known = shared_state.read(_HUB, _ANSWER)
     if known is None:
-        known = {"unreachable": hub_unreachable()}
+        known = {"unreachable": hub.unreachable()}
         with suppress(OSError):  # the next experiment then asks again
             shared_state.put(_HUB, _ANSWER, known)
     reason: str | None = known["unreachable"]

@@ -38,7 +38,7 @@ NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class ForkServer:
-    """One forkserver, a :class:`pytest_llem.isolation.starting.Starter`. It is started with its first experiment.
+    """One forkserver. It is started with its first experiment.
 
     Args:
         python: The interpreter.
@@ -58,6 +58,7 @@ class ForkServer:
         self.folder = Path(tempfile.mkdtemp(prefix="llem-"))
 
     def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
+        """Have the server fork an experiment's supervisor: a :data:`pytest_llem.isolation.starting.Starter`."""
         if self._control is None:
             self._launch(pipes.output, watch_pids)
         assert self._control is not None

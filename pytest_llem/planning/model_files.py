@@ -1,15 +1,28 @@
-"""Read the size of a model from its files, without loading it."""
+"""What is known of a model without loading it: whether it is there, its size, and its context length."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.models import read_header
+from pytest_llem.engines.models import (
+    cached_snapshot,
+    context_length,
+    damaged_model,
+    read_header,
+    resolve_model,
+)
+from pytest_llem.engines.protocol import ModelNotFoundError
+from pytest_llem.engines.shipped import shipped_needs
+from pytest_llem.engines.tiny_llama import BUILTIN_NAME, SHAPE
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.server import SERVER
 
 #: Upper bound of any count in a model's configuration.
 _MAX_COUNT = 10**15
@@ -30,6 +43,62 @@ class Footprint:
     layers: int
     kv_values_per_token: int
     vocabulary: int
+
+
+@cache
+def missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
+    """Return why a model is not on this machine and cannot be downloaded, or is damaged; None if it is usable."""
+    try:
+        source = resolve_model(name, model_path, revision, download=False)
+        return damaged_model(name, source, revision)
+    except ModelNotFoundError as error:
+        return str(error)
+
+
+@cache
+def is_on_hub(name: str, revision: str | None, model_path: tuple[Path, ...]) -> bool:
+    """Return whether a model is from the Hugging Face hub, cached or not."""
+    with suppress(ModelNotFoundError):
+        return resolve_model(name, model_path, revision, download=False).kind == "hub"
+    return False
+
+
+@cache
+def _footprint(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Footprint | None:
+    if name == BUILTIN_NAME:
+        return from_config(SHAPE)
+    folder = _folder(name, revision, model_path)
+    return read_footprint(folder) if folder else None
+
+
+@cache
+def context_length_of(name: str, revision: str | None, model_path: tuple[Path, ...]) -> int | None:
+    """Return the maximum number of tokens of a model's prompt and output; None if it is unknown."""
+    if name == BUILTIN_NAME:
+        return context_length(SHAPE)
+    folder = _folder(name, revision, model_path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        return context_length(text_config(config))
+    except (OSError, ValueError, TypeError, AttributeError):  # loading the model reports an invalid configuration
+        return None
+
+
+def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
+    """Return the folder of a model; None if the model is not on this machine."""
+    try:
+        source = resolve_model(name, model_path, revision, download=False)
+    except ModelNotFoundError:
+        return None
+    return cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)
+
+
+def footprint_of(config: ExperimentConfig, model_path: tuple[Path, ...]) -> Footprint | None:
+    """Return the size of an experiment's model; None if unknown."""
+    if config.model is None or config.backend == SERVER:  # what a server takes is not known
+        return None
+    stated = shipped_needs(config)
+    return _footprint(config.model, stated.model_revision if stated else None, model_path)
 
 
 def read_footprint(folder: Path) -> Footprint | None:

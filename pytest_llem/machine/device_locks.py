@@ -2,7 +2,8 @@
 
 The locks are files in a folder that all users of the machine share. It is sticky, so that users cannot remove the
 locks of others. Beside each lock are notes, one of each user, about its current and last owners. The kernel
-releases a lock when the process that holds it ends. Processes that wait have tickets (:mod:`tickets`).
+releases a lock when the process that holds it ends. Processes that wait are in a queue
+(:mod:`~pytest_llem.machine.device_queue`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llem.machine.notes import last_owner, locks_folder, note_file
-from pytest_llem.machine.owner import Owner, read_note
+from pytest_llem.machine.device_queue import QueuePosition, Ticket, is_waited_for, waiting_tickets
+from pytest_llem.machine.owner import Owner, last_owner, locks_folder, note_file, read_note
 from pytest_llem.machine.shared_lock import SharedLock
-from pytest_llem.machine.tickets import Place, Ticket, is_any_wanted, queued
 
 #: Name of the CPU as a device.
 CPU = "cpu"
@@ -71,7 +71,7 @@ class Ownership:
         Returns:
             Whether it is the owner now. If not, nothing has changed.
         """
-        if not keep and is_any_wanted(locks_folder(), self.devices):
+        if not keep and is_waited_for(locks_folder(), self.devices):
             return False
         for lock in self._locks.values():
             lock.hand_over(owner)
@@ -195,7 +195,7 @@ def try_locks() -> Path:
 
 
 class _Waiting:
-    """The wait of a process: its place in the queue, and the owners that it waits for. It reports the first one.
+    """The wait of a process: its position in the queue, and the owners that it waits for. The first is reported.
 
     Attributes:
         busy: Devices that were locked at the last attempt.
@@ -205,28 +205,28 @@ class _Waiting:
         self._report = report
         self._is_reported = False
         self._holders: dict[str, None] = {}
-        self._place: Place | None = None
+        self._position: QueuePosition | None = None
         self._began: float | None = None
         self._ended: float | None = None
         self.busy: Sequence[str] = ()
 
     def ahead(self, folder: Path) -> list[Ticket]:
         """Return the tickets of the processes that are served before this one."""
-        return [*(queued(folder) if self._place is None else self._place.ahead())]
+        return [*(waiting_tickets(folder) if self._position is None else self._position.ahead())]
 
     def wait(self, folder: Path, ticket: Ticket) -> None:
-        """Take a place in the queue, record who has the devices, and sleep."""
+        """Take a position in the queue, record who has the devices, and sleep."""
         now = time.monotonic()
         try:
-            if self._place is None:
-                self._began, self._place = now, Place.draw(folder, ticket)
+            if self._position is None:
+                self._began, self._position = now, QueuePosition.take(folder, ticket)
         except OSError as error:
             raise _refusal(error) from None
-        self._place.touch()
+        self._position.touch()
         for name in self.busy:
             if (owner := last_owner(folder, name)) is not None and owner.is_running():
                 self._holders.setdefault(f"{name}: {owner}")
-        for other in self._place.ahead():
+        for other in self._position.ahead():
             if not self._holders and (wanted := [name for name in other.pool if name in ticket.pool]):
                 text = f"pid {other.owner.pid} waits for {other.count} of {len(other.pool)}"
                 self._holders.setdefault(f"{wanted[0]}: {text}")
@@ -239,10 +239,10 @@ class _Waiting:
 
     def end(self) -> None:
         """Leave the queue. May be called again."""
-        place, self._place = self._place, None
-        if place is not None:
+        position, self._position = self._position, None
+        if position is not None:
             self._ended = time.monotonic()
-            place.leave()
+            position.leave()
 
     def seconds(self) -> float:
         """Return how long the process has waited, in s."""

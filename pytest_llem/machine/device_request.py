@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, visible_gpus
 from pytest_llem.hardware.topology import Links, best_connected, nvlinks
 from pytest_llem.isolation.interpreter import package_versions
-from pytest_llem.machine.devices import CPU
+from pytest_llem.machine.device_locks import CPU
 from pytest_llem.study.engines import Needs
 
 
