@@ -36,7 +36,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(options: argparse.Namespace) -> int:
     prepare_output()
     from pytest_llem.reporting.github import summary_markdown
-    from pytest_llem.results.discovery import read_results
+    from pytest_llem.results.study_result import read_results
 
     results, unread = {}, []
     try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_llem.results.manifest import MANIFEST
+from pytest_llem.results.study_result import is_result
 from pytest_llem.study.problems import did_you_mean
 
 #: Default folder of the baselines, relative to pytest's rootdir; for ``llem``'s commands, to the current folder.
@@ -70,7 +71,7 @@ def result_file(
         BaselineError: The result does not exist, or none is of a testbed that fits.
     """
     path = resolve(given, folder)
-    if not path.is_dir() or any((path / name).exists() for name in (MANIFEST, "study_result.json")):
+    if is_result(path):
         return path
     if any(path.glob(f"*/{MANIFEST}")):
         raise BaselineError(f"{path}: holds results directories: give one of them")

@@ -17,7 +17,7 @@ from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import points_markdown
 from pytest_llem.reporting.terminal.summary import selected_points
-from pytest_llem.results.failures import failures
+from pytest_llem.results.models import failures
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import result_testbed
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict

@@ -15,8 +15,14 @@ from pathlib import Path
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_files, stored_result, write_atomically
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, PointResult
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, build_study_result
-from pytest_llem.results.study_run import RESULT, write_result
+from pytest_llem.results.study_result import (
+    DESIGN,
+    RESULT,
+    RESULT_LOST,
+    StudyResult,
+    build_study_result,
+    write_result,
+)
 
 #: States of an experiment without a result: of several runs' states, the last one in this list is kept.
 _PRECEDENCE: tuple[EntryStatus, ...] = ("deselected", "pending", "running", "skipped", "failed", "completed")

@@ -5,7 +5,7 @@ Results are read one point at a time and dropped once they are summarised: a stu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_llem.results.experiment import ExperimentResult, not_repeated
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.gpu_spread import gpus_of_cycles
-from pytest_llem.results.manifest import read_manifest, stored_result
+from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result, write_atomically
 from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import (
     ErrorRecord,
@@ -32,7 +32,7 @@ from pytest_llem.results.models import (
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.results.summaries import cycle_turns, summarise, summarise_contention
-from pytest_llem.results.tabular import Per, dataframe
+from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
 from pytest_llem.results.token_agreement import GreedyOutputs
 from pytest_llem.results.verdicts import ComparisonRecord
 from pytest_llem.study.design import StudyConfig
@@ -41,8 +41,8 @@ from pytest_llem.times import seconds_between
 if TYPE_CHECKING:
     import pandas
 
-#: File written at the start of a study: a StudyResult without results.
-DESIGN = "study_design.json"
+#: Files that hold a StudyResult: that of a finished run, and that of its start, without results.
+RESULT, DESIGN = "study_result.json", "study_design.json"
 
 #: Error type of an experiment whose saved result is missing or changed.
 RESULT_LOST = "ResultLost"
@@ -110,7 +110,7 @@ class StudyResult(Document):
             OSError: *path* cannot be read.
         """
         path = Path(path)
-        file = path / "study_result.json" if path.is_dir() else path
+        file = path / RESULT if path.is_dir() else path
         result = cls.read(file) if file.exists() or not path.is_dir() else load_unfinished(path)
         result.__dict__["_directory"] = file.parent
         return result
@@ -250,8 +250,60 @@ def load_unfinished(directory: Path) -> StudyResult:
     try:
         design = StudyResult.read(directory / DESIGN)
     except FileNotFoundError:
-        raise ValueError(f"{directory}: holds neither study_result.json nor {DESIGN}") from None
+        raise ValueError(f"{directory}: holds neither {RESULT} nor {DESIGN}") from None
     return build_study_result(design, manifest, directory)
+
+
+def write_result(directory: Path, result: StudyResult) -> None:
+    """Write *result* and its tables to a results directory.
+
+    Raises:
+        OSError: A file could not be written.
+    """
+    write_atomically(directory / RESULT, result.model_dump_json(indent=1) + "\n")
+    write_atomically(directory / "summary.csv", point_table(result).to_csv())
+    write_atomically(directory / "experiments.csv", experiment_table(result).to_csv())
+
+
+def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | str]]:
+    """Yield each result in *paths*, or why it cannot be read.
+
+    A path is a results directory, a saved result, or a folder of these, at any depth, without hidden folders in
+    it. Only one result is in memory at a time.
+
+    Args:
+        paths: Folders and files.
+
+    Raises:
+        ValueError: A path does not exist, or no result is in it; the message starts with the path.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        places = [*_places(path)]
+        if not places:
+            raise ValueError(f"{path}: holds no results")
+        for place in places:
+            try:
+                yield place, StudyResult.load(place)
+            except ValueError as error:
+                yield place, str(error)
+            except OSError as error:
+                yield place, f"{error.filename or place}: {error.strerror or error}"
+
+
+def is_result(path: Path) -> bool:
+    """Whether *path* is a file or a results directory, and not a folder of these."""
+    return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
+
+
+def _places(path: Path) -> Iterator[Path]:
+    if is_result(path):
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        if child.suffix == ".json" or (child.is_dir() and not child.name.startswith(".")):
+            yield from _places(child)
 
 
 def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:

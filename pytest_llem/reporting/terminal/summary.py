@@ -14,10 +14,9 @@ from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
-from pytest_llem.results.failures import failures
 from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import PointResult, failures
 from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult
