@@ -15,12 +15,12 @@ from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import ImportFileError, fail
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.results.cycles import summarise
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity
 from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
 from pytest_llem.results.study_result import StudyResult, build_study_result, write_result
-from pytest_llem.results.summaries import summarise
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.identity import axes_key, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.times import utc

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pytest_llem.results.experiment import ExperimentResult
-
-if TYPE_CHECKING:
-    from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import PointResult
 
 #: Fewest GPUs for an interval: with two, it would reach from 0.4 to 32 times the value.
 MIN_INTERVAL_GPUS = 3
@@ -31,12 +26,6 @@ class GpuSpread:
     between: float
     interval: tuple[float, float] | None = None
     within: float | None = None
-
-
-def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
-    """Return the UUIDs of the GPUs of each cycle; empty if no cycle ran on GPUs."""
-    found = [sorted(gpu["uuid"] for gpu in one.environment.get("gpus") or []) for one in cycles]
-    return found if any(found) else []
 
 
 def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
 from pytest_llem.results.document import Document
-from pytest_llem.results.experiment import ExperimentResult, not_repeated
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.gpu_spread import gpus_of_cycles
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result, write_atomically
 from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import (
@@ -31,7 +31,6 @@ from pytest_llem.results.models import (
 )
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
-from pytest_llem.results.summaries import cycle_turns, summarise, summarise_contention
 from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
 from pytest_llem.results.token_agreement import GreedyOutputs
 from pytest_llem.results.verdicts import ComparisonRecord
@@ -194,12 +193,11 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
     confidence = STOPPED_CONFIDENCE if design.measurement_protocol.get("n_cycles") == "auto" else 0.95
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
-        by_cycle = [(entry.cycle, _result(directory, entry)) for entry in entries]
-        point.cycles = [cycle for cycle, result in by_cycle if result is not None]
-        results = [result for _, result in by_cycle if result is not None]
-        # After reading, which removes the digest of an entry whose result is missing.
-        point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
-        mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
+        read = [(entry, result) for entry in entries if (result := _result(directory, entry)) is not None]
+        results = [result for _, result in read]
+        point.cycles = [entry.cycle for entry, _ in read]
+        point.result_digests = [entry.result_sha256 for entry, _ in read if entry.result_sha256 is not None]
+        mismatches = dict.fromkeys(entry.replay_mismatch for entry, _ in read if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
         if results:  # fields that do not reach the engine are null
             point.config = results[0].effective_config
@@ -212,12 +210,11 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.gpus = gpus_of_cycles(results)
         servers = [result.server for result in results if result.server is not None]
         point.drifts = [server.drift for server in servers if server.drift is not None]
-        point.not_repeated = not_repeated([result.imported for result in results])
+        point.not_repeated = not_repeated(results)
         for result in results:
             found.add(result, point)
-        file = next((entry.result_file for entry in entries if entry.result_file is not None), None)
-        if results and file is not None:  # an entry whose result is missing has no file any more
-            outputs.add(results[0], point.id, file)
+        if read:
+            outputs.add(results[0], point.id, str(read[0][0].result_file))
         found.warn_of_differing(results, point)
     design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
