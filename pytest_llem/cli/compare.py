@@ -109,9 +109,9 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     Raises:
         ValueError: A result cannot be read, the two results share experiments, or an option is out of range.
     """
+    from pytest_llem.gates.baselines import load
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
-    from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as formats
     from pytest_llem.results.testbeds import result_testbed
 

@@ -102,8 +102,8 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
         ValueError: Results cannot be merged, or the baseline cannot be read.
     """
     from pytest_llem._plugin.node_ids import REFERENCE
+    from pytest_llem.gates.baselines import load
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
-    from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
     from pytest_llem.results.merge import merge

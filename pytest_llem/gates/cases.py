@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.decisions import Look, Question, UndecidableError, contrast
 from pytest_llem.gates.differences import TestbedDifferences, testbed_differences
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
@@ -26,7 +27,6 @@ from pytest_llem.gates.matching import (
     values_by_cycle,
 )
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
-from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.turns import pair_log_ratio, process_share
 from pytest_llem.results.models import CycleTurns, PointResult
 from pytest_llem.results.study_result import StudyResult

@@ -10,19 +10,17 @@ from typing import Any, Literal
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
+from pytest_llem.gates.decisions import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session
 from pytest_llem.gates.sequential import Schedule
-from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
 from pytest_llem.study.gates import GatesConfig
-
-__all__ = ["Comparison", "FailOn", "compare", "missing_points"]
 
 FailOn = Literal["regression", "inconclusive"]
 

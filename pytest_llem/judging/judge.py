@@ -17,7 +17,7 @@ from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
-from pytest_llem.gates.baseline_folder import BaselineError
+from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare

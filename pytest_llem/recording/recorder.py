@@ -20,8 +20,7 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.gates.baseline_folder import BaselineError
-from pytest_llem.gates.saved import missing_results, save, unsuitable_reason
+from pytest_llem.gates.baselines import BaselineError, missing_results, save, unsuitable_reason
 from pytest_llem.recording.pages import page_files, write_page
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from pytest_llem.gates.history import History, MetricChange, MetricHistory
-from pytest_llem.gates.runs import Run
+from pytest_llem.gates.history import History, MetricChange, MetricHistory, Run
 from pytest_llem.gates.series import MIN_SIDE
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import mean_text, plain_table, render
