@@ -13,7 +13,8 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.gates.text import percent, verdict_text
 from pytest_llem.reporting.terminal.comparison import lines
 from pytest_llem.reporting.terminal.points import points_table
-from pytest_llem.reporting.terminal.tables import mean_text, render
+from pytest_llem.reporting.terminal.tables import render
+from pytest_llem.reporting.text import mean_text
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import Ranking, best, pareto_optimal

@@ -59,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _text(result: StudyResult, form: str) -> str:
     from pytest_llem.reporting.terminal.points import points_markdown
-    from pytest_llem.reporting.terminal.summary import selected_points, table_lines
+    from pytest_llem.reporting.terminal.summary import table_lines
+    from pytest_llem.results.study_result import selected_points
     from pytest_llem.results.tabular import point_table, short_table
 
     if form == "csv":

@@ -5,7 +5,8 @@ Results are read one point at a time and dropped once they are summarised: a stu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +139,17 @@ class StudyResult(Document):
                 print(requests.groupby("load.concurrency")["ttft_ms"].median())
         """
         return dataframe(self, per, directory=self._directory, all_columns=all_columns)
+
+
+def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
+    """Return the selected points, and the number of selected experiments of each by the hash of its configuration.
+
+    A baseline keeps no experiments: its cycles count as selected.
+    """
+    planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
+    if not result.experiments:
+        planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
+    return [point for point in result.points if planned[point.config_hash]], planned
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.data import Contents, Cycle
+from pytest_llem.reporting.html.contents import Contents, Cycle
 from pytest_llem.reporting.html.formatting import (
     MAIN,
     cycle_figure,
@@ -17,7 +17,7 @@ from pytest_llem.reporting.html.formatting import (
 )
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.text import counted
 
 #: Values in this plot over all metrics: more would make the page slow.
 MAX_VALUES = 100_000

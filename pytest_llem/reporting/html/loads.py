@@ -8,8 +8,7 @@ import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.formatting import name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import labels_of
-from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.ranges import bars, range_of
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, bars, figure, range_of, short
 from pytest_llem.results.loads import (
     GOODPUT,
     KINDS,

@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.formatting import neutral, shown
 from pytest_llem.reporting.html.labels import labels_of, marks_of
-from pytest_llem.reporting.html.plots import ByAxis, Plot, figure, short
-from pytest_llem.reporting.html.ranges import Range, bars, range_of
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.html.plots import ByAxis, Plot, Range, bars, figure, range_of, short
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.contents import Contents, Power
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.samples import Power
 from pytest_llem.results.models import PointResult
 
 _FULL_HEIGHT = {"yref": "paper", "y0": 0, "y1": 1}

@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.formatting import metrics_with_values, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import Axis, axes_of, labels_of
-from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.ranges import bars, range_of
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, bars, figure, range_of, short
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.models import PointResult
 
 #: Up to so many lines, the legend names them.

@@ -13,7 +13,7 @@ import pytest
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
-from pytest_llem.reporting.terminal.tables import number
+from pytest_llem.reporting.text import number
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.study_run import StudyRun

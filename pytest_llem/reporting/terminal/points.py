@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 from rich.measure import Measurement
 from rich.table import Table
 
-from pytest_llem.reporting.terminal.comparison import escaped
 from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns, load_lines
-from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
-from pytest_llem.reporting.wrapping import short_texts, wrapped
+from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, plain_table, table_console
+from pytest_llem.reporting.text import escaped, markdown_row, mean_text, short_texts, wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
@@ -132,18 +131,14 @@ def points_markdown(
     rows, columns, axes = _Rows(points, planned), _columns(points)[0], _axes(points)
     made = rows.table(axes, columns, width=0, whole=True)
     headings = [*rows.headings(axes, columns, width=None)]
-    yield _markdown_row(escape(text) for text, _ in headings)
-    yield _markdown_row("--:" if layout.get("justify") == "right" else ":--" for _, layout in headings)
+    yield markdown_row(escape(text) for text, _ in headings)
+    yield markdown_row("--:" if layout.get("justify") == "right" else ":--" for _, layout in headings)
     for cells in islice(rows.cells(axes, columns, whole=True), max_rows):
-        yield _markdown_row(map(escape, cells))
+        yield markdown_row(map(escape, cells))
     loads = load_lines(points) if has_loads(points) else ()
     if notes := [*loads, *made.legend]:
         yield ""
         yield from (f"- {escape(note)}" for note in notes)
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _axes(points: Sequence[PointResult]) -> list[str]:
