@@ -243,8 +243,7 @@ def missing_results(result: StudyResult) -> str | None:
     if any(count.values()):
         return "experiments " + " and ".join(f"{what}: {number}" for what, number in count.items() if number)
     if not result.experiments:  # a baseline has none
-        protocol = result.measurement_protocol
-        wanted = protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1)
+        wanted = result.min_cycles
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
     return None

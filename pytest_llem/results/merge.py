@@ -18,9 +18,9 @@ from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, Manif
 from pytest_llem.results.study_result import (
     DESIGN,
     RESULT,
-    RESULT_LOST,
     StudyResult,
     build_study_result,
+    result_lost,
     write_result,
 )
 
@@ -204,8 +204,7 @@ def _merge_entry(found: Sequence[tuple[_Run, ManifestEntry]], folder: Path, merg
         return entry
     entry = max((one for _, one in found), key=lambda one: (_PRECEDENCE.index(one.status), _order(one)))
     if entry.status == "completed":
-        message = f"{entry.result_file} is missing, or was changed after it was written"
-        return _failed(entry, ErrorRecord(kind="exception", type=RESULT_LOST, message=message))
+        return _failed(entry, result_lost(entry))
     if entry.status == "running":
         message = "it had not ended when the results were merged"
         return _failed(entry, ErrorRecord(kind="interrupted", type="Interrupted", message=message))

@@ -115,6 +115,12 @@ class StudyResult(Document):
         result.__dict__["_directory"] = file.parent
         return result
 
+    @property
+    def min_cycles(self) -> int:
+        """Number of cycles that each point of a whole run has; with ``n_cycles: auto``, the smallest."""
+        protocol = self.measurement_protocol
+        return int(protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1))
+
     def to_dataframe(self, per: Per = "point", *, all_columns: bool = False) -> pandas.DataFrame:
         """Return the result as a data frame, with a row for each point, experiment or request.
 
@@ -322,11 +328,16 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
             return ExperimentResult.model_validate_json(text)
     except ValueError:  # pydantic's ValidationError is one
         pass
-    message = f"{entry.result_file} is missing, or was changed after it was written"
     entry.status = "failed"
-    entry.error = ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
+    entry.error = result_lost(entry)
     entry.result_file = entry.result_sha256 = None
     return None
+
+
+def result_lost(entry: ManifestEntry) -> ErrorRecord:
+    """Return the error of a completed experiment whose result cannot be read any more."""
+    message = f"{entry.result_file} is missing, or was changed after it was written"
+    return ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:

@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
@@ -23,6 +23,8 @@ from pytest_llem.times import seconds_between
 
 if TYPE_CHECKING:
     import pandas
+
+    from pytest_llem.results.study_result import StudyResult
 
 Cell = str | int | float | bool | None
 
@@ -41,14 +43,6 @@ _TEXTS = ("pass", "error")
 
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
-
-
-class Tabulated(Protocol):
-    """What tables are made of, such as a :class:`~pytest_llem.StudyResult`."""
-
-    name: str
-    points: list[PointResult]
-    experiments: list[ManifestEntry]
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Table:
         return text.getvalue()
 
 
-def point_table(result: Tabulated) -> Table:
+def point_table(result: StudyResult) -> Table:
     """Return a row for each selected point: its axes, and the mean and spread of each metric.
 
     The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
@@ -113,7 +107,7 @@ def point_table(result: Tabulated) -> Table:
     return _table(found, spread)
 
 
-def experiment_table(result: Tabulated) -> Table:
+def experiment_table(result: StudyResult) -> Table:
     """Return a row for each selected experiment, in run order: its axes, its outcome, and each metric.
 
     ``…_method`` is the weakest method of all cycles of the experiment's point, ``…_boundary`` their boundary.
@@ -153,7 +147,7 @@ def experiment_table(result: Tabulated) -> Table:
     return _table(found, units)
 
 
-def request_table(result: Tabulated, directory: Path) -> Table:
+def request_table(result: StudyResult, directory: Path) -> Table:
     """Return a row for each request of each completed experiment: its axes, and the columns of its requests.csv.
 
     Args:
@@ -193,7 +187,7 @@ def _read(name: str, text: str) -> Cell:
     return text if name in _TEXTS else int(text) if text.isdecimal() else float(text)
 
 
-def short_table(result: Tabulated, rows: Table) -> Table:
+def short_table(result: StudyResult, rows: Table) -> Table:
     """Return *rows* with few columns: names, axes, and the main metrics with their intervals."""
     metrics = [*_SHORT, *(_SHORT_OF_LOADS if has_loads(result.points) else ())]
     shown = {*_SHORT_FACTS, *_axes(result)}
@@ -205,7 +199,7 @@ def short_table(result: Tabulated, rows: Table) -> Table:
     return Table(columns, [[row[place] for place in places] for row in rows.rows], units)
 
 
-def table(result: Tabulated, per: Per, directory: Path | None = None) -> Table:
+def table(result: StudyResult, per: Per, directory: Path | None = None) -> Table:
     """Return the table of *result* with a row for each point, experiment or request.
 
     Raises:
@@ -229,7 +223,7 @@ def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Tabl
     )
 
 
-def _axes(result: Tabulated) -> list[str]:
+def _axes(result: StudyResult) -> list[str]:
     """Return the dotted keys of the axes of all points. Short names could be those of other columns."""
     return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
 
@@ -269,7 +263,7 @@ def _provenance(name: str, summary: Summary | None) -> dict[str, Cell]:
     }
 
 
-def _entries(result: Tabulated) -> list[ManifestEntry]:
+def _entries(result: StudyResult) -> list[ManifestEntry]:
     """Return the selected experiments; for a baseline, which keeps none, the completed cycles as experiments."""
     if result.experiments:
         return [one for one in result.experiments if one.status != "deselected"]
@@ -317,7 +311,7 @@ def _csv_cell(cell: Cell) -> Cell:
 
 
 def dataframe(
-    result: Tabulated, per: Per, *, directory: Path | None = None, all_columns: bool = False
+    result: StudyResult, per: Per, *, directory: Path | None = None, all_columns: bool = False
 ) -> pandas.DataFrame:
     """Return the rows of *result* as a data frame, with the columns' units in ``attrs``.
 

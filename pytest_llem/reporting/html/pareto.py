@@ -123,12 +123,12 @@ def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple
 
 
 def _kind(point: PointResult) -> tuple[str, str]:
-    cost = point.metrics.get(COST)
-    return (cost.method or "unknown", cost.boundary or "") if cost is not None else ("unknown", "")
+    cost = point.summary_of(COST)
+    return cost.method or "unknown", cost.boundary or ""
 
 
 def _has_both(point: PointResult) -> bool:
-    return all((one := point.metrics.get(name)) is not None and one.mean is not None for name in (SPEED, COST))
+    return all(point.summary_of(metric).mean is not None for metric in (SPEED, COST))
 
 
 def _mean(point: PointResult, metric: str) -> float:
