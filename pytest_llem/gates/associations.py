@@ -121,7 +121,6 @@ def _moved(
 
 def _throttling(candidate: PointResult, reference: PointResult) -> Iterator[str]:
     """Yield how long clocks were throttled, if that was longer in the candidate."""
-    found = [point.metrics.get("throttled_seconds") for point in (candidate, reference)]
-    seconds, reference_seconds = (None if one is None else one.mean for one in found)
+    seconds, reference_seconds = (one.summary_of("throttled_seconds").mean for one in (candidate, reference))
     if seconds is not None and reference_seconds is not None and seconds > reference_seconds:
         yield f"clocks throttled for {rounded(seconds)} s against {rounded(reference_seconds)} s"

@@ -279,8 +279,8 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
                 continue
             known.update(point.result_digests)
             for metric in metrics or _gated_metrics(point, gates):
-                summary = point.metrics.get(metric)
-                if summary is not None and summary.mean is not None:
+                summary = point.summary_of(metric)
+                if summary.mean is not None:
                     one = point.model_copy(update={"metrics": {metric: summary}})
                     value = Value(run, one, summary, _not_judged(one, metric, summary))
                     _append(by_key.setdefault((axes, metric), []), value, run.result.name, metric)
@@ -291,8 +291,7 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
 def _gated_metrics(point: PointResult, gates: GatesConfig) -> Iterator[str]:
     """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
     for metric in gates.family_of(point.config.get("load")):
-        summary = point.metrics.get(metric)
-        has_value = summary is not None and summary.mean is not None
+        has_value = point.summary_of(metric).mean is not None
         yield metric if has_value or gates.metrics is not None else _INSTEAD.get(metric, metric)
 
 

@@ -160,14 +160,14 @@ def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
     candidate, reference = case.pair.candidate, case.pair.reference
-    summary = candidate.metrics.get(case.metric)
-    reference_summary = reference.metrics.get(case.metric) if reference is not None else None
+    summary = candidate.summary_of(case.metric)
+    reference_summary = reference.summary_of(case.metric) if reference is not None else None
     fields: dict[str, Any] = {
         "unit": CATALOGUE[case.metric].unit,
         "method": _weakest(summary, reference_summary),
-        "mean": summary.mean if summary else None,
-        "ci95": summary.ci95 if summary else None,
-        "n": summary.n if summary else 0,
+        "mean": summary.mean,
+        "ci95": summary.ci95,
+        "n": summary.n,
         "reference_mean": reference_summary.mean if reference_summary else None,
         "reference_n": reference_summary.n if reference_summary else 0,
         "contended": case.contended,

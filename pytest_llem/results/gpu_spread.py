@@ -38,8 +38,8 @@ def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
                 if (spread := gpu_spread(point, "energy_per_output_token_j")) is not None:
                     print(f"{point.id}: {spread.between:.1%} between {spread.gpus} GPUs")
     """
-    summary = point.metrics.get(metric)
-    if summary is None or len(summary.values) != len(point.gpus):
+    summary = point.summary_of(metric)
+    if len(summary.values) != len(point.gpus):
         return None
     groups: dict[tuple[str, ...], list[float]] = {}
     for gpus, value in zip(point.gpus, summary.values, strict=True):

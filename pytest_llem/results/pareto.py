@@ -168,6 +168,6 @@ def _span(point: PointResult, metric: str) -> _Span:
 
 
 def _mean(point: PointResult, metric: str) -> float | None:
-    summary = point.metrics.get(metric)
-    mean = None if summary is None or summary.not_judged is not None else summary.mean
+    summary = point.summary_of(metric)
+    mean = summary.mean if summary.not_judged is None else None
     return mean if mean is not None and math.isfinite(mean) else None

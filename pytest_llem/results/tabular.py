@@ -84,8 +84,7 @@ def point_table(result: StudyResult) -> Table:
     found = []
     for place, point in enumerate(points):
         verdict = worst(point.verdicts)
-        both = [point.metrics.get(name) for name in (SPEED, COST)]
-        compared = all(summary is not None and summary.ci95 is not None for summary in both)
+        compared = all(point.summary_of(name).ci95 is not None for name in (SPEED, COST))
         row: dict[str, Cell] = {
             "study": result.name,
             "point": point.id,
@@ -97,7 +96,7 @@ def point_table(result: StudyResult) -> Table:
             "verdict": verdict.verdict if verdict is not None else None,
         }
         for name in CATALOGUE:
-            row |= _spread(name, point.metrics.get(name))
+            row |= _spread(name, point.summary_of(name))
         found.append(row)
     spread = {
         f"{name}{suffix}": definition.unit
@@ -116,14 +115,14 @@ def experiment_table(result: StudyResult) -> Table:
     points = {point.config_hash: point for point in result.points}
     found = []
     for entry in _entries(result):
-        point = points.get(entry.config_hash)
+        point = points[entry.config_hash]
         row: dict[str, Cell] = {
             "study": result.name,
             "experiment": entry.experiment_id,
             "point": entry.config_summary,
             "config_hash": entry.config_hash,
             "cycle": entry.cycle,
-            **(_axis_cells(point, axes) if point is not None else dict.fromkeys(axes)),
+            **_axis_cells(point, axes),
             "status": entry.status,
             "error": f"{entry.error.kind}: {entry.error.message}" if entry.error else None,
             "attempt": entry.attempt or None,
@@ -137,9 +136,8 @@ def experiment_table(result: StudyResult) -> Table:
             "wall_seconds": _between(entry.started_at, entry.completed_at),
         }
         for name in CATALOGUE:
-            summary = point.metrics.get(name) if point is not None else None
-            value = _of_cycle(point, summary, entry)
-            row[name] = value
+            summary = point.summary_of(name)
+            value = row[name] = _of_cycle(point, summary, entry)
             if _has_method(name):
                 row |= _provenance(name, summary if value is not None else None)
         found.append(row)
@@ -244,14 +242,14 @@ def _has_method(metric: str) -> bool:
     return CATALOGUE[metric].unit in _ENERGIES
 
 
-def _spread(name: str, summary: Summary | None) -> dict[str, Cell]:
-    low, high = summary.ci95 if summary is not None and summary.ci95 is not None else (None, None)
+def _spread(name: str, summary: Summary) -> dict[str, Cell]:
+    low, high = summary.ci95 or (None, None)
     cells: dict[str, Cell] = {
-        name: summary.mean if summary is not None else None,
-        f"{name}_sd": summary.sd if summary is not None else None,
+        name: summary.mean,
+        f"{name}_sd": summary.sd,
         f"{name}_ci95_low": low,
         f"{name}_ci95_high": high,
-        f"{name}_n": summary.n if summary is not None else 0,
+        f"{name}_n": summary.n,
     }
     return cells | _provenance(name, summary) if _has_method(name) else cells
 
@@ -280,24 +278,24 @@ def _entries(result: StudyResult) -> list[ManifestEntry]:
     ]
 
 
-def _of_cycle(point: PointResult | None, summary: Summary | None, entry: ManifestEntry) -> float | None:
+def _of_cycle(point: PointResult, summary: Summary, entry: ManifestEntry) -> float | None:
     """Return a metric's value in one cycle; None if the cycle has no value or the result does not keep it."""
-    if point is None or summary is None or entry.status != "completed" or entry.cycle not in point.cycles:
+    if entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     place = point.cycles.index(entry.cycle)
     return summary.values[place] if place < len(summary.values) else None
 
 
-def _gpus(point: PointResult | None, entry: ManifestEntry) -> str | None:
+def _gpus(point: PointResult, entry: ManifestEntry) -> str | None:
     """Return the UUIDs of an experiment's GPUs, separated by spaces; None without GPUs."""
-    if point is None or not point.gpus or entry.cycle not in point.cycles:
+    if not point.gpus or entry.cycle not in point.cycles:
         return None
     return " ".join(point.gpus[point.cycles.index(entry.cycle)]) or None
 
 
-def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:
+def _contention(point: PointResult, entry: ManifestEntry) -> str | None:
     """Return the state of contention of one cycle; None if the cycle has no result or no record of contention."""
-    if point is None or point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
+    if point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     return point.contention.state(entry.cycle)
 

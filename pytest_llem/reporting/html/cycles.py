@@ -78,8 +78,7 @@ def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:
 
 def value_of(contents: Contents, cycle: Cycle, metric: str) -> float | None:
     """Return one experiment's value of *metric*, or None if it has none or the result does not contain it."""
-    summary = contents.points[cycle.point].metrics.get(metric)
-    values = summary.values if summary is not None else []
+    values = contents.points[cycle.point].summary_of(metric).values
     return values[cycle.place] if cycle.place < len(values) else None
 
 

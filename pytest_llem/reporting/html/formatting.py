@@ -110,15 +110,15 @@ def metrics_with_values(points: Sequence[PointResult]) -> list[str]:
     return [name for name in dict.fromkeys([*main_metrics(points), *CATALOGUE]) if name in known]
 
 
-def shown(summary: Summary | None) -> str:
+def shown(summary: Summary) -> str:
     """Return a mean and its interval as the terminal shows them; a dash if there is no value."""
-    return NOTHING if summary is None or summary.mean is None else mean_text(summary)
+    return NOTHING if summary.mean is None else mean_text(summary)
 
 
-def details(summary: Summary | None, unit: str) -> str:
+def details(summary: Summary, unit: str) -> str:
     """Return the details of a figure: value, interval, method and warnings, or why there is no value."""
-    if summary is None or summary.mean is None:
-        return f"no value: {(summary.reason if summary else None) or 'no reason was given'}"
+    if summary.mean is None:
+        return f"no value: {summary.reason or 'no reason was given'}"
     parts = [f"{summary.mean:.6g} {unit}".strip()]
     if summary.ci95 is not None:
         low, high = summary.ci95

@@ -191,8 +191,7 @@ def _done(result: StudyResult) -> Fact:
 def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
     """Return the index of the first best point of each method and boundary. A single point counts as the best."""
     if len(points) == 1:
-        only = points[0].metrics.get(metric)
-        return [0] if only is not None and only.mean is not None else []
+        return [] if points[0].summary_of(metric).mean is None else [0]
     found: dict[tuple[str | None, str | None], int] = {}
     for place in sorted(best(points, metric).first):
         one = points[place].metrics[metric]

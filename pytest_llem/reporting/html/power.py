@@ -38,8 +38,8 @@ def power_plot(contents: Contents) -> Plot | None:
 
 def why_no_power(points: Sequence[PointResult]) -> str:
     """Return the text shown if no power was sampled."""
-    energies = (point.metrics.get("energy_j") for point in points)
-    methods = {one.method for one in energies if one is not None and one.mean is not None}
+    energies = (point.summary_of("energy_j") for point in points)
+    methods = {one.method for one in energies if one.mean is not None}
     method = f" Energy is {' or '.join(sorted(one for one in methods if one))}." if methods - {None} else ""
     return f"No power was sampled: power over time is available only for GPUs that NVML reads.{method}"
 

@@ -118,10 +118,9 @@ def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str],
     for index, point in enumerate(contents.points):
         cells = []
         for metric in metrics:
-            summary = point.metrics.get(metric)
-            mean = summary.mean if summary is not None else None
+            summary = point.summary_of(metric)
             title = details(summary, unit_of(metric))
-            cells.append(Cell(shown(summary), title, mean, index in best_places[metric]))
+            cells.append(Cell(shown(summary), title, summary.mean, index in best_places[metric]))
         n, n_planned = len(point.cycles), contents.planned[point.config_hash]
         rows.append(
             Row(
