@@ -107,7 +107,7 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
     from pytest_llem.results.merge import merge
-    from pytest_llem.results.testbeds import result_testbed
+    from pytest_llem.results.testbeds import testbed_of
 
     verdicts: list[GateVerdict] = []
     comparisons: list[Comparison] = []
@@ -119,7 +119,7 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
         if reference is not None and options.baseline is not None:
             raise ValueError("--baseline: the runs have a reference of their own (--llem-against)")
         if options.baseline is not None:
-            testbed = result_testbed(result)
+            testbed = testbed_of(result.points)
             keys = [] if testbed is None else [testbed.key]
             reference = load(
                 options.baseline, options.baseline_dir, result.name, testbeds=keys, only_fitting=bool(keys)

@@ -18,7 +18,7 @@ from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult, is_result
-from pytest_llem.results.testbeds import Testbed, result_testbed
+from pytest_llem.results.testbeds import Testbed, testbed_of
 from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 from pytest_llem.times import now, seconds_between
@@ -216,7 +216,7 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
-    testbed, without_testbed = result_testbed(result), folder / name / f"{result.name}.json"
+    testbed, without_testbed = testbed_of(result.points), folder / name / f"{result.name}.json"
     file = without_testbed if testbed is None else folder / name / testbed.key / without_testbed.name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, "\n".join(_document(result, measured)) + "\n")
@@ -228,7 +228,7 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
 def _remove_if_of(testbed: Testbed | None, file: Path) -> None:
     """Remove a file that an earlier version saved without its testbed, if it is of this *testbed*."""
     with suppress(ValueError, OSError):  # it is kept if it cannot be read
-        if result_testbed(StudyResult.load(file)) == testbed:
+        if testbed_of(StudyResult.load(file).points) == testbed:
             file.unlink()
 
 

@@ -24,7 +24,7 @@ from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import facts_testbed
+from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.study.gates import DEFAULT_FAMILY, OPEN_LOOP_FAMILY, GatesConfig
 from pytest_llem.study.identity import axes_key
 
@@ -305,7 +305,7 @@ def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
         differences[history.testbed] = found[0].partition(" in the candidate")[0]
-    testbed = facts_testbed([point.testbed])
+    testbed = testbed_of([point])
     key = testbed.key if testbed else "unknown"
     groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
 

@@ -32,7 +32,7 @@ from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.text import counted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import facts_testbed
+from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
@@ -281,7 +281,7 @@ class StudyGates:
         found = Counter(
             testbed.key
             for judged in self._results.points.values()
-            if (testbed := facts_testbed([judged.point.testbed])) is not None
+            if (testbed := testbed_of([judged.point])) is not None
         )
         return [key for key, _ in found.most_common()]
 

@@ -18,7 +18,7 @@ from pytest_llem.reporting.terminal.points import points_markdown
 from pytest_llem.reporting.text import counted, markdown_row
 from pytest_llem.results.models import failures
 from pytest_llem.results.study_result import StudyResult, selected_points
-from pytest_llem.results.testbeds import result_testbed
+from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
@@ -101,7 +101,7 @@ def _failed(result: StudyResult) -> bool:
 
 
 def _testbed(result: StudyResult) -> str:
-    testbed = result_testbed(result)
+    testbed = testbed_of(result.points)
     return "-" if testbed is None else escaped(testbed.key)
 
 

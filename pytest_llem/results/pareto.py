@@ -9,7 +9,6 @@ Values that no gate may judge are left out.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.testbeds import gpu_models
 
 #: Metrics of the Pareto front: the first is to be high, the second low.
 SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
@@ -39,10 +39,6 @@ class _Span(NamedTuple):
 
     low: float
     high: float
-
-
-#: Number of GPUs in their testbed fact.
-_NUMBER = re.compile(r"\d+ × ")
 
 
 def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
@@ -143,7 +139,7 @@ def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
 def _hosts(points: Sequence[PointResult]) -> list[Hashable]:
     """Return the kind of host of each point: models of CPU and GPU, None for all if they ran on one kind."""
     cpus = [str(point.testbed.get("host_cpu") or point.testbed.get("cpu")) for point in points]
-    gpus = [_NUMBER.sub("", str(point.testbed["gpu"])) if "gpu" in point.testbed else None for point in points]
+    gpus = [gpu_models(str(point.testbed["gpu"])) if "gpu" in point.testbed else None for point in points]
     if len(set(cpus)) == 1 and len({*gpus} - {None}) <= 1:
         return [None] * len(points)
     return list(zip(cpus, gpus, strict=True))
