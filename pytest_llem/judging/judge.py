@@ -195,12 +195,11 @@ class StudyGates:
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
             not_judged=self._results.partly_selected,
             fail_on=self._settings.fail_on,
-            file=self._file,
-            line=self.study.gates_line,
         )
         if (result := self._results.own) is not None:
             result.comparison = self.comparison.record
-        return {verdict.id: self._placed(verdict) for verdict in self.comparison.verdicts}
+        place = {"file": self._file, "line": self.study.gates_line}
+        return {one.id: self._placed(one.model_copy(update=place)) for one in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
         """Return the verdict of a budget, given its id."""
