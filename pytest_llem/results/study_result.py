@@ -111,7 +111,7 @@ class StudyResult(Document):
         """
         path = Path(path)
         file = path / RESULT if path.is_dir() else path
-        result = cls.read(file) if file.exists() or not path.is_dir() else load_unfinished(path)
+        result = cls.read(file) if file.exists() or not path.is_dir() else _load_unfinished(path)
         result.__dict__["_directory"] = file.parent
         return result
 
@@ -254,7 +254,7 @@ def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyR
     return design
 
 
-def load_unfinished(directory: Path) -> StudyResult:
+def _load_unfinished(directory: Path) -> StudyResult:
     """Return the result so far of a run that is in progress or was killed.
 
     Raises:

@@ -197,23 +197,6 @@ def short_table(result: StudyResult, rows: Table) -> Table:
     return Table(columns, [[row[place] for place in places] for row in rows.rows], units)
 
 
-def table(result: StudyResult, per: Per, directory: Path | None = None) -> Table:
-    """Return the table of *result* with a row for each point, experiment or request.
-
-    Raises:
-        ValueError: *per* is unknown, or is ``request`` without the results' *directory*.
-    """
-    if per == "point":
-        return point_table(result)
-    if per == "experiment":
-        return experiment_table(result)
-    if per != "request":
-        raise ValueError(f"per: {per!r} is not 'point', 'experiment' or 'request'")
-    if directory is None:
-        raise ValueError("per 'request' reads files: use StudyResult.load(DIRECTORY)")
-    return request_table(result, directory)
-
-
 def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Table:
     columns = list(rows[0]) if rows else []
     return Table(
@@ -323,7 +306,16 @@ def dataframe(
         ImportError: pandas is not installed.
         ValueError: *per* is unknown, or is ``request`` without *directory*.
     """
-    rows = table(result, per, directory)
+    if per == "point":
+        rows = point_table(result)
+    elif per == "experiment":
+        rows = experiment_table(result)
+    elif per != "request":
+        raise ValueError(f"per: {per!r} is not 'point', 'experiment' or 'request'")
+    elif directory is None:
+        raise ValueError("per 'request' reads files: use StudyResult.load(DIRECTORY)")
+    else:
+        rows = request_table(result, directory)
     if not all_columns and per != "request":
         rows = short_table(result, rows)
     try:
