@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
@@ -97,6 +97,12 @@ def title_of(metric: str) -> str:
     """Return a metric's display name and unit."""
     unit = unit_of(metric)
     return f"{name_of(metric)} ({unit})" if unit else name_of(metric)
+
+
+def axis_title(metric: str, summaries: Iterable[Summary]) -> str:
+    """Return a metric's display name and unit, and how its energies were obtained."""
+    methods = sorted({one.method for one in summaries if one.method})
+    return ", ".join(filter(None, (title_of(metric), " and ".join(methods))))
 
 
 def main_metrics(points: Sequence[PointResult]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.formatting import axis_title, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, bars, figure, range_of, short
 from pytest_llem.results.loads import (
@@ -82,10 +82,9 @@ class _LoadPlots:
         layers = {}
         for place, metric in enumerate(metrics):
             known = self._known(metric)
-            methods = sorted({one.method for one in known if one.method})
-            title = title_of(metric) + (f", {' and '.join(methods)}" if methods else "")
+            yaxis = range_of(known).axis(axis_title(metric, known))
             traces = [self._line(number, metric) for number in range(len(self.lines))]
-            layers[str(place)] = {"data": traces, "layout": {"yaxis": range_of(known).axis(title)}, "note": ""}
+            layers[str(place)] = {"data": traces, "layout": {"yaxis": yaxis}, "note": ""}
         return Plot(
             f"energy-{self.kind}",
             f"Energy per token against {self.kind}",
@@ -190,7 +189,7 @@ class _LoadPlots:
         ).to_plotly_json()
         if with_bars and (known := [one for one in summaries if one.mean is not None]):
             trace["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 4}
-            trace["error_y"] |= bars(summaries, range_of(known))
+            trace["error_y"] |= bars(summaries, range_of(known).type)
         return trace
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.formatting import neutral, shown
 from pytest_llem.reporting.html.labels import labels_of, marks_of
-from pytest_llem.reporting.html.plots import ByAxis, Plot, Range, bars, figure, range_of, short
+from pytest_llem.reporting.html.plots import CUT, ByAxis, Plot, Range, bars, figure, range_of, short
 from pytest_llem.reporting.text import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
@@ -63,7 +63,7 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     if len(kinds) > 1:
         sentences.append("Energies of different methods or boundaries are not compared with each other.")
     if speed.cut or cost.cut:
-        sentences.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
+        sentences.append(CUT)
     by_axis = ByAxis("Pareto-optimal or not")
     return Plot("pareto", "Energy against speed", " ".join(sentences), plot, by_axis=by_axis)
 
@@ -90,8 +90,8 @@ def _markers(
         name=neutral(name),
         x=[short(one.mean) for one in speeds],
         y=[short(one.mean) for one in costs],
-        error_x={**style, **bars(speeds, axes[0])},
-        error_y={**style, **bars(costs, axes[1])},
+        error_x={**style, **bars(speeds, axes[0].type)},
+        error_y={**style, **bars(costs, axes[1].type)},
         marker={
             "size": 12 if best else 9,
             "color": color,

@@ -14,6 +14,9 @@ from pytest_llem.results.statistics import Summary
 #: A trace, a layout, or changes to them, as plain data of plotly's JSON format.
 Json = dict[str, Any]
 
+#: Shown if the range of an axis does not have all intervals.
+CUT = "Intervals that extend beyond the plot are cut off; double-click to show them whole."
+
 #: Marks that distinguish traces after the colours repeat.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
@@ -178,16 +181,21 @@ def range_of(summaries: Sequence[Summary]) -> Range:
     return Range("log" if log else "linear", edges, cut)
 
 
-def bars(summaries: Sequence[Summary], axis: Range) -> dict[str, list[float | None]]:
-    """Return plotly's error bars: how far each mean's interval extends above and below it, None if unknown."""
-    halves = [_halves(summary, axis) for summary in summaries]
+def bars(summaries: Sequence[Summary], axis_type: str = "linear") -> dict[str, list[float | None]]:
+    """Return plotly's error bars: how far each mean's interval extends above and below it, None if unknown.
+
+    Args:
+        summaries: The statistics.
+        axis_type: ``linear`` or ``log``.
+    """
+    halves = [_halves(summary, axis_type) for summary in summaries]
     return {"array": [above for above, _ in halves], "arrayminus": [below for _, below in halves]}
 
 
-def _halves(summary: Summary, axis: Range) -> tuple[float | None, float | None]:
+def _halves(summary: Summary, axis_type: str) -> tuple[float | None, float | None]:
     if summary.mean is None or summary.ci95 is None:
         return None, None
     low, high = summary.ci95
-    if axis.type == "log" and low <= 0:  # a log axis has no such value: end the bar far below the plot
+    if axis_type == "log" and low <= 0:  # a log axis has no such value: end the bar far below the plot
         low = summary.mean * 1e-9
     return float(f"{high - summary.mean:.6g}"), float(f"{summary.mean - low:.9g}")
