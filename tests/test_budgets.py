@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.text import rounded, verdict_line, verdict_text
+from pytest_llem.gates.verdict_text import rounded, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.cycles import _NO_METRICS, summarise
 from pytest_llem.results.models import PointResult

@@ -22,7 +22,7 @@ from pytest_llem.execution import experiment
 from pytest_llem.gates.baselines import BaselineError, load, save
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome

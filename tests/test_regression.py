@@ -11,7 +11,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.matching import missing_points
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.text import verdict_text
+from pytest_llem.gates.verdict_text import verdict_text
 from pytest_llem.study.gates import GatesConfig
 from tests.support.study_results import H100, point, study_result, summary
 

@@ -22,13 +22,13 @@ from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
-from pytest_llem.reporting.html.document import as_json
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import ByAxis, range_of
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.template import as_json
 from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.text import percent, verdict_text
+from pytest_llem.gates.verdict_text import percent, verdict_text
 from pytest_llem.reporting.terminal.comparison import lines
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render

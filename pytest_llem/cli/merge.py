@@ -146,7 +146,7 @@ def _merged(options: argparse.Namespace) -> tuple[str, bool]:
 
 
 def _verdict_lines(verdicts: Sequence[GateVerdict]) -> list[str]:
-    from pytest_llem.gates.text import verdict_line
+    from pytest_llem.gates.verdict_text import verdict_line
 
     failed = [f"FAILED {verdict_line(one)}" for one in verdicts if one.outcome == "failed"]
     count = [f"budgets: {len(verdicts) - len(failed)} passed, {len(failed)} failed"] if verdicts else []

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pytest_llem.gates.decisions import Contrast, UndecidableError, contrast
 from pytest_llem.gates.differences import different_facts
 from pytest_llem.gates.matching import in_pairs, values_by_cycle
-from pytest_llem.gates.text import ratio_text, rounded
 from pytest_llem.gates.ttests import p_beyond
+from pytest_llem.gates.verdict_text import ratio_text, rounded
 from pytest_llem.results.models import PointResult
 
 #: Energy metrics, each with the metric of its time: energy is mean power × time.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from pytest_llem.catalogue import CATALOGUE, PERCENTILES
-from pytest_llem.gates.text import rounded
+from pytest_llem.gates.verdict_text import rounded
 from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult

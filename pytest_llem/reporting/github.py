@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pytest_llem.gates.matching import named
-from pytest_llem.gates.text import verdict_line, verdict_text
+from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.points import points_markdown
 from pytest_llem.reporting.text import counted, markdown_row
 from pytest_llem.results.models import failures

@@ -14,9 +14,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from pytest_llem.gates.history import History, MetricChange, MetricHistory, Value
-from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import clipped, details, name_of, neutral, shown, title_of, unit_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, bars, figure, short
+from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.history import (
     by_commit,
     extent_of,

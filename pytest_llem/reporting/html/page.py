@@ -10,7 +10,6 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.contents import SHOWN, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
-from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     clipped,
@@ -26,6 +25,7 @@ from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
 from pytest_llem.reporting.text import counted, mean_text, number
 from pytest_llem.results.drift import server_drift

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.text import verdict_text
+from pytest_llem.gates.verdict_text import verdict_text
 from pytest_llem.reporting.html.contents import Contents
 from pytest_llem.reporting.html.cycles import value_of
 from pytest_llem.reporting.html.formatting import (

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pytest_llem.gates.associations import DIFFERENT
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
-from pytest_llem.gates.text import percent
+from pytest_llem.gates.verdict_text import percent
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.reporting.text import counted, escaped, markdown_row, number, wrapped
 from pytest_llem.results.document import SCHEMA_VERSION
