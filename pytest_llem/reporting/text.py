@@ -34,9 +34,9 @@ def mean_text(summary: Summary) -> str:
     return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
     """Return ``1 point`` or ``2 points``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def pieces(text: str) -> list[str]:
