@@ -201,7 +201,7 @@ class TestMarks:
         points = [_point(n, (100 * n, 110 * n), (1, 2), n=2) for n in (1, 2)]
         assert best(points, SPEED) == pareto_optimal(points) == Ranking(set(), set())
         made = points_table(points, {one.config_hash: 2 for one in points}, 80)
-        assert (made.has_best, made.has_optimal, made.has_tied) == (False, False, False)
+        assert made.legend == []
 
     def test_pareto_optimal_points_have_intervals_apart(self) -> None:
         cheap, fast = _point(0, (100, 110), (1, 2)), _point(1, (200, 210), (3, 4))
@@ -220,7 +220,7 @@ class TestMarks:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (105, 115), (3, 4)), _point(2, (10, 11), (8, 9))]
         made = points_table(points, {one.config_hash: 3 for one in points}, 80)
         one, other, last = render(made.table, 80)[-3:]
-        assert (made.has_best, made.has_optimal, made.has_tied) == (True, True, True)
+        assert [line[0] for line in made.legend] == ["*", "P", "~"]
         assert (one[0], other[0], last[0]) == ("P", "~", " ")
         assert "105 ±4.8%~" in one
         assert one.count("*") == 1

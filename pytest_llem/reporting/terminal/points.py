@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.measure import Measurement
 from rich.table import Table
@@ -51,36 +50,18 @@ MAX_CHARACTERS = 160
 MIN_ID_WIDTH = 12
 
 
-@dataclass(frozen=True)
-class PointsTable:
-    """A table of points, and which marks need a legend.
+class PointsTable(NamedTuple):
+    """A table of points.
 
     Attributes:
         table: The table, with a row for each point.
         width: Its width in characters: the terminal's, or more if the terminal is too narrow for the figures.
-        has_best: Whether a figure is marked as the best of its column.
-        has_optimal: Whether a point is marked as Pareto-optimal.
-        has_tied: Whether a figure or a point is marked as tied.
-        has_intervals: Whether a figure has an interval.
+        legend: What the marks in it mean, one line each.
     """
 
     table: Table
     width: int
-    has_best: bool
-    has_optimal: bool
-    has_tied: bool
-    has_intervals: bool
-
-    @property
-    def legend(self) -> list[str]:
-        """What the marks mean, one line each."""
-        lines = {
-            "mean over n cycles, ± half of its 95 % interval": self.has_intervals,
-            f"{BEST} best of its column": self.has_best,
-            f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.has_optimal,
-            f"{TIED} tied with the best: the intervals overlap": self.has_tied,
-        }
-        return [line for line, is_shown in lines.items() if is_shown]
+    legend: list[str]
 
 
 def points_table(
@@ -179,14 +160,17 @@ class _Rows:
         ranked = self._ranked(columns)
         for cells in self.cells(axes, columns, whole=whole, id_width=id_width):
             table.add_row(*cells)
-        return PointsTable(
-            table,
-            width,
-            has_best=any(ranking.first for ranking in ranked.values()),
-            has_optimal=bool(self.optimal.first),
-            has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
-            has_intervals=any(point.summary_of("seconds").ci95 for point in self._points),
-        )
+        legend = {
+            "mean over n cycles, ± half of its 95 % interval": any(
+                point.summary_of("seconds").ci95 for point in self._points
+            ),
+            f"{BEST} best of its column": any(ranking.first for ranking in ranked.values()),
+            f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.optimal.first,
+            f"{TIED} tied with the best: the intervals overlap": any(
+                ranking.tied for ranking in (self.optimal, *ranked.values())
+            ),
+        }
+        return PointsTable(table, width, [line for line, is_shown in legend.items() if is_shown])
 
     def headings(
         self, axes: Sequence[str], columns: Columns, width: int | None = HEADING_WIDTH
