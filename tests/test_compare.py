@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baseline_folder import BASELINES
+from pytest_llem.gates.baselines import save
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.gates.saved import save
-from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, escaped, lines, markdown
+from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, lines, markdown
+from pytest_llem.reporting.text import escaped
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
@@ -57,9 +57,9 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create baselines below the current folder: main, an equal one, and a worse one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-    save(_result(1, 1), "main", tmp_path / BASELINES)
-    save(_result(1.001, 1.001, sut={"torch": "2.14.0"}), "same", tmp_path / BASELINES)
-    save(_result(1, 1.2), "worse", tmp_path / BASELINES)
+    save(_result(1, 1), "main", tmp_path / ".llem/baselines")
+    save(_result(1.001, 1.001, sut={"torch": "2.14.0"}), "same", tmp_path / ".llem/baselines")
+    save(_result(1, 1.2), "worse", tmp_path / ".llem/baselines")
     return tmp_path
 
 
@@ -160,7 +160,7 @@ def test_metrics_alpha_and_delta_may_be_given(saved: Path, capsys: pytest.Captur
 def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
     protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
-    save(_result(1, 1.2, measurement_protocol=protocol), "lenient", saved / BASELINES)
+    save(_result(1, 1.2, measurement_protocol=protocol), "lenient", saved / ".llem/baselines")
     status, out, _ = _llem(capsys, "main", "lenient", "--format", "json")
     verdicts = json.loads(out)["verdicts"]
     assert (status, [(one["metric"], one["delta"], one["alpha"]) for one in verdicts]) == (
@@ -172,7 +172,7 @@ def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureF
 
 def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, values in (("noisy", [0.98, 1.0, 1.02]), ("noisy too", [1.02, 0.98, 1.0])):
-        save(study_result(point({}, output_tokens_per_second=values)), name, saved / BASELINES)
+        save(study_result(point({}, output_tokens_per_second=values)), name, saved / ".llem/baselines")
     status, out, _ = _llem(capsys, "noisy", "noisy too")
     assert (status, out.splitlines()[-1]) == (0, "2 NOT JUDGED, 1 INCONCLUSIVE: no gate failed")
     assert "INCONCLUSIVE" in out
@@ -184,7 +184,7 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
     other = _result(1, 1)
     for one in other.points:
         one.testbed = H100 | {"gpu": "NVIDIA A100"}
-    save(other, "a100", saved / BASELINES)
+    save(other, "a100", saved / ".llem/baselines")
     line = "GPU model: NVIDIA A100 in the candidate, NVIDIA H100 80GB HBM3 in the reference"
     status, out, _ = _llem(capsys, "main", "a100")
     assert status == 1
@@ -258,7 +258,7 @@ def test_command_imports_neither_pytest_nor_torch(saved: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", slow("markdown"), slow("json")])
 def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
-    save(_result(1, 1, sut={"torch": "2.13.0é\x1b[31m"}), "odd", saved / BASELINES)
+    save(_result(1, 1, sut={"torch": "2.13.0é\x1b[31m"}), "odd", saved / ".llem/baselines")
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
         capture_output=True,

@@ -19,11 +19,10 @@ from pytest_llem import StudyResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.cli import main
 from pytest_llem.execution import experiment
-from pytest_llem.gates.baseline_folder import BASELINES, BaselineError
+from pytest_llem.gates.baselines import BaselineError, load, save
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.saved import load, save
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
@@ -662,7 +661,7 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
         ["noop: --llem-save: contended: n=1: others: 50 % (--llem-save-force saves it despite this)"]
     )
     assert study.run(script, "--llem-save", "main", "--llem-save-force").ret == 0
-    assert load("main", pytester.path / BASELINES).points[0].contention is not None
+    assert load("main", pytester.path / ".llem/baselines").points[0].contention is not None
     assert study.run(script, "--llem-save-force").ret == pytest.ExitCode.USAGE_ERROR
 
 

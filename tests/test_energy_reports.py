@@ -28,9 +28,9 @@ from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.reporting.html.formatting import details
 from pytest_llem.results import facts
 from pytest_llem.results.contention import Contention
+from pytest_llem.results.cycles import summarise
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.summaries import summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support import nvml

@@ -19,8 +19,8 @@ import pytest
 from pytest_llem.hardware import nvml
 from pytest_llem.measurement.environment import environment
 from pytest_llem.results import environment as host
-from pytest_llem.results.code_state import working_tree
 from pytest_llem.results.environment import cpu_model, is_virtual, processor
+from pytest_llem.results.git import working_tree
 from tests.conftest import Results
 
 

@@ -14,11 +14,11 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.results.cycles import summarise
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.summaries import summarise
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import NOOP_STUDY, Results

@@ -13,15 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_llem.gates.minimum_detectable_effect import _distance, detectable
-from pytest_llem.gates.statistics import (
-    Contrast,
-    Decision,
-    Question,
-    UndecidableError,
-    contrast,
-    decide,
-)
+from pytest_llem.gates.decisions import Contrast, Decision, Question, UndecidableError, contrast, decide
+from pytest_llem.gates.power_analysis import _distance, detectable
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.gates.minimum_detectable_effect import detectable
+from pytest_llem.gates.power_analysis import detectable
 from tests.conftest import ROOT
 from tests.support.pairs import ALPHA, FAMILY, grid
 

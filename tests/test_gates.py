@@ -372,6 +372,8 @@ class TestBaselines:
         assert verdict.verdict == "REGRESSION"
         assert verdict.ratio == pytest.approx(1.2)
         assert (verdict.n, verdict.reference_n) == (4, 4)
+        line = 1 + (saved.root / "study.yaml").read_text().splitlines().index("sweep:")  # it has no gates:
+        assert (verdict.file, verdict.line) == ("study.yaml", line)
 
     def test_gates_not_selected_fail_nothing(self, saved: Study) -> None:
         saved.figures({ENERGY: f"0.12 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})

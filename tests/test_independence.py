@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baseline_folder import BASELINES
+from pytest_llem.gates.baselines import load, save
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.saved import load, save
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 from tests.support import made_up
@@ -92,7 +91,7 @@ class TestRuns:
     ) -> None:
         run("a", "--llem-save", "main")
         whole = StudyResult.load(pytester.path / "results" / "noop_a")
-        saved = load("main", pytester.path / BASELINES)
+        saved = load("main", pytester.path / ".llem/baselines")
         (one,), (other,) = whole.points, saved.points
         assert one.result_digests == other.result_digests
         assert len(set(one.result_digests)) == 3

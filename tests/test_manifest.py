@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import manifest as module
-from pytest_llem.results import study_result, summaries
+from pytest_llem.results import study_result
+from pytest_llem.results.cycles import summarise as summarise_cycles
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.journal import Journal
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, read_manifest, stored_result
@@ -413,13 +414,12 @@ def test_results_are_read_one_point_at_a_time(tmp_path: Path, monkeypatch: pytes
         writer.completed(f"n={n}", text, {}, worker=None, device=None)
     seen: list[weakref.ref[ExperimentResult]] = []
     most: list[int] = []
-    real = summaries.summarise
 
     def summarise(cycles: Any, **_: Any) -> Any:
         gc.collect()
         seen.extend(map(weakref.ref, cycles))
         most.append(sum(one() is not None for one in seen))
-        return real(cycles)
+        return summarise_cycles(cycles)
 
     monkeypatch.setattr(study_result, "summarise", summarise)
     gc.freeze()  # so that a collection looks at no more than what this test makes

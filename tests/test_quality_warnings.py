@@ -11,10 +11,10 @@ from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.measurement import accounting, passes
 from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.quality_warnings import find_warnings, pass_warnings
+from pytest_llem.results.document import upgrade
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.quality_warnings import WARNINGS, QualityWarning, StudyWarning, worst
-from pytest_llem.results.upgrade import upgrade
 from tests.support.clock import clock
 from tests.support.measured import pass_window
 from tests.support.warned import texts

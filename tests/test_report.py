@@ -21,16 +21,15 @@ import pytest
 from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
-from pytest_llem.reporting.html.document import as_json
+from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
-from pytest_llem.reporting.html.plots import ByAxis
-from pytest_llem.reporting.html.ranges import range_of
+from pytest_llem.reporting.html.plots import ByAxis, range_of
 from pytest_llem.reporting.html.rows import facts, groups
-from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
-from pytest_llem.reporting.wrapping import pieces, short_texts, wrapped
+from pytest_llem.reporting.html.template import as_json
+from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
@@ -403,15 +402,18 @@ def test_invalid_csv_and_study_files_are_ignored(tmp_path: Path) -> None:
 
 
 def test_report_counts_points_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_llem.reporting.html import data
+    from pytest_llem.reporting.html import contents
 
-    monkeypatch.setattr(data, "MAX_POINTS", 2)
+    monkeypatch.setattr(contents, "MAX_POINTS", 2)
     points = [
         point({"size": n}, config_hash=str(n), **{SPEED: values})
         for n, values in ((1, []), (2, [1.0]), (3, [2.0]))
     ]
     points[0].cycles = []
-    entries = [{"experiment_id": "1", "config_hash": "1", "config_summary": "", "cycle": 1, "status": "pending"}]
+    entries = [
+        {"experiment_id": n, "config_hash": n, "config_summary": "", "cycle": 1, "status": status}
+        for n, status in (("1", "pending"), ("2", "completed"), ("3", "completed"))
+    ]
     page = page_of(_written(tmp_path, *points, experiments=entries))
     assert "1 more point is in study_result.json, but not on this page." in page.text
     assert "size=3" in page.text, "those with results come first"
@@ -592,16 +594,15 @@ def test_thinned_power_samples_keep_extremes() -> None:
     assert len(read_power("\n".join(["seconds,device,power_w", *rows]), 2000)["GPU-1"]) == 2000
 
 
-def test_percentiles_cover_requests_of_all_cycles() -> None:
-    found = Latencies()
+def test_percentiles_of_latencies_without_empty_columns() -> None:
+    values = []
     for cycle in range(2):
         rows = "".join(f"1,{n},1,1,{n + 50 * cycle},,9\n" for n in range(1, 51))
-        found.extend(read_latencies(f"pass,request,input_tokens,output_tokens,ttft_ms,itl_mean_ms,e2e_ms\n{rows}"))
-    percentiles = found.percentiles("ttft_ms")
-    assert percentiles
-    assert percentiles[50] == pytest.approx(50.5)
-    assert percentiles[95] == pytest.approx(95.05)
-    assert found.percentiles("itl_mean_ms") is None
+        found = read_latencies(f"pass,request,input_tokens,output_tokens,ttft_ms,itl_mean_ms,e2e_ms\n{rows}")
+        assert "itl_mean_ms" not in found
+        values += found["ttft_ms"]
+    assert percentiles(values)[50] == pytest.approx(50.5)
+    assert percentiles(values)[95] == pytest.approx(95.05)
     assert read_latencies("x") == {}
 
 
@@ -615,7 +616,7 @@ def test_metric_names_values_and_texts_are_formatted() -> None:
         "Output tokens per second",
     ]
     assert title_of("mfu") == "MFU"
-    assert (shown(None), shown(Summary(mean=None, n=0, unit="J"))) == ("–", "–")
+    assert shown(Summary(mean=None, n=0, unit="J")) == "–"
     assert details(summary(COST, [1.0, 2.0, 3.0]), "J") == (
         "2 J, 95 % interval -0.4841 to 4.484, sd 1, n = 3, measured, gpu_board"
     )

@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pytest_llem.gates.sequential import (
-    CyclesNeeded,
-    Schedule,
-    cycles_needed,
-    is_precise,
-    paired_looks,
-    unpaired_looks,
-)
-from pytest_llem.gates.statistics import Decision, Question, UndecidableError, decide, paired_contrast
+from pytest_llem.gates.decisions import Decision, Question, UndecidableError, decide, paired_contrast
+from pytest_llem.gates.power_analysis import CyclesNeeded, cycles_needed
+from pytest_llem.gates.sequential import Schedule, is_precise, paired_looks, unpaired_looks
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
 from tests.support.pairs import ALPHA
 from tests.support.sequential import Run, until_decided
@@ -49,9 +43,6 @@ class TestSchedule:
     def test_shares_add_up_to_one(self) -> None:
         for schedule in (SCHEDULE, Schedule(2, 9), Schedule(5, 5)):
             assert schedule.share * len(schedule.sizes) == pytest.approx(1)
-
-    def test_next_size_is_none_after_the_last_look(self) -> None:
-        assert [SCHEDULE.next_size(n) for n in (0, 4, 6, 7, 39, 40)] == [4, 5, 8, 8, 40, None]
 
 
 class TestDecide:

@@ -16,8 +16,8 @@ from scipy import stats
 
 from pytest_llem import cli
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.sessions import Spread, session_delta, session_effect, session_spread
-from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.models import ManifestEntry, PointResult, StudySummary
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult

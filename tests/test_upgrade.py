@@ -12,9 +12,8 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.document import SCHEMA_VERSION, Document
+from pytest_llem.results.document import SCHEMA_VERSION, Document, upgrade
 from pytest_llem.results.manifest import read_manifest
-from pytest_llem.results.upgrade import upgrade
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = ["1.0", "1.4"]

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.text import percent, verdict_text
+from pytest_llem.gates.verdict_text import percent, verdict_text
 from pytest_llem.reporting.terminal.comparison import lines
 from pytest_llem.reporting.terminal.points import points_table
-from pytest_llem.reporting.terminal.tables import mean_text, render
+from pytest_llem.reporting.terminal.tables import render
+from pytest_llem.reporting.text import mean_text
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import Ranking, best, pareto_optimal
@@ -200,7 +201,7 @@ class TestMarks:
         points = [_point(n, (100 * n, 110 * n), (1, 2), n=2) for n in (1, 2)]
         assert best(points, SPEED) == pareto_optimal(points) == Ranking(set(), set())
         made = points_table(points, {one.config_hash: 2 for one in points}, 80)
-        assert (made.has_best, made.has_optimal, made.has_tied) == (False, False, False)
+        assert made.legend == []
 
     def test_pareto_optimal_points_have_intervals_apart(self) -> None:
         cheap, fast = _point(0, (100, 110), (1, 2)), _point(1, (200, 210), (3, 4))
@@ -219,7 +220,7 @@ class TestMarks:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (105, 115), (3, 4)), _point(2, (10, 11), (8, 9))]
         made = points_table(points, {one.config_hash: 3 for one in points}, 80)
         one, other, last = render(made.table, 80)[-3:]
-        assert (made.has_best, made.has_optimal, made.has_tied) == (True, True, True)
+        assert [line[0] for line in made.legend] == ["*", "P", "~"]
         assert (one[0], other[0], last[0]) == ("P", "~", " ")
         assert "105 ±4.8%~" in one
         assert one.count("*") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.gates.text import verdict_line, verdict_text
+from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.comparison import as_json, lines, markdown

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_llem._plugin.options import Settings
-from pytest_llem.gates.baseline_folder import BaselineError
-from pytest_llem.gates.saved import load
+from pytest_llem.gates.baselines import BaselineError, load
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.environment import processor
 from pytest_llem.results.study_result import StudyResult

@@ -78,14 +78,14 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
+    from pytest_llem.gates.baselines import load
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
-    from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as formats
-    from pytest_llem.results.testbeds import result_testbed
+    from pytest_llem.results.testbeds import testbed_of
 
     candidate = load(options.candidate, options.baseline_dir)
-    testbed = result_testbed(candidate)
+    testbed = testbed_of(candidate.points)
     keys = [] if testbed is None else [testbed.key]
     reference = load(options.reference, options.baseline_dir, testbeds=keys)
     if dependent := shared_experiments(candidate, reference):

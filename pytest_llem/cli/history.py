@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_extra
     from pytest_llem.reporting.terminal.history import lines
-    from pytest_llem.results.commits import known_commits
+    from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output
     if page is not None:
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
     """Yield the results in *paths*, and name files that cannot be read on standard error."""
-    from pytest_llem.results.discovery import read_results
+    from pytest_llem.results.study_result import read_results
 
     unread = 0
     for _, found in read_results(paths):

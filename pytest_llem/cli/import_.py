@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.importers.formats import read_runs
     from pytest_llem.importers.reading import ImportFileError
     from pytest_llem.measurement.imported_study import parse_axes, points_of, write_study
-    from pytest_llem.reporting.terminal.plan import counted
+    from pytest_llem.reporting.text import counted
 
     directory: Path = options.output
     points = points_of(read_runs(options.files, options.format), dict(parse_axes(options.axis)), options.cycle_per)

@@ -85,12 +85,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.node_ids import REFERENCE
+    from pytest_llem.gates.baselines import load
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
-    from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
     from pytest_llem.results.merge import merge
-    from pytest_llem.results.testbeds import result_testbed
+    from pytest_llem.results.testbeds import testbed_of
 
     verdicts: list[GateVerdict] = []
     comparisons: list[Comparison] = []
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
         if reference is not None and options.baseline is not None:
             raise ValueError("--baseline: the runs have a reference of their own (--llem-against)")
         if options.baseline is not None:
-            testbed = result_testbed(result)
+            testbed = testbed_of(result.points)
             keys = [] if testbed is None else [testbed.key]
             reference = load(
                 options.baseline, options.baseline_dir, result.name, testbeds=keys, only_fitting=bool(keys)
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verdict_lines(verdicts: Sequence[GateVerdict]) -> list[str]:
-    from pytest_llem.gates.text import verdict_line
+    from pytest_llem.gates.verdict_text import verdict_line
 
     failed = [f"FAILED {verdict_line(one)}" for one in verdicts if one.outcome == "failed"]
     count = [f"budgets: {len(verdicts) - len(failed)} passed, {len(failed)} failed"] if verdicts else []

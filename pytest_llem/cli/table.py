@@ -36,8 +36,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem.reporting.terminal.points import points_markdown
-    from pytest_llem.reporting.terminal.summary import selected_points, table_lines
-    from pytest_llem.results.study_result import StudyResult
+    from pytest_llem.reporting.terminal.summary import table_lines
+    from pytest_llem.results.study_result import StudyResult, selected_points
     from pytest_llem.results.tabular import point_table, short_table
 
     result = StudyResult.load(options.path)

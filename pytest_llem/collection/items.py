@@ -18,7 +18,7 @@ from pytest_llem._plugin.node_ids import BUDGET, EXPERIMENT, EXPERIMENTS, REFERE
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 from pytest_llem.collection.selection import keywords
-from pytest_llem.gates.baseline_folder import BaselineError
+from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyExperimentsError, is_study, load_study

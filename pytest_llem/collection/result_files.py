@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem._plugin.stash import RESULTS
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.measurement.imported_study import point_results, points_of
 from pytest_llem.results.models import PointResult

@@ -14,7 +14,7 @@ import pytest
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.options import Settings
 from pytest_llem.execution.session_facts import import_path
-from pytest_llem.gates.baseline_folder import BaselineError, resolve
+from pytest_llem.gates.baselines import BaselineError, resolve
 from pytest_llem.study.base import with_base
 from pytest_llem.study.dataset import FILE_TYPES
 from pytest_llem.study.design import StudyConfig

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from pytest_llem.gates.decisions import Contrast, UndecidableError, contrast
 from pytest_llem.gates.differences import different_facts
 from pytest_llem.gates.matching import in_pairs, values_by_cycle
-from pytest_llem.gates.statistics import Contrast, UndecidableError, contrast
-from pytest_llem.gates.text import ratio_text, rounded
 from pytest_llem.gates.ttests import p_beyond
+from pytest_llem.gates.verdict_text import ratio_text, rounded
 from pytest_llem.results.models import PointResult
 
 #: Energy metrics, each with the metric of its time: energy is mean power × time.
@@ -121,7 +121,6 @@ def _moved(
 
 def _throttling(candidate: PointResult, reference: PointResult) -> Iterator[str]:
     """Yield how long clocks were throttled, if that was longer in the candidate."""
-    found = [point.metrics.get("throttled_seconds") for point in (candidate, reference)]
-    seconds, reference_seconds = (None if one is None else one.mean for one in found)
+    seconds, reference_seconds = (one.summary_of("throttled_seconds").mean for one in (candidate, reference))
     if seconds is not None and reference_seconds is not None and seconds > reference_seconds:
         yield f"clocks throttled for {rounded(seconds)} s against {rounded(reference_seconds)} s"

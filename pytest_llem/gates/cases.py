@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.decisions import Look, Question, UndecidableError, contrast
 from pytest_llem.gates.differences import TestbedDifferences, testbed_differences
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
@@ -26,7 +27,6 @@ from pytest_llem.gates.matching import (
     values_by_cycle,
 )
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
-from pytest_llem.gates.statistics import Look, Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 
@@ -96,9 +96,8 @@ def make_case(
     if reason := not_judged or shared_cycles(candidate, reference):
         return case(reason=reason)
     for point, side in ((candidate, "candidate"), (reference, "reference")):
-        summary = point.metrics.get(metric)
-        if summary is not None and summary.not_judged is not None:
-            return case(reason=f"in the {side}: {summary.not_judged}")
+        if (reason := point.summary_of(metric).not_judged) is not None:
+            return case(reason=f"in the {side}: {reason}")
     better = CATALOGUE[metric].better
     if better is None:
         return case(reason="neither higher nor lower is better, so the metric cannot get worse")
@@ -175,10 +174,10 @@ def _contended(candidate: PointResult, reference: PointResult, metric: str) -> s
 
 def _missing_value(point: PointResult, metric: str, side: str) -> str | None:
     """Return why there is no value; None if there is one."""
-    summary = point.metrics.get(metric)
-    if summary is not None and summary.mean is not None:
+    summary = point.summary_of(metric)
+    if summary.mean is not None:
         return None
-    return f"no value in the {side}" + (f": {summary.reason}" if summary is not None and summary.reason else "")
+    return f"no value in the {side}" + (f": {summary.reason}" if summary.reason else "")
 
 
 def _is_usable(point: PointResult, metric: str, *, estimates: bool) -> bool:

@@ -17,7 +17,7 @@ from pytest_llem.study.problems import printable
 _NO_SUT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
 
 #: Facts of the checkout, which need not be the one that the code was imported from.
-_ORIGIN = {"commit", "uncommitted_changes"}
+ORIGIN = {"commit", "uncommitted_changes"}
 
 _DIGEST = re.compile("[0-9a-f]{40,}")
 
@@ -105,7 +105,7 @@ def same_sut(candidate: PointResult, reference: PointResult) -> bool:
     """
     if candidate.config.get("load"):
         return False
-    facts, reference_facts = ({**_sut(point), **dict.fromkeys(_ORIGIN)} for point in (candidate, reference))
+    facts, reference_facts = ({**_sut(point), **dict.fromkeys(ORIGIN)} for point in (candidate, reference))
     return facts.get(CODE) is not None and facts == reference_facts
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from pytest_llem.catalogue import CATALOGUE, PERCENTILES
-from pytest_llem.gates.text import rounded
+from pytest_llem.gates.verdict_text import rounded
 from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult
@@ -151,8 +151,8 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
 
 
 def _has_value(point: PointResult, metric: str) -> bool:
-    summary = point.metrics.get(metric)
-    return summary is not None and summary.mean is not None and summary.n == len(point.cycles)
+    summary = point.summary_of(metric)
+    return summary.mean is not None and summary.n == len(point.cycles)
 
 
 def _is_only_per_request(metric: str, instead: str, point: PointResult) -> bool:
@@ -175,5 +175,5 @@ def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) 
 
 
 def _per_request(point: PointResult, metric: str) -> float | None:
-    summary = point.metrics.get(metric)
-    return None if summary is None or summary.mean is None else summary.mean / point.config.get("n", 1)
+    mean = point.summary_of(metric).mean
+    return None if mean is None else mean / point.config.get("n", 1)

@@ -39,19 +39,11 @@ class Gate:
 def budget_gates(study: StudyConfig) -> list[Gate]:
     """Return a gate for each budget of *study*."""
     points = {point.id: point for point in study.points}
-    return [
-        Gate(
-            "budget",
-            budget.id,
-            points[budget.point].axes,
-            budget.point,
-            budget.line,
-            index,
-            points[budget.point].skip,
-            points[budget.point].xfail,
-        )
-        for index, budget in enumerate(study.budgets)
-    ]
+    gates = []
+    for index, budget in enumerate(study.budgets):
+        point = points[budget.point]
+        gates.append(Gate("budget", budget.id, point.axes, point.id, budget.line, index, point.skip, point.xfail))
+    return gates
 
 
 def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[Gate]:

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.differences import different_facts, testbed_differences
+from pytest_llem.gates.differences import ORIGIN, different_facts, testbed_differences
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
+    PER_REQUEST,
+    PER_TOKEN_TIME,
     allows_estimates,
     contention,
     ineligible_reason,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.runs import INSTEAD, Run, gates_of, in_order, unique_runs
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import facts_testbed
-from pytest_llem.study.gates import GatesConfig
+from pytest_llem.results.testbeds import testbed_of
+from pytest_llem.study.gates import DEFAULT_FAMILY, OPEN_LOOP_FAMILY, GatesConfig
 from pytest_llem.study.identity import axes_key
 
-#: Facts of the checkout, which change with every commit.
-_ORIGIN = {"commit", "uncommitted_changes"}
+#: Metrics in place of default ones, for engines and servers whose tokens are not known one by one.
+_INSTEAD = PER_REQUEST | PER_TOKEN_TIME
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        result: Its result; only points with results, without what a history does not need.
+        commit: Commit of the checkout; None if it was not recorded.
+        dirty: Whether tracked files differed from the commit.
+        time: When the commit was made, or else when the run started, in ISO 8601; empty if neither is known.
+        subject: First line of the commit's message; None if it is not known.
+    """
+
+    result: StudyResult
+    commit: str | None
+    dirty: bool
+    time: str
+    subject: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The commit's short id, with ``+`` after it for uncommitted changes; ``–`` if it is not known."""
+        return f"{self.commit[:10]}{'+' if self.dirty else ''}" if self.commit else "–"
 
 
 @dataclass(frozen=True)
@@ -148,10 +176,10 @@ def history_of(
     Raises:
         ValueError: The ``gates`` of a study's newest run are invalid.
     """
-    runs, copies = unique_runs(results, metrics)
-    runs = in_order(runs, commits_of([run.commit for run in runs if run.commit]))
+    runs, copies = _unique_runs(results, metrics)
+    runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
     newest = {run.result.name: run.result for run in runs}
-    settings = {study: gates_of(result) for study, result in newest.items()}
+    settings = {study: _gates_of(result) for study, result in newest.items()}
     series: list[MetricHistory] = []
     family: list[Series] = []
     for study, gates in settings.items():
@@ -163,6 +191,80 @@ def history_of(
     for one, changes in zip(series, find_changes(family, level), strict=True):
         one.changes = [_change(one, change) for change in changes]
     return History(runs, series, level, copies)
+
+
+def _gates_of(result: StudyResult) -> GatesConfig:
+    """Return the settings of gates of a result's study.
+
+    Raises:
+        ValueError: They are invalid.
+    """
+    try:
+        return GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ["gates", *first["loc"]]))
+        raise ValueError(f"{result.name}, newest run: {where}: {first['msg']}") from error
+
+
+def _unique_runs(results: Iterable[StudyResult], metrics: Sequence[str]) -> tuple[list[Run], int]:
+    """Return the run of each result, and how many results were left out as copies of others."""
+    runs: dict[object, Run] = {}
+    copies = 0
+    for result in results:
+        digests = tuple(sorted(digest for point in result.points for digest in point.result_digests))
+        is_known = result.started_at is not None or digests
+        key = (result.name, result.started_at, digests) if is_known else object()
+        copies += key in runs
+        if key not in runs:
+            runs[key] = _run_of(result, metrics)
+    return [*runs.values()], copies
+
+
+def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> list[Run]:
+    """Return *runs* by time: that of their commits if all of these are known, else that of the runs.
+
+    Args:
+        runs: The runs.
+        commits: Time in ISO 8601, and subject, of commits.
+    """
+    known = [commits.get(run.commit) if run.commit else None for run in runs]
+    if any(one is None and run.commit for one, run in zip(known, runs, strict=True)):
+        known = [None for _ in runs]
+    placed = [
+        run if one is None else replace(run, time=one[0], subject=one[1])
+        for run, one in zip(runs, known, strict=True)
+    ]
+    return sorted(placed, key=lambda one: (one.time, one.result.started_at or ""))
+
+
+def _run_of(result: StudyResult, metrics: Sequence[str]) -> Run:
+    """Return the run of a result, which is stripped of what a history does not need: 200 fit into memory."""
+    with suppress(ValueError):  # reported if it is the newest run
+        metrics = metrics or _gates_of(result).metrics or ()
+    kept_metrics = {*metrics} or {*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY, *_INSTEAD.values()}
+    recorded = result.environment.get("git")  # null without a repository
+    git = recorded if isinstance(recorded, dict) else {}
+    facts = next((point.sut for point in result.points if point.sut.get("commit")), {})
+    commit = git.get("commit") or facts.get("commit")
+    kept = [
+        point.model_copy(
+            update={
+                "metrics": {name: one for name, one in point.metrics.items() if name in kept_metrics},
+                "turns": [],
+                "loads": [],
+                "verdicts": [],
+            }
+        )
+        for point in result.points
+        if point.cycles
+    ]
+    return Run(
+        result=result.model_copy(update={"points": kept, "experiments": [], "warnings": [], "excluded": []}),
+        commit=commit if isinstance(commit, str) else None,
+        dirty=bool(git.get("dirty") or facts.get("uncommitted_changes")),
+        time=result.started_at or "",
+    )
 
 
 def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) -> Iterator[MetricHistory]:
@@ -177,8 +279,8 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
                 continue
             known.update(point.result_digests)
             for metric in metrics or _gated_metrics(point, gates):
-                summary = point.metrics.get(metric)
-                if summary is not None and summary.mean is not None:
+                summary = point.summary_of(metric)
+                if summary.mean is not None:
                     one = point.model_copy(update={"metrics": {metric: summary}})
                     value = Value(run, one, summary, _not_judged(one, metric, summary))
                     _append(by_key.setdefault((axes, metric), []), value, run.result.name, metric)
@@ -189,9 +291,8 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
 def _gated_metrics(point: PointResult, gates: GatesConfig) -> Iterator[str]:
     """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
     for metric in gates.family_of(point.config.get("load")):
-        summary = point.metrics.get(metric)
-        has_value = summary is not None and summary.mean is not None
-        yield metric if has_value or gates.metrics is not None else INSTEAD.get(metric, metric)
+        has_value = point.summary_of(metric).mean is not None
+        yield metric if has_value or gates.metrics is not None else _INSTEAD.get(metric, metric)
 
 
 def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
@@ -204,7 +305,7 @@ def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
         differences[history.testbed] = found[0].partition(" in the candidate")[0]
-    testbed = facts_testbed([point.testbed])
+    testbed = testbed_of([point])
     key = testbed.key if testbed else "unknown"
     groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
 
@@ -247,5 +348,5 @@ def _change(history: MetricHistory, change: Change) -> MetricChange:
         first=first,
         last=last,
         before=before,
-        facts=tuple(one for one in facts if one not in _ORIGIN),
+        facts=tuple(one for one in facts if one not in ORIGIN),
     )

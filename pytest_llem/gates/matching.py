@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.turns import pair_log_ratio, process_share
 from pytest_llem.results.models import CycleTurns, PointResult
 from pytest_llem.results.study_result import StudyResult
@@ -99,8 +99,8 @@ def _digests(result: StudyResult) -> set[str]:
 
 def values_by_cycle(point: PointResult, metric: str) -> dict[int, float]:
     """Return the existing values of *metric* by cycle; empty if the point has none."""
-    summary = point.metrics.get(metric)
-    if summary is None or not summary.n:
+    summary = point.summary_of(metric)
+    if not summary.n:
         return {}
     return {cycle: value for cycle, value in zip(point.cycles, summary.values, strict=True) if value is not None}
 

@@ -49,8 +49,7 @@ def judge_comparison(
 
 def _with_cycles(verdict: GateVerdict, result: StudyResult) -> GateVerdict:
     """Return *verdict*, with a reason that counts the point's cycles if some are missing."""
-    protocol = result.measurement_protocol
-    wanted = protocol["min_cycles"] if protocol["n_cycles"] == "auto" else protocol["n_cycles"]
+    wanted = result.min_cycles
     measured = next((len(point.cycles) for point in result.points if point.id == verdict.point), 0)
     if not 0 < measured < wanted:
         return verdict

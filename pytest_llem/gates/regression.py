@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
+from pytest_llem.gates.decisions import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session
 from pytest_llem.gates.sequential import Schedule
-from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
 from pytest_llem.study.gates import GatesConfig
-
-__all__ = ["Comparison", "FailOn", "compare", "missing_points"]
 
 FailOn = Literal["regression", "inconclusive"]
 
@@ -60,8 +59,6 @@ def compare(
     fail_on: FailOn = "regression",
     points: Collection[str] | None = None,
     not_judged: Mapping[str, str] = MappingProxyType({}),
-    file: str | None = None,
-    line: int | None = None,
 ) -> Comparison:
     """Compare a study's result with a reference, point by point and metric by metric.
 
@@ -79,8 +76,6 @@ def compare(
         fail_on: The mildest verdict that fails.
         points: Ids of the candidate's points to judge; None for all.
         not_judged: Why no gate may judge a point, by the point's id.
-        file: File of the gates, relative to the root of the run.
-        line: Line of the gates in *file*, from 1.
 
     Example:
         >>> compare(StudyResult.load("after"), StudyResult.load("before"), GatesConfig(), name="before").verdicts
@@ -110,7 +105,6 @@ def compare(
     ]
     missing = missing_points([point.axes for point in candidate.points], reference)
     verdicts += [_missing(point) for point in missing]
-    place = {"file": file, "line": line, "paired": paired}
     known = [
         (pair.candidate, pair.reference)
         for pair in matched
@@ -123,7 +117,8 @@ def compare(
         if case.contended and case.question
     ]
     same = [(one.id, [_SAME_SUT]) for one, other in known if paired and same_sut(one, other)]
-    blocking = over_points(((point, testbed.blocking) for point, testbed in testbeds), len(known))
+    over_known = partial(over_points, points=len(known))
+    blocking = over_known((point, testbed.blocking) for point, testbed in testbeds)
     record = ComparisonRecord(
         reference=name,
         reference_version=reference.pytest_llem_version,
@@ -134,16 +129,16 @@ def compare(
         testbed=blocking,
         compared_despite_mismatch=allow_mismatch and bool(blocking),
         warnings=[
-            *over_points(((point, testbed.warnings) for point, testbed in testbeds), len(known)),
-            *over_points(contended, len(known)),
-            *over_points(same, len(known)),
+            *over_known((point, testbed.warnings) for point, testbed in testbeds),
+            *over_known(contended),
+            *over_known(same),
         ],
-        workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
-        sut=over_points(((one.id, sut_differences(one, other)) for one, other in known), len(known)),
+        workload=over_known((one.id, workload_differences(one, other)) for one, other in known),
+        sut=over_known((one.id, sut_differences(one, other)) for one, other in known),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
     )
-    return Comparison(record, [verdict.model_copy(update=place) for verdict in verdicts])
+    return Comparison(record, [verdict.model_copy(update={"paired": paired}) for verdict in verdicts])
 
 
 def schedule_of(result: StudyResult) -> Schedule | None:
@@ -162,14 +157,14 @@ def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
     candidate, reference = case.pair.candidate, case.pair.reference
-    summary = candidate.metrics.get(case.metric)
-    reference_summary = reference.metrics.get(case.metric) if reference is not None else None
+    summary = candidate.summary_of(case.metric)
+    reference_summary = reference.summary_of(case.metric) if reference is not None else None
     fields: dict[str, Any] = {
         "unit": CATALOGUE[case.metric].unit,
         "method": _weakest(summary, reference_summary),
-        "mean": summary.mean if summary else None,
-        "ci95": summary.ci95 if summary else None,
-        "n": summary.n if summary else 0,
+        "mean": summary.mean,
+        "ci95": summary.ci95,
+        "n": summary.n,
         "reference_mean": reference_summary.mean if reference_summary else None,
         "reference_n": reference_summary.n if reference_summary else 0,
         "contended": case.contended,

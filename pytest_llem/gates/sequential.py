@@ -11,25 +11,15 @@ the one before: fewer looks would leave larger shares, and more would find a cle
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
 
-from pytest_llem.gates.statistics import MAX_CYCLES, Look, UndecidableError, contrast, paired_contrast
-from pytest_llem.gates.ttests import quadrature
+from pytest_llem.gates.decisions import Look, UndecidableError, contrast, paired_contrast
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
-
-if TYPE_CHECKING:
-    from pytest_llem.gates.ttests import Array
 
 #: Factor between the numbers of cycles of neighbouring looks.
 _GROWTH = 1.25
-
-#: Simulated paths for an expected number of cycles.
-_PATHS = 4000
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,9 @@ class Schedule:
         """Part of a gate's level that is spent on each look."""
         return 1 / len(self.sizes)
 
-    def next_size(self, cycles: int) -> int | None:
-        """Return the number of cycles at the first look after *cycles*; None if there is none."""
-        return next((size for size in self.sizes if size > cycles), None)
-
 
 def paired_looks(log_ratios: Sequence[float], schedule: Schedule) -> tuple[Look, ...]:
-    """Return the looks at interleaved cycles so far, for :class:`~pytest_llem.gates.statistics.Question`.
+    """Return the looks at interleaved cycles so far, for :class:`~pytest_llem.gates.decisions.Question`.
 
     Args:
         log_ratios: ln(candidate / reference) of each pair of cycles, in the order of measurement.
@@ -134,111 +120,3 @@ def is_precise(values: Sequence[float], relative_half_width: float) -> bool:
     """
     mean, _, interval = mean_interval(values, STOPPED_CONFIDENCE)
     return interval is not None and interval[1] - mean <= relative_half_width * abs(mean)
-
-
-class CyclesNeeded(NamedTuple):
-    """Numbers of pairs of cycles until a gate is decided.
-
-    Attributes:
-        normal: With a number that is fixed in advance and a known spread, by the normal distribution.
-        fixed: With a number that is fixed in advance, by Student's t.
-        sequential: Mean number until the rule of this module decides, by simulation; cycles that end undecided at
-            the schedule's maximum are counted with it.
-    """
-
-    normal: int | None
-    fixed: int | None
-    sequential: float
-
-
-@lru_cache(maxsize=256)  # the plan asks for each point and metric
-def cycles_needed(
-    spread: float,
-    *,
-    delta: float,
-    change: float,
-    alpha: float,
-    schedule: Schedule,
-    family: int = 1,
-    power: float = 0.9,
-) -> CyclesNeeded:
-    """Return how many pairs of cycles a gate needs for the right verdict, in theory and by the rule.
-
-    Args:
-        spread: Standard deviation of a pair's log ratio, above 0.
-        delta: Relative change that does not count.
-        change: The true relative worsening: above delta for REGRESSION, within it for SAME.
-        alpha: Probability of a false alarm.
-        schedule: When gates are judged.
-        family: Number of gates judged together, of which only this one has a change.
-        power: Probability of the right verdict in theory.
-
-    Returns:
-        The numbers; None for a number in theory above 1,000.
-
-    Example:
-        >>> cycles_needed(0.02, delta=0.02, change=0.05, alpha=0.01, schedule=Schedule(4, 40)).fixed
-        10
-    """
-    margin, true = math.log1p(delta), math.log1p(change)
-    if change > delta:
-        bounds, level = ((margin - true) / spread, math.inf), alpha / family
-    else:
-        bounds, level = ((-margin - true) / spread, (margin - true) / spread), alpha
-    return CyclesNeeded(
-        _first(lambda n: _power_normal(n, bounds, level) >= power),
-        _first(lambda n: _power_of_t(n, bounds, level) >= power),
-        _expected(bounds, level, schedule),
-    )
-
-
-#: Distances from the true change in standard deviations of a pair, between which an interval has to lie.
-_Bounds = tuple[float, float]
-
-
-def _power_normal(n: int, bounds: _Bounds, level: float) -> float:
-    from scipy.special import ndtri
-
-    return float(_probability_between(n, bounds, -ndtri(level) / math.sqrt(n)))
-
-
-def _power_of_t(n: int, bounds: _Bounds, level: float) -> float:
-    """Return the power for a known spread, averaged over the distribution of the sample's spread."""
-    import numpy as np
-    from scipy.special import chdtri, stdtrit
-
-    at, weight = quadrature()
-    half = -stdtrit(n - 1, level) * np.sqrt(chdtri(n - 1, at) / (n - 1) / n)
-    return float(np.sum(weight * _probability_between(n, bounds, half)))
-
-
-def _probability_between(n: int, bounds: _Bounds, half: Array) -> Array:
-    """Return the probability that a mean of n values is further inside the bounds than *half*."""
-    import numpy as np
-    from scipy.special import ndtr
-
-    low, high = bounds
-    between = ndtr((high - half) * math.sqrt(n)) - ndtr((low + half) * math.sqrt(n))
-    return np.asarray(np.maximum(0.0, between))
-
-
-def _first(is_enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest number of cycles that is enough; None if 1,000 are not."""
-    found = bisect_left(range(2, MAX_CYCLES + 1), True, key=is_enough) + 2
-    return found if found <= MAX_CYCLES else None
-
-
-def _expected(bounds: _Bounds, level: float, schedule: Schedule) -> float:
-    """Return the mean number of cycles until the rule decides."""
-    import numpy as np
-    from scipy.special import stdtrit
-
-    low, high = bounds
-    values = np.random.default_rng(0).standard_normal((_PATHS, schedule.max_cycles))
-    stopped = np.full(_PATHS, schedule.max_cycles)
-    for size in reversed(schedule.sizes):
-        so_far = values[:, :size]
-        half = -stdtrit(size - 1, level * schedule.share) * so_far.std(axis=1, ddof=1) / math.sqrt(size)
-        mean = so_far.mean(axis=1)
-        stopped[(mean - half > low) & (mean + half < high)] = size
-    return float(stopped.mean())

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.gates.decisions import UndecidableError
+from pytest_llem.gates.matching import named
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA
@@ -88,7 +89,7 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
         by_point.append([[math.log(value) for value in _values(summary)] for summary in known.values()])
     if not by_point:
         raise UndecidableError("; ".join(left_out) or "the study has no points")
-    notes = [f"without {_named(points)}: {reason}" for reason, points in left_out.items()]
+    notes = [f"without {named(points)}: {reason}" for reason, points in left_out.items()]
     spread = session_spread(by_point)
     if not spread.noise_known:
         notes.append("one cycle per session: sigma_session includes the noise of cycles")
@@ -178,7 +179,3 @@ def _squares(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean, and the sum of squared deviations from it."""
     mean = math.fsum(values) / len(values)
     return mean, math.fsum((value - mean) ** 2 for value in values)
-
-
-def _named(points: Sequence[str]) -> str:
-    return points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more"

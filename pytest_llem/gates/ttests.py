@@ -189,11 +189,3 @@ def p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbe
     certain = np.where(distance > EPS, np.inf, -np.inf)
     t = np.divide(distance, standard_error, out=certain, where=standard_error > 0)
     return np.asarray(stdtr(degrees, -t))
-
-
-def quadrature() -> tuple[Array, Array]:
-    """Return the nodes of Gauss–Legendre quadrature on 0 to 1, and their weights, whose sum is 1."""
-    import numpy as np
-
-    at, weight = np.polynomial.legendre.leggauss(64)
-    return (at + 1) / 2, weight / 2

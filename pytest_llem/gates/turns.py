@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.gates.decisions import UndecidableError
 
 if TYPE_CHECKING:
     import numpy as np

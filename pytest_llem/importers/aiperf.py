@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.reading import Fields, scalars, utc_time
 from pytest_llem.importers.run import CutRecords, ToolRun, figures, token_times
@@ -22,12 +23,17 @@ _UNIMPORTANT = (
 )
 
 
+def matches(document: Any) -> bool:
+    """Return whether *document* is of either file."""
+    return matches_export(document) or _matches_record(document)
+
+
 def matches_export(document: Any) -> bool:
     """Return whether *document* is the export of a run, ``profile_export_aiperf.json``."""
     return isinstance(document, dict) and "input_config" in document and "request_count" in document
 
 
-def matches_record(document: Any) -> bool:
+def _matches_record(document: Any) -> bool:
     """Return whether *document* is one line of the records of a run, ``profile_export.jsonl``."""
     return (
         isinstance(document, dict)
@@ -56,10 +62,6 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
     models = config.section("endpoint").items("model_names") or [
         one.text("name") for one in config.section("models").sections("items")
     ]
-    seconds = _average(fields, "benchmark_duration")
-    cut = None
-    if export is not None and records:
-        cut = _cut(export, requests, files, concurrency)
     ended = max((one.last_token for _, one in requests if one.last_token is not None), default=None)
     yield ToolRun(
         files=files,
@@ -75,9 +77,9 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
         clock="unix",
         figures={} if export is None else _figures(export),
         completed=fields.section("request_count").count("avg"),
-        seconds=seconds,
+        seconds=_average(fields, "benchmark_duration"),
         ended_at=utc_time(ended),
-        cut=cut,
+        cut=_cut(export, requests, files, concurrency) if export is not None and records else None,
     )
 
 
@@ -153,7 +155,7 @@ def _average(export: Fields, name: str) -> float | None:
 def _figures(export: Fields) -> dict[str, float]:
     def latencies(ours: str, theirs: str) -> dict[str, float | None]:
         section = export.section(theirs)
-        return {f"{ours}_p{p}_ms": section.number(f"p{p}") for p in (50, 90, 95, 99)}
+        return {f"{ours}_p{p}_ms": section.number(f"p{p}") for p in PERCENTILES}
 
     tokens = _average(export, "total_usage_completion_tokens")
     chunks_are_tokens = tokens is not None and tokens == export.section("http_req_chunks_received").number("sum")

@@ -14,6 +14,9 @@ from pytest_llem.importers.run import ToolRun
 #: The formats by their names on the command line.
 FORMATS = {one.NAME: one.FORMAT for one in (vllm, aiperf, guidellm, sglang, llama_bench, own)}
 
+#: The formats by the same names, in the order in which they are recognised.
+_MODULES = {one.NAME: one for one in (own, sglang, vllm, guidellm, llama_bench, aiperf)}
+
 
 def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     """Return the runs in *files*, in their order. The records of a run of AIPerf are joined with its export.
@@ -35,20 +38,18 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     for file in (one for given in files for one in _expanded(given, files)):
         text = read_text(file)
         if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
-            runs += llama_bench.read(llama_bench.rows(file, text))
+            runs += [run for row in llama_bench.rows(file, text) for run in llama_bench.read(row)]
             continue
         documents = parse(file, text)
-        found = _format(documents)
+        found = next((key for key, one in _MODULES.items() if one.matches(documents[0])), None)
         if found is None or name not in (None, found):
             fail(file, _unknown(documents, name, found))
-        if found == aiperf.NAME:
-            lines = [Fields(file, one, f"line {at}") for at, one in enumerate(documents, start=1)]
-            if aiperf.matches_export(documents[0]):
-                exports.append(Fields(file, documents[0]))
-            else:
-                records.append(lines)
-            continue
-        runs += _read(found, file, documents)
+        if found != aiperf.NAME:
+            runs += _read(found, file, documents)
+        elif aiperf.matches_export(documents[0]):
+            exports.append(Fields(file, documents[0]))
+        else:
+            records.append([Fields(file, one, f"line {at}") for at, one in enumerate(documents, start=1)])
     return [*runs, *_aiperf(exports, records)]
 
 
@@ -72,34 +73,13 @@ def _expanded(given: Path, files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _format(documents: Sequence[Any]) -> str | None:
-    first = documents[0]
-    if own.matches(first):
-        return own.NAME
-    if sglang.matches(first):
-        return sglang.NAME
-    if vllm.matches(first):
-        return vllm.NAME
-    if guidellm.matches(first):
-        return guidellm.NAME
-    if llama_bench.matches(first):
-        return llama_bench.NAME
-    return aiperf.NAME if aiperf.matches_export(first) or aiperf.matches_record(first) else None
-
-
 def _read(name: str, file: Path, documents: Sequence[Any]) -> Iterator[ToolRun]:
-    if name == llama_bench.NAME and isinstance(documents[0], list):
-        yield from llama_bench.read([Fields(file, one, f"[{at}]") for at, one in enumerate(documents[0])])
-        return
-    lines = [Fields(file, one, f"line {at}" if at > 1 else "") for at, one in enumerate(documents, start=1)]
-    if name == llama_bench.NAME:
-        yield from llama_bench.read(lines)
-    elif name == sglang.NAME:
-        yield from sglang.read(lines)
-    else:
-        module = {vllm.NAME: vllm, guidellm.NAME: guidellm, own.NAME: own}[name]
-        for line in lines:  # vllm bench serve --append-result writes a line for each run
-            yield from module.read(line)
+    if isinstance(documents[0], list):  # of llama-bench
+        parts = [Fields(file, one, f"[{at}]") for at, one in enumerate(documents[0])]
+    else:  # vllm bench serve --append-result, SGLang and llama-bench write a line for each run
+        parts = [Fields(file, one, f"line {at}" if at > 1 else "") for at, one in enumerate(documents, start=1)]
+    for part in parts:
+        yield from _MODULES[name].read(part)
 
 
 def _aiperf(exports: Sequence[Fields], records: Sequence[Sequence[Fields]]) -> Iterator[ToolRun]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.reading import Fields, scalars, utc_time
 from pytest_llem.importers.run import ToolRun, figures
@@ -93,7 +94,7 @@ def _figures(benchmark: Fields) -> dict[str, float]:
     def latencies(ours: str, theirs: str, scale: float = 1.0) -> dict[str, float | None]:
         section = metrics.section(theirs).section("successful")
         percentiles = section.section("percentiles")
-        values = {p: percentiles.number(f"p{p}") for p in (50, 90, 95, 99)} | {50: section.number("median")}
+        values = {p: percentiles.number(f"p{p}") for p in PERCENTILES} | {50: section.number("median")}
         if not section.number("count"):  # guidellm's statistics of nothing are 0
             values = dict.fromkeys(values)
         return {f"{ours}_p{p}_ms": None if value is None else value * scale for p, value in values.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,43 +54,42 @@ def rows(file: Any, text: str) -> list[Fields]:
     return found
 
 
-def read(tests: Sequence[Fields]) -> Iterator[ToolRun]:
-    """Yield the run of each test. A process of llama-bench loads the model itself, so that its file is one start.
+def read(test: Fields) -> Iterator[ToolRun]:
+    """Yield the run of a test. A process of llama-bench loads the model itself, so that its file is one start.
 
     Raises:
         ImportFileError: A value has the wrong type.
     """
-    for test in tests:
-        prompt, generated = test.count("n_prompt") or 0, test.count("n_gen") or 0
-        nanoseconds = test.number("avg_ns")
-        seconds = None if not nanoseconds else nanoseconds / 1e9
-        commit, number = test.text("build_commit"), test.count("build_number")
-        known = commit not in (None, "unknown")
-        yield ToolRun(
-            files=[test.file],
-            tool=NAME,
-            format=FORMAT,
-            version=f"{'' if number is None else f'b{number} '}{commit}" if known else None,
-            settings=dict(_settings(test)),
-            document=test.data,
-            model=test.text("model_type"),
-            concurrency=1,
-            no_stamps="llama-bench writes the means of its tests",
-            figures=figures(
-                {
-                    "seconds": seconds,
-                    "input_tokens": float(prompt),
-                    "output_tokens": float(generated),
-                    # A test of a prompt generates nothing, so that it has no rate.
-                    "output_tokens_per_second": generated / seconds if seconds and generated else None,
-                    "requests_per_second": 1 / seconds if seconds else None,
-                }
-            ),
-            completed=1,
-            seconds=seconds,
-            ended_at=_time(test.text("test_time")),
-            server_start=str(test.file),
-        )
+    prompt, generated = test.count("n_prompt") or 0, test.count("n_gen") or 0
+    nanoseconds = test.number("avg_ns")
+    seconds = None if not nanoseconds else nanoseconds / 1e9
+    commit, number = test.text("build_commit"), test.count("build_number")
+    known = commit not in (None, "unknown")
+    yield ToolRun(
+        files=[test.file],
+        tool=NAME,
+        format=FORMAT,
+        version=f"{'' if number is None else f'b{number} '}{commit}" if known else None,
+        settings=dict(_settings(test)),
+        document=test.data,
+        model=test.text("model_type"),
+        concurrency=1,
+        no_stamps="llama-bench writes the means of its tests",
+        figures=figures(
+            {
+                "seconds": seconds,
+                "input_tokens": float(prompt),
+                "output_tokens": float(generated),
+                # A test of a prompt generates nothing, so that it has no rate.
+                "output_tokens_per_second": generated / seconds if seconds and generated else None,
+                "requests_per_second": 1 / seconds if seconds else None,
+            }
+        ),
+        completed=1,
+        seconds=seconds,
+        ended_at=_time(test.text("test_time")),
+        server_start=str(test.file),
+    )
 
 
 def _settings(test: Fields) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -208,19 +208,3 @@ def utc_time(seconds: float | None) -> datetime | None:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
         return None
-
-
-def each(fields: Fields, names: Sequence[str], read: Callable[[str], Sequence[Any] | None]) -> list[Sequence[Any]]:
-    """Return the lists of several fields, which must have the same length; empty if one is missing.
-
-    Raises:
-        ImportFileError: Their lengths differ.
-    """
-    found = {name: read(name) for name in names}
-    lists = {name: values for name, values in found.items() if values is not None}
-    if len(lists) < len(names):
-        return []
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) > 1:
-        fields.fail("", f"lists differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
-    return list(lists.values())

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.importers.reading import Fields, each, scalars
+from pytest_llem.importers.reading import Fields, scalars
 from pytest_llem.importers.run import ToolRun, figures, token_times
 
 NAME, FORMAT = "vllm", "vllm bench serve"
@@ -46,7 +47,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
     settings = {name: data[name] for name in _SETTINGS if data.get(name) is not None}
     extra = {name: value for name, value in scalars(data) if name not in _SETTINGS and not _RESULT.fullmatch(name)}
     server_start = extra.pop(SERVER_START, None)
-    requests = _requests(fields)
+    requests = requests_of(fields)
     date = fields.text("date")
     yield ToolRun(
         files=[fields.file],
@@ -75,18 +76,29 @@ def _time(date: str) -> datetime | None:
         return None
 
 
-def _requests(fields: Fields) -> list[RequestRecord]:
-    names = ("ttfts", "itls", "input_lens", "output_lens", "errors")
-    columns = each(fields, names, lambda name: fields.numbers(name) if name == "ttfts" else fields.items(name))
-    if not columns:
+def requests_of(fields: Fields) -> list[RequestRecord]:
+    """Return the requests in the lists of a result; none without the details.
+
+    Without ``start_times``, the times of each request are from its own submission.
+
+    Raises:
+        ImportFileError: A value has the wrong type, or lists differ in length.
+    """
+    columns: dict[str, list[Any] | None] = {"ttfts": fields.numbers("ttfts")}
+    columns |= {name: fields.items(name) for name in ("itls", "input_lens", "output_lens", "errors")}
+    lists = [values for values in columns.values() if values is not None]
+    if len(lists) < len(columns):
         return []
-    count = len(columns[0])
+    count = len(lists[0])
+    if any(len(values) != count for values in lists):
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in zip(columns, lists, strict=True))
+        fields.fail("", f"lists differ in length: {lengths}")
     starts, latencies = fields.numbers("start_times"), fields.numbers("latencies")
     for name, values in (("start_times", starts), ("latencies", latencies)):
         if values is not None and len(values) != count:
             fields.fail(name, f"has {len(values)} values for {count} requests")
     found = []
-    for place, (ttft, gaps, inputs, outputs, error) in enumerate(zip(*columns, strict=True)):
+    for place, (ttft, gaps, inputs, outputs, error) in enumerate(zip(*lists, strict=True)):
         sent = starts[place] if starts else 0.0
         one = Fields(fields.file, {"itls": gaps, "output_lens": outputs, "input_lens": inputs}, f"request {place}")
         tokens, itls = one.count("output_lens"), one.numbers("itls") or []
@@ -106,12 +118,16 @@ def _requests(fields: Fields) -> list[RequestRecord]:
     return found
 
 
-def _figures(fields: Fields) -> dict[str, float]:
-    percentiles = {
-        f"{ours}_p{p}_ms": fields.number(f"p{p}_{theirs}_ms" if p != 50 else f"median_{theirs}_ms")
-        for ours, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", "e2el"))
-        for p in (50, 90, 95, 99)
+def percentiles_of(fields: Fields, e2e: str) -> dict[str, float | None]:
+    """Return the percentiles of latencies in a result, which has them of the E2E latency by the name *e2e*."""
+    return {
+        f"{ours}_p{p}_ms": fields.number(f"median_{theirs}_ms" if p == 50 else f"p{p}_{theirs}_ms")
+        for ours, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", e2e))
+        for p in PERCENTILES
     }
+
+
+def _figures(fields: Fields) -> dict[str, float]:
     completed, failed = fields.number("completed"), fields.number("failed")
     total = None if completed is None or failed is None else completed + failed
     return figures(
@@ -123,6 +139,6 @@ def _figures(fields: Fields) -> dict[str, float]:
             "input_tokens": fields.number("total_input_tokens"),
             "output_tokens": fields.number("total_output_tokens"),
             "error_rate": None if not total or failed is None else failed / total,
-            **percentiles,
+            **percentiles_of(fields, "e2el"),
         }
     )

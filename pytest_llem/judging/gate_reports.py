@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem.gates.gate import Gate
-from pytest_llem.gates.text import verdict_line, verdict_text
+from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.results.verdicts import GateVerdict
 
 Location = tuple[str, int, str]

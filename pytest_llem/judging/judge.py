@@ -17,7 +17,7 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.execution.replay import current_inputs
-from pytest_llem.gates.baseline_folder import BaselineError
+from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
@@ -28,10 +28,10 @@ from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import facts_testbed
+from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
@@ -183,12 +183,11 @@ class StudyGates:
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
             not_judged=self._results.partly_selected,
             fail_on=self._settings.fail_on,
-            file=self._file,
-            line=self.study.gates_line,
         )
         if (result := self._results.own) is not None:
             result.comparison = self.comparison.record
-        return {verdict.id: self._placed(verdict) for verdict in self.comparison.verdicts}
+        place = {"file": self._file, "line": self.study.gates_line}
+        return {one.id: self._placed(one.model_copy(update=place)) for one in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
         """Return the verdict of a budget, given its id."""
@@ -269,7 +268,7 @@ class StudyGates:
         found = Counter(
             testbed.key
             for judged in self._results.points.values()
-            if (testbed := facts_testbed([judged.point.testbed])) is not None
+            if (testbed := testbed_of([judged.point])) is not None
         )
         return [key for key, _ in found.most_common()]
 

@@ -18,7 +18,7 @@ from pytest_llem._plugin.shared_state import DECIDED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.live_line import print_line
 from pytest_llem.gates.sequential import Schedule, is_precise
-from pytest_llem.gates.text import ratio_text
+from pytest_llem.gates.verdict_text import ratio_text
 from pytest_llem.judging.judge import StudyGates
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.results.models import ManifestEntry

@@ -16,13 +16,8 @@ from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates
 from pytest_llem.measurement.accounting import not_judged
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.results.experiment import (
-    ImportedFile,
-    ImportRecord,
-    TokenRecord,
-    WindowRecord,
-    runs_of_one_server,
-)
+from pytest_llem.results.cycles import runs_of_one_server
+from pytest_llem.results.experiment import ImportedFile, ImportRecord, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import total_of

@@ -15,13 +15,12 @@ from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import ImportFileError, fail
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.results.cycles import summarise
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity
-from pytest_llem.results.manifest import ManifestWriter, write_atomically
+from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
-from pytest_llem.results.study_result import StudyResult, build_study_result
-from pytest_llem.results.summaries import summarise
-from pytest_llem.results.tabular import experiment_table, point_table
+from pytest_llem.results.study_result import StudyResult, build_study_result, write_result
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.identity import axes_key, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.times import utc
@@ -210,9 +209,7 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
         },
     )
     study = build_study_result(design, manifest, directory)
-    write_atomically(directory / "study_result.json", study.model_dump_json(indent=1) + "\n")
-    write_atomically(directory / "summary.csv", point_table(study).to_csv())
-    write_atomically(directory / "experiments.csv", experiment_table(study).to_csv())
+    write_result(directory, study)
     return study
 
 

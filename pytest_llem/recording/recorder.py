@@ -22,8 +22,7 @@ from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.plans import check_both_engines
 from pytest_llem.execution.replay import publish_replays, replays_of
-from pytest_llem.gates.baseline_folder import BaselineError
-from pytest_llem.gates.saved import missing_results, save, unsuitable_reason
+from pytest_llem.gates.baselines import BaselineError, missing_results, save, unsuitable_reason
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pytest_llem.gates.matching import named
-from pytest_llem.gates.text import verdict_line, verdict_text
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.points import points_markdown
-from pytest_llem.reporting.terminal.summary import selected_points
-from pytest_llem.results.failures import failures
-from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import result_testbed
+from pytest_llem.reporting.text import counted, markdown_row
+from pytest_llem.results.models import failures
+from pytest_llem.results.study_result import StudyResult, selected_points
+from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
@@ -102,7 +101,7 @@ def _failed(result: StudyResult) -> bool:
 
 
 def _testbed(result: StudyResult) -> str:
-    testbed = result_testbed(result)
+    testbed = testbed_of(result.points)
     return "-" if testbed is None else escaped(testbed.key)
 
 
@@ -226,7 +225,7 @@ def _points(result: StudyResult) -> Iterator[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:
     for row in (headings, ["---"] * len(headings), *rows[:MAX_ROWS]):
-        yield f"| {' | '.join(row)} |"
+        yield markdown_row(row)
     yield from _left_out(len(rows) - MAX_ROWS, what)
     yield ""
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import time
@@ -27,7 +26,7 @@ from importlib.metadata import (
     packages_distributions,
 )
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 #: A file that changed after this time may differ from what was imported. A forked process inherits the time of its
 #: server.
@@ -232,49 +231,6 @@ def _installed_version(name: str) -> str | None:
         return _version(distribution(name))
     except PackageNotFoundError:
         return None
-
-
-#: Time limit for ``git status``, which is slow for a working tree on a slow drive.
-SECONDS = 10.0
-
-#: Options of ``git status`` that leave out what is not reported: untracked files, submodules' files, renames.
-_STATUS = ("--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=dirty", "--no-renames")
-
-
-def working_tree(directory: Path, seconds: float = SECONDS) -> dict[str, Any] | None:
-    """Return the commit of the git working tree around *directory*, and whether tracked files differ from it.
-
-    ``GIT_DIR`` and the like apply as for any git command. Nothing is written to the repository.
-
-    Args:
-        directory: A folder in the working tree.
-        seconds: Time limit for git, in s.
-
-    Returns:
-        ``commit``, null before the first commit, and ``dirty``: whether tracked files differ from it. None if
-        there is no git or no working tree.
-    """
-    # Otherwise git may leave a lock file or a file system monitor in the user's repository.
-    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "status", *_STATUS]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=seconds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        return None
-    lines = done.stdout.decode("ascii", "replace").splitlines()
-    found = next((line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")), "")
-    commit = found if found and set(found) <= set("0123456789abcdef") else None
-    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.code_state import working_tree
+from pytest_llem.results.git import working_tree
 from pytest_llem.results.liveness import boot_id
 
 #: Packages whose version can change a result.
@@ -96,7 +96,7 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
         ``virtual_machine``, ``container``; the facts of :func:`processor`;
         ``memory_mb`` (10^6 bytes); ``python``; ``packages``, versions by name; ``variables``, those of
         :data:`VARIABLES` that are set; ``git``, as from
-        :func:`pytest_llem.results.code_state.working_tree`.
+        :func:`pytest_llem.results.git.working_tree`.
     """
     import psutil
 

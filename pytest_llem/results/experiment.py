@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -352,23 +351,6 @@ class ImportRecord(Record):
     """The tool's own figures of the metrics that it defines likewise, in the catalogue's units; of several runs,
     their means.
     """
-
-
-def not_repeated(cycles: Sequence[ImportRecord | None]) -> str | None:
-    """Return why the runs of a point's *cycles* are no repetitions; None if they are."""
-    imported = [one for one in cycles if one is not None]
-    runs = sum(one.runs for one in imported)
-    starts = {one.server_start for one in imported}
-    one_server = len(imported) == 1 or (len(starts) == 1 and None not in starts)
-    return runs_of_one_server(runs) if one_server and runs > 1 else None
-
-
-def runs_of_one_server(runs: int) -> str:
-    """Return why several *runs* of one start of a server are no repetitions."""
-    return (
-        f"{runs} runs of one server are one cycle and no repetitions, since servers differ from start to start: "
-        "start it again for each run (and say so: llem import --cycle-per file, command.fresh_server: true)"
-    )
 
 
 class DeviceConditions(Record):

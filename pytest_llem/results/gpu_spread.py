@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pytest_llem.results.experiment import ExperimentResult
-
-if TYPE_CHECKING:
-    from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import PointResult
 
 #: Fewest GPUs for an interval: with two, it would reach from 0.4 to 32 times the value.
 MIN_INTERVAL_GPUS = 3
@@ -33,12 +28,6 @@ class GpuSpread:
     within: float | None = None
 
 
-def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
-    """Return the UUIDs of the GPUs of each cycle; empty if no cycle ran on GPUs."""
-    found = [sorted(gpu["uuid"] for gpu in one.environment.get("gpus") or []) for one in cycles]
-    return found if any(found) else []
-
-
 def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
     """Return how far a metric of *point* differs between GPUs; None if all its cycles ran on the same ones.
 
@@ -49,8 +38,8 @@ def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
                 if (spread := gpu_spread(point, "energy_per_output_token_j")) is not None:
                     print(f"{point.id}: {spread.between:.1%} between {spread.gpus} GPUs")
     """
-    summary = point.metrics.get(metric)
-    if summary is None or len(summary.values) != len(point.gpus):
+    summary = point.summary_of(metric)
+    if len(summary.values) != len(point.gpus):
         return None
     groups: dict[tuple[str, ...], list[float]] = {}
     for gpus, value in zip(point.gpus, summary.values, strict=True):

@@ -20,10 +20,6 @@ class Line(Record):
     entry: ManifestEntry
 
 
-class JournalLostError(OSError):
-    """The file was changed or removed by another process."""
-
-
 class Journal:
     """A file to which only whole lines are appended.
 
@@ -45,14 +41,13 @@ class Journal:
             durable: Whether to wait until they would survive a power failure.
 
         Raises:
-            JournalLostError: The earlier lines are missing.
-            OSError: The lines could not be written.
+            OSError: The lines could not be written, or the earlier lines are missing.
         """
         text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if os.fstat(file).st_size != self._size:
-                raise JournalLostError(f"{self._path.name} was changed or removed by another process")
+                raise OSError(f"{self._path.name} was changed or removed by another process")
             try:
                 rest = memoryview(text)
                 while rest:
@@ -68,7 +63,7 @@ class Journal:
             os.close(file)
 
     def clear(self) -> None:
-        """Drop all lines, which the manifest includes. If that fails, the next append raises JournalLostError."""
+        """Drop all lines, which the manifest includes. If that fails, the next append raises OSError."""
         self._size = 0
         with suppress(OSError):
             os.truncate(self._path, 0)

@@ -81,10 +81,8 @@ def load_cost(points: Sequence[PointResult]) -> str:
 
 def is_within_slo(point: PointResult) -> bool | None:
     """Return whether the point's load is within its SLO; None without an SLO, or if that is not known."""
-    slo, summary = slo_of(point), point.metrics.get(ATTAINMENT)
-    if slo is None or summary is None or summary.mean is None:
-        return None
-    return summary.mean >= float(slo["attainment"])
+    slo, mean = slo_of(point), point.summary_of(ATTAINMENT).mean
+    return None if slo is None or mean is None else mean >= float(slo["attainment"])
 
 
 def load_series(points: Sequence[PointResult]) -> list[LoadSeries]:

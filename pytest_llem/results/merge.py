@@ -15,15 +15,17 @@ from pathlib import Path
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_files, stored_result, write_atomically
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, PointResult
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, build_study_result
-from pytest_llem.results.study_run import RESULT, write_result
+from pytest_llem.results.study_result import (
+    DESIGN,
+    RESULT,
+    StudyResult,
+    build_study_result,
+    result_lost,
+    write_result,
+)
 
 #: States of an experiment without a result: of several runs' states, the last one in this list is kept.
 _PRECEDENCE: tuple[EntryStatus, ...] = ("deselected", "pending", "running", "skipped", "failed", "completed")
-
-
-class MergeError(ValueError):
-    """Results cannot be merged; the message is one line."""
 
 
 @dataclass
@@ -57,8 +59,8 @@ class _Run:
             manifest = read_manifest(directory)
             file = directory / RESULT
             return cls(directory, manifest, StudyResult.read(file if file.exists() else directory / DESIGN))
-        except (ValueError, FileNotFoundError) as error:
-            raise MergeError(str(error)) from error
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
 
 
 def merge(directories: Iterable[Path], output: Path, reference: str, judge: Callable[[Merged], None]) -> Merged:
@@ -71,7 +73,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         judge: Called with the results before they are written; may add verdicts to them.
 
     Raises:
-        MergeError: A directory has no results, the runs differ in study or settings, or *output* has anything but
+        ValueError: A directory has no results, the runs differ in study or settings, or *output* has anything but
             merged results of this study.
         OSError: A file cannot be read or written.
     """
@@ -103,21 +105,21 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
 
 
 def _refuse_different(runs: Sequence[_Run]) -> None:
-    """Raise MergeError unless all *runs* are of one study, run with the same settings."""
+    """Raise ValueError unless all *runs* are of one study, run with the same settings."""
     first, *others = runs
     for other in others:
         names = f"{first.directory} and {other.directory}"
         studies = [f"{run.manifest.study_name} [{run.manifest.study_design_hash}]" for run in (first, other)]
         if studies[0] != studies[1]:
-            raise MergeError(f"{names}: different studies, {studies[0]} and {studies[1]}")
+            raise ValueError(f"{names}: different studies, {studies[0]} and {studies[1]}")
         one, two = first.design.measurement_protocol, other.design.measurement_protocol
         for key in dict.fromkeys((*one, *two)):
             if one.get(key) != two.get(key):
-                raise MergeError(f"{names}: run with different settings, {key}: {one.get(key)} and {two.get(key)}")
+                raise ValueError(f"{names}: run with different settings, {key}: {one.get(key)} and {two.get(key)}")
 
 
 def _refuse_overwrite(output: Path, run: _Run) -> None:
-    """Raise MergeError if *output* has anything but merged results of the study of *run*."""
+    """Raise ValueError if *output* has anything but merged results of the study of *run*."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     try:
@@ -125,9 +127,9 @@ def _refuse_overwrite(output: Path, run: _Run) -> None:
     except (ValueError, OSError):
         found = None
     if found is None or not found.merged_from:
-        raise MergeError(f"{output}: exists, and has no merged results: it is not overwritten")
+        raise ValueError(f"{output}: exists, and has no merged results: it is not overwritten")
     if found.study_design_hash != run.manifest.study_design_hash:
-        raise MergeError(f"{output}: merged results of another study, {found.study_name}: it is not overwritten")
+        raise ValueError(f"{output}: merged results of another study, {found.study_name}: it is not overwritten")
 
 
 def _write_experiments(runs: Sequence[_Run], folder: Path) -> Merged:
@@ -198,8 +200,7 @@ def _merge_entry(found: Sequence[tuple[_Run, ManifestEntry]], folder: Path, merg
         return entry
     entry = max((one for _, one in found), key=lambda one: (_PRECEDENCE.index(one.status), _order(one)))
     if entry.status == "completed":
-        message = f"{entry.result_file} is missing, or was changed after it was written"
-        return _failed(entry, ErrorRecord(kind="exception", type=RESULT_LOST, message=message))
+        return _failed(entry, result_lost(entry))
     if entry.status == "running":
         message = "it had not ended when the results were merged"
         return _failed(entry, ErrorRecord(kind="interrupted", type="Interrupted", message=message))

@@ -5,7 +5,8 @@ Results are read one point at a time and dropped once they are summarised: a stu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
 from pytest_llem.results.document import Document
-from pytest_llem.results.experiment import ExperimentResult, not_repeated
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.gpu_spread import gpus_of_cycles
-from pytest_llem.results.manifest import read_manifest, stored_result
+from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result, write_atomically
 from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import (
     ErrorRecord,
@@ -31,8 +32,7 @@ from pytest_llem.results.models import (
 )
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
-from pytest_llem.results.summaries import cycle_turns, summarise, summarise_contention
-from pytest_llem.results.tabular import Per, dataframe
+from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
 from pytest_llem.results.token_agreement import GreedyOutputs
 from pytest_llem.results.verdicts import ComparisonRecord
 from pytest_llem.study.design import StudyConfig
@@ -41,8 +41,8 @@ from pytest_llem.times import seconds_between
 if TYPE_CHECKING:
     import pandas
 
-#: File written at the start of a study: a StudyResult without results.
-DESIGN = "study_design.json"
+#: Files that hold a StudyResult: that of a finished run, and that of its start, without results.
+RESULT, DESIGN = "study_result.json", "study_design.json"
 
 #: Error type of an experiment whose saved result is missing or changed.
 RESULT_LOST = "ResultLost"
@@ -110,10 +110,16 @@ class StudyResult(Document):
             OSError: *path* cannot be read.
         """
         path = Path(path)
-        file = path / "study_result.json" if path.is_dir() else path
-        result = cls.read(file) if file.exists() or not path.is_dir() else load_unfinished(path)
+        file = path / RESULT if path.is_dir() else path
+        result = cls.read(file) if file.exists() or not path.is_dir() else _load_unfinished(path)
         result.__dict__["_directory"] = file.parent
         return result
+
+    @property
+    def min_cycles(self) -> int:
+        """Number of cycles that each point of a whole run has; with ``n_cycles: auto``, the smallest."""
+        protocol = self.measurement_protocol
+        return int(protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1))
 
     def to_dataframe(self, per: Per = "point", *, all_columns: bool = False) -> pandas.DataFrame:
         """Return the result as a data frame, with a row for each point, experiment or request.
@@ -139,6 +145,17 @@ class StudyResult(Document):
                 print(requests.groupby("load.concurrency")["ttft_ms"].median())
         """
         return dataframe(self, per, directory=self._directory, all_columns=all_columns)
+
+
+def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
+    """Return the selected points, and the number of selected experiments of each by the hash of its configuration.
+
+    A baseline keeps no experiments: its cycles count as selected.
+    """
+    planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
+    if not result.experiments:
+        planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
+    return [point for point in result.points if planned[point.config_hash]], planned
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
@@ -194,12 +211,11 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
     confidence = STOPPED_CONFIDENCE if design.measurement_protocol.get("n_cycles") == "auto" else 0.95
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
-        by_cycle = [(entry.cycle, _result(directory, entry)) for entry in entries]
-        point.cycles = [cycle for cycle, result in by_cycle if result is not None]
-        results = [result for _, result in by_cycle if result is not None]
-        # After reading, which removes the digest of an entry whose result is missing.
-        point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
-        mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
+        read = [(entry, result) for entry in entries if (result := _result(directory, entry)) is not None]
+        results = [result for _, result in read]
+        point.cycles = [entry.cycle for entry, _ in read]
+        point.result_digests = [entry.result_sha256 for entry, _ in read if entry.result_sha256 is not None]
+        mismatches = dict.fromkeys(entry.replay_mismatch for entry, _ in read if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
         if results:  # fields that do not reach the engine are null
             point.config = results[0].effective_config
@@ -212,12 +228,11 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.gpus = gpus_of_cycles(results)
         servers = [result.server for result in results if result.server is not None]
         point.drifts = [server.drift for server in servers if server.drift is not None]
-        point.not_repeated = not_repeated([result.imported for result in results])
+        point.not_repeated = not_repeated(results)
         for result in results:
             found.add(result, point)
-        file = next((entry.result_file for entry in entries if entry.result_file is not None), None)
-        if results and file is not None:  # an entry whose result is missing has no file any more
-            outputs.add(results[0], point.id, file)
+        if read:
+            outputs.add(results[0], point.id, str(read[0][0].result_file))
         found.warn_of_differing(results, point)
     design.token_agreement = list(outputs.agreements())
     found.warn_of_edits()
@@ -239,7 +254,7 @@ def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyR
     return design
 
 
-def load_unfinished(directory: Path) -> StudyResult:
+def _load_unfinished(directory: Path) -> StudyResult:
     """Return the result so far of a run that is in progress or was killed.
 
     Raises:
@@ -250,8 +265,60 @@ def load_unfinished(directory: Path) -> StudyResult:
     try:
         design = StudyResult.read(directory / DESIGN)
     except FileNotFoundError:
-        raise ValueError(f"{directory}: holds neither study_result.json nor {DESIGN}") from None
+        raise ValueError(f"{directory}: holds neither {RESULT} nor {DESIGN}") from None
     return build_study_result(design, manifest, directory)
+
+
+def write_result(directory: Path, result: StudyResult) -> None:
+    """Write *result* and its tables to a results directory.
+
+    Raises:
+        OSError: A file could not be written.
+    """
+    write_atomically(directory / RESULT, result.model_dump_json(indent=1) + "\n")
+    write_atomically(directory / "summary.csv", point_table(result).to_csv())
+    write_atomically(directory / "experiments.csv", experiment_table(result).to_csv())
+
+
+def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | str]]:
+    """Yield each result in *paths*, or why it cannot be read.
+
+    A path is a results directory, a saved result, or a folder of these, at any depth, without hidden folders in
+    it. Only one result is in memory at a time.
+
+    Args:
+        paths: Folders and files.
+
+    Raises:
+        ValueError: A path does not exist, or no result is in it; the message starts with the path.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        places = [*_places(path)]
+        if not places:
+            raise ValueError(f"{path}: holds no results")
+        for place in places:
+            try:
+                yield place, StudyResult.load(place)
+            except ValueError as error:
+                yield place, str(error)
+            except OSError as error:
+                yield place, f"{error.filename or place}: {error.strerror or error}"
+
+
+def is_result(path: Path) -> bool:
+    """Whether *path* is a file or a results directory, and not a folder of these."""
+    return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
+
+
+def _places(path: Path) -> Iterator[Path]:
+    if is_result(path):
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        if child.suffix == ".json" or (child.is_dir() and not child.name.startswith(".")):
+            yield from _places(child)
 
 
 def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
@@ -261,11 +328,16 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
             return ExperimentResult.model_validate_json(text)
     except ValueError:  # pydantic's ValidationError is one
         pass
-    message = f"{entry.result_file} is missing, or was changed after it was written"
     entry.status = "failed"
-    entry.error = ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
+    entry.error = result_lost(entry)
     entry.result_file = entry.result_sha256 = None
     return None
+
+
+def result_lost(entry: ManifestEntry) -> ErrorRecord:
+    """Return the error of a completed experiment whose result cannot be read any more."""
+    message = f"{entry.result_file} is missing, or was changed after it was written"
+    return ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
 
 
 def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:

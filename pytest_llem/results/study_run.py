@@ -14,13 +14,17 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import ManifestWriter, write_atomically
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyStatus
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, StudyResult, add_results, complete, study_design
-from pytest_llem.results.tabular import experiment_table, point_table
+from pytest_llem.results.study_result import (
+    DESIGN,
+    RESULT_LOST,
+    StudyResult,
+    add_results,
+    complete,
+    study_design,
+    write_result,
+)
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now
-
-#: File that a finished run contains.
-RESULT = "study_result.json"
 
 
 @dataclass
@@ -201,17 +205,6 @@ class StudyRun:
         with suppress(OSError):  # the StudyResult includes all of it
             (self.directory / DESIGN).unlink()
         return self.result
-
-
-def write_result(directory: Path, result: StudyResult) -> None:
-    """Write *result* and its tables to a results directory.
-
-    Raises:
-        OSError: A file could not be written.
-    """
-    write_atomically(directory / RESULT, result.model_dump_json(indent=1) + "\n")
-    write_atomically(directory / "summary.csv", point_table(result).to_csv())
-    write_atomically(directory / "experiments.csv", experiment_table(result).to_csv())
 
 
 def _make_directory(results_dir: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
@@ -23,6 +23,8 @@ from pytest_llem.times import seconds_between
 
 if TYPE_CHECKING:
     import pandas
+
+    from pytest_llem.results.study_result import StudyResult
 
 Cell = str | int | float | bool | None
 
@@ -41,14 +43,6 @@ _TEXTS = ("pass", "error")
 
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
-
-
-class Tabulated(Protocol):
-    """What tables are made of, such as a :class:`~pytest_llem.StudyResult`."""
-
-    name: str
-    points: list[PointResult]
-    experiments: list[ManifestEntry]
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Table:
         return text.getvalue()
 
 
-def point_table(result: Tabulated) -> Table:
+def point_table(result: StudyResult) -> Table:
     """Return a row for each selected point: its axes, and the mean and spread of each metric.
 
     The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
@@ -90,8 +84,7 @@ def point_table(result: Tabulated) -> Table:
     found = []
     for place, point in enumerate(points):
         verdict = worst(point.verdicts)
-        both = [point.metrics.get(name) for name in (SPEED, COST)]
-        compared = all(summary is not None and summary.ci95 is not None for summary in both)
+        compared = all(point.summary_of(name).ci95 is not None for name in (SPEED, COST))
         row: dict[str, Cell] = {
             "study": result.name,
             "point": point.id,
@@ -103,7 +96,7 @@ def point_table(result: Tabulated) -> Table:
             "verdict": verdict.verdict if verdict is not None else None,
         }
         for name in CATALOGUE:
-            row |= _spread(name, point.metrics.get(name))
+            row |= _spread(name, point.summary_of(name))
         found.append(row)
     spread = {
         f"{name}{suffix}": definition.unit
@@ -113,7 +106,7 @@ def point_table(result: Tabulated) -> Table:
     return _table(found, spread)
 
 
-def experiment_table(result: Tabulated) -> Table:
+def experiment_table(result: StudyResult) -> Table:
     """Return a row for each selected experiment, in run order: its axes, its outcome, and each metric.
 
     ``…_method`` is the weakest method of all cycles of the experiment's point, ``…_boundary`` their boundary.
@@ -122,14 +115,14 @@ def experiment_table(result: Tabulated) -> Table:
     points = {point.config_hash: point for point in result.points}
     found = []
     for entry in _entries(result):
-        point = points.get(entry.config_hash)
+        point = points[entry.config_hash]
         row: dict[str, Cell] = {
             "study": result.name,
             "experiment": entry.experiment_id,
             "point": entry.config_summary,
             "config_hash": entry.config_hash,
             "cycle": entry.cycle,
-            **(_axis_cells(point, axes) if point is not None else dict.fromkeys(axes)),
+            **_axis_cells(point, axes),
             "status": entry.status,
             "error": f"{entry.error.kind}: {entry.error.message}" if entry.error else None,
             "attempt": entry.attempt or None,
@@ -143,9 +136,8 @@ def experiment_table(result: Tabulated) -> Table:
             "wall_seconds": _between(entry.started_at, entry.completed_at),
         }
         for name in CATALOGUE:
-            summary = point.metrics.get(name) if point is not None else None
-            value = _of_cycle(point, summary, entry)
-            row[name] = value
+            summary = point.summary_of(name)
+            value = row[name] = _of_cycle(point, summary, entry)
             if _has_method(name):
                 row |= _provenance(name, summary if value is not None else None)
         found.append(row)
@@ -153,7 +145,7 @@ def experiment_table(result: Tabulated) -> Table:
     return _table(found, units)
 
 
-def request_table(result: Tabulated, directory: Path) -> Table:
+def request_table(result: StudyResult, directory: Path) -> Table:
     """Return a row for each request of each completed experiment: its axes, and the columns of its requests.csv.
 
     Args:
@@ -193,7 +185,7 @@ def _read(name: str, text: str) -> Cell:
     return text if name in _TEXTS else int(text) if text.isdecimal() else float(text)
 
 
-def short_table(result: Tabulated, rows: Table) -> Table:
+def short_table(result: StudyResult, rows: Table) -> Table:
     """Return *rows* with few columns: names, axes, and the main metrics with their intervals."""
     metrics = [*_SHORT, *(_SHORT_OF_LOADS if has_loads(result.points) else ())]
     shown = {*_SHORT_FACTS, *_axes(result)}
@@ -205,23 +197,6 @@ def short_table(result: Tabulated, rows: Table) -> Table:
     return Table(columns, [[row[place] for place in places] for row in rows.rows], units)
 
 
-def table(result: Tabulated, per: Per, directory: Path | None = None) -> Table:
-    """Return the table of *result* with a row for each point, experiment or request.
-
-    Raises:
-        ValueError: *per* is unknown, or is ``request`` without the results' *directory*.
-    """
-    if per == "point":
-        return point_table(result)
-    if per == "experiment":
-        return experiment_table(result)
-    if per != "request":
-        raise ValueError(f"per: {per!r} is not 'point', 'experiment' or 'request'")
-    if directory is None:
-        raise ValueError("per 'request' reads files: use StudyResult.load(DIRECTORY)")
-    return request_table(result, directory)
-
-
 def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Table:
     columns = list(rows[0]) if rows else []
     return Table(
@@ -229,7 +204,7 @@ def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Tabl
     )
 
 
-def _axes(result: Tabulated) -> list[str]:
+def _axes(result: StudyResult) -> list[str]:
     """Return the dotted keys of the axes of all points. Short names could be those of other columns."""
     return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
 
@@ -250,14 +225,14 @@ def _has_method(metric: str) -> bool:
     return CATALOGUE[metric].unit in _ENERGIES
 
 
-def _spread(name: str, summary: Summary | None) -> dict[str, Cell]:
-    low, high = summary.ci95 if summary is not None and summary.ci95 is not None else (None, None)
+def _spread(name: str, summary: Summary) -> dict[str, Cell]:
+    low, high = summary.ci95 or (None, None)
     cells: dict[str, Cell] = {
-        name: summary.mean if summary is not None else None,
-        f"{name}_sd": summary.sd if summary is not None else None,
+        name: summary.mean,
+        f"{name}_sd": summary.sd,
         f"{name}_ci95_low": low,
         f"{name}_ci95_high": high,
-        f"{name}_n": summary.n if summary is not None else 0,
+        f"{name}_n": summary.n,
     }
     return cells | _provenance(name, summary) if _has_method(name) else cells
 
@@ -269,7 +244,7 @@ def _provenance(name: str, summary: Summary | None) -> dict[str, Cell]:
     }
 
 
-def _entries(result: Tabulated) -> list[ManifestEntry]:
+def _entries(result: StudyResult) -> list[ManifestEntry]:
     """Return the selected experiments; for a baseline, which keeps none, the completed cycles as experiments."""
     if result.experiments:
         return [one for one in result.experiments if one.status != "deselected"]
@@ -286,24 +261,24 @@ def _entries(result: Tabulated) -> list[ManifestEntry]:
     ]
 
 
-def _of_cycle(point: PointResult | None, summary: Summary | None, entry: ManifestEntry) -> float | None:
+def _of_cycle(point: PointResult, summary: Summary, entry: ManifestEntry) -> float | None:
     """Return a metric's value in one cycle; None if the cycle has no value or the result does not keep it."""
-    if point is None or summary is None or entry.status != "completed" or entry.cycle not in point.cycles:
+    if entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     place = point.cycles.index(entry.cycle)
     return summary.values[place] if place < len(summary.values) else None
 
 
-def _gpus(point: PointResult | None, entry: ManifestEntry) -> str | None:
+def _gpus(point: PointResult, entry: ManifestEntry) -> str | None:
     """Return the UUIDs of an experiment's GPUs, separated by spaces; None without GPUs."""
-    if point is None or not point.gpus or entry.cycle not in point.cycles:
+    if not point.gpus or entry.cycle not in point.cycles:
         return None
     return " ".join(point.gpus[point.cycles.index(entry.cycle)]) or None
 
 
-def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:
+def _contention(point: PointResult, entry: ManifestEntry) -> str | None:
     """Return the state of contention of one cycle; None if the cycle has no result or no record of contention."""
-    if point is None or point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
+    if point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     return point.contention.state(entry.cycle)
 
@@ -317,7 +292,7 @@ def _csv_cell(cell: Cell) -> Cell:
 
 
 def dataframe(
-    result: Tabulated, per: Per, *, directory: Path | None = None, all_columns: bool = False
+    result: StudyResult, per: Per, *, directory: Path | None = None, all_columns: bool = False
 ) -> pandas.DataFrame:
     """Return the rows of *result* as a data frame, with the columns' units in ``attrs``.
 
@@ -331,7 +306,16 @@ def dataframe(
         ImportError: pandas is not installed.
         ValueError: *per* is unknown, or is ``request`` without *directory*.
     """
-    rows = table(result, per, directory)
+    if per == "point":
+        rows = point_table(result)
+    elif per == "experiment":
+        rows = experiment_table(result)
+    elif per != "request":
+        raise ValueError(f"per: {per!r} is not 'point', 'experiment' or 'request'")
+    elif directory is None:
+        raise ValueError("per 'request' reads files: use StudyResult.load(DIRECTORY)")
+    else:
+        rows = request_table(result, directory)
     if not all_columns and per != "request":
         rows = short_table(result, rows)
     try:

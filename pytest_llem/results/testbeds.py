@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.models import PointResult
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,36 @@ class Testbed:
         return "_".join(["+".join(map(_slug, self.gpus)), *limits, _slug(host)])
 
 
-def result_testbed(result: StudyResult) -> Testbed | None:
-    """Return the kind of testbed that *result* is from; None if it has no results, or was not recorded."""
-    return facts_testbed(point.testbed for point in result.points if point.testbed)
-
-
-def facts_testbed(points: Iterable[dict[str, Any]]) -> Testbed | None:
-    """Return the kind of testbed with the testbed facts of some points; None if they have none."""
-    found = list(points)
-    if not any(one.get("gpu") or one.get("cpu") for one in found):
+def testbed_of(points: Iterable[PointResult]) -> Testbed | None:
+    """Return the kind of testbed that some points are from; None if they have no results, or did not record it."""
+    facts = [point.testbed for point in points]
+    if not any(one.get("gpu") or one.get("cpu") for one in facts):
         return None
-    gpus = {re.sub(r"^\d+ × ", "", name) for text in _values(found, "gpu") for name in str(text).split(", ")}
-    limits = {limit for text in _values(found, "power_limit") for limit in str(text).split(", ")}
-    hosts = [*_values(found, "host_cpu"), *_values(found, "cpu")]
+    gpus = {name for text in _values(facts, "gpu") for name in gpu_models(str(text)).split(", ")}
+    limits = {limit for text in _values(facts, "power_limit") for limit in str(text).split(", ")}
+    hosts = [*_values(facts, "host_cpu"), *_values(facts, "cpu")]
     return Testbed(
         gpus=tuple(sorted(gpus)),
         power_limits=tuple(sorted(limits)),
         cpu=next(map(str, hosts), None),
-        cpus=next(map(int, _values(found, "cpus")), None),
+        cpus=next(map(int, _values(facts, "cpus")), None),
     )
 
 
-def _values(points: list[dict[str, Any]], fact: str) -> Iterator[Any]:
+def gpu_models(fact: str) -> str:
+    """Return the fact ``gpu`` without the numbers of GPUs.
+
+    Example:
+        >>> gpu_models("2 × NVIDIA H100 80GB HBM3")
+        'NVIDIA H100 80GB HBM3'
+    """
+    return re.sub(r"\d+ × ", "", fact)
+
+
+def _values(facts: Sequence[Mapping[str, Any]], name: str) -> Iterator[Any]:
     """Yield the known values of a fact; it is a list if cycles disagree."""
-    for facts in points:
-        value = facts.get(fact)
+    for one in facts:
+        value = one.get(name)
         yield from value if isinstance(value, list) else [] if value is None else [value]
 
 

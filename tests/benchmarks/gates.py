@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.gates.minimum_detectable_effect import detectable
+from pytest_llem.gates.power_analysis import detectable
 from pytest_llem.gates.ttests import unpaired_estimate
 from pytest_llem.study.gates import DEFAULT_DELTA
 from tests.support.pairs import ALPHA, FAMILY, Noise, Rates, Simulation, found, grid, regressions

@@ -23,7 +23,7 @@ import yaml
 
 from pytest_llem import StudyResult
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import GatesConfig
 from tests.support.environments import EVERYTHING, Environment

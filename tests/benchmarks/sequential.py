@@ -25,7 +25,8 @@ from scipy.special import stdtr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.gates.sequential import Schedule, cycles_needed
+from pytest_llem.gates.power_analysis import cycles_needed
+from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.ttests import p_beyond, welch
 from pytest_llem.gates.turns import location
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE

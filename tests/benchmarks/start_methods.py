@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.statistics import Question, contrast, decide
+from pytest_llem.gates.decisions import Question, contrast, decide
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.study.config import ExperimentConfig

@@ -35,7 +35,8 @@ import yaml
 
 from pytest_llem import StudyResult
 from pytest_llem.gates.matching import in_pairs
-from pytest_llem.gates.sequential import Schedule, cycles_needed
+from pytest_llem.gates.power_analysis import cycles_needed
+from pytest_llem.gates.sequential import Schedule
 from tests.support.environments import EVERYTHING, Environment
 
 #: Probability of a false alarm.

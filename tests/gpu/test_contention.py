@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_line
 
 Found = Callable[[str, object], None]
 

@@ -23,7 +23,7 @@ def write_report(directory: Path, file: Path, result: StudyResult | None = None)
         OSError: The results cannot be read, or *file* cannot be written.
     """
     from pytest_llem._plugin import overwriting
-    from pytest_llem.reporting.html.data import read_contents
+    from pytest_llem.reporting.html.contents import read_contents
     from pytest_llem.reporting.html.page import render
     from pytest_llem.results.manifest import write_atomically
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.data import Contents, Cycle
+from pytest_llem.reporting.html.contents import Contents, Cycle
 from pytest_llem.reporting.html.formatting import (
     MAIN,
     cycle_figure,
@@ -17,7 +17,7 @@ from pytest_llem.reporting.html.formatting import (
 )
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.text import counted
 
 #: Values in this plot over all metrics: more would make the page slow.
 MAX_VALUES = 100_000
@@ -78,8 +78,7 @@ def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:
 
 def value_of(contents: Contents, cycle: Cycle, metric: str) -> float | None:
     """Return one experiment's value of *metric*, or None if it has none or the result does not contain it."""
-    summary = contents.points[cycle.point].metrics.get(metric)
-    values = summary.values if summary is not None else []
+    values = contents.points[cycle.point].summary_of(metric).values
     return values[cycle.place] if cycle.place < len(values) else None
 
 

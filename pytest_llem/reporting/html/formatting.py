@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.reporting.text import mean_text, number
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
@@ -99,6 +99,12 @@ def title_of(metric: str) -> str:
     return f"{name_of(metric)} ({unit})" if unit else name_of(metric)
 
 
+def axis_title(metric: str, summaries: Iterable[Summary]) -> str:
+    """Return a metric's display name and unit, and how its energies were obtained."""
+    methods = sorted({one.method for one in summaries if one.method})
+    return ", ".join(filter(None, (title_of(metric), " and ".join(methods))))
+
+
 def main_metrics(points: Sequence[PointResult]) -> tuple[str, ...]:
     """Return the main metrics of the points on a page, which come first."""
     return _LOAD_MAIN if has_loads(points) else MAIN
@@ -110,15 +116,15 @@ def metrics_with_values(points: Sequence[PointResult]) -> list[str]:
     return [name for name in dict.fromkeys([*main_metrics(points), *CATALOGUE]) if name in known]
 
 
-def shown(summary: Summary | None) -> str:
+def shown(summary: Summary) -> str:
     """Return a mean and its interval as the terminal shows them; a dash if there is no value."""
-    return NOTHING if summary is None or summary.mean is None else mean_text(summary)
+    return NOTHING if summary.mean is None else mean_text(summary)
 
 
-def details(summary: Summary | None, unit: str) -> str:
+def details(summary: Summary, unit: str) -> str:
     """Return the details of a figure: value, interval, method and warnings, or why there is no value."""
-    if summary is None or summary.mean is None:
-        return f"no value: {(summary.reason if summary else None) or 'no reason was given'}"
+    if summary.mean is None:
+        return f"no value: {summary.reason or 'no reason was given'}"
     parts = [f"{summary.mean:.6g} {unit}".strip()]
     if summary.ci95 is not None:
         low, high = summary.ci95

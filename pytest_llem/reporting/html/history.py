@@ -14,9 +14,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from pytest_llem.gates.history import History, MetricChange, MetricHistory, Value
-from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import clipped, details, name_of, neutral, shown, title_of, unit_of
-from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.plots import Json, Plot, Select, bars, figure, short
+from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.history import (
     by_commit,
     extent_of,
@@ -124,7 +124,7 @@ def _layer(one: MetricHistory) -> Json:
     lines = [(place[id(change.first)] - 0.5, change) for change in one.changes]
     return {
         "data": [
-            {**_marks(judged, place), "error_y": _errors(judged)},
+            {**_marks(judged, place), "error_y": bars([value.summary for value in judged])},
             _marks(others, place),
             {"x": level_x, "y": level_y},
         ],
@@ -178,15 +178,6 @@ def _hover(value: Value) -> Iterator[str]:
     yield details(value.summary, value.summary.unit)
     if value.not_judged:
         yield f"not judged: {value.not_judged}"
-
-
-def _errors(values: Sequence[Value]) -> Json:
-    ends = [value.summary.ci95 or (value.summary.mean, value.summary.mean) for value in values]
-    means = [value.summary.mean or 0.0 for value in values]
-    return {
-        "array": [short((high or 0.0) - mean) for (_, high), mean in zip(ends, means, strict=True)],
-        "arrayminus": [short(mean - (low or 0.0)) for (low, _), mean in zip(ends, means, strict=True)],
-    }
 
 
 def _levels(one: MetricHistory, places: Sequence[int]) -> tuple[list[float | None], list[float | None]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.reporting.html.formatting import neutral
-from pytest_llem.reporting.wrapping import short_texts
+from pytest_llem.reporting.text import short_texts
 from pytest_llem.results.loads import has_loads, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.identity import value_text

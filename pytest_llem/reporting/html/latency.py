@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.contents import KINDS, SHOWN, Contents, percentiles
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of, ticks_of
 from pytest_llem.reporting.html.plots import ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.samples import KINDS, SHOWN
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.text import counted
 
 
 def latency_plot(contents: Contents) -> Plot | None:
     """Return the plot, or None if no request has a latency."""
-    kinds = [kind for kind in KINDS if any(one.values.get(kind) for one in contents.latencies.values())]
+    kinds = [kind for kind in KINDS if any(one.get(kind) for one in contents.latencies.values())]
     if not kinds:
         return None
     title, ticks = ticks_of(contents.points)
@@ -56,15 +55,14 @@ def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
     rows, labels = [], labels_of(contents.points)
     for kind, name in KINDS.items():
         for index, one in sorted(contents.latencies.items()):
-            if (found := one.percentiles(kind)) is not None:
-                figures = [f"{found[p]:.4g}" for p in SHOWN]
-                rows.append((name, labels[index], len(one.values[kind]), figures))
+            if values := one.get(kind):
+                figures = [f"{figure:.4g}" for figure in percentiles(values).values()]
+                rows.append((name, labels[index], len(values), figures))
     return rows
 
 
 def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) -> Json:
-    every = {index: contents.latencies[index].percentiles(kind) for index in chosen}
-    known = {index: found for index, found in every.items() if found is not None}
+    known = {index: percentiles(values) for index in chosen if (values := contents.latencies[index].get(kind))}
     places, labels = list(known), labels_of(contents.points)
     ends = {name: [short(found[p]) for found in known.values()] for name, p in _ENDS.items()}
     box = go.Box(

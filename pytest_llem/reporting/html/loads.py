@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.formatting import axis_title, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import labels_of
-from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.ranges import bars, range_of
+from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, bars, figure, range_of, short
 from pytest_llem.results.loads import (
     GOODPUT,
     KINDS,
@@ -49,81 +49,148 @@ def load_plots(points: Sequence[PointResult]) -> list[Plot]:
         return []
     plots = []
     for kind in KINDS:
-        lines = [
-            one for one in load_series(points) if one.kind == kind and load_of(points[one.places[0]]) is not None
-        ]
+        series = [one for one in load_series(points) if one.kind == kind]
+        lines = [one for one in series if load_of(points[one.places[0]]) is not None]
         if len({load_of(points[index]) for line in lines for index in line.places}) > 1:
-            found = (_energy(points, kind, lines), _latency(points, kind, lines), _goodput(points, kind, lines))
-            plots += [plot for plot in found if plot is not None]
+            plots += _LoadPlots(points, kind, lines).plots()
     searches = [(point, cycle) for point in points for cycle, load in enumerate(point.loads) if load.probes]
     return [*plots, *([_probes(searches)] if searches else [])]
 
 
-def _energy(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
-    cost = load_cost(points)
-    metrics = [metric for metric in dict.fromkeys((cost, COST)) if _known(points, lines, metric)]
-    if not metrics:
-        return None
-    layers = {}
-    for place, metric in enumerate(metrics):
-        traces = [_line(points, line, metric, number, lines) for number, line in enumerate(lines)]
-        layers[str(place)] = _layer(points, lines, metric, traces)
-    caption = "Energy per token of each load, with its 95 % interval if there are several cycles."
-    return Plot(
-        f"energy-{kind}",
-        f"Energy per token against {kind}",
-        _with_slo(points, caption),
-        figure([], height=400, xaxis=_load_axis(points, lines, kind)),
-        [Select("metric", [title_of(metric) for metric in metrics])],
-        layers,
-        _BY_AXIS,
-    )
+@dataclass(frozen=True)
+class _LoadPlots:
+    """The plots against loads of one kind.
 
+    Attributes:
+        points: All points of the page.
+        kind: The kind of load.
+        lines: The points with such a load, as lines of points that differ only in their load.
+    """
 
-def _latency(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
-    latencies = {key: name for key, name in _LATENCIES.items() if _known(points, lines, f"{key}_p50_ms")}
-    if not latencies:
-        return None
-    layers = {}
-    for place, (key, name) in enumerate(latencies.items()):
+    points: Sequence[PointResult]
+    kind: str
+    lines: Sequence[LoadSeries]
+
+    def plots(self) -> list[Plot]:
+        """Return the plots that have values."""
+        return [plot for plot in (self._energy(), self._latency(), self._goodput()) if plot is not None]
+
+    def _energy(self) -> Plot | None:
+        metrics = [one for one in dict.fromkeys((load_cost(self.points), COST)) if self._known(one)]
+        if not metrics:
+            return None
+        layers = {}
+        for place, metric in enumerate(metrics):
+            known = self._known(metric)
+            yaxis = range_of(known).axis(axis_title(metric, known))
+            traces = [self._line(number, metric) for number in range(len(self.lines))]
+            layers[str(place)] = {"data": traces, "layout": {"yaxis": yaxis}, "note": ""}
+        return Plot(
+            f"energy-{self.kind}",
+            f"Energy per token against {self.kind}",
+            self._caption("Energy per token of each load, with its 95 % interval if there are several cycles."),
+            self._figure(),
+            [Select("metric", [title_of(metric) for metric in metrics])],
+            layers,
+            _BY_AXIS,
+        )
+
+    def _latency(self) -> Plot | None:
+        latencies = {key: name for key, name in _LATENCIES.items() if self._known(f"{key}_p50_ms")}
+        if not latencies:
+            return None
+        slos = [slo_of(self.points[index]) or {} for line in self.lines for index in line.places]
+        layers = {}
+        for place, (key, name) in enumerate(latencies.items()):
+            traces = [
+                self._line(number, f"{key}_p{p}_ms", dash=dash, what=f"p{p}", with_bars=False)
+                for number in range(len(self.lines))
+                for p, dash in _PERCENTILES.items()
+            ]
+            limits = {float(slo[f"{key}_ms"]) for slo in slos if slo.get(f"{key}_ms")}
+            shapes = [shape for limit in sorted(limits) for shape in _within(limit)]
+            top = max([*limits, *(one.mean or 0.0 for p in _PERCENTILES for one in self._known(f"{key}_p{p}_ms"))])
+            axis = {"title": {"text": f"{name} (ms)"}, "range": [0, 1.08 * top]}
+            layers[str(place)] = {"data": traces, "layout": {"yaxis": axis, "shapes": shapes}, "note": ""}
+        caption = "Percentiles over the requests of each load: solid 50, dashed 90, dotted 99."
+        if any(slo_of(point) for point in self.points):
+            caption += " The SLO's region is shaded, where it limits this latency."
+        return Plot(
+            f"latency-{self.kind}",
+            f"Latency against {self.kind}",
+            self._caption(caption),
+            self._figure(),
+            [Select("latency", list(latencies.values()))],
+            layers,
+            _BY_AXIS,
+        )
+
+    def _goodput(self) -> Plot | None:
+        if not self._known(GOODPUT):
+            return None
         traces = [
-            _line(points, line, f"{key}_p{p}_ms", number, lines, dash=dash, what=f"p{p}", with_bars=False)
-            for number, line in enumerate(lines)
-            for p, dash in _PERCENTILES.items()
+            self._line(number, metric, dash=dash, what=what)
+            for number in range(len(self.lines))
+            for metric, dash, what in ((GOODPUT, "solid", "within the SLO"), ("requests_per_second", "dot", "all"))
         ]
-        slos = [slo_of(points[index]) or {} for line in lines for index in line.places]
-        limits = {float(slo[f"{key}_ms"]) for slo in slos if slo.get(f"{key}_ms")}
-        shapes = [shape for limit in sorted(limits) for shape in _within(limit)]
-        known = [one for p in _PERCENTILES for one in _known(points, lines, f"{key}_p{p}_ms")]
-        top = max([*limits, *(one.mean or 0.0 for one in known)])
-        axis = {"title": {"text": f"{name} (ms)"}, "range": [0, 1.08 * top]}
-        layers[str(place)] = {"data": traces, "layout": {"yaxis": axis, "shapes": shapes}, "note": ""}
-    caption = "Percentiles over the requests of each load: solid 50, dashed 90, dotted 99."
-    if any(slo_of(point) for point in points):
-        caption += " The SLO's region is shaded, where it limits this latency."
-    return Plot(
-        f"latency-{kind}",
-        f"Latency against {kind}",
-        _with_slo(points, caption),
-        figure([], height=400, xaxis=_load_axis(points, lines, kind)),
-        [Select("latency", list(latencies.values()))],
-        layers,
-        _BY_AXIS,
-    )
+        caption = (
+            "Requests per second that were answered within the SLO (solid), and all that were answered (dotted)."
+        )
+        yaxis = {"title": {"text": "requests/s"}, "range": [0, None]}  # an interval may extend below 0
+        return Plot(
+            f"goodput-{self.kind}",
+            f"Goodput against {self.kind}",
+            self._caption(caption),
+            {**self._figure(yaxis=yaxis), "data": traces},
+            by_axis=_BY_AXIS,
+        )
 
+    def _known(self, metric: str) -> list[Summary]:
+        """Return the statistics of a metric at the points that have a value of it."""
+        found = [self.points[index].summary_of(metric) for line in self.lines for index in line.places]
+        return [one for one in found if one.mean is not None]
 
-def _goodput(points: Sequence[PointResult], kind: str, lines: Sequence[LoadSeries]) -> Plot | None:
-    if not _known(points, lines, GOODPUT):
-        return None
-    traces = [
-        _line(points, line, metric, number, lines, dash=dash, what=what)
-        for number, line in enumerate(lines)
-        for metric, dash, what in ((GOODPUT, "solid", "within the SLO"), ("requests_per_second", "dot", "all"))
-    ]
-    caption = "Requests per second that were answered within the SLO (solid), and all that were answered (dotted)."
-    yaxis = {"title": {"text": "requests/s"}, "range": [0, None]}  # an interval may extend below 0
-    plot = {**figure([], height=400, xaxis=_load_axis(points, lines, kind), yaxis=yaxis), "data": traces}
-    return Plot(f"goodput-{kind}", f"Goodput against {kind}", _with_slo(points, caption), plot, by_axis=_BY_AXIS)
+    def _caption(self, text: str) -> str:
+        return f"{text} {_HOLLOW}" if any(is_within_slo(point) is False for point in self.points) else text
+
+    def _figure(self, **layout: Json) -> Json:
+        """Return a figure whose ticks are the loads; its axis is logarithmic if they differ by a factor of 8."""
+        known = {load_of(self.points[index]) for line in self.lines for index in line.places}
+        loads = sorted(load for load in known if load)
+        axis: Json = {"title": {"text": _AXIS_TITLES[self.kind]}}
+        if len(loads) <= 12:
+            axis |= {"tickvals": loads, "ticktext": [f"{load:g}" for load in loads]}
+        axis |= {"type": "log"} if loads[-1] >= 8 * loads[0] else {"rangemode": "tozero"}
+        return figure([], height=400, xaxis=axis, **layout)
+
+    def _line(
+        self, number: int, metric: str, *, dash: str = "solid", what: str = "", with_bars: bool = True
+    ) -> Json:
+        """Return a trace of *metric* along a line, which *what* distinguishes from other traces of the line."""
+        line, color = self.lines[number], f"var(--series-{number % 8 + 1})"
+        summaries = [self.points[index].summary_of(metric) for index in line.places]
+        name = ", ".join(filter(None, (line.name if len(self.lines) > 1 else "", what)))
+        labels = labels_of(self.points)
+        within_slo = [is_within_slo(self.points[index]) is not False for index in line.places]
+        trace: Json = go.Scatter(
+            mode="lines+markers",
+            name=neutral(name or name_of(metric)),
+            meta=line.places,
+            x=[load_of(self.points[index]) for index in line.places],
+            y=[short(one.mean) for one in summaries],
+            line={"width": 1.8, "dash": dash, "color": color},
+            marker={"size": 9, "color": color, "symbol": _symbols(number, within_slo)},
+            customdata=[
+                [neutral(labels[index]), title_of(metric), shown(one)]
+                for index, one in zip(line.places, summaries, strict=True)
+            ],
+            hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}: %{customdata[2]}<extra></extra>",
+            showlegend=bool(name),
+        ).to_plotly_json()
+        if with_bars and (known := [one for one in summaries if one.mean is not None]):
+            trace["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 4}
+            trace["error_y"] |= bars(summaries, range_of(known).type)
+        return trace
 
 
 def _probes(searches: Sequence[tuple[PointResult, int]]) -> Plot:
@@ -181,66 +248,9 @@ def _outcome(probe: ProbeRecord) -> str:
     return neutral("within the SLO" if probe.within_slo else probe.reason or "not within the SLO")
 
 
-def _line(
-    points: Sequence[PointResult],
-    line: LoadSeries,
-    metric: str,
-    number: int,
-    lines: Sequence[LoadSeries],
-    *,
-    dash: str = "solid",
-    what: str = "",
-    with_bars: bool = True,
-) -> Json:
-    """Return a trace of *metric* against the load, which ``what`` distinguishes from others of the same line."""
-    summaries = [points[index].summary_of(metric) for index in line.places]
-    name = ", ".join(filter(None, (line.name if len(lines) > 1 else "", what)))
-    labels = labels_of(points)
-    known = [one for one in summaries if one.mean is not None]
-    trace: Json = go.Scatter(
-        mode="lines+markers",
-        name=neutral(name or name_of(metric)),
-        meta=line.places,
-        x=[load_of(points[index]) for index in line.places],
-        y=[short(one.mean) for one in summaries],
-        line={"width": 1.8, "dash": dash, "color": f"var(--series-{number % 8 + 1})"},
-        marker={
-            "size": 9,
-            "color": f"var(--series-{number % 8 + 1})",
-            "symbol": _symbols(number, [is_within_slo(points[index]) is not False for index in line.places]),
-        },
-        customdata=[
-            [neutral(labels[index]), title_of(metric), shown(one)]
-            for index, one in zip(line.places, summaries, strict=True)
-        ],
-        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}: %{customdata[2]}<extra></extra>",
-        showlegend=bool(name),
-    ).to_plotly_json()
-    if with_bars and known:
-        trace["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 4}
-        trace["error_y"] |= bars(summaries, range_of(known))
-    return trace
-
-
 def _symbols(number: int, filled: Iterable[bool]) -> list[str]:
     symbol = SYMBOLS[number % len(SYMBOLS)]
     return [symbol if one else f"{symbol}-open" for one in filled]
-
-
-def _layer(points: Sequence[PointResult], lines: Sequence[LoadSeries], metric: str, traces: list[Json]) -> Json:
-    known = _known(points, lines, metric)
-    methods = sorted({one.method for one in known if one.method})
-    title = title_of(metric) + (f", {' and '.join(methods)}" if methods else "")
-    return {"data": traces, "layout": {"yaxis": range_of(known).axis(title)}, "note": ""}
-
-
-def _load_axis(points: Sequence[PointResult], lines: Sequence[LoadSeries], kind: str) -> Json:
-    """Return the axis of loads, whose ticks are the loads. It is logarithmic if they differ by a factor of 8."""
-    loads = sorted({load for line in lines for index in line.places if (load := load_of(points[index]))})
-    axis: Json = {"title": {"text": _AXIS_TITLES[kind]}}
-    if len(loads) <= 12:
-        axis |= {"tickvals": loads, "ticktext": [f"{load:g}" for load in loads]}
-    return axis | ({"type": "log"} if loads[-1] >= 8 * loads[0] else {"rangemode": "tozero"})
 
 
 def _within(limit: float) -> list[Json]:
@@ -250,12 +260,3 @@ def _within(limit: float) -> list[Json]:
     edge = {"type": "line", **across, "y0": limit, "y1": limit, "line": {"color": "var(--good)", "width": 1.5}}
     label = {"text": f"SLO: {limit:g} ms", "textposition": "start", "font": {"color": "var(--good)", "size": 12}}
     return [region, {**edge, "label": label}]
-
-
-def _with_slo(points: Sequence[PointResult], caption: str) -> str:
-    return f"{caption} {_HOLLOW}" if any(is_within_slo(point) is False for point in points) else caption
-
-
-def _known(points: Sequence[PointResult], lines: Sequence[LoadSeries], metric: str) -> list[Summary]:
-    found = [points[index].summary_of(metric) for line in lines for index in line.places]
-    return [one for one in found if one.mean is not None]

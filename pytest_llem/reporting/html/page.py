@@ -8,9 +8,8 @@ from typing import Any
 
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
+from pytest_llem.reporting.html.contents import SHOWN, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
-from pytest_llem.reporting.html.data import Contents
-from pytest_llem.reporting.html.document import render_template
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     clipped,
@@ -25,16 +24,14 @@ from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
-from pytest_llem.reporting.html.samples import SHOWN
 from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
-from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import mean_text, number
+from pytest_llem.reporting.text import counted, mean_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
-from pytest_llem.results.failures import failures
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import PointResult, failures
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
@@ -194,8 +191,7 @@ def _done(result: StudyResult) -> Fact:
 def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
     """Return the index of the first best point of each method and boundary. A single point counts as the best."""
     if len(points) == 1:
-        only = points[0].metrics.get(metric)
-        return [0] if only is not None and only.mean is not None else []
+        return [] if points[0].summary_of(metric).mean is None else [0]
     found: dict[tuple[str | None, str | None], int] = {}
     for place in sorted(best(points, metric).first):
         one = points[place].metrics[metric]

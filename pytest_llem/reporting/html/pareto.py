@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.formatting import neutral, shown
 from pytest_llem.reporting.html.labels import labels_of, marks_of
-from pytest_llem.reporting.html.plots import ByAxis, Plot, figure, short
-from pytest_llem.reporting.html.ranges import Range, bars, range_of
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.html.plots import CUT, ByAxis, Plot, Range, bars, figure, range_of, short
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 
@@ -64,7 +63,7 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     if len(kinds) > 1:
         sentences.append("Energies of different methods or boundaries are not compared with each other.")
     if speed.cut or cost.cut:
-        sentences.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
+        sentences.append(CUT)
     by_axis = ByAxis("Pareto-optimal or not")
     return Plot("pareto", "Energy against speed", " ".join(sentences), plot, by_axis=by_axis)
 
@@ -91,8 +90,8 @@ def _markers(
         name=neutral(name),
         x=[short(one.mean) for one in speeds],
         y=[short(one.mean) for one in costs],
-        error_x={**style, **bars(speeds, axes[0])},
-        error_y={**style, **bars(costs, axes[1])},
+        error_x={**style, **bars(speeds, axes[0].type)},
+        error_y={**style, **bars(costs, axes[1].type)},
         marker={
             "size": 12 if best else 9,
             "color": color,
@@ -124,12 +123,12 @@ def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple
 
 
 def _kind(point: PointResult) -> tuple[str, str]:
-    cost = point.metrics.get(COST)
-    return (cost.method or "unknown", cost.boundary or "") if cost is not None else ("unknown", "")
+    cost = point.summary_of(COST)
+    return cost.method or "unknown", cost.boundary or ""
 
 
 def _has_both(point: PointResult) -> bool:
-    return all((one := point.metrics.get(name)) is not None and one.mean is not None for name in (SPEED, COST))
+    return all(point.summary_of(metric).mean is not None for metric in (SPEED, COST))
 
 
 def _mean(point: PointResult, metric: str) -> float:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.contents import Contents, Power
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.samples import Power
 from pytest_llem.results.models import PointResult
 
 _FULL_HEIGHT = {"yref": "paper", "y0": 0, "y1": 1}
@@ -39,8 +38,8 @@ def power_plot(contents: Contents) -> Plot | None:
 
 def why_no_power(points: Sequence[PointResult]) -> str:
     """Return the text shown if no power was sampled."""
-    energies = (point.metrics.get("energy_j") for point in points)
-    methods = {one.method for one in energies if one is not None and one.mean is not None}
+    energies = (point.summary_of("energy_j") for point in points)
+    methods = {one.method for one in energies if one.mean is not None}
     method = f" Energy is {' or '.join(sorted(one for one in methods if one))}." if methods - {None} else ""
     return f"No power was sampled: power over time is available only for GPUs that NVML reads.{method}"
 

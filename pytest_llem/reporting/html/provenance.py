@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pytest_llem.reporting.terminal.tables import number
+from pytest_llem.reporting.text import number
 from pytest_llem.results.experiment import DeviceEnergy, ExperimentResult
 
 

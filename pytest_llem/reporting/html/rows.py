@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.text import verdict_text
+from pytest_llem.gates.verdict_text import verdict_text
+from pytest_llem.reporting.html.contents import Contents
 from pytest_llem.reporting.html.cycles import value_of
-from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
     cycle_figure,
@@ -114,16 +114,14 @@ def methods_differ(points: Sequence[PointResult]) -> bool:
 def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str], optimal: set[int]) -> list[Row]:
     """Return a row for each point; *optimal* are the indices of the Pareto-optimal points."""
     best_places = {metric: best(contents.points, metric).first for metric in metrics}
-    planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
     rows = []
     for index, point in enumerate(contents.points):
         cells = []
         for metric in metrics:
-            summary = point.metrics.get(metric)
-            mean = summary.mean if summary is not None else None
+            summary = point.summary_of(metric)
             title = details(summary, unit_of(metric))
-            cells.append(Cell(shown(summary), title, mean, index in best_places[metric]))
-        n, n_planned = len(point.cycles), planned[point.config_hash]
+            cells.append(Cell(shown(summary), title, summary.mean, index in best_places[metric]))
+        n, n_planned = len(point.cycles), contents.planned[point.config_hash]
         rows.append(
             Row(
                 number=index + 1,

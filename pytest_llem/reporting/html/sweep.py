@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import metrics_with_values, neutral, shown, title_of
+from pytest_llem.reporting.html.formatting import axis_title, metrics_with_values, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import Axis, axes_of, labels_of
-from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.ranges import bars, range_of
-from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.html.plots import (
+    CUT,
+    SYMBOLS,
+    ByAxis,
+    Json,
+    Plot,
+    Select,
+    bars,
+    figure,
+    range_of,
+    short,
+)
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.models import PointResult
 
 #: Up to so many lines, the legend names them.
@@ -108,19 +118,17 @@ def _heights(points: Sequence[PointResult], metric: str, lines: Sequence[_Line])
     notes = [f"{counted(len(lines), 'line')}: hover over a mark for its name."] if len(lines) > MAX_NAMED else []
     if missing:
         notes.append(f"{counted(missing, 'point')} without a value {'is' if missing == 1 else 'are'} left out.")
-    methods = sorted({one.method for one in known if one.method})
-    title = title_of(metric) + (f", {' and '.join(methods)}" if methods else "")
     if not known:  # along this axis
         return {"data": [{"y": [None] * len(line)} for line in by_line], "layout": {}, "note": " ".join(notes)}
     axis = range_of(known)
     if axis.cut:
-        notes.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
+        notes.append(CUT)
     traces = [
         {
             "y": [short(one.mean) for one in summaries],
-            "error_y": bars(summaries, axis),
+            "error_y": bars(summaries, axis.type),
             "text": [shown(one) + (f" {one.method}" if one.method else "") for one in summaries],
         }
         for summaries in by_line
     ]
-    return {"data": traces, "layout": {"yaxis": axis.axis(title)}, "note": " ".join(notes)}
+    return {"data": traces, "layout": {"yaxis": axis.axis(axis_title(metric, known))}, "note": " ".join(notes)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,10 +11,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pytest_llem.gates.associations import DIFFERENT
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
-from pytest_llem.gates.text import percent
-from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import number, plain_table, render
-from pytest_llem.reporting.wrapping import wrapped
+from pytest_llem.gates.verdict_text import percent
+from pytest_llem.reporting.terminal.tables import plain_table, render
+from pytest_llem.reporting.text import counted, escaped, markdown_row, number, wrapped
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 
@@ -29,9 +26,10 @@ MAX_LINES = 8
 #: Verdicts, worst first.
 _ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
 
-_SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
-
 _COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
+
+#: Alignment of the columns in Markdown: point, metric, :data:`_COLUMNS`, and what moved.
+_ALIGNMENT = (":--", ":--", *["--:"] * 5, ":--", ":--")
 
 #: The same for a terminal, where reference and candidate share a column.
 _HEADINGS = ("metric", "reference\n→ candidate", "ratio", "interval", "n", "verdict")
@@ -95,21 +93,13 @@ def markdown(comparison: Comparison) -> str:
     found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
     found += [""] if found else []
     if rows:
-        has_remarks = any(map(_remark, rows))
-        found += [
-            _row("point", "metric", *_COLUMNS, *(["what moved"] if has_remarks else [])),
-            f"| :-- | :-- | --: | --: | --: | --: | --: | :-- |{' :-- |' if has_remarks else ''}",
-            *(
-                _row(
-                    verdict.point if place == 0 or rows[place - 1].point != verdict.point else "",
-                    verdict.metric,
-                    *_cells(verdict),
-                    *([_remark(verdict)] if has_remarks else []),
-                )
-                for place, verdict in enumerate(rows)
-            ),
-            "",
-        ]
+        table = [("point", "metric", *_COLUMNS, "what moved")]
+        for place, verdict in enumerate(rows):
+            is_first = place == 0 or rows[place - 1].point != verdict.point
+            table.append((verdict.point if is_first else "", verdict.metric, *_cells(verdict), _remark(verdict)))
+        columns = len(table[0]) - (not any(map(_remark, rows)))
+        body = [markdown_row(map(escaped, cells[:columns])) for cells in table]
+        found += [body[0], markdown_row(_ALIGNMENT[:columns]), *body[1:], ""]
     if left_out:
         found += [_more(left_out), ""]
     found += [f"- {escaped(line)}" for line in _notes(comparison)]
@@ -124,15 +114,6 @@ def as_json(comparison: Comparison) -> str:
         "verdicts": [verdict.model_dump(mode="json") for verdict in comparison.verdicts],
     }
     return json.dumps(data, indent=1) + "\n"  # ASCII only, so that every terminal encoding can write it
-
-
-def escaped(text: str) -> str:
-    """Return *text* escaped, so that Markdown shows it literally, also in a table cell."""
-    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:

@@ -13,17 +13,16 @@ import pytest
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
-from pytest_llem.reporting.terminal.tables import number
+from pytest_llem.reporting.text import number
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.problems import printable
 
 #: Characters of a failure's message; the rest is cut.
 MAX_CHARACTERS = 100
-
-_RATE, _COST = "output_tokens_per_second", "energy_per_output_token_j"
 
 
 class Lines:
@@ -149,7 +148,7 @@ class Lines:
 
 def _figures(metrics: Mapping[str, Metric]) -> str:
     """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``."""
-    rate, cost = metrics[_RATE], metrics[_COST]
+    rate, cost = metrics[SPEED], metrics[COST]
     figures = [] if rate.value is None else [f"{number(rate.value)} tok/s"]
     if cost.value is None:
         figures.append("energy unavailable")

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from pytest_llem.gates.history import History, MetricChange, MetricHistory
-from pytest_llem.gates.runs import Run
+from pytest_llem.gates.history import History, MetricChange, MetricHistory, Run
 from pytest_llem.gates.series import MIN_SIDE
-from pytest_llem.reporting.terminal.plan import counted
-from pytest_llem.reporting.terminal.tables import mean_text, plain_table, render
+from pytest_llem.reporting.terminal.tables import plain_table, render
+from pytest_llem.reporting.text import counted, mean_text
 from pytest_llem.study.problems import printable
 
 #: Series without a change that are shown; more are counted.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pytest_llem.gates.text import percent
-from pytest_llem.reporting.terminal.tables import Columns, mean_text, number, plain_table, render
+from pytest_llem.gates.verdict_text import percent
+from pytest_llem.reporting.terminal.tables import Columns, plain_table, render
+from pytest_llem.reporting.text import mean_text, number
 from pytest_llem.results.loads import (
     ATTAINMENT,
     GOOD_COST,

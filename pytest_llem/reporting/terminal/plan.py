@@ -10,6 +10,7 @@ from typing import Any
 from pytest_llem.planning.estimate import duration_text, gib
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.resume import Replay
+from pytest_llem.reporting.text import counted
 from pytest_llem.study.identity import point_id
 
 #: Reasons shown of each kind; ``--llem-plan`` writes all of them.
@@ -146,8 +147,3 @@ def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:
 
 def _axes(axes: Mapping[str, Any]) -> str:
     return point_id(axes, {axis: axis for axis in axes})
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 point`` or ``2 points``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.measure import Measurement
 from rich.table import Table
 
-from pytest_llem.reporting.terminal.comparison import escaped
 from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_columns, load_lines
-from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, mean_text, plain_table, table_console
-from pytest_llem.reporting.wrapping import short_texts, wrapped
+from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, plain_table, table_console
+from pytest_llem.reporting.text import escaped, markdown_row, mean_text, short_texts, wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
@@ -52,36 +50,18 @@ MAX_CHARACTERS = 160
 MIN_ID_WIDTH = 12
 
 
-@dataclass(frozen=True)
-class PointsTable:
-    """A table of points, and which marks need a legend.
+class PointsTable(NamedTuple):
+    """A table of points.
 
     Attributes:
         table: The table, with a row for each point.
         width: Its width in characters: the terminal's, or more if the terminal is too narrow for the figures.
-        has_best: Whether a figure is marked as the best of its column.
-        has_optimal: Whether a point is marked as Pareto-optimal.
-        has_tied: Whether a figure or a point is marked as tied.
-        has_intervals: Whether a figure has an interval.
+        legend: What the marks in it mean, one line each.
     """
 
     table: Table
     width: int
-    has_best: bool
-    has_optimal: bool
-    has_tied: bool
-    has_intervals: bool
-
-    @property
-    def legend(self) -> list[str]:
-        """What the marks mean, one line each."""
-        lines = {
-            "mean over n cycles, ± half of its 95 % interval": self.has_intervals,
-            f"{BEST} best of its column": self.has_best,
-            f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.has_optimal,
-            f"{TIED} tied with the best: the intervals overlap": self.has_tied,
-        }
-        return [line for line, is_shown in lines.items() if is_shown]
+    legend: list[str]
 
 
 def points_table(
@@ -132,18 +112,14 @@ def points_markdown(
     rows, columns, axes = _Rows(points, planned), _columns(points)[0], _axes(points)
     made = rows.table(axes, columns, width=0, whole=True)
     headings = [*rows.headings(axes, columns, width=None)]
-    yield _markdown_row(escape(text) for text, _ in headings)
-    yield _markdown_row("--:" if layout.get("justify") == "right" else ":--" for _, layout in headings)
+    yield markdown_row(escape(text) for text, _ in headings)
+    yield markdown_row("--:" if layout.get("justify") == "right" else ":--" for _, layout in headings)
     for cells in islice(rows.cells(axes, columns, whole=True), max_rows):
-        yield _markdown_row(map(escape, cells))
+        yield markdown_row(map(escape, cells))
     loads = load_lines(points) if has_loads(points) else ()
     if notes := [*loads, *made.legend]:
         yield ""
         yield from (f"- {escape(note)}" for note in notes)
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _axes(points: Sequence[PointResult]) -> list[str]:
@@ -184,14 +160,17 @@ class _Rows:
         ranked = self._ranked(columns)
         for cells in self.cells(axes, columns, whole=whole, id_width=id_width):
             table.add_row(*cells)
-        return PointsTable(
-            table,
-            width,
-            has_best=any(ranking.first for ranking in ranked.values()),
-            has_optimal=bool(self.optimal.first),
-            has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
-            has_intervals=any(point.summary_of("seconds").ci95 for point in self._points),
-        )
+        legend = {
+            "mean over n cycles, ± half of its 95 % interval": any(
+                point.summary_of("seconds").ci95 for point in self._points
+            ),
+            f"{BEST} best of its column": any(ranking.first for ranking in ranked.values()),
+            f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s": self.optimal.first,
+            f"{TIED} tied with the best: the intervals overlap": any(
+                ranking.tied for ranking in (self.optimal, *ranked.values())
+            ),
+        }
+        return PointsTable(table, width, [line for line, is_shown in legend.items() if is_shown])
 
     def headings(
         self, axes: Sequence[str], columns: Columns, width: int | None = HEADING_WIDTH

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.gates.matching import named
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
-from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
-from pytest_llem.results.failures import failures
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import failures
 from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.quality_warnings import worst
-from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.study_result import StudyResult, selected_points
 from pytest_llem.study.problems import printable
 
 if TYPE_CHECKING:
@@ -99,17 +97,6 @@ def table_lines(result: StudyResult, width: int, *, ids: bool = False) -> list[s
     if has_loads(shown):
         lines += load_lines(shown)
     return lines + made.legend
-
-
-def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
-    """Return the selected points, and the number of selected experiments of each by the hash of its configuration.
-
-    A baseline keeps no experiments: its cycles count as selected.
-    """
-    planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
-    if not result.experiments:
-        planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
-    return [point for point in result.points if planned[point.config_hash]], planned
 
 
 def _gpu_lines(result: StudyResult) -> Iterator[str]:

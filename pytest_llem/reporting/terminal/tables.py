@@ -1,4 +1,4 @@
-"""Format values and tables for terminals, reports and GitHub."""
+"""Tables for the terminal, and their main columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pytest_llem.results.statistics import Summary
-
 #: Columns of a table of points: metric, heading.
 Columns = Sequence[tuple[str, str]]
 
@@ -21,22 +19,6 @@ COLUMNS: Columns = (
     ("ttft_p50_ms", "TTFT p50\nms"),
     ("energy_per_output_token_j", "J/out token"),
 )
-
-
-def mean_text(summary: Summary) -> str:
-    """Return a mean to three significant digits, with the half-width of its interval in percent if it has one."""
-    if summary.mean is None:
-        return "-"
-    text = number(summary.mean)
-    if summary.ci95 is None or not summary.mean:
-        return text
-    half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)
-    return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
-
-
-def number(value: float) -> str:
-    """Return *value* to three significant digits, or as a whole number from 1000 on."""
-    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def plain_table() -> Table:

@@ -1,21 +1,26 @@
-"""Baselines: results that are saved under a name to compare with, and are meant to be committed."""
+"""Baselines: results that are saved under a name to compare with, and are meant to be committed.
+
+They are in ``FOLDER/NAME/TESTBED/STUDY.json``. Earlier versions wrote ``FOLDER/NAME/STUDY.json``, which is read if
+no testbed has its own.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.gates.baseline_folder import BaselineError, result_file
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
-from pytest_llem.results.manifest import write_atomically
+from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import Testbed, result_testbed
+from pytest_llem.results.study_result import StudyResult, is_result
+from pytest_llem.results.testbeds import Testbed, testbed_of
 from pytest_llem.study.identity import axes_key
+from pytest_llem.study.problems import did_you_mean
 from pytest_llem.times import now, seconds_between
 
 #: Seconds of a day.
@@ -26,6 +31,18 @@ WIDTH = 110
 
 #: Fields of a StudyResult that a baseline leaves out: they do not affect metrics, and differ between runs.
 _LEFT_OUT = {"comparison", "excluded", "experiments", "result_files"}
+
+
+class BaselineError(ValueError):
+    """A baseline cannot be read or saved; the message is one line.
+
+    Attributes:
+        renew: Whether saving the baseline again would help.
+    """
+
+    def __init__(self, message: str, *, renew: bool = False) -> None:
+        super().__init__(message)
+        self.renew = renew
 
 
 def load(
@@ -40,7 +57,7 @@ def load(
     """Return a saved result.
 
     Args:
-        given: Name or path, as in :func:`~pytest_llem.gates.baseline_folder.resolve`.
+        given: Name or path, as in :func:`resolve`.
         folder: Folder of the baselines.
         study: Name of the study; None for any study, if only one is saved.
         testbeds: Keys of the testbeds that fit, the best first.
@@ -51,7 +68,7 @@ def load(
         BaselineError: There is no result, or it is another study's, or it cannot be read, or is too old.
     """
     try:
-        path = result_file(given, folder, study, testbeds, only_fitting=only_fitting)
+        path = _result_file(given, folder, study, testbeds, only_fitting=only_fitting)
         result = StudyResult.load(path)
     except BaselineError:
         raise
@@ -72,6 +89,89 @@ def load(
     if max_age is not None and (problem := _too_old(result, max_age)) is not None:
         raise BaselineError(f"{path}: {problem}", renew=True)
     return result
+
+
+def resolve(given: str, folder: Path) -> Path:
+    """Return the file or folder that *given* names.
+
+    Args:
+        given: Name of a baseline, or path of a saved file, a study_result.json, a results directory or a folder of
+            saved files. A baseline takes precedence over a path.
+        folder: Folder of the baselines.
+
+    Raises:
+        BaselineError: The baseline or path does not exist.
+    """
+    path = Path(given)
+    is_name = bool(given) and path.name == given and given != ".."
+    if is_name and (folder / given).is_dir():
+        return folder / given
+    if path.exists() and given:
+        return path
+    if not is_name or path.suffix == ".json":
+        raise BaselineError(f"{given or repr(given)}: no such file or folder")
+    names = sorted(one.name for one in folder.glob("*") if one.is_dir())
+    known = f"baselines: {', '.join(names)}" if names else f"there are no baselines in {_shown(folder)}"
+    raise BaselineError(
+        f"{given}: no such baseline, file or folder{did_you_mean(given, tuple(names))}; {known}", renew=not names
+    )
+
+
+def _result_file(
+    given: str, folder: Path, study: str | None, testbeds: Sequence[str], *, only_fitting: bool
+) -> Path:
+    """Return the file or results directory of one study that *given* names.
+
+    Args:
+        given: Name or path, as in :func:`resolve`.
+        folder: Folder of the baselines.
+        study: Name of the study; None for any study, if only one is saved.
+        testbeds: Keys of the testbeds that fit, the best first.
+        only_fitting: Refuse a result of another testbed even if it is the only one.
+
+    Raises:
+        BaselineError: The result does not exist, or none is of a testbed that fits.
+    """
+    path = resolve(given, folder)
+    if is_result(path):
+        return path
+    if any(path.glob(f"*/{MANIFEST}")):
+        raise BaselineError(f"{path}: holds results directories: give one of them")
+    files = sorted([*path.glob("*.json"), *path.glob("*/*.json")])
+    names = sorted({file.stem for file in files})
+    if not files:
+        raise BaselineError(f"{path}: holds no results", renew=True)
+    if study is None and len(names) == 1:
+        study = names[0]
+    if study is None:
+        raise BaselineError(f"{path}: holds several results: give one of them: {', '.join(names)}")
+    if study not in names:
+        raise BaselineError(
+            f"{path}: holds no results of the study {study!r}{did_you_mean(study, tuple(names))}; "
+            f"there are: {', '.join(names)}",
+            renew=True,
+        )
+    by_testbed = {("" if file.parent == path else file.parent.name): file for file in files if file.stem == study}
+    fitting = [by_testbed[key] for key in [*testbeds, ""] if key in by_testbed]
+    if fitting:
+        return fitting[0]
+    if not only_fitting and len(by_testbed) == 1:
+        return by_testbed.popitem()[1]
+    if not only_fitting:
+        raise BaselineError(
+            f"{path}: holds results of {study!r} on several testbeds: give one of them: "
+            f"{', '.join(str(file) for file in by_testbed.values())}"
+        )
+    raise BaselineError(
+        f"{given}: no baseline of {study!r} fits this testbed ({testbeds[0]}); there are: {', '.join(by_testbed)}",
+        renew=True,
+    )
+
+
+def _shown(folder: Path) -> str:
+    """Return a folder relative to the current one if it is inside it."""
+    shown = os.path.relpath(folder)
+    return str(folder) if shown.startswith("..") else shown
 
 
 def _too_old(result: StudyResult, max_age: float) -> str | None:
@@ -116,7 +216,7 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
-    testbed, without_testbed = result_testbed(result), folder / name / f"{result.name}.json"
+    testbed, without_testbed = testbed_of(result.points), folder / name / f"{result.name}.json"
     file = without_testbed if testbed is None else folder / name / testbed.key / without_testbed.name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, "\n".join(_document(result, measured)) + "\n")
@@ -128,7 +228,7 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
 def _remove_if_of(testbed: Testbed | None, file: Path) -> None:
     """Remove a file that an earlier version saved without its testbed, if it is of this *testbed*."""
     with suppress(ValueError, OSError):  # it is kept if it cannot be read
-        if result_testbed(StudyResult.load(file)) == testbed:
+        if testbed_of(StudyResult.load(file).points) == testbed:
             file.unlink()
 
 
@@ -143,8 +243,7 @@ def missing_results(result: StudyResult) -> str | None:
     if any(count.values()):
         return "experiments " + " and ".join(f"{what}: {number}" for what, number in count.items() if number)
     if not result.experiments:  # a baseline has none
-        protocol = result.measurement_protocol
-        wanted = protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1)
+        wanted = result.min_cycles
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pytest_llem.gates.statistics import MAX_CYCLES
+from pytest_llem.gates.decisions import MAX_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
 
 

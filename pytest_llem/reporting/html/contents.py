@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from pytest_llem.reporting.html.provenance import Provenance
-from pytest_llem.reporting.html.samples import Latencies, Power, read_latencies, read_power
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry, PointResult
-from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.study_result import StudyResult, selected_points
 
 #: Points on a page: more make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
 #: Power samples on a page, divided equally among the experiments.
 MAX_SAMPLES = 120_000
+
+#: Latency columns of ``requests.csv``, with their names on the page.
+KINDS = {
+    "ttft_ms": "Time to first token",
+    "itl_mean_ms": "Inter-token latency, mean of each request",
+    "tpot_ms": "Time per output token after the first",
+    "e2e_ms": "End-to-end latency",
+}
+
+#: Percentiles shown of each distribution.
+SHOWN = (5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,21 @@ class Cycle:
     place: int
 
 
+@dataclass(frozen=True)
+class Power:
+    """The power samples of one cycle.
+
+    Attributes:
+        cycle: Number of the cycle.
+        window_seconds: Length of the measured window in s; it begins at 0.
+        samples: Pairs of time since the window began, in s, and power in W, by device.
+    """
+
+    cycle: int
+    window_seconds: float
+    samples: Mapping[str, list[tuple[float, float]]]
+
+
 @dataclass
 class Contents:
     """The data that a report shows.
@@ -43,9 +73,10 @@ class Contents:
         result: The study's result.
         points: The points on the page.
         left_out: Number of points that are not on the page.
+        planned: Number of selected experiments of each point, by the hash of its configuration.
         cycles: The completed experiments of those points, in run order.
         power: The power samples of each cycle, by index of the point, in the order of the cycles.
-        latencies: The latencies of the requests of all cycles, by index of the point.
+        latencies: The latencies of the requests of all cycles in ms, by index of the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
         base_text: The file that the study's ``base:`` names; None if it is missing.
@@ -54,9 +85,10 @@ class Contents:
     result: StudyResult
     points: list[PointResult]
     left_out: int
+    planned: Mapping[str, int]
     cycles: list[Cycle] = field(default_factory=list)
     power: dict[int, list[Power]] = field(default_factory=dict)
-    latencies: dict[int, Latencies] = field(default_factory=dict)
+    latencies: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     study_text: str | None = None
     base_text: str | None = None
@@ -64,8 +96,10 @@ class Contents:
 
 def read_contents(directory: Path, result: StudyResult) -> Contents:
     """Return the data of *result* from its *directory*. Files that are missing or not valid are left out."""
-    shown = _shown(result)
-    contents = Contents(result, shown[:MAX_POINTS], max(0, len(shown) - MAX_POINTS))
+    shown, planned = selected_points(result)
+    if len(shown) > MAX_POINTS:  # those with results first
+        shown.sort(key=lambda point: not point.cycles)
+    contents = Contents(result, shown[:MAX_POINTS], max(0, len(shown) - MAX_POINTS), planned)
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
     contents.cycles = sorted(_cycles(contents), key=lambda one: one.entry.started_at or "")
@@ -73,13 +107,6 @@ def read_contents(directory: Path, result: StudyResult) -> Contents:
     for cycle in sorted(contents.cycles, key=lambda one: (one.point, one.place)):
         _add(contents, directory, cycle, max_samples)
     return contents
-
-
-def _shown(result: StudyResult) -> list[PointResult]:
-    """Return the points that were selected or have results; if there are too many, those with results first."""
-    planned = {entry.config_hash for entry in result.experiments if entry.status != "deselected"}
-    points = [point for point in result.points if point.config_hash in planned or point.cycles]
-    return sorted(points, key=lambda point: not point.cycles) if len(points) > MAX_POINTS else points
 
 
 def _cycles(contents: Contents) -> Iterator[Cycle]:
@@ -106,7 +133,9 @@ def _add(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) ->
     assert cycle.entry.result_file is not None  # the result was read from it
     stem = directory / cycle.entry.result_file.removesuffix(".json")
     requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
-    contents.latencies.setdefault(cycle.point, Latencies()).extend(read_latencies(requests or ""))
+    latencies = contents.latencies.setdefault(cycle.point, {})
+    for kind, values in read_latencies(requests or "").items():
+        latencies.setdefault(kind, []).extend(values)
     if samples := read_power(power or "", max_samples):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
@@ -117,3 +146,59 @@ def _text(file: Path) -> str | None:
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
     except OSError:
         return None
+
+
+def read_latencies(text: str) -> dict[str, list[float]]:
+    """Return the latencies in ms of a ``requests.csv``, by column, without those of a load's ramp and drain."""
+    found: dict[str, list[float]] = {}
+    for row in _rows(text):
+        if row.get("pass") in ("ramp", "drain"):
+            continue
+        for kind in KINDS:
+            if (value := _number(row.get(kind))) is not None:
+                found.setdefault(kind, []).append(value)
+    return found
+
+
+def percentiles(values: Sequence[float]) -> dict[int, float]:
+    """Return the percentiles of :data:`SHOWN` of one or more *values*."""
+    return dict(zip(SHOWN, map(float, np.percentile(values, SHOWN)), strict=True))
+
+
+def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the samples of a ``power.csv`` by device, thinned to *max_samples* by keeping the extremes."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in _rows(text):
+        at, watts = _number(row.get("seconds")), _number(row.get("power_w"))
+        if at is not None and watts is not None:
+            found.setdefault(row.get("device") or "?", []).append((at, watts))
+    share = max_samples // max(1, len(found))
+    return {device: _thinned(samples, share) for device, samples in found.items()}
+
+
+def _thinned(samples: list[tuple[float, float]], max_samples: int) -> list[tuple[float, float]]:
+    """Return the minimum and maximum of each stretch of samples, so that peaks remain visible."""
+    if len(samples) <= max_samples:
+        return samples
+    size = math.ceil(2 * len(samples) / max(2, max_samples))
+    parts = (samples[at : at + size] for at in range(0, len(samples), size))
+    return [
+        sample
+        for part in parts
+        for sample in sorted({min(part, key=lambda one: one[1]), max(part, key=lambda one: one[1])})
+    ]
+
+
+def _rows(text: str) -> Iterator[Mapping[str, str | None]]:
+    try:
+        yield from csv.DictReader(io.StringIO(text))
+    except csv.Error:
+        return
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

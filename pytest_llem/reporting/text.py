@@ -1,15 +1,42 @@
-"""Break identifiers and paths between their words only, and shorten those that are too long."""
+"""Texts of figures, numbers, identifiers and paths, for the terminal, pages and Markdown."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
+
+from pytest_llem.results.statistics import Summary
 
 #: Characters of a value of an axis in a label.
 MAX_VALUE = 24
 
 #: Before a word: after ``/``, ``_``, ``=`` or ``,``, and after ``.`` or ``-`` if no digit follows, as in numbers.
 _BREAKS = re.compile(r"(?<=[/_=,])(?=\w)|(?<=[.-])(?=[^\W\d])")
+
+#: Characters that Markdown may read as markup.
+_SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
+
+
+def number(value: float) -> str:
+    """Return *value* to three significant digits, or as a whole number from 1000 on."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def mean_text(summary: Summary) -> str:
+    """Return a mean to three significant digits, with the half-width of its interval in percent if it has one."""
+    if summary.mean is None:
+        return "-"
+    text = number(summary.mean)
+    if summary.ci95 is None or not summary.mean:
+        return text
+    half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)
+    return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return ``1 point`` or ``2 points``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def pieces(text: str) -> list[str]:
@@ -54,3 +81,13 @@ def short_texts(texts: Iterable[str], max_characters: int = MAX_VALUE) -> dict[s
         for text, one in found.items()
     }
     return short if len({*short.values()}) == len(given) else found
+
+
+def escaped(text: str) -> str:
+    """Return *text* escaped, so that Markdown shows it literally, also in a table cell."""
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"

@@ -27,7 +27,6 @@ from pytest_llem.gates.ttests import (
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-__all__ = ["Contrast", "Decision", "Look", "Question", "UndecidableError", "contrast", "decide", "paired_contrast"]
 
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from pytest_llem.reporting.html.labels import axes_data
 from pytest_llem.reporting.html.plots import Plot
-from pytest_llem.reporting.wrapping import pieces
+from pytest_llem.reporting.text import pieces
 from pytest_llem.results.models import PointResult
 
 

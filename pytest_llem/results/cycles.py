@@ -1,4 +1,4 @@
-"""Statistics of a point over its cycles."""
+"""What the cycles of a point show together: statistics, contention, turns and GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.metrics import Metric, weakest
+from pytest_llem.results.metrics import weakest
 from pytest_llem.results.models import CycleTurns
 from pytest_llem.results.statistics import Summary, mean_interval
 
@@ -31,21 +31,18 @@ def summarise(cycles: Sequence[ExperimentResult], *, confidence: float = 0.95) -
     """
     if not cycles:
         return _NO_METRICS
-    return {
-        name: _summarise([cycle.metrics.get(name) for cycle in cycles], name, confidence) for name in CATALOGUE
-    }
+    return {name: _summarise_metric(cycles, name, confidence) for name in CATALOGUE}
 
 
-def _summarise(cycles: Sequence[Metric | None], name: str, confidence: float) -> Summary:
+def _summarise_metric(cycles: Sequence[ExperimentResult], name: str, confidence: float) -> Summary:
     unit = CATALOGUE[name].unit
-    figures = [figure for figure in cycles if figure is not None]
-    values = [figure.value for figure in figures if figure.value is not None]
-    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
-    if not values:
-        reasons = [figure.reason for figure in figures if figure.reason]
-        reason = reasons[0] if reasons else _UNKNOWN_METRIC
-        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
+    by_cycle = [cycle.metrics.get(name) for cycle in cycles]
+    figures = [figure for figure in by_cycle if figure is not None]
     known = [figure for figure in figures if figure.value is not None]
+    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
+    if not known:
+        reason = next((figure.reason for figure in figures if figure.reason), _UNKNOWN_METRIC)
+        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
     boundaries = {figure.boundary for figure in known}
     covered = {figure.covers_engine for figure in known}
     methods = {figure.method for figure in known}
@@ -54,13 +51,14 @@ def _summarise(cycles: Sequence[Metric | None], name: str, confidence: float) ->
     factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
     if len(factors) > 1:  # possible with replayed cycles; their mean has no carbon intensity
         not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
-    mean, sd, interval = mean_interval(values, confidence)
+    values = [None if figure is None else figure.value for figure in by_cycle]
+    mean, sd, interval = mean_interval([value for value in values if value is not None], confidence)
     return Summary(
         mean=mean,
         sd=sd,
         cv=sd / abs(mean) if sd is not None and mean else None,
         ci95=interval,
-        n=len(values),
+        n=len(known),
         unit=unit,
         method=weakest(methods),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
@@ -68,7 +66,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str, confidence: float) ->
         covers_engine=False if False in covered else None if None in covered else True,
         shared=any(figure.shared for figure in known),
         invalid=next((figure.invalid for figure in known if figure.invalid), None),
-        values=[None if figure is None else figure.value for figure in cycles],
+        values=values,
     )
 
 
@@ -92,3 +90,26 @@ def cycle_turns(cycles: Sequence[ExperimentResult]) -> Iterator[CycleTurns]:
             shared = set.intersection(*(set(turn.metrics) for turn in found.turns))
             metrics = {name: [turn.metrics[name] for turn in found.turns] for name in sorted(shared)}
             yield CycleTurns(cycle=result.identity.cycle, pair=found.pair, metrics=metrics)
+
+
+def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
+    """Return the UUIDs of the GPUs of each cycle; empty if no cycle ran on GPUs."""
+    found = [sorted(gpu["uuid"] for gpu in one.environment.get("gpus") or []) for one in cycles]
+    return found if any(found) else []
+
+
+def not_repeated(cycles: Sequence[ExperimentResult]) -> str | None:
+    """Return why the runs of a point's *cycles* are no repetitions; None if they are."""
+    imported = [one.imported for one in cycles if one.imported is not None]
+    runs = sum(one.runs for one in imported)
+    starts = {one.server_start for one in imported}
+    one_server = len(imported) == 1 or (len(starts) == 1 and None not in starts)
+    return runs_of_one_server(runs) if one_server and runs > 1 else None
+
+
+def runs_of_one_server(runs: int) -> str:
+    """Return why several *runs* of one start of a server are no repetitions."""
+    return (
+        f"{runs} runs of one server are one cycle and no repetitions, since servers differ from start to start: "
+        "start it again for each run (and say so: llem import --cycle-per file, command.fresh_server: true)"
+    )
