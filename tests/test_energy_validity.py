@@ -22,10 +22,9 @@ from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD, EstimateMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.energy.rapl import UPDATE_S, RaplMeter
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
-from tests.support.measured import pass_window
 from tests.support.nvml import Script, ScriptedGpu
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
@@ -35,7 +34,7 @@ GPU = EngineRecord(name="e", device="cuda")
 
 
 def _warnings(account: Account) -> list[str]:
-    return texts(find_warnings(pass_window([[]], account.seconds or 1.0, account), None, GPU, {}))
+    return texts(sorted(energy_warnings(account, {}), key=lambda one: one.rank))
 
 
 # ---- counter and integral ----

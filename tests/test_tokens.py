@@ -165,4 +165,4 @@ def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, token_cl
     assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (62.5, 62.5)
     # of 625, 750 and 937.5 ms: the middle one, and 80 % of the way to the last
     assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (750, pytest.approx(900))
-    assert outcome.files()["requests.csv"].splitlines()[2].startswith("1,1,3,1,625.0000,,,625.0000,,,")
+    assert outcome.files["requests.csv"].splitlines()[2].startswith("1,1,3,1,625.0000,,,625.0000,,,")

@@ -27,7 +27,8 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine import allocation
 from pytest_llem.machine.allocation import request_devices
-from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
+from pytest_llem.measurement.accounting import Measured
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
@@ -108,9 +109,7 @@ def generate(made: Any, prompts: list[list[int]] = PROMPTS, first: bool = False)
 
 
 def measure(one: ExperimentConfig) -> Measured:
-    measured = ExperimentOrchestrator(one).run()
-    assert isinstance(measured, Measured)
-    return measured
+    return ExperimentOrchestrator(one).run()
 
 
 # ---- arguments ----
@@ -458,6 +457,7 @@ def test_single_tokens_of_other_requests_give_no_itl() -> None:
 
 def test_tokens_are_counted_from_the_outputs() -> None:
     found = measure(config(**NATURAL))
+    assert found.requests is not None
     requests = found.requests.passes[0]
     tokens = sum(one.output_tokens or 0 for one in requests)
     assert tokens < 18

@@ -224,7 +224,7 @@ def run(
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])
-    for name, text in measured.files().items():
+    for name, text in measured.files.items():
         write_whole(directory / name, text)
     write_whole(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 

@@ -15,18 +15,16 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Meters, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
+from pytest_llem.hardware.environment import environment
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting
-from pytest_llem.measurement.accounting import Served, energy_metrics
-from pytest_llem.measurement.coverage import with_coverage
-from pytest_llem.measurement.environment import environment
+from pytest_llem.measurement.accounting import Measured, Served, energy_metrics
 from pytest_llem.measurement.imported import ImportedRuns
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.passes import PassWindow
-from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
@@ -73,42 +71,6 @@ class CommandSlice:
 
 
 @dataclass(frozen=True)
-class MeasuredCommand:
-    """The outcome of a command.
-
-    Attributes:
-        result: The result to save.
-        requests: Requests of the run as CSV; None if the file has none.
-        window: The time of the whole command.
-    """
-
-    result: ExperimentResult
-    requests: str | None
-    window: PassWindow
-
-    def files(self) -> dict[str, str]:
-        """Return the files to save with the result: their contents by file name suffix."""
-        files = {} if self.requests is None else {"requests.csv": self.requests}
-        if samples := self.window.account.samples:
-            files["power.csv"] = to_csv(samples, self.window.began)
-        return files
-
-
-@dataclass(frozen=True)
-class CommandDevices:
-    """The devices of a command, as far as observers have to know them.
-
-    Attributes:
-        gpus: UUIDs of the GPUs that are leased for it.
-    """
-
-    gpus: Sequence[str]
-
-    def reset_peak_memory(self) -> None:
-        """Do nothing: the memory of a command is not recorded."""
-
-
-@dataclass(frozen=True)
 class CommandOrchestrator:
     """Runs the command of one experiment, in this process.
 
@@ -145,7 +107,7 @@ class CommandOrchestrator:
         """UUIDs of the leased GPUs."""
         return [name for name in self.devices if name.startswith("GPU-")]
 
-    def run(self) -> MeasuredCommand:
+    def run(self) -> Measured:
         """Run the command, and return the outcome.
 
         Raises:
@@ -157,7 +119,7 @@ class CommandOrchestrator:
         started_at = now()
         wanted = self.config.energy.backend
         meters, parts = Meters.open(wanted, self.gpus, self.telemetry_fd), Meters.open(wanted, self.gpus)
-        observers = WindowObservers(CommandDevices(self.gpus), self.harness)
+        observers = WindowObservers(self.gpus, self.harness)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "result.json")
             self.on_progress(Progress("measuring"))
@@ -176,7 +138,8 @@ class CommandOrchestrator:
             self.on_progress(Progress("accounting"))
             runs = self._read(out)
             result = self._result(runs, window, slices, observers, meters.refusals, started_at)
-            return MeasuredCommand(result, runs.to_csv(), window)
+            files = {"requests.csv": runs.to_csv(), "power.csv": window.power_csv()}
+            return Measured(result, runs.requests, {name: one for name, one in files.items() if one is not None})
 
     def _run_command(self, out: Path, meters: Meters) -> list[CommandSlice]:
         """Run the command until it ends, and return the slices of that time.
@@ -254,27 +217,10 @@ class CommandOrchestrator:
         energy, is_steady = _energy_metrics(runs, window, slices)
         metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.carbon, energy["energy_j"])}
         if is_fresh:  # it is not known where another server runs
-            metrics = with_coverage(metrics, record, self.gpus)
+            metrics = accounting.with_coverage(metrics, record, self.gpus)
         # The processes of a server that was there before are not of this experiment.
         contention = observers.contention(window.seconds) if is_fresh else None
-        warnings = [
-            *runs.warnings(),
-            *find_warnings(
-                window,
-                None,
-                record,
-                refusals,
-                allow_estimated=self.config.energy.allow_estimated,
-                covers_engine=metrics["energy_j"].covers_engine,
-                contention=contention,
-            ),
-        ]
-        if not is_steady and energy["energy_j"].value is not None:
-            text = (
-                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
-            )
-            warnings.append(QualityWarning.of("whole_run_energy", text))
-        return ExperimentResult(
+        result = ExperimentResult(
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self.identity,
             effective_config=self._effective_config(runs.completed),
@@ -290,8 +236,19 @@ class CommandOrchestrator:
             imported=runs.record(),
             started_at=started_at,
             completed_at=now(),
-            warnings=sorted(warnings, key=lambda one: one.rank),
         )
+        allow_estimated = self.config.energy.allow_estimated
+        warnings = [
+            *runs.warnings(),
+            *energy_warnings(window.account, refusals, allow_estimated=allow_estimated),
+        ]
+        if not is_steady and energy["energy_j"].value is not None:
+            text = (
+                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
+            )
+            warnings.append(QualityWarning.of("whole_run_energy", text))
+        result.warnings = find_warnings(result, warnings)
+        return result
 
     def _effective_config(self, completed: int | None) -> dict[str, Any]:
         """Return the configuration as it ran; ``n`` is the number of answered requests."""
