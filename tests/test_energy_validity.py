@@ -34,7 +34,8 @@ GPU = EngineRecord(name="e", device="cuda")
 
 
 def _warnings(account: Account) -> list[str]:
-    return texts(sorted(energy_warnings(account, {}), key=lambda one: one.rank))
+    found = sorted(energy_warnings(account, {}), key=lambda one: one.rank)
+    return texts(found)
 
 
 # ---- counter and integral ----

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from pytest_llem.engines.packages import Packages
 from pytest_llem.engines.protocol import EngineContext, PreflightError, RequestRecord
+from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, Packages, unmet_by_vllm
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
-from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, unmet_requirements
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
 from pytest_llem.isolation.forkservers import ForkServers
@@ -265,7 +264,7 @@ def test_wrong_argument_is_refused_with_its_key(section: str, given: dict[str, A
 )
 def test_argument_that_a_study_field_sets_is_refused(section: str, name: str) -> None:
     reasons = ENGINE_FIELDS if section == "engine" else SAMPLING_FIELDS
-    [found] = unmet_requirements(config(**{section: {name: 1}}), Packages(lambda module: True))
+    [found] = unmet_by_vllm(config(**{section: {name: 1}}), Packages(lambda module: True))
     assert found == f"vllm.{section}.{name} cannot be given: {reasons[name]}"
 
 
@@ -281,13 +280,13 @@ def test_argument_that_ends_answers_needs_natural_lengths(name: str, value: list
 
 def test_beam_search_is_refused() -> None:
     one = config(vllm={"beam_search": {"beam_width": 2}})
-    assert unmet_requirements(one, Packages(lambda module: True)) == [
+    assert list(unmet_by_vllm(one, Packages(lambda module: True))) == [
         "vllm.beam_search is not supported: leave it out"
     ]
 
 
 def test_without_vllm_preflight_says_how_to_install_it() -> None:
-    found = unmet_requirements(config(), Packages(lambda module: False, "env/bin/python -m pip"))
+    found = list(unmet_by_vllm(config(), Packages(lambda module: False, "env/bin/python -m pip")))
     assert found == ["engine 'vllm' needs vLLM: env/bin/python -m pip install vllm"]
 
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from pytest_llem.engines import hub
 from pytest_llem.engines.models import (
     BUILTIN,
-    cached_snapshot,
     context_length,
     damaged_model,
     resolve_model,
     too_long,
 )
 from pytest_llem.engines.options import LORA, given_fields, option_problems
-from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import ModelNotFoundError
+from pytest_llem.engines.requirements import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.shipped import KNOWN_WHOLLY, SHIPPED, shipped_needs
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
@@ -195,7 +194,7 @@ class Preflight:
         if config.lora is not None:
             yield LORA
         if (shipped := SHIPPED.get(config.backend)) is not None:
-            unmet = shipped.unmet_requirements(config, packages)
+            unmet = list(shipped.unmet_requirements(config, packages))
             yield from unmet
         if shipped is None or (shipped.checks_options and not unmet):
             yield from self._engine_problems(config)
@@ -413,7 +412,7 @@ def _revision(config: ExperimentConfig) -> str | None:
 def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
     try:
         source = resolve_model(name, model_path, revision, download=False)
-        return damaged_model(name, source, revision)
+        return damaged_model(name, source)
     except ModelNotFoundError as error:
         return str(error)
 
@@ -448,7 +447,6 @@ def _context_length(name: str, revision: str | None, model_path: tuple[Path, ...
 def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
     """Return the folder of a model; None if the model is not on this machine."""
     try:
-        source = resolve_model(name, model_path, revision, download=False)
+        return resolve_model(name, model_path, revision, download=False).folder
     except ModelNotFoundError:
         return None
-    return cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)

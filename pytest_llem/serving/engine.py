@@ -9,15 +9,9 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.models import (
-    cached_snapshot,
-    fingerprint,
-    hub_revision,
-    resolve_model,
-)
+from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import (
     Engine,
     EngineContext,
@@ -81,9 +75,7 @@ class ServerEngine(Engine):
                 "command": self._given_command(),
                 "sampling": self._fields(),
             },
-            model_source=None if source is None else source.kind,
-            model_revision=None if source is None else hub_revision(source, None),
-            model_fingerprint=None if source is None else fingerprint(source, None),
+            **({} if source is None else source.provenance()),
             random_weights=(options.args or {}).get("load_format") == "dummy"
             or (source is not None and source.random_weights),
         )
@@ -109,7 +101,8 @@ class ServerEngine(Engine):
         """
         if self._options.vocab_size is not None:
             return vocabulary_of_size(self._options.vocab_size)
-        if (folder := self._folder) is not None and (found := vocabulary_of(folder)) is not None:
+        folder = None if self._source is None else self._source.folder
+        if folder is not None and (found := vocabulary_of(folder)) is not None:
             return found
         sizes = [size for one in self._models if isinstance(size := (one.get("meta") or {}).get("n_vocab"), int)]
         if sizes:
@@ -135,7 +128,7 @@ class ServerEngine(Engine):
         return os.environ[name]
 
     @cached_property
-    def _source(self) -> Any:
+    def _source(self) -> ModelSource | None:
         """Where the model was found; None if the study names none, or only the server can find it."""
         if self._config.model is None:
             return None
@@ -143,13 +136,6 @@ class ServerEngine(Engine):
             return resolve_model(self._config.model, self._context.model_path, None, download=False)
         except ModelNotFoundError:
             return None
-
-    @property
-    def _folder(self) -> Path | None:
-        if self._source is None:
-            return None
-        location = self._source.location
-        return cached_snapshot(location) if self._source.kind == "hub" else Path(location)
 
     def _fields(self) -> Mapping[str, Any]:
         """Return the fields of every request that say how tokens are chosen, and how many."""

@@ -22,8 +22,6 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from pytest_llem.engines.models import (
     context_length,
     damaged_model,
-    fingerprint,
-    hub_revision,
     resolve_model,
     too_long,
 )
@@ -137,9 +135,9 @@ class VLLMEngine(BatchEngine):
             yield "Using None for EOS token id"
 
     def fetch(self) -> None:
-        name, revision = self._config.model_name, self._given.get("revision")
-        self._source = resolve_model(name, self._context.model_path, revision)
-        if not self._random_weights and (damage := damaged_model(name, self._source, revision)):
+        name = self._config.model_name
+        self._source = resolve_model(name, self._context.model_path, self._given.get("revision"))
+        if not self._random_weights and (damage := damaged_model(name, self._source)):
             raise PreflightError(damage)
 
     @property
@@ -209,9 +207,7 @@ class VLLMEngine(BatchEngine):
                 "sampling": _plain(sampling_arguments(self._config)),
             },
             adjusted=list(self._adjusted(scheduler)),
-            model_source=source.kind,
-            model_revision=hub_revision(source, self._given.get("revision")),
-            model_fingerprint=fingerprint(source, self._given.get("revision")),
+            **source.provenance(),
             random_weights=source.random_weights or self._random_weights,
         )
 
