@@ -263,7 +263,7 @@ def test_mirror_that_moves_between_two_reads_counts_once(tmp_path: Path, monkeyp
     for die in range(3):
         zones.zone(f"intel-rapl:{die}", f"package-1-die-{die}")
     values = itertools.count(5_000_000, 61)
-    monkeypatch.setattr("pytest_llem.energy.rapl._Zone.read", lambda zone: next(values))
+    monkeypatch.setattr("pytest_llem.energy.rapl.Zone.read", lambda zone: next(values))
     meter = RaplMeter(zones.root)
     meter.open([])
     meter.begin()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pytest_llem.energy.gpu_source import COUNTER, find_source
+from pytest_llem.energy.gpu import COUNTER, find_gpu
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.ticks import period, ticks
 from pytest_llem.hardware.gpus import (
@@ -84,7 +84,7 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     sources = power_sources(nvml, handle)
     try:
-        find_source(nvml, uuid)
+        find_gpu(nvml, uuid)
         refusal = None
     except MeterUnavailableError as error:
         refusal = str(error)

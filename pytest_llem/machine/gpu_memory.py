@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from pytest_llem.hardware.gpu_state import GpuSensors, GpuStates
+from pytest_llem.hardware.gpu_state import GpuStates, gpu_sensors
 
 #: How far memory in use may be above its earlier value, in bytes.
 MARGIN_BYTES = 64 * 2**20
@@ -45,7 +45,7 @@ class GpuMemory:
         clock: A monotonic clock, in s.
     """
 
-    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
+    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = gpu_sensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 

@@ -8,9 +8,8 @@ import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_llem.energy.account import SWITCHED_OFF, Account
+from pytest_llem.energy.account import MAX_VALID_DISAGREEMENT, SWITCHED_OFF, Account, disagreement
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
-from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.requests import Requests
