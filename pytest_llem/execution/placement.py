@@ -40,7 +40,7 @@ def narrowed(
         experiment: The experiment.
         bound: Devices of other cycles of its point; None if none has run.
     """
-    if study.execution.most_cycles == 1 or request.count == len(request.pool):
+    if study.n_cycles == 1 or request.count == len(request.pool):
         return request
     if study.execution.devices == "spread":
         point = experiment.point
@@ -71,7 +71,7 @@ class Bindings:
             study: Its study.
             experiment: The experiment.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if study.execution.devices != "same" or study.n_cycles == 1:
             return None
         key = binding_key(experiment.point.config, experiment.point.config_hash)
         found: list[str] | None = self._shared_state.read(file_of(run), _topic(BOUND, key))
@@ -89,7 +89,7 @@ class Bindings:
 
         It may not if another cycle of its point got other devices of the request in the meantime.
         """
-        if study.execution.devices != "same" or study.execution.most_cycles == 1:
+        if study.execution.devices != "same" or study.n_cycles == 1:
             return True
         key = binding_key(experiment.point.config, experiment.point.config_hash)
         with suppress(OSError):  # the shared state cannot be written: the cycles may then be on several devices

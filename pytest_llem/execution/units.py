@@ -83,7 +83,7 @@ def _unit(config: pytest.Config, studies: Mapping[str, StudyConfig], members: Se
         request=lambda: _request(config, studies, members),
         names=[(one.run, one.experiment.id) for one in members if one.experiment is not None],
     )
-    if study.execution.devices == "same" and study.execution.most_cycles > 1:
+    if study.execution.devices == "same" and study.n_cycles > 1:
         unit.binding = file, binding_key(first.point.config, first.point.config_hash)
         unit.is_bound = lambda: bindings.devices(run, study, first) is not None
     if study.execution.until_decided:

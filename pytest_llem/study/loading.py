@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_llem.study.base import shared_fields, with_base
-from pytest_llem.study.budgets import read_budgets
+from pytest_llem.study.budgets import apply_budgets, read_budgets
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
@@ -18,12 +18,12 @@ from pytest_llem.study.execution import ExecutionConfig, Overrides
 from pytest_llem.study.gates import read_gates
 from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
-from pytest_llem.study.limits import apply_budgets
 from pytest_llem.study.problems import REQUIRED, Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
+from pytest_llem.study.section_errors import section_problems
 from pytest_llem.study.unreachable_gates import unreachable_gates
-from pytest_llem.study.validation import first_config, section_problems, validate
+from pytest_llem.study.validation import first_config, validate
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]
 
@@ -187,7 +187,7 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
 
 
 def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyExperimentsError | None:
-    cycles, points = execution.most_cycles, grid.size
+    cycles, points = execution.cycle_limit, grid.size
     total = points * cycles
     limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
     if total <= min(limit, MAX_EXPERIMENTS):

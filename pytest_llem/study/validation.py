@@ -1,4 +1,4 @@
-"""Validate the points of a study and convert pydantic's errors into located problems."""
+"""Validate the points of a study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from pytest_llem.registry import METER_GROUP, installed
 from pytest_llem.study.config import (
@@ -21,7 +20,7 @@ from pytest_llem.study.config import (
     WarmupConfig,
 )
 from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
-from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
+from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.effects import in_effect, smaller_batches, without_effect
 from pytest_llem.study.engines import (
     COMMAND,
@@ -35,8 +34,9 @@ from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
 from pytest_llem.study.load import LoadConfig
-from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
+from pytest_llem.study.problems import Problem, did_you_mean, shown
 from pytest_llem.study.section import flatten
+from pytest_llem.study.section_errors import error_details, located_sentence
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.substitution import PlaceholderError, unreached
 
@@ -67,10 +67,6 @@ _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
     "execution": ExecutionConfig,
     "dataset": DatasetConfig,
 }
-
-#: Fields that are a value or a section: after them, pydantic inserts the alternative into an error's location.
-#: Index of that part in the location, and the field's name.
-_VALUE_OR_SECTION = {(1, "dataset"), (3, "input_len"), (1, "delta")}
 
 
 @dataclass
@@ -213,16 +209,6 @@ class _Sections:
         return known[1]
 
 
-def section_problems(
-    document: Document, at: KeyPath, model: type[BaseModel], error: ValidationError
-) -> list[Problem]:
-    """Return the problems of the section at the key path *at* of the file."""
-    return [
-        document.problem((*at, *location), _sentence(document, (*at, *location), location, detail, model))
-        for location, detail in _details(error)
-    ]
-
-
 def _key_problems(
     document: Document, draft: Draft, backends: Sequence[str], known: set[str]
 ) -> dict[str, Problem]:
@@ -309,7 +295,7 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
     """
     problems: list[Problem] = []
     reasons: list[str] = []
-    for location, detail in _details(error):
+    for location, detail in error_details(error):
         at = _origin(draft, location)
         if detail["type"] == "value_error":  # raised by a validator of a whole section
             reason = str(detail["ctx"]["error"])
@@ -323,7 +309,7 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
                 _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is not a mapping")
             )
         else:
-            sentence = _sentence(document, at, location, detail, ExperimentConfig)
+            sentence = located_sentence(document, at, location, detail, ExperimentConfig)
             is_key = detail["type"] == "extra_forbidden"
             problems.append(_placed(document, _key(at) if is_key else at, location, sentence))
     return problems, reasons
@@ -351,53 +337,3 @@ def _key(at: KeyPath) -> KeyPath:
 def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) -> Problem:
     """Return a problem of the configuration's key *location*, placed at the position *at* of the file."""
     return replace(document.problem(at, message), where=dotted(location))
-
-
-def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """Yield each error with its location; for a value-or-section field, only those of the given kind."""
-    for detail in error.errors(include_url=False):
-        location = detail["loc"]
-        # After a field that is a value or a section, pydantic's location has the alternative that it tried.
-        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _VALUE_OR_SECTION]
-        if kinds and kinds[0] == 1:
-            is_section = not str(location[kinds[-1]]).startswith("constrained-")
-            if detail["type"] in ("model_type", "dict_type") if is_section else isinstance(detail["input"], dict):
-                continue
-            location = tuple(part for at, part in enumerate(location) if at not in kinds)
-        yield location, detail
-
-
-def _sentence(
-    document: Document, at: KeyPath, location: KeyPath, detail: ErrorDetails, model: type[BaseModel]
-) -> str:
-    kind = detail["type"]
-    sentence = error_sentence(detail)
-    if kind == "missing":
-        return sentence
-    if kind == "extra_forbidden":
-        return sentence + did_you_mean(str(location[-1]), _fields(model, location[:-1]))
-    given = document.given(at, detail["input"])
-    if model is ExperimentConfig and at[:1] != ("sweep",) and kind != "model_type" and _is_values(detail["input"]):
-        return f"{sentence} {given}; a list of values goes under sweep, as {dotted(location)}: [...]"
-    if kind == "int_type" and location == ("dataset", "input_len"):
-        return f"{sentence} or a mapping {given}"
-    if kind != "string_type":
-        return f"{sentence} {given}"
-    if location == ("dataset",):
-        return f"{sentence} or a mapping {given}"
-    quotable = not isinstance(detail["input"], list | dict | None)
-    return f"{sentence} {given}{IN_QUOTES if quotable else ''}"
-
-
-def _is_values(given: Any) -> bool:
-    """Return whether *given* looks like the values of an axis."""
-    return isinstance(given, list) and len(given) > 1 and not any(isinstance(one, list | dict) for one in given)
-
-
-def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
-    """Return the known keys of the section at *path*."""
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel))
-    return tuple(model.model_fields)
