@@ -27,7 +27,7 @@ from pytest_llem.results.statistics import total_of
 from pytest_llem.serving.client import Client, LoadRequest
 from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.serving.errors import LoadError
-from pytest_llem.serving.prompts import CountedRequests
+from pytest_llem.serving.prompts import LoadRequests
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.workload.prompts import Texts, prompts_digest
@@ -62,7 +62,7 @@ class LoadDriver(Driver[LoadWindow]):
         self._engine, self._config, self._load = engine, config, config.load
         self._texts = None if texts is None else texts.conversations
         vocabulary = engine.vocabulary() if texts is None else ()
-        self._requests = CountedRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
+        self._requests = LoadRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
         self._drift = engine.record.drift
         self._sent_again: Sequence[RequestRecord] = ()
         self._measurement = LoadMeasurement(

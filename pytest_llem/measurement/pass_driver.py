@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics, token_record
 from pytest_llem.measurement.driver import Driver, measure_turns
-from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes
+from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.passes import PassWindow, join_turns, measure
@@ -50,7 +50,8 @@ class PassDriver(Driver[PassWindow]):
     ) -> None:
         self._engine, self._config, self._workload = engine, config, workload
         self._compiled_before = compiled_before
-        self._warmup = _WarmupBatches(engine, warmup_prompts(config, engine, workload), sequences)
+        prompts = warmup_prompts(config, engine, workload)
+        self._warmup, self._whole = _warmup_batches(engine, prompts, sequences)
         self.batches = engine.prepare(workload.prompts)
         engine.seed(config.random_seed)
 
@@ -62,18 +63,18 @@ class PassDriver(Driver[PassWindow]):
 
     def run_once(self) -> None:
         """Generate for one warm-up batch, so that the engine allocates all that it needs."""
-        self._engine.generate(self._warmup.batches[0])
+        self._engine.generate(self._warmup[0])
         self._engine.synchronize()
 
     def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
         """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.warmup.warm_up`."""
         return warm_up(
             self._engine,
-            self._warmup.batches,
+            self._warmup,
             self._config.warmup,
             on_run,
             compiled_before=self._compiled_before,
-            finally_run=self._warmup.whole,
+            finally_run=self._whole,
         )
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> PassWindow:
@@ -120,9 +121,16 @@ class PassDriver(Driver[PassWindow]):
             [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
             for one in window.passes
         ]
-        requests = Requests.of(batches, self._engine.no_latency, window.numbers, window.pass_seconds)
-        sizes = requests.sizes if self._engine.batch_sizes_known else ()
-        return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens, prompts=self._config.n)
+        engine = self._engine
+        return Requests(
+            [list(chain.from_iterable(one)) for one in batches],
+            engine.no_latency,
+            [len(batch) for batch in batches[0]] if engine.batch_sizes_known else (),
+            window.numbers,
+            too_fast(batches, window.pass_seconds),
+            engine.no_tokens,
+            self._config.n,
+        )
 
     def check(self, window: PassWindow, requests: Requests) -> str | None:
         check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
@@ -172,24 +180,20 @@ class PassDriver(Driver[PassWindow]):
         return window
 
 
-class _WarmupBatches:
-    """Batches for warm-up, of no more requests than the engine generates at a time.
+def _warmup_batches(
+    engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return batches to warm up with, of no more requests than the engine generates at a time, and whole ones.
 
     An engine that schedules requests itself has one batch for the whole pass: warming up with it would take ten
-    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end.
-
-    Attributes:
-        batches: The batches to warm up with.
-        whole: Batches of a whole pass if ``batches`` are parts of them, else empty.
+    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end. Other engines have no
+    whole ones.
     """
-
-    def __init__(self, engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None) -> None:
-        self.batches = engine.prepare(prompts)
-        self.whole: Sequence[Any] = ()
-        size = sequences or (len(prompts) if len(self.batches) > 1 else REQUESTS_AT_A_TIME)
-        if len(prompts) > size * len(self.batches):
-            by_length = sorted(prompts, key=len)
-            middle = (len(prompts) - size) // 2
-            parts = by_length[middle : middle + size], by_length[-size:]
-            self.whole = self.batches
-            self.batches = [batch for part in parts for batch in engine.prepare(part)]
+    batches = engine.prepare(prompts)
+    size = sequences or (len(prompts) if len(batches) > 1 else REQUESTS_AT_A_TIME)
+    if len(prompts) <= size * len(batches):
+        return batches, ()
+    by_length = sorted(prompts, key=len)
+    middle = (len(prompts) - size) // 2
+    parts = by_length[middle : middle + size], by_length[-size:]
+    return [batch for part in parts for batch in engine.prepare(part)], batches

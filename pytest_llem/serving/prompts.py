@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 
 from pytest_llem.serving.client import LoadRequest, Prompt
@@ -17,12 +16,15 @@ from pytest_llem.study.config import ExperimentConfig
 _ENDS = 0.05
 
 
-class CountedRequests(Iterator[LoadRequest]):
-    """Yields the requests of an experiment, and counts them.
+class LoadRequests(Iterator[LoadRequest]):
+    """Yields the requests of an experiment.
+
+    Synthetic prompts are random token ids, each of which depends only on the seed, the cycle and its number. Texts
+    are sent in their order.
 
     Args:
         config: The experiment.
-        texts: Texts of each request; None for synthetic prompts.
+        texts: Texts of each request: several are the turns of a conversation; None for synthetic prompts.
         vocabulary: Token ids of which synthetic prompts are made.
         cycle: Number of the cycle, which no other shares synthetic prompts with.
         first: Number of the first request.
@@ -39,12 +41,10 @@ class CountedRequests(Iterator[LoadRequest]):
         cycle: int,
         first: int,
     ) -> None:
-        self._requests = (
-            synthetic_requests(config, vocabulary, cycle, first)
-            if texts is None
-            else text_requests(config, texts, first)
-        )
-        self._exhausted: DatasetExhaustedError | None = None
+        self._config, self._texts, self._vocabulary, self._cycle = config, texts, vocabulary, cycle
+        assert config.load is not None
+        self._is_distinct = config.load.prompts == "distinct"
+        self._next = first if self._is_distinct else 0
         self.taken = 0
 
     def __next__(self) -> LoadRequest:
@@ -53,58 +53,27 @@ class CountedRequests(Iterator[LoadRequest]):
         Raises:
             DatasetExhaustedError: All have been sent, and may not be repeated.
         """
-        if self._exhausted is not None:  # a generator that has raised is at its end
-            raise self._exhausted
-        try:
-            request = next(self._requests)
-        except DatasetExhaustedError as error:
-            self._exhausted = error
-            raise
+        index = self._next if self._is_distinct else self._next % self._config.n
+        request = self._synthetic(index) if self._texts is None else self._of_texts(index, self._texts)
+        self._next += 1
         self.taken += 1
         return request
 
-
-def synthetic_requests(
-    config: ExperimentConfig, vocabulary: Sequence[int], cycle: int, first: int = 0
-) -> Iterator[LoadRequest]:
-    """Yield requests of random token ids. Each depends only on the seed, the cycle and its number.
-
-    Args:
-        config: The experiment.
-        vocabulary: Token ids to draw from.
-        cycle: Number of the cycle: no other cycle has the same prompts.
-        first: Number of the first request.
-    """
-    shape = config.workload
-    for index in _indices(config, first):
-        rng = random.Random(f"{shape.seed}:{cycle}:{index}")
+    def _synthetic(self, index: int) -> LoadRequest:
+        shape = self._config.workload
+        rng = random.Random(f"{shape.seed}:{self._cycle}:{index}")
         length = shape.lengths.draw(rng) if shape.lengths else shape.input_len
-        yield LoadRequest(index, [rng.choices(vocabulary, k=length)], shape.output_len)
+        return LoadRequest(index, [rng.choices(self._vocabulary, k=length)], shape.output_len)
 
-
-def text_requests(
-    config: ExperimentConfig, prompts: Sequence[Sequence[str]], first: int = 0
-) -> Iterator[LoadRequest]:
-    """Yield requests of texts in their order.
-
-    Args:
-        config: The experiment.
-        prompts: Texts of each request: several are the turns of a conversation.
-        first: Number of the first request.
-
-    Raises:
-        DatasetExhaustedError: All have been sent, and may not be repeated.
-    """
-    assert config.server is not None
-    is_chat = config.server.api == "chat"
-    for index in _indices(config, first):
-        if index >= len(prompts):
+    def _of_texts(self, index: int, texts: Sequence[Sequence[str]]) -> LoadRequest:
+        if index >= len(texts):
             raise DatasetExhaustedError(
-                f"the dataset has {len(prompts)} prompts, and the server has got them all: use a larger dataset, "
-                "or load.prompts: repeated"
+                f"the dataset has {len(texts)} prompts, and the server has got them all: use a larger dataset, or "
+                "load.prompts: repeated"
             )
-        turns: Sequence[Prompt] = prompts[index] if is_chat else prompts[index][:1]
-        yield LoadRequest(index, turns, config.max_output_tokens)
+        assert self._config.server is not None
+        turns: Sequence[Prompt] = texts[index] if self._config.server.api == "chat" else texts[index][:1]
+        return LoadRequest(index, turns, self._config.max_output_tokens)
 
 
 def vocabulary_of(folder: Path) -> list[int] | None:
@@ -122,12 +91,3 @@ def vocabulary_of(folder: Path) -> list[int] | None:
 def vocabulary_of_size(size: int) -> range:
     """Return token ids of a vocabulary of which only the size is known."""
     return range(int(size * _ENDS), size - int(size * _ENDS))
-
-
-def _indices(config: ExperimentConfig, first: int) -> Iterator[int]:
-    """Yield the numbers of the prompts without end: distinct ones from *first* on, or ``n`` repeated ones."""
-    assert config.load is not None
-    if config.load.prompts == "distinct":
-        yield from count(first)
-    for index in count():
-        yield index % config.n

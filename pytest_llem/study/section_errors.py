@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.problems import Problem, did_you_mean, error_sentence
+from pytest_llem.study.section import section_of
 
 #: Fields that are a value or a section: after them, pydantic inserts the alternative into an error's location.
 #: Index of that part in the location, and the field's name.
@@ -80,7 +81,7 @@ def _is_values(given: Any) -> bool:
 def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
     """Return the known keys of the section at *path*."""
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel))
+        inner = section_of(model.model_fields[str(part)])
+        assert inner is not None
+        model = inner
     return tuple(model.model_fields)

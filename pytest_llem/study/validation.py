@@ -9,57 +9,28 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pytest_llem.registry import METER_GROUP, installed
-from pytest_llem.study.config import (
-    AUTO,
-    FORMER_METERS,
-    BaselineConfig,
-    DecoderConfig,
-    EnergyConfig,
-    ExperimentConfig,
-    MeasurementConfig,
-    WarmupConfig,
-)
+from pytest_llem.study.config import AUTO, FORMER_METERS, ExperimentConfig
 from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
 from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.effects import in_effect, smaller_batches, without_effect
-from pytest_llem.study.engines import (
-    COMMAND,
-    DEFAULT_BACKEND,
-    CommandConfig,
-    LoRAConfig,
-    PyTorchConfig,
-    VLLMConfig,
-)
+from pytest_llem.study.engines import COMMAND, DEFAULT_BACKEND
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
-from pytest_llem.study.load import LoadConfig
 from pytest_llem.study.problems import Problem, did_you_mean, shown
-from pytest_llem.study.section import flatten
+from pytest_llem.study.section import flatten, section_of
 from pytest_llem.study.section_errors import error_details, located_sentence
-from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.substitution import PlaceholderError, unreached
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
 
-#: Sections of an experiment.
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "pytorch": PyTorchConfig,
-    "decoder": DecoderConfig,
-    "warmup": WarmupConfig,
-    "baseline": BaselineConfig,
-    "energy": EnergyConfig,
-    "measurement": MeasurementConfig,
-    "vllm": VLLMConfig,
-    "server": ServerConfig,
-    "load": LoadConfig,
-    "command": CommandConfig,
-    "lora": LoRAConfig,
+#: Sections of an experiment. A ``dataset`` may also be a text.
+_SECTIONS = {
+    name: section
+    for name, field in ExperimentConfig.model_fields.items()
+    if name != "dataset" and (section := section_of(field)) is not None
 }
-
-#: Sections that every experiment has.
-_ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 
 #: Sections to search for a key that is given at the wrong level.
 _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
@@ -180,7 +151,9 @@ class _Sections:
     """Validate each section only once, even if many points share it."""
 
     def __init__(self) -> None:
-        self._defaults = {name: _SECTIONS[name].model_validate({}) for name in _ALWAYS}
+        fields = ExperimentConfig.model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in _SECTIONS}
+        self._defaults = {name: section for name, section in defaults.items() if section is not None}
         # The data is kept with its section, because the id of a deleted object can be reused.
         self._known: dict[tuple[str, int], tuple[Mapping[str, Any], BaseModel | None]] = {}
 
