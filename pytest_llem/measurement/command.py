@@ -20,7 +20,7 @@ from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.accounting import Measured, Served, energy_metrics
-from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.measurement.imported import ImportedRuns, timed_requests
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.progress import Progress
@@ -289,7 +289,7 @@ def _steady_slices(runs: ImportedRuns, slices: Sequence[CommandSlice]) -> Iterat
         return
     for run, span in zip(runs.runs, spans, strict=True):
         ahead = time.time() - time.monotonic() if run.clock == "unix" else 0.0
-        served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+        served = timed_requests(run)
         for one in slices:
             began, ended = one.began + ahead, one.ended + ahead
             if span.began <= began < ended <= span.ended:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.models import folder_state
 from pytest_llem.engines.options import needs_of_class
@@ -34,7 +35,7 @@ from pytest_llem.measurement.importing import create_engine
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
-from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
+from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import (
     active_tracer,

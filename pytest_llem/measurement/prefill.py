@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import math
 
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.measurement.accounting import INPUT_TOKENS_UNKNOWN, energy
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric, weakest
 
-PREFILL_METRICS = (
-    "prefill_energy_j",
-    "decode_energy_j",
-    "energy_per_input_token_j",
-    "prefill_seconds",
-    "decode_seconds",
-)
 NOT_REQUESTED = "not measured: set measurement.prefill_split: true"
 
 

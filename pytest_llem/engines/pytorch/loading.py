@@ -29,6 +29,7 @@ from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
 
 #: Values of ``device_map`` for which accelerate computes the map. Any other text names a device.
 COMPUTED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -16,8 +16,6 @@ from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import text_config
 
-PRECISIONS = {dtype: name for name, dtype in loading.DTYPES.items()}
-
 #: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.
 TOLERANCE = 0.01
 
@@ -108,7 +106,7 @@ def _precision(weights: list[torch.Tensor]) -> str:
     (kind,) = kinds
     if kind == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return PRECISIONS.get(kind, str(kind).removeprefix("torch."))
+    return loading.PRECISIONS.get(kind, str(kind).removeprefix("torch."))
 
 
 def _one_token(model: Any) -> tuple[int, list[Any]]:
