@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llem.energy.account import Account, Meters, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
@@ -26,7 +26,7 @@ from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
 from pytest_llem.results import code_state
-from pytest_llem.results.carbon import Carbon, emissions
+from pytest_llem.results.carbon import emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity, InputsRecord
 from pytest_llem.results.metrics import Metric
@@ -36,6 +36,9 @@ from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.engines import CommandConfig
 from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
 from pytest_llem.times import now
+
+if TYPE_CHECKING:  # which imports this module
+    from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 
 #: Length of the windows that the time of a command is divided into, in s: those within the steady state count.
 SLICE_SECONDS = 1.0
@@ -75,26 +78,17 @@ class CommandOrchestrator:
     """Runs the command of one experiment, in this process.
 
     Attributes:
-        config: The experiment, of the backend ``command``.
+        experiment: The experiment, of the backend ``command``, and how to run it.
         identity: Its identity in a study.
-        directory: Folder that the command runs in.
-        root: Directory whose git commit is recorded; None for the current directory.
-        carbon: Carbon intensity of the electricity; None if not given.
-        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
-        on_progress: Called at the start of each phase.
-        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
-        devices: Leased devices.
     """
 
-    config: ExperimentConfig
+    experiment: ExperimentOrchestrator
     identity: Identity
-    directory: Path = field(default_factory=Path)
-    root: Path | None = None
-    carbon: Carbon | None = None
-    harness: Sequence[int] = ()
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    telemetry_fd: int | None = None
-    devices: Sequence[str] = ()
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The experiment's configuration."""
+        return self.experiment.config
 
     @property
     def options(self) -> CommandConfig:
@@ -105,7 +99,7 @@ class CommandOrchestrator:
     @property
     def gpus(self) -> list[str]:
         """UUIDs of the leased GPUs."""
-        return [name for name in self.devices if name.startswith("GPU-")]
+        return [name for name in self.experiment.devices if name.startswith("GPU-")]
 
     def run(self) -> Measured:
         """Run the command, and return the outcome.
@@ -118,11 +112,12 @@ class CommandOrchestrator:
         """
         started_at = now()
         wanted = self.config.energy.backend
-        meters, parts = Meters.open(wanted, self.gpus, self.telemetry_fd), Meters.open(wanted, self.gpus)
-        observers = WindowObservers(self.gpus, self.harness)
+        meters = Meters.open(wanted, self.gpus, self.experiment.telemetry_fd)
+        parts = Meters.open(wanted, self.gpus)
+        observers = WindowObservers(self.gpus, self.experiment.harness)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "result.json")
-            self.on_progress(Progress("measuring"))
+            self.experiment.on_progress(Progress("measuring"))
             try:
                 if wanted not in (None, AUTO) and not meters.meters:
                     raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
@@ -135,7 +130,7 @@ class CommandOrchestrator:
             finally:
                 parts.close()
                 meters.close()
-            self.on_progress(Progress("accounting"))
+            self.experiment.on_progress(Progress("accounting"))
             runs = self._read(out)
             result = self._result(runs, window, slices, observers, meters.refusals, started_at)
             files = {"requests.csv": runs.to_csv(), "power.csv": window.power_csv()}
@@ -159,7 +154,7 @@ class CommandOrchestrator:
             try:
                 process = subprocess.Popen(
                     arguments,
-                    cwd=self.directory,
+                    cwd=self.experiment.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=None if writes_itself else stdout,
                 )
@@ -215,7 +210,7 @@ class CommandOrchestrator:
             settings=dict(run.settings),
         )
         energy, is_steady = _energy_metrics(runs, window, slices)
-        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.carbon, energy["energy_j"])}
+        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.experiment.carbon, energy["energy_j"])}
         if is_fresh:  # it is not known where another server runs
             metrics = accounting.with_coverage(metrics, record, self.gpus)
         # The processes of a server that was there before are not of this experiment.
@@ -229,7 +224,7 @@ class CommandOrchestrator:
             window=accounting.window_record(window),
             tokens=runs.tokens(),
             engine=record,
-            environment=environment(self.gpus, self.root),
+            environment=environment(self.gpus, self.experiment.root),
             harness_cpu_seconds=observers.harness_cpu_seconds,
             contention=contention,
             inputs=InputsRecord(**code_state.imported(), model_folder=None),

@@ -140,17 +140,7 @@ class ExperimentOrchestrator:
             PreflightError: The experiment cannot run here.
         """
         if self.config.backend == COMMAND:
-            return CommandOrchestrator(
-                self.config,
-                self._identity,
-                directory=self.directory,
-                root=self.root,
-                carbon=self.carbon,
-                harness=self.harness,
-                on_progress=self.on_progress,
-                telemetry_fd=self.telemetry_fd,
-                devices=self.devices,
-            ).run()
+            return CommandOrchestrator(self, self._identity).run()
         with library_warnings() as library:
             started_at = now()
             texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))

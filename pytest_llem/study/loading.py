@@ -220,7 +220,10 @@ def _refusal(draft: Draft, reason: str, *, any_valid: bool) -> str:
 def _output_dir_problems(document: Document, points: Sequence[Point]) -> list[Problem]:
     given = points[0].config.output_dir
     if len({point.config.output_dir for point in points}) == 1:
-        return [] if given is None or _is_folder_path(given) else [_invalid_output_dir(document, given)]
+        if given is None or _is_folder_path(given):
+            return []
+        message = f"must be the path of a folder {document.given(('output_dir',), given)}"
+        return [document.problem(("output_dir",), message)]
     experiments = document.data.get("experiments")
     listed = [("experiments", index, "output_dir") for index in range(len(experiments or ()))]
     at = next((one for one in (("sweep", "output_dir"), *listed) if one in document.marks), ("output_dir",))
@@ -233,12 +236,6 @@ def _is_folder_path(path: str) -> bool:
     except RuntimeError:  # ~nobody
         return False
     return path.isprintable()
-
-
-def _invalid_output_dir(document: Document, given: str) -> Problem:
-    return document.problem(
-        ("output_dir",), f"must be the path of a folder {document.given(('output_dir',), given)}"
-    )
 
 
 def _duplicates(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:

@@ -89,12 +89,12 @@ def validate(grid: Grid) -> Checked:
         checked.problems += _command_problems(document, draft, config)
         if former := _former_meter(draft):
             message = f"{former!r} is read as {AUTO!r}: the best meter available"
-            notes.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
+            notes.add(_problem(document, draft, ("energy", "backend"), message))
         unused = list(without_effect(config))
         if reasons := [f"{dotted(at)} {message}" for at, message in unused if dotted(at) in draft.axes]:
             ineffective[len(checked.valid) - 1] = (draft, "; ".join(reasons))
         for location, message in (*unused, *smaller_batches(config)):
-            notes.add(_placed(document, _origin(draft, location), location, message))
+            notes.add(_problem(document, draft, location, message))
     _exclude_repetitions(checked, ineffective)
     checked.notes += sorted(notes, key=lambda note: (note.path, note.line, note.column))
     return checked
@@ -135,7 +135,7 @@ def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:
     for name, field_name in DATASET_FIELDS.items():
         if field_name in draft.axes and dataset.get(name) is not None:
             message = f"cannot be an axis: dataset.{name} is given and overrides it"
-            yield _placed(document, _key(_origin(draft, (field_name,))), (field_name,), message)
+            yield _problem(document, draft, (field_name,), message, of_key=True)
 
 
 def first_config(grid: Grid) -> ExperimentConfig | None:
@@ -202,11 +202,11 @@ def _key_problems(
             message = _unknown(key, value, str(backend), backends, is_shared=at == (key,))
         else:
             continue
-        problems[key] = _placed(document, _key(at), (key,), message)
+        problems[key] = _problem(document, draft, (key,), message, of_key=True)
     if isinstance(backend, str) and backend not in backends:
         hint = did_you_mean(backend, tuple(backends))
         message = f"no engine of that name{hint} (got {shown(backend)}; there are: {', '.join(backends)})"
-        problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
+        problems["backend"] = _problem(document, draft, ("backend",), message)
     return problems
 
 
@@ -224,7 +224,7 @@ def _meter_problem(
     if name in (None, AUTO, *meters):
         return None
     message = f"no meter of that name is installed (got {shown(name)}; there are: {', '.join((AUTO, *meters))})"
-    return _placed(document, _origin(draft, location), location, message)
+    return _problem(document, draft, location, message)
 
 
 def _command_problems(document: Document, draft: Draft, config: ExperimentConfig) -> Iterator[Problem]:
@@ -235,12 +235,12 @@ def _command_problems(document: Document, draft: Draft, config: ExperimentConfig
         missing = unreached(config, config.command.run)
     except PlaceholderError as error:
         location: KeyPath = (COMMAND, "run", error.index)
-        yield _placed(document, _origin(draft, location), location, str(error))
+        yield _problem(document, draft, location, str(error))
         return
     for name, _ in flatten(draft.config):
         if (message := missing.get(name)) is not None:
             location = tuple(name.split("."))
-            yield _placed(document, _key(_origin(draft, location)), location, message)
+            yield _problem(document, draft, location, message, of_key=True)
 
 
 def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:
@@ -269,22 +269,21 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
     problems: list[Problem] = []
     reasons: list[str] = []
     for location, detail in error_details(error):
-        at = _origin(draft, location)
         if detail["type"] == "value_error":  # raised by a validator of a whole section
             reason = str(detail["ctx"]["error"])
             swept = not location or any(place[:1] == location[:1] for place, _ in draft.places)
             if draft.at and swept:
                 reasons.append(f"{dotted(location)}: {reason}" if location else reason)
             else:  # the values are shared by all points
-                problems.append(_placed(document, at, location, reason))
+                problems.append(_problem(document, draft, location, reason))
         elif axis := _axis_within(draft, location):
-            problems.append(
-                _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is not a mapping")
-            )
+            message = f"{dotted(location)!r} is not a mapping"
+            problems.append(_problem(document, draft, axis, message, of_key=True))
         else:
+            at = _origin(draft, location)
             sentence = located_sentence(document, at, location, detail, ExperimentConfig)
             is_key = detail["type"] == "extra_forbidden"
-            problems.append(_placed(document, _key(at) if is_key else at, location, sentence))
+            problems.append(_problem(document, draft, location, sentence, of_key=is_key))
     return problems, reasons
 
 
@@ -302,11 +301,19 @@ def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
     return next((place for place, _ in draft.places if location == place[: len(location)] != place), None)
 
 
-def _key(at: KeyPath) -> KeyPath:
-    """Return the axis's position for that of one of its values, so that an error of the axis is reported once."""
-    return at[:-1] if at and isinstance(at[-1], int) else at
+def _problem(
+    document: Document, draft: Draft, location: KeyPath, message: str, *, of_key: bool = False
+) -> Problem:
+    """Return a problem of the configuration's key *location*, placed where the file gives its value.
 
-
-def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) -> Problem:
-    """Return a problem of the configuration's key *location*, placed at the position *at* of the file."""
+    Args:
+        document: The study file.
+        draft: The point.
+        location: Key path in the point's configuration.
+        message: What is wrong.
+        of_key: Whether the key is wrong, and not this value: the problem is then that of its axis, reported once.
+    """
+    at = _origin(draft, location)
+    if of_key and at and isinstance(at[-1], int):
+        at = at[:-1]
     return replace(document.problem(at, message), where=dotted(location))

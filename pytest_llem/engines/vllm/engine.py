@@ -120,8 +120,8 @@ class VLLMEngine(BatchEngine):
             ("VLLM_LOG_STATS_INTERVAL", "3600"),
         ):
             os.environ.setdefault(name, value)
-        size = self._options.gpus()
-        self.gpus: Sequence[str] = _gpus(size) if current_platform.is_cuda() else ()
+        visible = range(self._options.gpus() if current_platform.is_cuda() else 0)
+        self.gpus: Sequence[str] = [current_platform.get_device_uuid(at) for at in visible]  # opens no GPU
         self._given = self._options.engine or {}
         self.expected_warnings = [*self._expected_warnings()]
         self._ids = count()
@@ -329,11 +329,6 @@ class VLLMEngine(BatchEngine):
             with suppress(Exception):  # a process of vLLM may have died
                 self._engine.engine_core.shutdown(timeout=END_SECONDS)
             self._engine = None
-
-
-def _gpus(size: int) -> list[str]:
-    """Return the UUIDs of the first *size* visible GPUs. No GPU is opened."""
-    return [current_platform.get_device_uuid(at) for at in range(size)]
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
