@@ -14,7 +14,7 @@ from pytest_llem import ExperimentConfig
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement import engine_reports
-from pytest_llem.measurement import passes as drivers
+from pytest_llem.measurement import pass_window as drivers
 from pytest_llem.measurement.accounting import Measured
 from pytest_llem.measurement.engine_reports import (
     MAX_REQUESTS,
@@ -24,7 +24,7 @@ from pytest_llem.measurement.engine_reports import (
     too_fast,
 )
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-from pytest_llem.measurement.passes import measure
+from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from tests.conftest import NOOP_STUDY

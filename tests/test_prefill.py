@@ -15,7 +15,7 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.measurement import prefill
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds

@@ -10,9 +10,9 @@ import pytest
 
 from pytest_llem import run_experiment
 from pytest_llem.engines import requirements
+from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.refusals import library_errors_as_preflight
 from pytest_llem.engines.requirements import unmet_by_pytorch
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow

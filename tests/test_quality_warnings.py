@@ -8,8 +8,8 @@ import pytest
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.measurement import accounting, passes
-from pytest_llem.measurement.passes import measure
+from pytest_llem.measurement import accounting
+from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.quality_warnings import pass_warnings
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
@@ -232,7 +232,7 @@ class Engine:
 
 def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
-    monkeypatch.setattr(passes, "time", clock(lambda: now[0]))
+    monkeypatch.setattr("pytest_llem.measurement.pass_window.time", clock(lambda: now[0]))
     engine: Any = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

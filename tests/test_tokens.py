@@ -13,7 +13,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch import engine as pytorch
 from pytest_llem.engines.pytorch import loading
-from pytest_llem.measurement import passes
+from pytest_llem.measurement import pass_window
 from tests.support.clock import clock
 from tests.support.measured import output_ids
 from tests.support.tiny import GREEDY, NATURAL, TINY
@@ -70,7 +70,7 @@ def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             super().put(value)
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
-    for module in (pytorch, passes):
+    for module in (pytorch, pass_window):
         monkeypatch.setattr(module, "time", clock(lambda: now[0]))
 
 

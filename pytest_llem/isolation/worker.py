@@ -145,7 +145,7 @@ def import_needed(job: dict[str, Any]) -> None:
     if job["sys_path"] is not None:
         sys.path[:] = job["sys_path"]
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
-    from pytest_llem.measurement.importing import preload
+    from pytest_llem.measurement.engine_imports import preload
     from pytest_llem.study.config import ExperimentConfig
 
     with suppress(Exception):

@@ -20,9 +20,9 @@ from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.accounting import Measured, Served, energy_metrics
-from pytest_llem.measurement.imported import ImportedRuns, timed_requests
+from pytest_llem.measurement.imported_runs import ImportedRuns, timed_requests
 from pytest_llem.measurement.observers import WindowObservers
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
 from pytest_llem.results import code_state

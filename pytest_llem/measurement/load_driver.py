@@ -27,7 +27,7 @@ from pytest_llem.results.statistics import total_of
 from pytest_llem.serving.client import Client, LoadRequest
 from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.serving.errors import LoadError
-from pytest_llem.serving.prompts import LoadRequests
+from pytest_llem.serving.load_requests import LoadRequests
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.workload.prompts import Texts, prompts_digest

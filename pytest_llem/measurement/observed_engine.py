@@ -29,7 +29,7 @@ from pytest_llem.engines.protocol import (
     SupportsModelShape,
 )
 from pytest_llem.engines.shipped import SHIPPED
-from pytest_llem.measurement.importing import create_engine
+from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions, Needs

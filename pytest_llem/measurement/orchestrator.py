@@ -30,8 +30,8 @@ from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.driver import Driver
+from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
-from pytest_llem.measurement.importing import create_engine
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver

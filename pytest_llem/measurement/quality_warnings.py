@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llem.energy.account import MAX_VALID_DISAGREEMENT, SWITCHED_OFF, Account, disagreement
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.measurement.contention import contention_warnings
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import ExperimentResult, IdlePowerRecord
 from pytest_llem.results.facts import MIN_TICKS

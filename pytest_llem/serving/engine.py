@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines.models import ModelSource, resolve_model
@@ -21,7 +22,6 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.serving.client import Endpoint
-from pytest_llem.serving.prompts import vocabulary_of, vocabulary_of_size
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.server_command import PRESETS
@@ -31,6 +31,11 @@ _ANSWER_SECONDS = 30.0
 
 #: Fields of ``decoder`` in requests. Presets may rename them.
 _FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
+
+
+#: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
+#: are the first or the last ones.
+_ENDS = 0.05
 
 
 class ServerEngine(Engine):
@@ -100,13 +105,13 @@ class ServerEngine(Engine):
             PreflightError: Their number is not known.
         """
         if self._options.vocab_size is not None:
-            return vocabulary_of_size(self._options.vocab_size)
+            return _vocabulary_of_size(self._options.vocab_size)
         folder = None if self._source is None else self._source.folder
-        if folder is not None and (found := vocabulary_of(folder)) is not None:
+        if folder is not None and (found := _vocabulary_of(folder)) is not None:
             return found
         sizes = [size for one in self._models if isinstance(size := (one.get("meta") or {}).get("n_vocab"), int)]
         if sizes:
-            return vocabulary_of_size(sizes[0])
+            return _vocabulary_of_size(sizes[0])
         raise PreflightError(
             "synthetic prompts are random token ids, and the size of the server's vocabulary is not known: "
             "give server.vocab_size, or a dataset of texts"
@@ -186,3 +191,20 @@ class ServerEngine(Engine):
         except OSError as error:
             raise EngineCrashError(f"the server does not answer at {self.record.url}: {error}") from error
         return found if isinstance(found, dict) else None
+
+
+def _vocabulary_of(folder: Path) -> list[int] | None:
+    """Return the token ids of a model's folder without special tokens; None if its files do not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = config.get("text_config", config)["vocab_size"]
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        special = {one["id"] for one in tokenizer.get("added_tokens", ())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return [token for token in range(size) if token not in special]
+
+
+def _vocabulary_of_size(size: int) -> range:
+    """Return token ids of a vocabulary of which only the size is known."""
+    return range(int(size * _ENDS), size - int(size * _ENDS))

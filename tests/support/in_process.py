@@ -8,7 +8,7 @@ from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.isolation.worker import describe
 from pytest_llem.measurement import cpu_counters, observed_engine, orchestrator
-from pytest_llem.measurement.importing import answer
+from pytest_llem.measurement.engine_imports import answer
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results import code_state

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.models import (
     ModelSource,
     context_length,
@@ -35,7 +36,6 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
-from pytest_llem.engines.refusals import library_errors_as_preflight
 from pytest_llem.engines.requirements import unmet_by_pytorch
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.results.environment import package_version

@@ -21,9 +21,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from pytest_llem.engines.library_errors import library_errors_as_preflight, one_line
 from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
-from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean

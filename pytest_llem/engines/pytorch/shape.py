@@ -11,9 +11,9 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.pytorch_utils import Conv1D
 
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
 from pytest_llem.engines.pytorch import generation, loading
-from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import text_config
 
 #: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.

@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import (
     context_length,
     damaged_model,
@@ -33,7 +34,6 @@ from pytest_llem.engines.protocol import (
     PreflightError,
     RequestRecord,
 )
-from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pytest_llem.serving.client import LoadRequest, Prompt
 from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.study.config import ExperimentConfig
-
-#: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
-#: are the first or the last ones.
-_ENDS = 0.05
 
 
 class LoadRequests(Iterator[LoadRequest]):
@@ -74,20 +68,3 @@ class LoadRequests(Iterator[LoadRequest]):
         assert self._config.server is not None
         turns: Sequence[Prompt] = texts[index] if self._config.server.api == "chat" else texts[index][:1]
         return LoadRequest(index, turns, self._config.max_output_tokens)
-
-
-def vocabulary_of(folder: Path) -> list[int] | None:
-    """Return the token ids of a model's folder without special tokens; None if its files do not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        size = config.get("text_config", config)["vocab_size"]
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        special = {one["id"] for one in tokenizer.get("added_tokens", ())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return [token for token in range(size) if token not in special]
-
-
-def vocabulary_of_size(size: int) -> range:
-    """Return token ids of a vocabulary of which only the size is known."""
-    return range(int(size * _ENDS), size - int(size * _ENDS))
