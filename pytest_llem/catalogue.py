@@ -10,6 +10,12 @@ Better = Literal["lower", "higher", None]
 #: Percentiles of a window's latencies.
 PERCENTILES = (50, 90, 95, 99)
 
+#: Metrics of prefill and of decoding alone.
+PREFILL_METRICS = (
+    *("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"),
+    *("prefill_seconds", "decode_seconds"),
+)
+
 
 @dataclass(frozen=True)
 class Definition:

@@ -12,7 +12,7 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.measurement import window
-from pytest_llem.measurement.passes import MAX_RESTARTS, PassWindow, measure
+from pytest_llem.measurement.pass_window import MAX_RESTARTS, PassWindow, measure
 from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
@@ -34,7 +34,7 @@ def run(**changes: Any) -> Any:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Replaces torch's own counter of compiled graphs."""
     made: list[object] = []
-    for module in ("warmup", "passes", "orchestrator"):
+    for module in ("warmup", "pass_window", "orchestrator"):
         monkeypatch.setattr(f"pytest_llem.measurement.{module}.compilations", lambda: len(made))
     return made
 
@@ -75,7 +75,7 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(graphs: list[object] | None, **given: Any) -> Any:
         engine = Compiler(graphs, **given)
-        for module in ("warmup", "passes"):
+        for module in ("warmup", "pass_window"):
             monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: engine.now))
         return engine
 

@@ -27,8 +27,9 @@ from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, assess_contention, contention_warnings
-from pytest_llem.measurement.cpu_activity import CpuActivity, Snapshot, cpu_activity, snapshot
-from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
+from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity
+from pytest_llem.measurement.cpu_counters import Snapshot, snapshot
+from pytest_llem.measurement.gpu_activity import gpu_activity
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
@@ -225,7 +226,7 @@ class Driver:
         return None
 
 
-def gpu(*arguments: Any, **options: Any) -> GpuActivity:
+def gpu(*arguments: Any, **options: Any) -> GpuContention:
     (found,) = gpu_activity(cast(Nvml, Driver(*arguments, **options)), ["GPU-1"], {WORKER}, (1000.0, 1010.0))
     return found
 
@@ -233,11 +234,18 @@ def gpu(*arguments: Any, **options: Any) -> GpuActivity:
 def test_gpu_use_by_others_excludes_the_experiment() -> None:
     busy = [(1001.0, 90), (1005.0, 70), (1011.0, 0)]
     found = gpu({WORKER: 60, 500: 25, 501: 10}, {WORKER: 10_000_000, 500: 2_000_000}, busy)
-    assert found == GpuActivity("GPU-1", near(0.8), near(0.35), 2.0, ("p500 (500)", "unknown (501)"))
+    assert found == GpuContention.model_construct(
+        device="GPU-1",
+        busy_share=near(0.8),
+        others_share=near(0.35),
+        others_memory_mb=2.0,
+        others=["p500 (500)", "unknown (501)"],
+    )
 
 
 def test_a_gpu_that_only_the_experiment_uses() -> None:
-    assert gpu({WORKER: 60}, {WORKER: 10_000_000}) == GpuActivity("GPU-1", None, 0, 0.0)
+    alone = GpuContention(device="GPU-1", others_share=0, others_memory_mb=0.0)
+    assert gpu({WORKER: 60}, {WORKER: 10_000_000}) == alone
 
 
 @pytest.mark.parametrize(
@@ -247,14 +255,14 @@ def test_a_gpu_that_only_the_experiment_uses() -> None:
 )
 def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, holders: Any) -> None:
     found = gpu(used, holders)
-    assert (found.others_share, found.others_memory_mb, found.others) == (None, None, ())
+    assert (found.others_share, found.others_memory_mb, found.others) == (None, None, [])
     assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
 def test_use_by_a_process_in_none_of_the_drivers_samples_is_unknown() -> None:
     """As a process on an H200 that computed for 5 % of the time."""
     found = gpu({WORKER: 60}, {WORKER: 10_000_000, 500: 2_000_000})
-    assert found == GpuActivity("GPU-1", None, None, 2.0, ("p500 (500)",))
+    assert found == GpuContention(device="GPU-1", others_memory_mb=2.0, others=["p500 (500)"])
     state, reasons = (judged := assess_contention(QUIET, [found], 10.0)).state, judged.reasons
     assert state == "unknown"
     assert reasons == ["p500 (500) may have used GPU-1: the driver lists its memory, and not its use"]
@@ -279,7 +287,7 @@ QUIET = CpuActivity(
     steal_share=0.0,
     throttled_share=0.0,
 )
-ALONE = GpuActivity("GPU-1", 0.9, 0.0, 0.0)
+ALONE = GpuContention(device="GPU-1", busy_share=0.9, others_share=0.0, others_memory_mb=0.0)
 
 
 def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
@@ -335,7 +343,7 @@ def test_gpu_engine_is_contended_only_if_it_waited_for_a_cpu() -> None:
 
 
 def test_another_process_on_the_gpu_is_contention() -> None:
-    shared = replace(ALONE, others_share=0.35, others=("python (500)",))
+    shared = ALONE.model_copy(update={"others_share": 0.35, "others": ["python (500)"]})
     found = assess_contention(QUIET, [ALONE, shared], 10.0)
     assert (found.state, found.reasons) == (
         "contended",
@@ -356,7 +364,7 @@ def test_a_short_window_is_unknown_however_busy_the_machine() -> None:
 def test_contention_warnings_have_no_numbers() -> None:
     """Experiments with equal contention thus share one warning of the study."""
     busy = replace(QUIET, steal_share=0.5)
-    found = assess_contention(busy, [replace(ALONE, busy_share=0.2)], 10.0)
+    found = assess_contention(busy, [ALONE.model_copy(update={"busy_share": 0.2})], 10.0)
     assert texts(contention_warnings(found)) == [
         "contended: other virtual machines used the CPUs",
         "host-bound: GPU-1 was busy for less than 50 % of the window",

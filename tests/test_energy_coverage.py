@@ -22,9 +22,8 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.regression import compare
 from pytest_llem.gates.sessions import session_effect
-from pytest_llem.measurement.coverage import with_coverage
-from pytest_llem.measurement.passes import PassWindow
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.accounting import with_coverage
+from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.reporting.html.formatting import details
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.results.experiment import EngineRecord
@@ -33,7 +32,7 @@ from pytest_llem.results.pareto import best
 from pytest_llem.results.tabular import point_table
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results
-from tests.support.measured import pass_window
+from tests.support.measured import pass_window, window_warnings
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result, summary
 from tests.support.warned import texts
@@ -148,24 +147,20 @@ def test_every_energy_of_invalid_counter_is_invalid() -> None:
     assert [one.invalid for one in found.values()] == ["counter_disagrees", "counter_disagrees", None]
 
 
-def _window(total: Total) -> PassWindow:
-    return pass_window([[]], 1.0, Account((), total, 1.0))
-
-
 def test_uncovered_engine_is_warned_of_first() -> None:
     total = Total(1.0, "measured", "rapl_package", "cpu_package", devices=("package-0",))
-    assert find_warnings(_window(total), None, CUDA, {}, covers_engine=False)[0].text == (
+    assert window_warnings(pass_window([[]], 1.0, Account((), total, 1.0)), CUDA, covers_engine=False)[0].text == (
         "the engine ran on cuda, and the energy covers cpu_package only"
     )
 
 
 def test_estimate_of_foreign_meter_is_named_by_its_source() -> None:
     total = Total(1.0, "estimated", "codecarbon_tdp", "cpu_package")
-    assert texts(find_warnings(_window(total), None, CPU, {})) == [
+    assert texts(energy_warnings(Account((), total, 1.0), {})) == [
         "energy is estimated by codecarbon_tdp, not measured"
     ]
     ours = Total(1.0, "estimated", "cpu_time_model", "cpu_package")
-    assert texts(find_warnings(_window(ours), None, CPU, {})) == [
+    assert texts(energy_warnings(Account((), ours, 1.0), {})) == [
         "energy is estimated from CPU time, not measured"
     ]
 

@@ -22,10 +22,9 @@ from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD, EstimateMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.energy.rapl import UPDATE_S, RaplMeter
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
-from tests.support.measured import pass_window
 from tests.support.nvml import Script, ScriptedGpu
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
@@ -35,7 +34,8 @@ GPU = EngineRecord(name="e", device="cuda")
 
 
 def _warnings(account: Account) -> list[str]:
-    return texts(find_warnings(pass_window([[]], account.seconds or 1.0, account), None, GPU, {}))
+    found = sorted(energy_warnings(account, {}), key=lambda one: one.rank)
+    return texts(found)
 
 
 # ---- counter and integral ----
@@ -263,7 +263,7 @@ def test_mirror_that_moves_between_two_reads_counts_once(tmp_path: Path, monkeyp
     for die in range(3):
         zones.zone(f"intel-rapl:{die}", f"package-1-die-{die}")
     values = itertools.count(5_000_000, 61)
-    monkeypatch.setattr("pytest_llem.energy.rapl._Zone.read", lambda zone: next(values))
+    monkeypatch.setattr("pytest_llem.energy.rapl.Zone.read", lambda zone: next(values))
     meter = RaplMeter(zones.root)
     meter.open([])
     meter.begin()

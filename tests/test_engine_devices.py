@@ -18,12 +18,13 @@ from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.shipped import shipped_needs
+from pytest_llem.hardware import environment
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_locks import CPU
 from pytest_llem.machine.device_request import request_devices
-from pytest_llem.measurement import environment, orchestrator
+from pytest_llem.measurement import orchestrator
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from tests.conftest import NOOP_STUDY
@@ -179,9 +180,7 @@ def test_meters_read_the_devices_of_the_loaded_engine(
         def load(self) -> None:
             self.gpus = used
 
-    monkeypatch.setattr(
-        orchestrator.ExperimentOrchestrator, "_engine", lambda run: Spread(run.config, run.context)
-    )
+    monkeypatch.setattr(orchestrator, "create_engine", Spread)
     monkeypatch.setattr(environment, "gpu_settings", lambda nvml, uuid: {"uuid": uuid})
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate(

@@ -14,7 +14,8 @@ from pytest_llem import ExperimentConfig
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement import engine_reports
-from pytest_llem.measurement import passes as drivers
+from pytest_llem.measurement import pass_window as drivers
+from pytest_llem.measurement.accounting import Measured
 from pytest_llem.measurement.engine_reports import (
     MAX_REQUESTS,
     MAX_TOKENS,
@@ -22,8 +23,8 @@ from pytest_llem.measurement.engine_reports import (
     recorded_passes,
     too_fast,
 )
-from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
-from pytest_llem.measurement.passes import measure
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from tests.conftest import NOOP_STUDY
@@ -42,9 +43,7 @@ def config(**changes: Any) -> ExperimentConfig:
 
 
 def run(**changes: Any) -> Measured:
-    measured = ExperimentOrchestrator(config(**changes)).run()
-    assert isinstance(measured, Measured)
-    return measured
+    return ExperimentOrchestrator(config(**changes)).run()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ class TestRecords:
             f"records of {kept:,} of {window.passes:,} passes were kept: latencies, output tokens and failed "
             "requests include only these"
         ) in texts(outcome.result.warnings)
-        rows = outcome.requests.to_csv(0.0).splitlines()[1:]
+        rows = outcome.files["requests.csv"].splitlines()[1:]
         numbers = sorted({int(row.partition(",")[0]) for row in rows})
         assert len(rows) == 2 * kept
         assert numbers == list(range(1, window.passes + 1, numbers[1] - numbers[0]))[:kept]

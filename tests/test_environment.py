@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.hardware import nvml
-from pytest_llem.measurement.environment import environment
+from pytest_llem.hardware.environment import environment
 from pytest_llem.results import environment as host
 from pytest_llem.results.environment import cpu_model, is_virtual, processor
 from pytest_llem.results.git import working_tree

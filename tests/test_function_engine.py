@@ -26,7 +26,7 @@ from pytest_llem.engines.function import (
 )
 from pytest_llem.engines.options import given_fields, needs_of_class, option_problems
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.measurement.importing import preload
+from pytest_llem.measurement.engine_imports import preload
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results, RunPytest
 from tests.support.environments import ROOT, SITE_PACKAGES, Environment

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.hardware.gpu_state import GpuSensors, GpuState
+from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, CoolDown
 from pytest_llem.results.experiment import GapRecord
@@ -229,23 +229,24 @@ def test_cycle_gap_needs_no_temperature() -> None:
 
 
 def test_interrupted_gap_releases_nvml() -> None:
-    class Interrupted(GpuSensors):
-        left = 0
+    left = 0
 
-        def __exit__(self, *error: Any) -> None:
-            Interrupted.left += 1
-
-        def __enter__(self) -> Any:
-            return lambda: _one(40)
+    @contextmanager
+    def sensors() -> Iterator[Any]:
+        nonlocal left
+        try:
+            yield lambda: _one(40)
+        finally:
+            left += 1
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    cool_down = CoolDown(sensors=Interrupted, sleep=interrupt)
+    cool_down = CoolDown(sensors=sensors, sleep=interrupt)
     cool_down.record_target()
     with pytest.raises(KeyboardInterrupt):
         cool_down.wait("auto")
-    assert Interrupted.left == 2
+    assert left == 2
 
 
 # ---- the sensors, over the real nvidia-ml-py ----

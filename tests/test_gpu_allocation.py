@@ -204,11 +204,11 @@ def _refusal(folder: str) -> str:
     """Run an experiment that uses both scripted GPUs, and return why it is refused."""
     from noop_engine import NoopEngine
 
-    from pytest_llem.measurement import orchestrator
+    from pytest_llem.measurement import engine_imports
 
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate({**fields, "energy": {"backend": None}, "noop": {"gpu": [A, B]}})
-    setattr(orchestrator, "load_engine", lambda *_, **__: NoopEngine)  # noqa: B010  # in a forked process
+    setattr(engine_imports, "load_engine", lambda *_, **__: NoopEngine)  # noqa: B010  # in a forked process
     try:
         ExperimentOrchestrator(config).run()
     except PreflightError as error:

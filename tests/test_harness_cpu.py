@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import ExperimentResult, run_experiment
-from pytest_llem.measurement.harness import Harness
+from pytest_llem.energy.account import Account, Total
+from pytest_llem.measurement.observers import WindowObservers
 from tests.conftest import NOOP_STUDY, Results
 from tests.support.marks import slow
 
@@ -25,6 +26,15 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
+def _observed(pids: list[int], work: Callable[[], object], meters: float | None) -> float | None:
+    """Return the CPU time of measuring while *work* is done, given that of the meters' own processes."""
+    observers = WindowObservers([], pids)
+    observers.begin()
+    work()
+    observers.end(Account((), Total(None, "unavailable"), harness_cpu_seconds=meters))
+    return observers.harness_cpu_seconds
+
+
 def _work(seconds: float) -> None:
     began = time.process_time()
     while time.process_time() - began < seconds:
@@ -34,23 +44,21 @@ def _work(seconds: float) -> None:
 def test_processor_time_is_counted_from_the_start(other: subprocess.Popen[bytes]) -> None:
     assert other.stdout is not None
     other.stdout.readline()  # it has finished computing before the window
-    harness = Harness([os.getpid(), other.pid])
-    _work(0.3)
-    assert harness.cpu_seconds(None) == pytest.approx(0.3, abs=0.08)  # the kernel counts in steps of 10 ms
-    assert harness.cpu_seconds(2.0) == pytest.approx(2.3, abs=0.08), "with the meters' own"
+    pids = [os.getpid(), other.pid]
+    # The kernel counts in steps of 10 ms.
+    assert _observed(pids, lambda: _work(0.3), None) == pytest.approx(0.3, abs=0.08)
+    assert _observed(pids, lambda: _work(0.3), 2.0) == pytest.approx(2.3, abs=0.08), "with the meters' own"
     other.communicate(b"\n")
 
 
 def test_processor_time_is_unknown_if_a_process_has_ended(other: subprocess.Popen[bytes]) -> None:
-    harness = Harness([os.getpid(), other.pid])
-    other.communicate(b"\n")
-    assert harness.cpu_seconds(2.0) is None
-    assert Harness([other.pid]).cpu_seconds(None) is None
+    assert _observed([os.getpid(), other.pid], lambda: other.communicate(b"\n"), 2.0) is None
+    assert _observed([other.pid], lambda: None, None) is None
 
 
 def test_without_processes_only_the_meters_count() -> None:
-    assert Harness([]).cpu_seconds(None) is None
-    assert Harness([]).cpu_seconds(0.25) == 0.25
+    assert _observed([], lambda: None, None) is None
+    assert _observed([], lambda: None, 0.25) == 0.25
 
 
 @pytest.mark.usefixtures("noop_engine")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.gates.regression import compare
-from pytest_llem.hardware import limits
-from pytest_llem.measurement.environment import environment
+from pytest_llem.hardware.environment import environment, layout, ranges
 from pytest_llem.planning import host, preflight
 from pytest_llem.results import facts
 from pytest_llem.results.experiment import ExperimentResult
@@ -105,8 +104,8 @@ def test_limits_count_beside_a_gpu_too() -> None:
 
 
 def test_a_result_has_the_limits_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "cpu_limit", lambda: 0.3)
-    monkeypatch.setattr(limits, "memory_limit_bytes", lambda: 500_000_000)
+    monkeypatch.setattr("pytest_llem.hardware.environment.cpu_limit", lambda: 0.3)
+    monkeypatch.setattr("pytest_llem.hardware.environment.memory_limit_bytes", lambda: 500_000_000)
     found = environment([])
     assert (found["cpu_limit"], found["memory_limit_mb"]) == (0.3, 500)
     assert found["nice"] == os.getpriority(os.PRIO_PROCESS, 0)
@@ -116,8 +115,8 @@ def test_a_result_has_the_limits_of_its_process(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cpus_are_listed_as_the_kernel_does() -> None:
-    assert limits.ranges({0, 1, 2, 3, 8, 10, 11}) == "0-3,8,10-11"
-    assert limits.ranges(set()) == ""
+    assert ranges({0, 1, 2, 3, 8, 10, 11}) == "0-3,8,10-11"
+    assert ranges(set()) == ""
 
 
 def _cpus(root: Path, cores: list[tuple[int, int, int]]) -> Path:
@@ -136,11 +135,11 @@ def _cpus(root: Path, cores: list[tuple[int, int, int]]) -> Path:
 
 def test_layout_distinguishes_siblings_packages_and_slower_cores(tmp_path: Path) -> None:
     root = _cpus(tmp_path, [(0, 0, 5200), (0, 0, 5200), (0, 1, 5000), (1, 0, 5200), (1, 8, 3900), (1, 9, 3900)])
-    assert limits.layout({0, 1}, root) == "2 CPUs on 1 core"
-    assert limits.layout({0, 2}, root) == "2 CPUs on 2 cores"
-    assert limits.layout({0, 3}, root) == "2 CPUs on 2 cores of 2 packages"
-    assert limits.layout({3, 4, 5}, root) == "3 CPUs on 3 cores, 2 of them slow"
-    assert limits.layout({7}, root) is None
+    assert layout({0, 1}, root) == "2 CPUs on 1 core"
+    assert layout({0, 2}, root) == "2 CPUs on 2 cores"
+    assert layout({0, 3}, root) == "2 CPUs on 2 cores of 2 packages"
+    assert layout({3, 4, 5}, root) == "3 CPUs on 3 cores, 2 of them slow"
+    assert layout({7}, root) is None
 
 
 def _reasons(folder: Path, study: str) -> list[str | None]:

@@ -18,7 +18,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
-from pytest_llem.measurement.passes import measure
+from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult, IdlePowerRecord
 from pytest_llem.results.metrics import Method

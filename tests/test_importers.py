@@ -17,7 +17,7 @@ from pytest_llem.importers.formats import FORMATS, read_runs
 from pytest_llem.importers.reading import MAX_BYTES, Fields, ImportFileError
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, steady_rates
-from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.measurement.imported_runs import ImportedRuns
 from pytest_llem.results.metrics import Metric
 from pytest_llem.study.engines import FileFormat
 from tests.support.imports import GOLDEN, vllm_result, write_vllm

@@ -10,11 +10,11 @@ import pytest
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.regression import compare
 from pytest_llem.machine.attached_server import is_this_host
+from pytest_llem.measurement.load_search import next_load
 from pytest_llem.results.models import PointResult
 from pytest_llem.serving.checks import check_steady
 from pytest_llem.serving.client import SentRequest
 from pytest_llem.serving.errors import NotSteadyError
-from pytest_llem.serving.search import max_probes, next_load
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.load import SearchConfig
 from tests.support.study_results import point, study_result
@@ -61,7 +61,7 @@ def test_search_tries_at_most_the_loads_that_its_deadline_has(is_whole: bool) ->
             number += 1
             within, beyond = (load, beyond) if load <= limit else (within, load)
         tried.append(number)
-    assert max_probes(search) - 1 <= max(tried) <= max_probes(search)
+    assert search.max_loads - 1 <= max(tried) <= search.max_loads
 
 
 def loaded(itl: list[float] | None) -> PointResult:

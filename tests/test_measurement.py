@@ -152,7 +152,7 @@ def test_tokens_and_padding_are_counted(tmp_path: Path) -> None:
     assert (tokens.prompts, tokens.input_tokens, tokens.output_tokens) == (3, 4 + 2 + 5, 6)
     assert tokens.truncated_prompts == 1
     assert tokens.padding_waste == pytest.approx(1 - 11 / 15)
-    (row, *_) = csv.DictReader(outcome.files()["requests.csv"].splitlines())
+    (row, *_) = csv.DictReader(outcome.files["requests.csv"].splitlines())
     assert [row[name] for name in ("pass", "request", "input_tokens", "output_tokens")] == ["1", "0", "4", "2"]
     latency = {name: float(row[f"{name}_ms"]) for name in ("ttft", "itl_mean", "tpot", "e2e")}
     assert latency["ttft"] + latency["itl_mean"] == pytest.approx(latency["e2e"], abs=0.001)

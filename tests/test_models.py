@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.engines.models import ModelSource, fingerprint, resolve_model
+from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from tests.conftest import Results
 from tests.support import torch_forks
@@ -71,7 +71,7 @@ def test_hub_is_last_and_the_error_lists_the_searched_places(cache: Path, tmp_pa
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     offline = "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
     assert resolve(([], "owner/name"), ([], "owner/none"), (folders, "owner/none"), ([], "/no/such/folder")) == [
-        "ModelSource(location='owner/name', kind='hub', random_weights=False)",
+        "ModelSource(location='owner/name', kind='hub', random_weights=False, revision=None)",
         f"model 'owner/none' not found: no folder owner/none; llem_model_path is not set; {offline}",
         "model 'owner/none' not found: no folder owner/none; none of that name under llem_model_path "
         f"({folders[0]}, {folders[1]}); {offline}",
@@ -131,16 +131,16 @@ class TestFingerprint:
 
     def test_fingerprint_covers_configuration_and_sizes_of_weights(self, folder: Path) -> None:
         text = b'{"model_type": "llama"}\nmodel.safetensors 5'
-        found = fingerprint(ModelSource(str(folder), "local"), None)
+        found = ModelSource(str(folder), "local").fingerprint()
         assert found == hashlib.sha256(text).hexdigest()
         (folder / "README.md").touch()
-        assert fingerprint(ModelSource(str(folder), "model_path"), None) == found
+        assert ModelSource(str(folder), "model_path").fingerprint() == found
         (folder / "model.safetensors").write_bytes(b"123456")
-        larger = fingerprint(ModelSource(str(folder), "local"), None)
+        larger = ModelSource(str(folder), "local").fingerprint()
         (folder / "config.json").write_text("{}")
-        assert len({found, larger, fingerprint(ModelSource(str(folder), "local"), None)}) == 3
+        assert len({found, larger, ModelSource(str(folder), "local").fingerprint()}) == 3
 
     def test_model_without_a_folder_has_no_fingerprint(self, folder: Path) -> None:
         (folder / "config.json").unlink()
-        assert fingerprint(ModelSource(str(folder), "local"), None) is None
-        assert fingerprint(ModelSource("owner/name", "hub"), None) is None
+        assert ModelSource(str(folder), "local").fingerprint() is None
+        assert ModelSource("owner/name", "hub").fingerprint() is None

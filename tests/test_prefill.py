@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.measurement import prefill
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
@@ -125,7 +126,7 @@ def test_windows_of_two_boundaries_are_not_subtracted() -> None:
 class TestExperiment:
     def test_without_prefill_split_there_are_no_shares(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
-        for name in prefill.PREFILL_METRICS:
+        for name in PREFILL_METRICS:
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_REQUESTED)
         assert result.prefill_window is None
 

@@ -14,12 +14,11 @@ import pytest
 from _pytest.logging import LogCaptureFixture
 
 from pytest_llem import run_experiment
-from pytest_llem.catalogue import CATALOGUE, PERCENTILES
+from pytest_llem.catalogue import CATALOGUE, PERCENTILES, PREFILL_METRICS
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.pytorch import loading
 from pytest_llem.engines.pytorch.engine import Generated, PyTorchEngine, _dotted
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.measurement import prefill
 from pytest_llem.measurement.load_metrics import SERVING_METRICS
 from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig
@@ -462,7 +461,7 @@ def test_run_experiment_runs_in_this_process() -> None:
     assert set(result.metrics) == set(CATALOGUE)
     missing = {name for name, metric in result.metrics.items() if metric.value is None}
     conditions = {"peak_temperature_c", "throttled_seconds", "mfu", "mbu", "roofline_slowdown"}  # of GPUs
-    not_asked = {"idle_power_w", "active_energy_j", "gco2e_g", *prefill.PREFILL_METRICS}
+    not_asked = {"idle_power_w", "active_energy_j", "gco2e_g", *PREFILL_METRICS}
     serving = {*SERVING_METRICS}
     no_queue = {f"queue_p{p}_ms" for p in PERCENTILES} | {"cache_memory_mb", "used_cache_memory_mb"}
     assert missing - {"gpu_energy_j", "dram_energy_j"} - conditions == not_asked | no_queue | serving

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.engines import packages
+from pytest_llem.engines import requirements
+from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.engines.pytorch import requirements
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.pytorch.requirements import unmet_requirements
-from pytest_llem.engines.refusals import library_errors_as_preflight
+from pytest_llem.engines.requirements import unmet_by_pytorch
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
@@ -87,37 +86,37 @@ transformers = pytest.importorskip("transformers")
 def test_unmet_requirements_are_known_without_loading(
     changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    assert unmet_requirements(config(**changes)) == [sentence]
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    assert list(unmet_by_pytorch(config(**changes))) == [sentence]
     with pytest.raises(PreflightError) as caught:
         run_experiment(config(**changes))
     assert str(caught.value) == sentence
 
 
 def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
-    assert len(unmet_requirements(both)) == 3
+    assert len(list(unmet_by_pytorch(both))) == 3
     with pytest.raises(PreflightError) as caught:
         PyTorchEngine(both, EngineContext())
-    assert str(caught.value) == "; ".join(unmet_requirements(both))
+    assert str(caught.value) == "; ".join(unmet_by_pytorch(both))
 
 
 def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: name)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: name)
     options = {
         "load_in_4bit": True,
         "device_map": "auto",
         "attn_implementation": "flash_attention_2",
         "cache_implementation": "quantized",
     }
-    assert unmet_requirements(config(pytorch=options)) == []
-    assert unmet_requirements(config()) == []
+    assert list(unmet_by_pytorch(config(pytorch=options))) == []
+    assert list(unmet_by_pytorch(config())) == []
 
 
 def test_passthrough_arguments_with_a_field_are_refused() -> None:
-    for name in requirements.FIELDS:
-        assert len(unmet_requirements(config(passthrough_kwargs={name: 1}))) == 1
+    for name in requirements.GENERATION_FIELDS:
+        assert len(list(unmet_by_pytorch(config(passthrough_kwargs={name: 1})))) == 1
     known = set(vars(transformers.GenerationConfig()))
     assert set(requirements.SET_BY_ENGINE) <= known, "and none that transformers does not know anyway"
 
@@ -149,7 +148,7 @@ def test_passthrough_arguments_with_a_field_are_refused() -> None:
 def test_refused_generation_config_is_reported_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: True)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
     with pytest.raises(PreflightError, match=f"^{message}") as caught:
         PyTorchEngine(config(**changes), EngineContext())
     assert "\n" not in str(caught.value)

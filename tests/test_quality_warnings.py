@@ -8,15 +8,15 @@ import pytest
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.measurement import accounting, passes
-from pytest_llem.measurement.passes import measure
-from pytest_llem.measurement.quality_warnings import find_warnings, pass_warnings
+from pytest_llem.measurement import accounting
+from pytest_llem.measurement.pass_window import measure
+from pytest_llem.measurement.quality_warnings import pass_warnings
 from pytest_llem.results.document import upgrade
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.quality_warnings import WARNINGS, QualityWarning, StudyWarning, worst
 from tests.support.clock import clock
-from tests.support.measured import pass_window
+from tests.support.measured import pass_window, window_warnings
 from tests.support.warned import texts
 
 CPU = EngineRecord(name="e", device="cpu")
@@ -49,8 +49,8 @@ def warnings(
     **given: Any,
 ) -> Any:
     one = window(*devices, total=total, pass_seconds=pass_seconds, tick=tick)
-    of_driver = [*pass_warnings(one, cut)]
-    return texts(find_warnings(one, warmup, engine, refusals or {}, of_driver=of_driver, **given))
+    others = pass_warnings(one, cut)
+    return texts(window_warnings(one, engine, refusals=refusals, others=others, warmup=warmup, **given))
 
 
 def test_a_steady_measurement_has_no_warnings() -> None:
@@ -232,7 +232,7 @@ class Engine:
 
 def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
-    monkeypatch.setattr(passes, "time", clock(lambda: now[0]))
+    monkeypatch.setattr("pytest_llem.measurement.pass_window.time", clock(lambda: now[0]))
     engine: Any = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.quality_warnings import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import NOOP_STUDY

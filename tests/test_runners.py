@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.packages import Packages
-from pytest_llem.engines.pytorch.requirements import unmet_requirements
+from pytest_llem.engines.requirements import Packages, unmet_by_pytorch
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
 from pytest_llem.planning import runner_environment
@@ -272,11 +271,11 @@ class TestRequirements:
         config = ExperimentConfig.model_validate(
             {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
         )
-        assert unmet_requirements(config, Packages(lambda module: False, "PIP")) == [
+        assert list(unmet_by_pytorch(config, Packages(lambda module: False, "PIP"))) == [
             "pytorch.device_map needs accelerate: PIP install accelerate",
             "pytorch.attn_implementation 'flash_attention_2' needs flash-attn or kernels: PIP install flash-attn",
         ]
-        assert unmet_requirements(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
+        assert list(unmet_by_pytorch(config, Packages({"accelerate", "kernels"}.__contains__, "PIP"))) == []
 
 
 class TestRunning:

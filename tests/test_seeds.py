@@ -17,7 +17,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.engines.pytorch import engine as pytorch
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.measurement import passes
+from pytest_llem.measurement import pass_window
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import ROOT
 from tests.support.clock import clock
@@ -45,7 +45,7 @@ EXPERIMENTS = {
 def _count_seconds(patch: pytest.MonkeyPatch) -> None:
     """Replace the clock of window and engine by one that counts reads: 60 of them are several passes."""
     counter = itertools.count(step=1.0)
-    for module in (passes, pytorch):
+    for module in (pass_window, pytorch):
         patch.setattr(module, "time", clock(counter.__next__, lambda: 0.0))
 
 

@@ -14,7 +14,7 @@ from pytest_llem.execution import experiment
 from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.measurement.load_drift import measure_again
+from pytest_llem.measurement.load_driver import measure_again
 from pytest_llem.results.drift import METRICS, first_load, server_drift
 from pytest_llem.results.serving import DriftRecord
 from pytest_llem.serving.errors import DatasetExhaustedError

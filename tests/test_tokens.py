@@ -13,7 +13,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch import engine as pytorch
 from pytest_llem.engines.pytorch import loading
-from pytest_llem.measurement import passes
+from pytest_llem.measurement import pass_window
 from tests.support.clock import clock
 from tests.support.measured import output_ids
 from tests.support.tiny import GREEDY, NATURAL, TINY
@@ -70,7 +70,7 @@ def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             super().put(value)
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
-    for module in (pytorch, passes):
+    for module in (pytorch, pass_window):
         monkeypatch.setattr(module, "time", clock(lambda: now[0]))
 
 
@@ -165,4 +165,4 @@ def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, token_cl
     assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (62.5, 62.5)
     # of 625, 750 and 937.5 ms: the middle one, and 80 % of the way to the last
     assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (750, pytest.approx(900))
-    assert outcome.files()["requests.csv"].splitlines()[2].startswith("1,1,3,1,625.0000,,,625.0000,,,")
+    assert outcome.files["requests.csv"].splitlines()[2].startswith("1,1,3,1,625.0000,,,625.0000,,,")

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from pytest_llem.engines.packages import Packages
 from pytest_llem.engines.protocol import EngineContext, PreflightError, RequestRecord
+from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, Packages, unmet_by_vllm
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
-from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, unmet_requirements
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
 from pytest_llem.isolation.forkserver_client import ForkServers
@@ -27,7 +26,8 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_request import request_devices
-from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
+from pytest_llem.measurement.accounting import Measured
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
@@ -108,9 +108,7 @@ def generate(made: Any, prompts: list[list[int]] = PROMPTS, first: bool = False)
 
 
 def measure(one: ExperimentConfig) -> Measured:
-    measured = ExperimentOrchestrator(one).run()
-    assert isinstance(measured, Measured)
-    return measured
+    return ExperimentOrchestrator(one).run()
 
 
 # ---- arguments ----
@@ -266,7 +264,7 @@ def test_wrong_argument_is_refused_with_its_key(section: str, given: dict[str, A
 )
 def test_argument_that_a_study_field_sets_is_refused(section: str, name: str) -> None:
     reasons = ENGINE_FIELDS if section == "engine" else SAMPLING_FIELDS
-    [found] = unmet_requirements(config(**{section: {name: 1}}), Packages(lambda module: True))
+    [found] = unmet_by_vllm(config(**{section: {name: 1}}), Packages(lambda module: True))
     assert found == f"vllm.{section}.{name} cannot be given: {reasons[name]}"
 
 
@@ -282,13 +280,13 @@ def test_argument_that_ends_answers_needs_natural_lengths(name: str, value: list
 
 def test_beam_search_is_refused() -> None:
     one = config(vllm={"beam_search": {"beam_width": 2}})
-    assert unmet_requirements(one, Packages(lambda module: True)) == [
+    assert list(unmet_by_vllm(one, Packages(lambda module: True))) == [
         "vllm.beam_search is not supported: leave it out"
     ]
 
 
 def test_without_vllm_preflight_says_how_to_install_it() -> None:
-    found = unmet_requirements(config(), Packages(lambda module: False, "env/bin/python -m pip"))
+    found = list(unmet_by_vllm(config(), Packages(lambda module: False, "env/bin/python -m pip")))
     assert found == ["engine 'vllm' needs vLLM: env/bin/python -m pip install vllm"]
 
 
@@ -458,6 +456,7 @@ def test_single_tokens_of_other_requests_give_no_itl() -> None:
 
 def test_tokens_are_counted_from_the_outputs() -> None:
     found = measure(config(**NATURAL))
+    assert found.requests is not None
     requests = found.requests.passes[0]
     tokens = sum(one.output_tokens or 0 for one in requests)
     assert tokens < 18

@@ -9,9 +9,9 @@ import pytest
 
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement import orchestrator, passes
+from pytest_llem.measurement import orchestrator, pass_window
 from pytest_llem.measurement import warmup as warmups
-from pytest_llem.measurement.passes import measure
+from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.support.clock import clock
@@ -77,7 +77,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    for module in (passes, warmups):
+    for module in (pass_window, warmups):
         monkeypatch.setattr(module, "time", clock(lambda: device.now))
     return device
 

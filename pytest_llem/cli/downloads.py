@@ -13,10 +13,10 @@ from pytest_llem import registry
 from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
 from pytest_llem.engines.function import load_engine
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import cached_snapshot, resolve_model
 from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset

@@ -15,13 +15,12 @@ from pytest_llem.importers.formats import read_runs
 from pytest_llem.measurement.imported_study import point_results, points_of
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.budgets import Scoped, read_budgets
+from pytest_llem.study.budgets import Scoped, apply_budgets, read_budgets
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, load_document
 from pytest_llem.study.gates import Budget
 from pytest_llem.study.identity import short_names
-from pytest_llem.study.limits import apply_budgets
 from pytest_llem.study.problems import Problem, StudyError, did_you_mean
 
 #: Budgets select points by their axes: the fields of an experiment that was not run here are not known.

@@ -21,7 +21,7 @@ from typing import Any
 
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Driver, GpuReport
-from pytest_llem.energy.gpu_source import COUNTER, find_source
+from pytest_llem.energy.gpu import COUNTER, find_gpu
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.ticks import period, ticks
 from pytest_llem.hardware.gpus import (
@@ -125,7 +125,7 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     sources = power_sources(nvml, handle)
     try:
-        find_source(nvml, uuid)
+        find_gpu(nvml, uuid)
         refusal = None
     except MeterUnavailableError as error:
         refusal = str(error)

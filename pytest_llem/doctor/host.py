@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_llem.doctor.records import Cpu, Folder, Rapl, RaplDomain, Surroundings
 from pytest_llem.energy.protocol import MeterUnavailableError
-from pytest_llem.energy.rapl import RaplMeter, domains, powercap_root
+from pytest_llem.energy.rapl import RaplMeter, find_zones, powercap_root
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.machine.device_locks import CPU, DeviceError, try_locks
 from pytest_llem.machine.owner import holder
@@ -138,7 +138,7 @@ def rapl(root: Path | None = None) -> Rapl:
     with suppress(OSError, ValueError):  # the meter below reports the reason
         found.domains = [
             RaplDomain(device=one.device, boundary=one.boundary, path=str(one.folder / "energy_uj"))
-            for one in domains(root)
+            for one in find_zones(root)
         ]
     for domain in found.domains:
         domain.error = _unreadable(Path(domain.path))

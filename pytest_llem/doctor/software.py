@@ -30,7 +30,7 @@ try:
     for point in entry_points(group=sys.argv[1], name=sys.argv[2]):
         engine = point.load()
         try:
-            from pytest_llem.measurement.importing import default_gpus
+            from pytest_llem.measurement.engine_imports import default_gpus
             gpus = default_gpus(sys.argv[2], engine)
         except Exception:  # options without defaults, which only a study can give
             gpus = None

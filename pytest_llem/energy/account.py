@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from pytest_llem import registry
-from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.energy.protocol import (
     DeviceReading,
     Meter,
@@ -20,12 +19,16 @@ from pytest_llem.energy.protocol import (
     StreamsTelemetry,
     join_readings,
 )
+from pytest_llem.results.facts import MIN_TICKS
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import AUTO
 
 #: Reason for missing energy if a study switches metering off.
 SWITCHED_OFF = "energy: switched off by energy.backend"
+
+#: Relative difference between counter and integral above which there is a warning, and the energy is invalid.
+MAX_DISAGREEMENT, MAX_VALID_DISAGREEMENT = 0.03, 0.05
 
 
 @dataclass(frozen=True)
@@ -268,3 +271,25 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
         devices=devices,
         invalid="counter_disagrees" if off > MAX_VALID_DISAGREEMENT else None,
     )
+
+
+def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: float | None) -> float | None:
+    """Return integral / counter − 1 of a device if it is beyond ±:data:`MAX_DISAGREEMENT`.
+
+    None if they agree, if one is missing, if the difference is within three standard uncertainties, or if the
+    window has fewer than :data:`MIN_TICKS` ticks, which has a warning of its own. A meter with an unknown tick is
+    checked too.
+
+    Args:
+        device: The reading of the device.
+        seconds: Time that the reading covers, in s.
+        tick_seconds: Tick of the counter, in s; None if unknown.
+    """
+    if device.integral_j is None or not device.energy_j:
+        return None
+    if tick_seconds and (not seconds or seconds < MIN_TICKS * tick_seconds):
+        return None
+    # The integral is inexact if power changes faster than it is sampled.
+    uncertainty_j = 3 * math.hypot(device.integral_uncertainty_j or 0, device.uncertainty_j or 0)
+    off = device.integral_j / device.energy_j - 1
+    return off if abs(off) > max(MAX_DISAGREEMENT, uncertainty_j / abs(device.energy_j)) else None

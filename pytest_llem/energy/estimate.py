@@ -71,7 +71,7 @@ class EstimateMeter:
         elif (lost := _lost(before, after)) is not None:
             reason = f"process {lost} left the process tree in the window: its CPU time is unknown"
         else:
-            energy_j = (after.seconds - before.seconds) * WATTS_PER_BUSY_THREAD
+            energy_j = (_seconds(after) - _seconds(before)) * WATTS_PER_BUSY_THREAD
         method: Method = "unavailable" if energy_j is None else "estimated"
         device = DeviceReading("process", "cpu_package", energy_j, method, CPU_TIME_MODEL, reason=reason)
         return Reading((device,), ended - self._began, began=self._began, ended=ended)
@@ -95,16 +95,13 @@ class _Process:
     waited: float
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """Processes and their descendants, by pid and start time."""
+#: Processes and their descendants, by pid and start time.
+_Tree = Mapping[tuple[int, float], _Process]
 
-    processes: Mapping[tuple[int, float], _Process]
 
-    @property
-    def seconds(self) -> float:
-        """CPU time of all processes, and of those that they have waited for, in s."""
-        return sum(one.own + one.waited for one in self.processes.values())
+def _seconds(tree: _Tree) -> float:
+    """Return the CPU time of all processes of *tree*, and of those that they have waited for, in s."""
+    return sum(one.own + one.waited for one in tree.values())
 
 
 def _tree(roots: Sequence[int]) -> _Tree | None:
@@ -113,7 +110,7 @@ def _tree(roots: Sequence[int]) -> _Tree | None:
     for _ in range(_MAX_LISTS):
         tree = _listed_below(roots) if roots else _listed()
         # A child that ended while the processes were listed would count twice, or not at all.
-        waited = None if tree is None else {key: one.waited for key, one in tree.processes.items()}
+        waited = None if tree is None else {key: one.waited for key, one in tree.items()}
         if tree is not None and waited == before:
             return tree
         before = waited
@@ -128,7 +125,7 @@ def _listed_below(roots: Sequence[int]) -> _Tree | None:
                 found[one.pid, one.create_time()] = _process(one)
     except psutil.Error:  # a process has just ended
         return None
-    return _Tree(found)
+    return found
 
 
 def _process(one: psutil.Process) -> _Process:
@@ -153,7 +150,7 @@ def _listed() -> _Tree | None:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     waited = children.ru_utime + children.ru_stime
     found[this.pid, this.create_time()] = _Process(os.getppid(), time.process_time(), waited)
-    return _Tree(found)
+    return found
 
 
 def _session(leader: int) -> Iterator[psutil.Process]:
@@ -172,18 +169,18 @@ def _lost(before: _Tree, after: _Tree) -> int | None:
     A process that waits for another inherits the CPU time of that one, and of those that it has waited for.
     """
     inherited: dict[tuple[int, float], float] = {}
-    by_pid = {key[0]: key for key in before.processes}
-    for key in before.processes.keys() - after.processes.keys():
+    by_pid = {key[0]: key for key in before}
+    for key in before.keys() - after.keys():
         with suppress(psutil.Error):
             if psutil.Process(key[0]).create_time() == key[1]:
                 return key[0]
         heir = key
-        while heir in before.processes and heir not in after.processes:
-            heir = by_pid.get(before.processes[heir].parent, (0, 0.0))
-        if heir not in after.processes:
+        while heir in before and heir not in after:
+            heir = by_pid.get(before[heir].parent, (0, 0.0))
+        if heir not in after:
             return key[0]
-        inherited[heir] = inherited.get(heir, 0.0) + before.processes[key].own + before.processes[key].waited
-        increase = after.processes[heir].waited - before.processes[heir].waited
+        inherited[heir] = inherited.get(heir, 0.0) + before[key].own + before[key].waited
+        increase = after[heir].waited - before[heir].waited
         if increase < inherited[heir] - _CLOCK_TICK_S * (2 + len(inherited)):
             return key[0]
     return None

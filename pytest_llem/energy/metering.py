@@ -63,9 +63,6 @@ class EnergyReading:
         """Duration of the block on a monotonic clock, in s; the time so far if it has not ended."""
         return (time.monotonic() if self._ended is None else self._ended) - self._began
 
-    def _stop(self) -> None:
-        self._ended = time.monotonic()
-
     def _take(self, account: Account) -> None:
         total = account.total
         self.energy_j, self.method = total.energy_j, total.method
@@ -141,7 +138,7 @@ class EnergyMeter:
             else:
                 _synchronize()
             finally:
-                reading._stop()
+                reading._ended = time.monotonic()
                 reading._take(meters.end())
         finally:
             meters.close()

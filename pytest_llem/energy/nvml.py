@@ -10,8 +10,8 @@ from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
-from pytest_llem.energy.conditions import DeviceSnapshot, conditions, take_snapshot
-from pytest_llem.energy.gpu_source import COUNTER, MAX_DISAGREEMENT, GpuMeterSource, find_source
+from pytest_llem.energy.account import MAX_DISAGREEMENT
+from pytest_llem.energy.gpu import COUNTER, DeviceSnapshot, MeteredGpu, conditions, find_gpu, take_snapshot
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import (
     Conditions,
@@ -21,7 +21,7 @@ from pytest_llem.energy.protocol import (
     Reading,
 )
 from pytest_llem.energy.sampler import PERIOD_S
-from pytest_llem.energy.sampling import Sampling
+from pytest_llem.energy.sampler_process import SamplerProcess
 from pytest_llem.energy.ticks import Tick, period, ticks
 from pytest_llem.hardware.nvml import Nvml
 
@@ -70,8 +70,8 @@ class NvmlMeter:
     def __init__(self, *, sampler: bool = True) -> None:
         self._nvml = Nvml()
         self._sampler = sampler
-        self._sampling: Sampling | None = None
-        self._gpus: list[GpuMeterSource] = []
+        self._sampling: SamplerProcess | None = None
+        self._gpus: list[MeteredGpu] = []
         self._periods: dict[str, float] = {}
         self._before: dict[str, DeviceSnapshot] = {}
         self._start: dict[str, list[Tick] | str] = {}
@@ -88,9 +88,9 @@ class NvmlMeter:
         try:
             if not self._nvml.is_open:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
-            self._gpus = [find_source(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
+            self._gpus = [find_gpu(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._sampler:
-                self._sampling = Sampling(self._gpus, self._telemetry_fd)
+                self._sampling = SamplerProcess(self._gpus, self._telemetry_fd)
             self._probe()
             if self._sampling is not None:
                 self._sampling.wait()  # it has started during the probe
@@ -163,7 +163,7 @@ class NvmlMeter:
             for gpu in self._gpus
         ]
 
-    def _ticks(self, gpus: Sequence[GpuMeterSource], count: int = 1) -> dict[str, list[Tick] | str]:
+    def _ticks(self, gpus: Sequence[MeteredGpu], count: int = 1) -> dict[str, list[Tick] | str]:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.uses_counter}
         return ticks(counters, count, self._periods)
 
@@ -244,7 +244,7 @@ def _integrated(samples: Sequence[Power], span: _Span) -> _Energy:
         return _Energy(None, reason=str(error))
 
 
-def _boundary(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled) -> str:
+def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled) -> str:
     """Return the boundary of a GPU's counter: the one whose integral of power it agrees with.
 
     If only one boundary is read, or both integrals agree, the GPU's name decides.
@@ -259,7 +259,7 @@ def _boundary(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled) -> str:
     return "module" if gpu.is_module else "gpu_board"
 
 
-def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
+def _reading(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
     """Return the energy of a GPU's counter, or of its sampled power if the counter has none."""
     # A GPU that stopped responding has samples up to that time, but no energy of the whole window.
     if (
@@ -298,7 +298,7 @@ def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Co
     )
 
 
-def _check(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
+def _check(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
     """Return the integral of power to compare the counter of *boundary* with."""
     if gpu.averages:  # the average lags behind by half a second and would seem to disagree
         return _Energy(None, reason="power is only reported as an average over a second")

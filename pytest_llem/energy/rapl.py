@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Reading
 
@@ -28,14 +28,20 @@ _SLACK_S = 0.05
 
 
 @dataclass(frozen=True)
-class _Zone:
-    """One counter: its folder, name, and range in µJ."""
+class Zone:
+    """The counter of a package or of its memory.
+
+    Attributes:
+        folder: Its folder.
+        device: Name of the device.
+        boundary: What its energy covers.
+        source: Source in its readings.
+    """
 
     folder: Path
     device: str
     boundary: str
     source: str
-    range_uj: int
 
     @property
     def package(self) -> str | None:
@@ -43,12 +49,26 @@ class _Zone:
         package, die, _ = self.device.rpartition("-die-")
         return package if die else None
 
+    @cached_property
+    def range_uj(self) -> int:
+        """Value from which the counter starts again at 0, in µJ.
+
+        Raises:
+            OSError: The counter's file cannot be read.
+            ValueError: It is not valid.
+        """
+        found = int((self.folder / "max_energy_range_uj").read_text())
+        if found <= 0:
+            raise ValueError(f"{self.folder}: a counter with a range of {found} µJ")
+        return found
+
     @property
     def overflow_s(self) -> float:
         """Shortest time in which the counter can overflow, in s."""
         return self.range_uj / 1e6 / MAX_WATTS[self.boundary]
 
     def read(self) -> int:
+        """Return the value of the counter, in µJ."""
         return int((self.folder / "energy_uj").read_text())
 
 
@@ -64,7 +84,7 @@ class _Track:
         is_mirror: Whether the counter may be the same as that of another die of the package.
     """
 
-    zone: _Zone
+    zone: Zone
     began: float | None = None
     at: float = 0.0
     problem: str | None = None
@@ -151,7 +171,7 @@ class RaplMeter:
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = root or powercap_root()
-        self._zones: list[_Zone] = []
+        self._zones: list[Zone] = []
         self._tracks: list[_Track] = []
         self._began = 0.0
         self._reading = threading.Lock()
@@ -160,7 +180,9 @@ class RaplMeter:
 
     def open(self, gpus: Sequence[str]) -> None:
         try:
-            self._zones = _zones(self._root)
+            self._zones = list(find_zones(self._root))
+            for zone in self._zones:
+                _ = zone.range_uj, zone.read()  # raise now what would be raised in a window
         except PermissionError as error:
             raise MeterUnavailableError(
                 f"RAPL: permission denied for {error.filename} (only root may read it since CVE-2020-8694)"
@@ -224,16 +246,7 @@ def powercap_root() -> Path:
     return Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
 
 
-class Domain(NamedTuple):
-    """One counter: its folder, the device's name, its boundary, and the source in its readings."""
-
-    folder: Path
-    device: str
-    boundary: str
-    source: str
-
-
-def domains(root: Path) -> Iterator[Domain]:
+def find_zones(root: Path) -> Iterator[Zone]:
     """Yield the counters of the packages and of their memory, without reading them.
 
     Args:
@@ -249,24 +262,6 @@ def domains(root: Path) -> Iterator[Domain]:
         if name.startswith("package"):
             # Use the kernel's name: the index also counts psys, and a package of several dies has several zones.
             packages[index] = name.removeprefix("package-")
-            yield Domain(folder, name, "cpu_package", "rapl_package")
+            yield Zone(folder, name, "cpu_package", "rapl_package")
         elif name == "dram":
-            yield Domain(folder, f"dram-{packages.get(index, index)}", "dram", "rapl_dram")
-
-
-def _zones(root: Path) -> list[_Zone]:
-    """Return the counters of the packages and of their memory.
-
-    Raises:
-        OSError: A counter cannot be read.
-        ValueError: A counter's files are not valid.
-    """
-    zones: list[_Zone] = []
-    for domain in domains(root):
-        span = int((domain.folder / "max_energy_range_uj").read_text())
-        if span <= 0:
-            raise ValueError(f"{domain.folder}: a counter with a range of {span} µJ")
-        zone = _Zone(*domain, span)
-        zone.read()
-        zones.append(zone)
-    return zones
+            yield Zone(folder, f"dram-{packages.get(index, index)}", "dram", "rapl_dram")

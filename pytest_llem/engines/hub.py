@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_llem.engines.refusals import one_line
+from pytest_llem.engines.library_errors import one_line
 
 #: Errors of a cache that cannot be written. Other errors of the operating system are network errors.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

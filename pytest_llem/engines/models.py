@@ -31,11 +31,48 @@ class ModelSource:
         location: Argument for ``from_pretrained``: a folder or a hub id.
         kind: ``local``, ``builtin``, ``model_path`` or ``hub``.
         random_weights: Whether the weights are random and not trained.
+        revision: Requested revision of a hub model; None for the main branch.
     """
 
     location: str
     kind: str
     random_weights: bool = False
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder, which may be missing; None for a hub model that is not in the cache."""
+        return cached_snapshot(self.location, self.revision) if self.kind == "hub" else Path(self.location)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a hub model, which is the name of its folder in the cache; None for other models."""
+        return self.folder.name if self.kind == "hub" and self.folder is not None else None
+
+    def fingerprint(self) -> str | None:
+        """Return a SHA-256 that distinguishes models in folders; None without a folder.
+
+        It covers ``config.json`` and the name and size of each file of weights, but not their content: reading
+        100 GB would take minutes. So other weights of the same shape have the same fingerprint.
+        """
+        if (folder := self.folder) is None:
+            return None
+        digest = hashlib.sha256()
+        try:
+            digest.update((folder / "config.json").read_bytes())
+            for file in sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS):
+                digest.update(f"\n{file.name} {file.stat().st_size}".encode())
+        except OSError:
+            return None
+        return digest.hexdigest()
+
+    def provenance(self) -> dict[str, str | None]:
+        """Return the fields of an ``EngineRecord`` that say which model ran."""
+        return {
+            "model_source": self.kind,
+            "model_revision": self.commit,
+            "model_fingerprint": self.fingerprint(),
+        }
 
 
 def resolve_model(
@@ -77,7 +114,7 @@ def resolve_model(
     refusal = _hub_refusal(name, revision, download=download)
     if refusal:
         raise ModelNotFoundError(f"model {name!r} not found: {'; '.join([*searched, refusal])}")
-    return ModelSource(name, "hub")
+    return ModelSource(name, "hub", revision=revision)
 
 
 def _local(name: str, model_path: Sequence[Path]) -> ModelSource | None:
@@ -108,42 +145,16 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
-def damaged_model(name: str, source: ModelSource, revision: str | None = None) -> str | None:
+def damaged_model(name: str, source: ModelSource) -> str | None:
     """Return why a model cannot be loaded; None if no damage is visible in its files.
 
     Args:
         name: The model's name in the study.
         source: Where it was found.
-        revision: Revision on the hub; None for the main branch.
     """
-    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
+    folder = source.folder
     damage = damaged_file(folder) if folder is not None and folder.is_dir() else None
     return None if damage is None else f"model {name!r} cannot be loaded: {damage}"
-
-
-def hub_revision(source: ModelSource, revision: str | None) -> str | None:
-    """Return the commit of a hub model, which is the name of its folder in the cache; None for other models."""
-    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else None
-    return folder.name if folder else None
-
-
-def fingerprint(source: ModelSource, revision: str | None) -> str | None:
-    """Return a SHA-256 that distinguishes models in folders; None if *source* has no folder.
-
-    It covers ``config.json`` and the name and size of each file of weights, but not their content: reading 100 GB
-    would take minutes. So other weights of the same shape have the same fingerprint.
-    """
-    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
-    if folder is None:
-        return None
-    digest = hashlib.sha256()
-    try:
-        digest.update((folder / "config.json").read_bytes())
-        for file in sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS):
-            digest.update(f"\n{file.name} {file.stat().st_size}".encode())
-    except OSError:
-        return None
-    return digest.hexdigest()
 
 
 def folder_state(name: str, model_path: Sequence[Path]) -> str | None:

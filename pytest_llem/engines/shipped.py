@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from pytest_llem.engines import command
-from pytest_llem.engines.packages import DATASETS, Packages
-from pytest_llem.engines.pytorch import requirements as pytorch
-from pytest_llem.engines.vllm import requirements as vllm
+from pytest_llem.engines.requirements import (
+    DATASETS,
+    PYTORCH_OPTIONAL,
+    Packages,
+    unmet_by_command,
+    unmet_by_pytorch,
+    unmet_by_server,
+    unmet_by_vllm,
+)
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import (
     COMMAND,
@@ -28,49 +33,42 @@ class ShippedEngine:
     Attributes:
         options: Class of its options.
         supports: Abilities of its class, as :func:`pytest_llem.engines.options.abilities` returns them.
-        unmet_requirements: Returns why an experiment cannot run in an environment, one sentence for each reason.
+        unmet_requirements: Yields why an experiment cannot run in an environment, one sentence for each reason.
         optional_modules: Modules that only some of its experiments need.
         checks_options: Whether only the library that it runs can check its options.
     """
 
     options: type[EngineOptions]
     supports: frozenset[str]
-    unmet_requirements: Callable[[ExperimentConfig, Packages], list[str]]
+    unmet_requirements: Callable[[ExperimentConfig, Packages], Iterable[str]]
     optional_modules: tuple[str, ...] = ()
     checks_options: bool = False
-
-
-def _unmet_by_server(config: ExperimentConfig, packages: Packages) -> list[str]:
-    """Return why no load can be put on a server."""
-    if packages.has("aiohttp"):
-        return []
-    return [f"backend 'server' needs aiohttp: {packages.pip} install 'pytest-llem[server]'"]
 
 
 SHIPPED = {
     "pytorch": ShippedEngine(
         options=PyTorchConfig,
         supports=frozenset({"model_shape", "prefill_only", "preload"}),
-        unmet_requirements=pytorch.unmet_requirements,
-        optional_modules=pytorch.OPTIONAL,
+        unmet_requirements=unmet_by_pytorch,
+        optional_modules=PYTORCH_OPTIONAL,
     ),
     "vllm": ShippedEngine(
         options=VLLMConfig,
         supports=frozenset({"cache_memory", "prefill_only"}),
-        unmet_requirements=vllm.unmet_requirements,
+        unmet_requirements=unmet_by_vllm,
         optional_modules=("vllm",),
         checks_options=True,
     ),
     "server": ShippedEngine(
         options=ServerConfig,
         supports=frozenset(),
-        unmet_requirements=_unmet_by_server,
+        unmet_requirements=unmet_by_server,
         optional_modules=("aiohttp",),
     ),
     COMMAND: ShippedEngine(
         options=CommandConfig,
         supports=frozenset(),
-        unmet_requirements=command.unmet_requirements,
+        unmet_requirements=unmet_by_command,
     ),
 }
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from pytest_llem.engines.library_errors import library_errors_as_preflight, one_line
 from pytest_llem.engines.models import ModelSource
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
 from pytest_llem.study.config import ExperimentConfig
 
 

@@ -31,7 +31,7 @@ def binding_key(config: ExperimentConfig, config_hash: str) -> str:
 
 def keeps_devices(study: StudyConfig) -> bool:
     """Return whether the cycles of each point have to be on the same devices."""
-    return study.execution.devices == "same" and study.execution.most_cycles > 1
+    return study.execution.devices == "same" and study.n_cycles > 1
 
 
 def narrowed(
@@ -45,7 +45,7 @@ def narrowed(
         experiment: The experiment.
         bound: Devices of other cycles of its point; None if none has run.
     """
-    if study.execution.most_cycles == 1 or request.count == len(request.pool):
+    if study.n_cycles == 1 or request.count == len(request.pool):
         return request
     if study.execution.devices == "spread":
         point = experiment.point

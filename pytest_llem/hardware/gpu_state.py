@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from pytest_llem.hardware.gpus import visible_handles
@@ -31,39 +31,29 @@ class GpuState:
 GpuStates = Mapping[str, GpuState]
 
 
-class GpuSensors:
-    """A context that yields a function, which returns the states of the GPUs that CUDA may use.
+@contextmanager
+def gpu_sensors() -> Iterator[Callable[[], GpuStates]]:
+    """Yield a function that returns the states of the GPUs that CUDA may use.
 
-    NVML is open while the context is active. No CUDA context is created. Without NVML or GPUs the function returns
-    an empty mapping.
+    NVML is open while the context is active. No CUDA context is created. Without NVML or GPUs, and after the
+    context, the function returns an empty mapping.
 
     Example:
-        with GpuSensors() as read:
+        with gpu_sensors() as read:
             temperatures = {uuid: state.temperature_c for uuid, state in read().items()}
     """
+    with Nvml() as nvml:
+        handles = visible_handles(nvml).by_uuid
+        try:
+            yield lambda: {uuid: _state(nvml, handle) for uuid, handle in handles.items()}
+        finally:
+            handles.clear()
 
-    def __init__(self) -> None:
-        self._nvml = Nvml()
-        self._handles: dict[str, Any] = {}
 
-    def __enter__(self) -> Callable[[], GpuStates]:
-        self._nvml.__enter__()
-        self._handles = visible_handles(self._nvml).by_uuid
-        return self._states
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._handles = {}
-        self._nvml.__exit__(kind, error, trace)
-
-    def _states(self) -> GpuStates:
-        return {uuid: self._state(handle) for uuid, handle in self._handles.items()}
-
-    def _state(self, handle: Any) -> GpuState:
-        memory = self._nvml.ask("nvmlDeviceGetMemoryInfo", handle)
-        return GpuState(
-            temperature_c(self._nvml, handle),
-            power_w(self._nvml, handle, "nvml_power_usage"),
-            int(memory.used) if memory is not None else None,
-        )
+def _state(nvml: Nvml, handle: Any) -> GpuState:
+    memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
+    return GpuState(
+        temperature_c(nvml, handle),
+        power_w(nvml, handle, "nvml_power_usage"),
+        int(memory.used) if memory is not None else None,
+    )

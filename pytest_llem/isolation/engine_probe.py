@@ -46,7 +46,7 @@ if question["sys_path"] is not None:
     sys.path[:] = question["sys_path"]
 sys.path += [folder for folder in question["path"] if folder not in sys.path]
 try:
-    from pytest_llem.measurement.importing import answer
+    from pytest_llem.measurement.engine_imports import answer
 except ImportError:  # an earlier commit of the same version, as a reference may have
     answer = lambda engines: {name: {} for name in engines}
 with open(sys.argv[3], "w") as file:

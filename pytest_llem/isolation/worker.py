@@ -145,7 +145,7 @@ def import_needed(job: dict[str, Any]) -> None:
     if job["sys_path"] is not None:
         sys.path[:] = job["sys_path"]
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
-    from pytest_llem.measurement.importing import preload
+    from pytest_llem.measurement.engine_imports import preload
     from pytest_llem.study.config import ExperimentConfig
 
     with suppress(Exception):
@@ -224,7 +224,7 @@ def run(
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])
-    for name, text in measured.files().items():
+    for name, text in measured.files.items():
         write_whole(directory / name, text)
     write_whole(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.hardware.gpu_state import GpuSensors, GpuState, GpuStates
+from pytest_llem.hardware.gpu_state import GpuState, GpuStates, gpu_sensors
 from pytest_llem.results.experiment import GapRecord
 
 #: How far a GPU may be above its temperature and power before the first experiment, in °C and in W.
@@ -40,7 +40,7 @@ class CoolDown:
         clock: A monotonic clock, in s.
     """
 
-    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
+    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = gpu_sensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _targets: dict[str, GpuState] = field(default_factory=dict, init=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from pytest_llem.hardware.gpu_state import GpuSensors, GpuStates
+from pytest_llem.hardware.gpu_state import GpuStates, gpu_sensors
 from pytest_llem.machine.device_locks import CPU, Ownership
 from pytest_llem.results.experiment import GapRecord
 
@@ -47,7 +47,7 @@ class GpuMemory:
         clock: A monotonic clock, in s.
     """
 
-    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
+    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = gpu_sensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 

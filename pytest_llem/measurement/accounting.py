@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import Window
-from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
+from pytest_llem.results.experiment import DeviceEnergy, EngineRecord, ExperimentResult, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import ExperimentConfig
@@ -22,8 +22,26 @@ J_PER_WH = 3600.0
 
 _NOT_SERVED, _NOTHING_GENERATED = "no request was answered", "nothing was generated"
 
+#: Boundaries that cover exactly known devices. The coverage of others, such as a wall socket's, is not known.
+_KNOWN_BOUNDARIES = {"cpu_package", "dram", "gpu_board", "module"}
+
 INPUT_TOKENS_UNKNOWN = "the engine does not report the number of input tokens"
 _OUTPUT_TOKENS_UNKNOWN = "the engine does not report the number of output tokens"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The outcome of an experiment.
+
+    Attributes:
+        result: The result to save.
+        requests: The requests that were sent; None if a command's file has none.
+        files: Contents of the files to save with the result, by file name suffix.
+    """
+
+    result: ExperimentResult
+    requests: Requests | None
+    files: Mapping[str, str]
 
 
 def token_record(workload: Workload, requests: Requests, positions: int | None) -> TokenRecord:
@@ -75,6 +93,42 @@ def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, M
     of_window = metrics.keys() - BEFORE_WINDOW if reason is not None else set()
     update = {"not_judged": reason}
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
+
+
+def with_coverage(metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]) -> dict[str, Metric]:
+    """Return *metrics* with ``covers_engine`` set on every energy metric.
+
+    A counter that is invalid in the measured window is invalid for its other readings too: each energy over the
+    same boundary gets the ``invalid`` code of ``energy_j``.
+
+    Args:
+        metrics: Metrics by name; ``energy_j`` is among them.
+        engine: The engine's record, with the kind of its device.
+        gpus: UUIDs of the GPUs that the engine may have run on.
+    """
+    window = metrics["energy_j"]
+    return {
+        name: one
+        if one.method is None or one.value is None
+        else one.model_copy(
+            update={
+                "covers_engine": _covers(one, engine, gpus),
+                "invalid": one.invalid or (window.invalid if one.boundary == window.boundary else None),
+            }
+        )
+        for name, one in metrics.items()
+    }
+
+
+def _covers(energy: Metric, engine: EngineRecord, gpus: Sequence[str]) -> bool | None:
+    boundaries = {*(energy.boundary or "unknown").split("+")}
+    if engine.device == "cpu":
+        covered = "cpu_package" in boundaries
+    elif gpus:
+        covered = {*gpus} <= {*(energy.devices or ())}
+    else:
+        return None
+    return True if covered else False if boundaries <= _KNOWN_BOUNDARIES else None
 
 
 def _share(name: str, total: Total, number: float | None, reason: str) -> Metric:

@@ -7,14 +7,14 @@ from typing import Any
 
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.effects import given_value, without_effect
 
 #: Sections that a study may switch off: their settings then have no effect, which is reported only of an axis.
 SWITCHES = ("warmup", "baseline")
 
 #: Values of ``precision`` by the names of data types that engines report.
-DATA_TYPES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+_PRECISIONS = {"half": "fp16"} | {name: precision for precision, name in DATA_TYPES.items()}
 
 
 def adjusted_settings(
@@ -50,7 +50,7 @@ def adjusted_settings(
 
 def _data_type(config: ExperimentConfig, engine: EngineRecord) -> Iterator[AdjustedSetting]:
     """Yield ``precision`` if the engine's settings contain a ``dtype`` of another precision."""
-    effective = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
+    effective = _PRECISIONS.get(str(engine.settings.get("dtype")).removeprefix("torch."))
     known = {one.setting for one in engine.adjusted}
     if effective not in (None, config.precision) and "precision" not in known:
         yield AdjustedSetting(

@@ -7,28 +7,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llem.energy.account import Account, Meters, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
+from pytest_llem.hardware.environment import environment
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting
-from pytest_llem.measurement.accounting import Served, energy_metrics
-from pytest_llem.measurement.coverage import with_coverage
-from pytest_llem.measurement.environment import environment
-from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.measurement.accounting import Measured, Served, energy_metrics
+from pytest_llem.measurement.imported_runs import ImportedRuns, timed_requests
 from pytest_llem.measurement.observers import WindowObservers
-from pytest_llem.measurement.passes import PassWindow
-from pytest_llem.measurement.power_csv import to_csv
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.quality_warnings import find_warnings
+from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
 from pytest_llem.results import code_state
-from pytest_llem.results.carbon import Carbon, emissions
+from pytest_llem.results.carbon import emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity, InputsRecord
 from pytest_llem.results.metrics import Metric
@@ -38,6 +36,9 @@ from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.engines import CommandConfig
 from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
 from pytest_llem.times import now
+
+if TYPE_CHECKING:  # which imports this module
+    from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 
 #: Length of the windows that the time of a command is divided into, in s: those within the steady state count.
 SLICE_SECONDS = 1.0
@@ -73,66 +74,21 @@ class CommandSlice:
 
 
 @dataclass(frozen=True)
-class MeasuredCommand:
-    """The outcome of a command.
-
-    Attributes:
-        result: The result to save.
-        requests: Requests of the run as CSV; None if the file has none.
-        window: The time of the whole command.
-    """
-
-    result: ExperimentResult
-    requests: str | None
-    window: PassWindow
-
-    def files(self) -> dict[str, str]:
-        """Return the files to save with the result: their contents by file name suffix."""
-        files = {} if self.requests is None else {"requests.csv": self.requests}
-        if samples := self.window.account.samples:
-            files["power.csv"] = to_csv(samples, self.window.began)
-        return files
-
-
-@dataclass(frozen=True)
-class CommandDevices:
-    """The devices of a command, as far as observers have to know them.
-
-    Attributes:
-        gpus: UUIDs of the GPUs that are leased for it.
-    """
-
-    gpus: Sequence[str]
-
-    def reset_peak_memory(self) -> None:
-        """Do nothing: the memory of a command is not recorded."""
-
-
-@dataclass(frozen=True)
 class CommandOrchestrator:
     """Runs the command of one experiment, in this process.
 
     Attributes:
-        config: The experiment, of the backend ``command``.
+        experiment: The experiment, of the backend ``command``, and how to run it.
         identity: Its identity in a study.
-        directory: Folder that the command runs in.
-        root: Directory whose git commit is recorded; None for the current directory.
-        carbon: Carbon intensity of the electricity; None if not given.
-        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
-        on_progress: Called at the start of each phase.
-        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
-        devices: Leased devices.
     """
 
-    config: ExperimentConfig
+    experiment: ExperimentOrchestrator
     identity: Identity
-    directory: Path = field(default_factory=Path)
-    root: Path | None = None
-    carbon: Carbon | None = None
-    harness: Sequence[int] = ()
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    telemetry_fd: int | None = None
-    devices: Sequence[str] = ()
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The experiment's configuration."""
+        return self.experiment.config
 
     @property
     def options(self) -> CommandConfig:
@@ -143,9 +99,9 @@ class CommandOrchestrator:
     @property
     def gpus(self) -> list[str]:
         """UUIDs of the leased GPUs."""
-        return [name for name in self.devices if name.startswith("GPU-")]
+        return [name for name in self.experiment.devices if name.startswith("GPU-")]
 
-    def run(self) -> MeasuredCommand:
+    def run(self) -> Measured:
         """Run the command, and return the outcome.
 
         Raises:
@@ -156,11 +112,12 @@ class CommandOrchestrator:
         """
         started_at = now()
         wanted = self.config.energy.backend
-        meters, parts = Meters.open(wanted, self.gpus, self.telemetry_fd), Meters.open(wanted, self.gpus)
-        observers = WindowObservers(CommandDevices(self.gpus), self.harness)
+        meters = Meters.open(wanted, self.gpus, self.experiment.telemetry_fd)
+        parts = Meters.open(wanted, self.gpus)
+        observers = WindowObservers(self.gpus, self.experiment.harness)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "result.json")
-            self.on_progress(Progress("measuring"))
+            self.experiment.on_progress(Progress("measuring"))
             try:
                 if wanted not in (None, AUTO) and not meters.meters:
                     raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
@@ -173,10 +130,11 @@ class CommandOrchestrator:
             finally:
                 parts.close()
                 meters.close()
-            self.on_progress(Progress("accounting"))
+            self.experiment.on_progress(Progress("accounting"))
             runs = self._read(out)
             result = self._result(runs, window, slices, observers, meters.refusals, started_at)
-            return MeasuredCommand(result, runs.to_csv(), window)
+            files = {"requests.csv": runs.to_csv(), "power.csv": window.power_csv()}
+            return Measured(result, runs.requests, {name: one for name, one in files.items() if one is not None})
 
     def _run_command(self, out: Path, meters: Meters) -> list[CommandSlice]:
         """Run the command until it ends, and return the slices of that time.
@@ -196,7 +154,7 @@ class CommandOrchestrator:
             try:
                 process = subprocess.Popen(
                     arguments,
-                    cwd=self.directory,
+                    cwd=self.experiment.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=None if writes_itself else stdout,
                 )
@@ -252,29 +210,12 @@ class CommandOrchestrator:
             settings=dict(run.settings),
         )
         energy, is_steady = _energy_metrics(runs, window, slices)
-        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.carbon, energy["energy_j"])}
+        metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.experiment.carbon, energy["energy_j"])}
         if is_fresh:  # it is not known where another server runs
-            metrics = with_coverage(metrics, record, self.gpus)
+            metrics = accounting.with_coverage(metrics, record, self.gpus)
         # The processes of a server that was there before are not of this experiment.
         contention = observers.contention(window.seconds) if is_fresh else None
-        warnings = [
-            *runs.warnings(),
-            *find_warnings(
-                window,
-                None,
-                record,
-                refusals,
-                allow_estimated=self.config.energy.allow_estimated,
-                covers_engine=metrics["energy_j"].covers_engine,
-                contention=contention,
-            ),
-        ]
-        if not is_steady and energy["energy_j"].value is not None:
-            text = (
-                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
-            )
-            warnings.append(QualityWarning.of("whole_run_energy", text))
-        return ExperimentResult(
+        result = ExperimentResult(
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self.identity,
             effective_config=self._effective_config(runs.completed),
@@ -283,15 +224,26 @@ class CommandOrchestrator:
             window=accounting.window_record(window),
             tokens=runs.tokens(),
             engine=record,
-            environment=environment(self.gpus, self.root),
+            environment=environment(self.gpus, self.experiment.root),
             harness_cpu_seconds=observers.harness_cpu_seconds,
             contention=contention,
             inputs=InputsRecord(**code_state.imported(), model_folder=None),
             imported=runs.record(),
             started_at=started_at,
             completed_at=now(),
-            warnings=sorted(warnings, key=lambda one: one.rank),
         )
+        allow_estimated = self.config.energy.allow_estimated
+        warnings = [
+            *runs.warnings(),
+            *energy_warnings(window.account, refusals, allow_estimated=allow_estimated),
+        ]
+        if not is_steady and energy["energy_j"].value is not None:
+            text = (
+                "energy is over the whole command, with its start and its end: no part of it is known to be steady"
+            )
+            warnings.append(QualityWarning.of("whole_run_energy", text))
+        result.warnings = find_warnings(result, warnings)
+        return result
 
     def _effective_config(self, completed: int | None) -> dict[str, Any]:
         """Return the configuration as it ran; ``n`` is the number of answered requests."""
@@ -332,7 +284,7 @@ def _steady_slices(runs: ImportedRuns, slices: Sequence[CommandSlice]) -> Iterat
         return
     for run, span in zip(runs.runs, spans, strict=True):
         ahead = time.time() - time.monotonic() if run.clock == "unix" else 0.0
-        served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+        served = timed_requests(run)
         for one in slices:
             began, ended = one.began + ahead, one.ended + ahead
             if span.began <= began < ended <= span.ended:

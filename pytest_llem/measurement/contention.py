@@ -9,14 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.measurement.cpu_activity import (
-    CpuActivity,
-    cpu_activity,
-    descendants,
-    join_cpu_activity,
-    snapshot,
-)
-from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity, join_gpu_activity
+from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity, join_cpu_activity
+from pytest_llem.measurement.cpu_counters import descendants, snapshot
+from pytest_llem.measurement.gpu_activity import gpu_activity, join_gpu_activity
 from pytest_llem.results.contention import Contention, GpuContention
 from pytest_llem.results.quality_warnings import QualityWarning
 
@@ -64,7 +59,7 @@ class Activity(NamedTuple):
     """Use of the CPUs and of each GPU of the experiment during a window."""
 
     cpu: CpuActivity
-    gpus: Sequence[GpuActivity]
+    gpus: Sequence[GpuContention]
 
 
 class ContentionWatch:
@@ -99,7 +94,7 @@ class ContentionWatch:
                 the driver, whose samples are coarse, may show that as use during this turn.
         """
         until, self.after = time.time(), snapshot(self._roots, cpus=self.before.cpus)
-        used: list[GpuActivity] = []
+        used: list[GpuContention] = []
         if gpus:
             with Nvml() as nvml:
                 own = self.before.tree | self.after.tree
@@ -122,7 +117,7 @@ def root_of(harness: Collection[int]) -> int:
 
 
 def assess_contention(
-    cpu: CpuActivity, gpus: Sequence[GpuActivity], seconds: float, limits: Thresholds = THRESHOLDS
+    cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: float, limits: Thresholds = THRESHOLDS
 ) -> Contention:
     """Return whether a window is contended by *limits*, and the values that this follows from.
 
@@ -152,7 +147,7 @@ def assess_contention(
             "state": state,
             "reasons": reasons,
             "cpu_received_share": _received(cpu),
-            "gpus": [GpuContention.model_validate(asdict(one)) for one in gpus],
+            "gpus": gpus,
         }
     )
 
@@ -202,7 +197,7 @@ def _waited(cpu: CpuActivity, limits: Thresholds) -> bool:
     return received < limits.cpu_received and waited > limits.cpu_lost * cpu.seconds
 
 
-def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
+def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention], limits: Thresholds) -> Iterator[str]:
     others, received = cpu.others_cpu_share, _received(cpu)
     if (
         others is not None
@@ -228,7 +223,7 @@ def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Th
             yield f"other processes used {gpu.device}: {_percent(gpu.others_share)} of it{_by(gpu.others)}"
 
 
-def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
+def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention], limits: Thresholds) -> Iterator[str]:
     if cpu.cpu_seconds is None:
         yield "time waited for a CPU is not available: the kernel has no /proc/PID/task/TID/schedstat"
     if cpu.others_cpu_share is None:

@@ -1,14 +1,15 @@
-"""The protocol of a driver: what makes a loaded engine work, and what its work amounts to."""
+"""The protocol of a driver, which makes a loaded engine work and accounts for its work."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.turns import Turns
+from pytest_llem.measurement.turns import Turn, Turns, progress
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric
@@ -44,6 +45,7 @@ class Driver(Protocol[W]):
 
     def sent(self, window: W, requests: Requests) -> Requests:
         """Return the requests that are saved: *requests*, and others that were sent with them."""
+        return requests
 
     def check(self, window: W, requests: Requests) -> str | None:
         """Check the requests, and return why no gate may judge them; None if gates may.
@@ -51,6 +53,7 @@ class Driver(Protocol[W]):
         Raises:
             ValueError: The records contradict each other or the clock.
         """
+        return None
 
     def metrics(self, window: W, requests: Requests) -> dict[str, Metric]:
         """Return the metrics that follow from the requests, per pass."""
@@ -67,6 +70,27 @@ class Driver(Protocol[W]):
 
     def records(self, window: W) -> dict[str, Any]:
         """Return further fields of the result, by name."""
+        return {}
 
     def warnings(self, window: W, requests: Requests) -> Iterator[QualityWarning]:
         """Yield quality warnings about the work."""
+
+
+def measure_turns(
+    turns: Turns, observers: WindowObservers, min_window_seconds: float, measure: Callable[[float, Turn], W]
+) -> list[W]:
+    """Measure alternately with another experiment, and return the window of each turn.
+
+    Args:
+        turns: The turns.
+        observers: Observe each turn.
+        min_window_seconds: Minimum length of all turns together, in s.
+        measure: Measures one turn, of a minimum length in s.
+    """
+    taken: list[W] = []
+    while True:
+        measured = math.fsum(one.seconds for one in taken)
+        done = progress(len(taken), measured, min_window_seconds, observers.waiting_cpus)
+        if (turn := turns.next_turn(done)) is None:
+            return taken
+        taken.append(measure(turns.min_seconds, turn))

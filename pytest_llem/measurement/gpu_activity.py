@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 from pytest_llem.hardware.gpus import GpuProcess, gpu_processes
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.results.contention import GpuContention
 from pytest_llem.results.statistics import total_of
 
 #: ``nvmlSamplingType_t`` for GPU utilisation.
 _UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
 
 
-@dataclass(frozen=True)
-class GpuActivity:
-    """Use of one GPU. See :class:`pytest_llem.results.contention.GpuContention` for the fields."""
-
-    device: str
-    busy_share: float | None = None
-    others_share: float | None = None
-    others_memory_mb: float | None = None
-    others: tuple[str, ...] = ()
-
-
 def gpu_activity(
     nvml: Nvml, gpus: Sequence[str], own: Collection[int], span: tuple[float, float]
-) -> list[GpuActivity]:
+) -> list[GpuContention]:
     """Return the use of each GPU during a window.
 
     The driver keeps about the last 14 s. Other processes are known only if the driver lists one of the
@@ -44,7 +33,7 @@ def gpu_activity(
     return [_activity_of(nvml, uuid, own, span) for uuid in gpus]
 
 
-def join_gpu_activity(parts: Sequence[GpuActivity]) -> GpuActivity:
+def join_gpu_activity(parts: Sequence[GpuContention]) -> GpuContention:
     """Return the use of one GPU over several windows, as of one window; shares are means."""
     memory = [one.others_memory_mb for one in parts if one.others_memory_mb is not None]
 
@@ -52,19 +41,19 @@ def join_gpu_activity(parts: Sequence[GpuActivity]) -> GpuActivity:
         total = total_of(shares)
         return None if total is None else total / len(shares)
 
-    return GpuActivity(
-        parts[0].device,
+    return GpuContention(
+        device=parts[0].device,
         busy_share=mean([one.busy_share for one in parts]),
         others_share=mean([one.others_share for one in parts]),
         others_memory_mb=max(memory, default=None),
-        others=tuple(dict.fromkeys(chain.from_iterable(one.others for one in parts))),
+        others=list(dict.fromkeys(chain.from_iterable(one.others for one in parts))),
     )
 
 
-def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuActivity:
+def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuContention:
     handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
-        return GpuActivity(uuid)
+        return GpuContention(device=uuid)
     since, until = (int(at * 1e6) for at in span)
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
     holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
@@ -74,16 +63,14 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
     if not others and other_holders:
         others_share = None  # a process that rarely computes is in none of the driver's samples
     known = bool((used.keys() | holders.keys()) & set(own))
-    return GpuActivity(
-        uuid,
+    return GpuContention(
+        device=uuid,
         busy_share=_busy_share(nvml, handle, since, until),
         others_share=others_share,
         others_memory_mb=_memory_mb(other_holders) if len(other_holders) < len(holders) else None,
-        others=tuple(
-            _label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})
-        )
+        others=[_label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})]
         if known
-        else (),
+        else [],
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import ImportFileError, fail
 from pytest_llem.importers.run import ToolRun
-from pytest_llem.measurement.imported import ImportedRuns
+from pytest_llem.measurement.imported_runs import ImportedRuns
 from pytest_llem.results.cycles import summarise
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,24 +10,24 @@ from typing import Any
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import EngineCrashError, RequestRecord
-from pytest_llem.measurement.driver import Driver
-from pytest_llem.measurement.load_drift import measure_again
+from pytest_llem.measurement.driver import Driver, measure_turns
+from pytest_llem.measurement.load_measurement import LoadMeasurement
 from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_search import search
-from pytest_llem.measurement.load_slice import LoadSlices
 from pytest_llem.measurement.load_window import LoadWindow, due_at, join_windows
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.turns import Turns, progress
+from pytest_llem.measurement.turns import Turns
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
-from pytest_llem.results.serving import LoadRecord
+from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import total_of
 from pytest_llem.serving.client import Client, LoadRequest
 from pytest_llem.serving.engine import ServerEngine
-from pytest_llem.serving.prompts import CountedRequests
+from pytest_llem.serving.errors import LoadError
+from pytest_llem.serving.load_requests import LoadRequests
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.workload.prompts import Texts, prompts_digest
@@ -63,10 +62,10 @@ class LoadDriver(Driver[LoadWindow]):
         self._engine, self._config, self._load = engine, config, config.load
         self._texts = None if texts is None else texts.conversations
         vocabulary = engine.vocabulary() if texts is None else ()
-        self._requests = CountedRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
+        self._requests = LoadRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
         self._drift = engine.record.drift
         self._sent_again: Sequence[RequestRecord] = ()
-        self._slices = LoadSlices(
+        self._measurement = LoadMeasurement(
             engine, config, self._requests, directory=directory, cycle=cycle, on_progress=on_progress
         )
 
@@ -87,11 +86,6 @@ class LoadDriver(Driver[LoadWindow]):
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> LoadWindow:
         """Measure the steady state for at least ``measurement.min_window_seconds``.
 
-        Args:
-            meters: Open meters, outside of a window.
-            observers: Observe each window, or turn.
-            turns: Turns with another experiment; None to measure without interruption.
-
         Raises:
             LoadError: The load could not be kept.
             EngineCrashError: The server has ended.
@@ -100,16 +94,17 @@ class LoadDriver(Driver[LoadWindow]):
         if turns is None:
 
             def measure(load: LoadConfig, label: str = "") -> LoadWindow:
-                return self._slices.measure(load, meters, observers, min_seconds, label=label)
+                return self._measurement.measure(load, meters, observers, min_seconds, label=label)
 
             return search(self._load, measure) if self._load.is_search else measure(self._load)
-        taken: list[LoadWindow] = []
-        while True:
-            measured = math.fsum(one.seconds for one in taken)
-            turn = turns.next_turn(progress(len(taken), measured, min_seconds, observers.waiting_cpus))
-            if turn is None:
-                return join_windows(taken)
-            taken.append(self._slices.measure(self._load, meters, observers, turns.min_seconds, turn=turn))
+        return join_windows(
+            measure_turns(
+                turns,
+                observers,
+                min_seconds,
+                lambda seconds, turn: self._measurement.measure(self._load, meters, observers, seconds, turn=turn),
+            )
+        )
 
     def measure_drift(self, meters: Meters, observers: WindowObservers) -> None:
         """Measure the first load on the server again, with its arrivals and other prompts."""
@@ -118,7 +113,7 @@ class LoadDriver(Driver[LoadWindow]):
         seconds = self._config.measurement.min_window_seconds
         self._drift, self._sent_again = measure_again(
             self._drift,
-            lambda load: self._slices.measure(
+            lambda load: self._measurement.measure(
                 load, meters, observers, seconds, label="the first load again, ", number=1
             ),
         )
@@ -146,12 +141,10 @@ class LoadDriver(Driver[LoadWindow]):
         )
 
     def records(self, window: LoadWindow) -> dict[str, Any]:
-        """Return the records of the server and of the load."""
         server = self._engine.record.model_copy(update={"drift": self._drift})
         return {"server": server, "load": self.record(window)}
 
     def requests(self, window: LoadWindow) -> Requests:
-        """Return the requests that were due in *window*."""
         return requests_of(window)
 
     def sent(self, window: LoadWindow, requests: Requests) -> Requests:
@@ -166,12 +159,7 @@ class LoadDriver(Driver[LoadWindow]):
                 phases[phase].append(record)
         return Requests(list(phases.values()), numbers=list(phases))
 
-    def check(self, window: LoadWindow, requests: Requests) -> str | None:
-        """Return why no gate may judge the requests; None if gates may."""
-        return None
-
     def metrics(self, window: LoadWindow, requests: Requests) -> dict[str, Metric]:
-        """Return the metrics that follow from the requests of *window*."""
         return load_metrics(window, requests)
 
     def loading_metrics(self, seconds: float, total: Total) -> dict[str, Metric]:
@@ -237,3 +225,23 @@ class LoadDriver(Driver[LoadWindow]):
                     raise ValueError(f"the server does not answer a request: {failed}")
 
         asyncio.run(send())
+
+
+def measure_again(
+    drift: DriftRecord, measure: Callable[[LoadConfig], LoadWindow]
+) -> tuple[DriftRecord, Sequence[RequestRecord]]:
+    """Return *drift* with the metrics of its load measured again, and the requests that this took.
+
+    An error is a reason in the record: a diagnostic fails no experiment.
+
+    Args:
+        drift: The first load, and its metrics.
+        measure: Measures a load.
+    """
+    try:
+        window = measure(LoadConfig.model_validate(drift.load))
+    except (LoadError, EngineCrashError, ValueError) as error:
+        return drift.model_copy(update={"reason": str(error)}), ()
+    metrics = load_metrics(window, requests_of(window))
+    after = {name: value for name in drift.before if (value := metrics[name].value) is not None}
+    return drift.model_copy(update={"after": after, "window_seconds": window.seconds}), window.records

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
 from pytest_llem.measurement.load_window import LoadWindow, Work
-from pytest_llem.measurement.prefill import PREFILL_METRICS
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import percentile

@@ -1,4 +1,4 @@
-"""Search for the largest load within the SLO: each load that is tried is measured."""
+"""Search for the largest load within the SLO by bisection: each load that is tried is measured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_window import LoadWindow
 from pytest_llem.results.serving import ProbeRecord
 from pytest_llem.serving.errors import NotSteadyError
-from pytest_llem.serving.search import next_load
-from pytest_llem.study.load import LoadConfig
+from pytest_llem.study.load import LoadConfig, SearchConfig
 
 
 def search(load: LoadConfig, measure: Callable[[LoadConfig, str], LoadWindow]) -> LoadWindow:
@@ -67,3 +66,28 @@ def _probe(
         output_tokens_per_second=metrics["output_tokens_per_second"].value,
         energy_per_output_token_j=metrics["energy_per_output_token_j"].value,
     )
+
+
+def next_load(search: SearchConfig, within: float | None, beyond: float | None, *, is_whole: bool) -> float | None:
+    """Return the next load to try; None if the search has ended.
+
+    The load is doubled from the lowest until one is not within the SLO; then the interval is halved.
+
+    Args:
+        search: Limits and precision.
+        within: Largest load so far that is within the SLO; None if there is none.
+        beyond: Smallest load so far that is not; None if there is none.
+        is_whole: Whether loads are whole numbers.
+
+    Example:
+        >>> next_load(SearchConfig(low=1, high=256), within=8, beyond=16, is_whole=True)
+        12.0
+    """
+    if within is None:
+        return search.low if beyond is None else None
+    if beyond is None:
+        return min(2 * within, search.high) if within < search.high else None
+    if beyond - within <= max(search.precision * within, 1.0 if is_whole else 0.0):
+        return None
+    middle = (within + beyond) / 2
+    return float(int(middle)) if is_whole else middle

@@ -62,7 +62,6 @@ class LoadWindow(Window):
         queue_seconds: Time that requests were in the server's queue by its counters, which it added to them in
             the window, in s; None if it does not report it.
         queued_requests: Number of these requests.
-        turns: The windows that this one was joined from.
         probes: Loads that a search tried before.
     """
 
@@ -83,11 +82,6 @@ class LoadWindow(Window):
     queued_requests: float | None = None
     turns: Sequence[LoadWindow] = ()
     probes: Sequence[ProbeRecord] = field(default_factory=tuple)
-
-    @property
-    def ended(self) -> float:
-        """End on the monotonic clock, in s."""
-        return self.turns[-1].ended if self.turns else super().ended
 
     @property
     def parts(self) -> Sequence[LoadWindow]:

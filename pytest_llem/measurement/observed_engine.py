@@ -29,6 +29,7 @@ from pytest_llem.engines.protocol import (
     SupportsModelShape,
 )
 from pytest_llem.engines.shipped import SHIPPED
+from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions, Needs
@@ -92,13 +93,9 @@ class ObservedEngine(BatchEngine):
     reads_passthrough_kwargs = True
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-
         self._options = ObservedOptions.from_config(config)
         self._files_before = set(_shared_files([os.getpid()]))
-        observed = self._options.observed_config(config)
-        engine = ExperimentOrchestrator(observed, context=context)._engine()
-        self._engine = cast("BatchEngine", engine)
+        self._engine = cast("BatchEngine", create_engine(self._options.observed_config(config), context))
         self._copy_attributes()
         self._note("new", gpus=list(self.gpus))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import statistics
-from collections.abc import Sequence
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from pytest_llem.energy.account import Account
 from pytest_llem.measurement.contention import (
@@ -15,35 +17,30 @@ from pytest_llem.measurement.contention import (
     root_of,
 )
 from pytest_llem.measurement.cpu_activity import own_cpus
-from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.turns import Turn, Turns
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import InterleavingRecord, TurnRecord
 from pytest_llem.results.statistics import total_of
 
 
-class Observed(Protocol):
-    """The part of a loaded engine that observers use."""
-
-    @property
-    def gpus(self) -> Sequence[str]:
-        """UUIDs of its GPUs."""
-
-    def reset_peak_memory(self) -> None:
-        """Start to record the peak memory use."""
-
-
 class WindowObservers:
     """Observes contention, and the CPU time of the measurement, during one or several windows.
 
     Args:
-        engine: The loaded engine.
-        harness: Pids of the supervisor and of the pytest processes.
+        gpus: UUIDs of the GPUs that the experiment runs on.
+        harness: Pids of the processes that wait or measure meanwhile: the supervisor and the pytest processes.
         processes: Pids of other processes that run the model, with their descendants: those of a server.
+        on_first: Called at the start of the first window, and again if that is restarted.
     """
 
-    def __init__(self, engine: Observed, harness: Sequence[int], processes: Sequence[int] = ()) -> None:
-        self._engine, self._pids, self._processes = engine, harness, processes
+    def __init__(
+        self,
+        gpus: Sequence[str],
+        harness: Sequence[int],
+        processes: Sequence[int] = (),
+        on_first: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._gpus, self._harness, self._processes, self._on_first = gpus, harness, processes, on_first
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []
         self._waits: list[float | None] = []
@@ -53,19 +50,32 @@ class WindowObservers:
     def begin(self) -> None:
         """Start or restart observing, at the start of a window."""
         if not self._activities:
-            self._engine.reset_peak_memory()
+            self._on_first()
         last = self._watch
-        self._watch = ContentionWatch([root_of(self._pids), *self._processes], self._pids)
+        self._watch = ContentionWatch([root_of(self._harness), *self._processes], self._harness)
         if last is not None and self._activities:
             self._waits.append(own_cpus(last.after, self._watch.before))
-        self._harness = Harness(self._pids)
+        self._harness_before = cpu_seconds_of(self._harness)
 
     def end(self, account: Account, turn: Turn | None = None) -> None:
         """Stop observing, at the end of a window, which was a *turn* if two experiments are interleaved."""
         assert self._watch is not None
-        self._harness_seconds.append(self._harness.cpu_seconds(account.harness_cpu_seconds))
-        self._activities.append(self._watch.activity(self._engine.gpus, None if turn is None else turn.partner))
+        self._harness_seconds.append(self._harness_spent(account.harness_cpu_seconds))
+        self._activities.append(self._watch.activity(self._gpus, None if turn is None else turn.partner))
         self._stopped |= turn is not None and turn.stopped
+
+    def _harness_spent(self, meters: float | None) -> float | None:
+        """Return the CPU time of measuring since the window began, in s; None if it is unknown.
+
+        Args:
+            meters: CPU time of the meters' own processes, in s; None if there are none.
+        """
+        if not self._harness:
+            return meters
+        after = cpu_seconds_of(self._harness)
+        if self._harness_before is None or after is None:
+            return None
+        return after - self._harness_before + (meters or 0.0)
 
     @property
     def harness_cpu_seconds(self) -> float | None:
@@ -91,3 +101,24 @@ class WindowObservers:
             stopped=self._stopped,
             turns=list(records),
         )
+
+
+def cpu_seconds_of(pids: Iterable[int]) -> float | None:
+    """Return the CPU time of these processes so far, in s, without their children; None if one cannot be read."""
+    try:
+        return sum(map(_cpu_seconds, pids))
+    except (AttributeError, OSError):  # not Linux; or a process has ended, or belongs to another user
+        return None
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return a process's CPU time in s. Its resolution is 1 ns, that of /proc only 10 ms.
+
+    Raises:
+        AttributeError: The system has no such clock.
+        OSError: There is no such process, or it may not be read.
+    """
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from pytest_llem.energy.account import Account, Meters
-from pytest_llem.engines.function import load_engine
+from pytest_llem.catalogue import PREFILL_METRICS
+from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.models import folder_state
-from pytest_llem.engines.options import check_options, needs_of_class
+from pytest_llem.engines.options import needs_of_class
 from pytest_llem.engines.protocol import (
     BatchEngine,
+    CacheMemory,
     Engine,
     EngineContext,
     PreflightError,
@@ -21,35 +22,49 @@ from pytest_llem.engines.protocol import (
     SupportsExpectedWarnings,
     SupportsProcesses,
 )
-from pytest_llem.engines.shipped import SHIPPED
+from pytest_llem.hardware.environment import environment
 from pytest_llem.hardware.gpus import kinds_of
 from pytest_llem.measurement import accounting
+from pytest_llem.measurement.accounting import Measured
 from pytest_llem.measurement.adjusted import adjusted_settings
-from pytest_llem.measurement.command import CommandOrchestrator, MeasuredCommand
+from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
-from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.driver import Driver
-from pytest_llem.measurement.environment import environment
+from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
-from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
-from pytest_llem.measurement.power_csv import to_csv
-from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
+from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings
+from pytest_llem.measurement.quality_warnings import (
+    active_tracer,
+    condition_warnings,
+    energy_warnings,
+    find_warnings,
+)
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.turns import Turns
 from pytest_llem.measurement.window import Window, compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
+from pytest_llem.results.contention import Contention
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord, TurnRecord
+from pytest_llem.results.experiment import (
+    EngineRecord,
+    ExperimentResult,
+    Identity,
+    IdlePowerRecord,
+    InputsRecord,
+    TurnRecord,
+    WarmupRecord,
+)
+from pytest_llem.results.metrics import Metric
+from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.study.config import AUTO, ExperimentConfig
-from pytest_llem.study.engines import COMMAND
+from pytest_llem.study.engines import COMMAND, Needs
 from pytest_llem.study.identity import config_hash
 from pytest_llem.study.server import SERVER
 from pytest_llem.times import now, utc
@@ -57,28 +72,29 @@ from pytest_llem.workload.prompts import Texts, build_workload, read_texts
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The outcome of an experiment.
+class _Loaded:
+    """A loaded engine, its driver, what its class states, and the time in s and the energy of loading."""
 
-    Attributes:
-        result: The result to save.
-        requests: Requests, saved in a file of their own.
-        window: The measured window.
-    """
+    engine: Engine
+    driver: Driver[Any]
+    needs: Needs
+    seconds: float
+    energy: Total
 
-    result: ExperimentResult
-    requests: Requests
+
+@dataclass(frozen=True)
+class _Observed:
+    """What was measured of a loaded engine. The peak memory use is that in the window, in bytes."""
+
+    warmup: WarmupRecord | None
     window: Window
-
-    def files(self) -> dict[str, str]:
-        """Return the files to save with the result: their contents by file name suffix."""
-        files = {
-            "requests.csv": self.requests.to_csv(self.window.began),
-            OUTPUTS: self.requests.outputs_to_csv(),
-        }
-        if samples := self.window.account.samples:
-            files["power.csv"] = to_csv(samples, self.window.began)
-        return files
+    prefill: Window | None
+    observers: WindowObservers
+    contention: Contention
+    idle_power: IdlePowerRecord
+    peak_memory: int | None
+    cache: CacheMemory | None
+    tracer: str | None
 
 
 @dataclass
@@ -117,28 +133,20 @@ class ExperimentOrchestrator:
     devices: Sequence[str] = ()
     turns: Turns | None = None
 
-    def run(self) -> Measured | MeasuredCommand:
+    def run(self) -> Measured:
         """Load the model, warm up, measure, and return the outcome; of a command, run it.
 
         Raises:
             PreflightError: The experiment cannot run here.
         """
         if self.config.backend == COMMAND:
-            return CommandOrchestrator(
-                self.config,
-                self.identity or _standalone_identity(self.config),
-                directory=self.directory,
-                root=self.root,
-                carbon=self.carbon,
-                harness=self.harness,
-                on_progress=self.on_progress,
-                telemetry_fd=self.telemetry_fd,
-                devices=self.devices,
-            ).run()
+            return CommandOrchestrator(self, self._identity).run()
         with library_warnings() as library:
             started_at = now()
             texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))
-            engine = self._engine()
+            gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
+            context = replace(self.context, gpus=gpus, report_phase=self._report_phase)
+            engine = create_engine(self.config, context)
             try:
                 self._report_phase("fetching the model")
                 engine.fetch()
@@ -146,137 +154,166 @@ class ExperimentOrchestrator:
             finally:
                 engine.close()
 
+    @property
+    def _identity(self) -> Identity:
+        if self.identity is not None:
+            return self.identity
+        digest = config_hash(self.config)
+        return Identity(experiment_id=digest, config_hash=digest)
+
     def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
         """Load *engine*, whose model has been fetched, and measure."""
-        config, meters = self.config, self._meters(engine)
-        compiled_before = compilations()
+        meters, compiled_before = self._meters(engine), compilations()
         try:
             self._report_phase("loading")
             metered = set(engine.gpus)
-            load_seconds, load_account = _load(engine, meters)
+            seconds, account = _load(engine, meters)
             self._check_devices(engine)
-            load_energy = load_account.total
+            energy = account.total
             if metered != set(engine.gpus):  # the engine chose its GPUs while it loaded: meter only these now
-                if metered.intersection(load_energy.devices):
-                    load_energy = load_account.of(engine.gpus)
+                if metered.intersection(energy.devices):
+                    energy = account.of(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
-            needs = needs_of_class(engine, config, None)
+            needs = needs_of_class(engine, self.config, None)
             self._report_phase("preparing")
             driver = self._driver(engine, texts, needs.sequences, compiled_before)
-            idle_power = measure_idle_power(
-                driver.run_once,
-                meters,
-                load_energy,
-                config.baseline,
-                known=self.known_idle_power,
-                on_idle=lambda: self._report_phase("measuring the idle machine", config.baseline.duration_seconds),
-            )
-            warmup = driver.warm_up(
-                lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs"))
-            )
-            min_seconds = config.measurement.min_window_seconds
-            self._report_phase("measuring", min_seconds)
-            observers = self._observers(engine)
-            window = driver.measure(meters, observers, self.turns)
-            contention = observers.contention(window.seconds)
-            tracer = active_tracer()
-            peak_memory = engine.peak_memory_bytes()
-            cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
-            prefill = None
-            if config.measurement.prefill_split:
-                assert isinstance(driver, PassDriver)
-                self._report_phase("measuring the prompts alone", min_seconds)
-                prefill_observers = self._observers(engine)
-                prefill = driver.measure_prefill(meters, prefill_observers)
-                contention = with_prefill(contention, prefill_observers.contention(prefill.seconds))
-            idle_power = measure_idle_power_after(
-                idle_power,
-                meters,
-                config.baseline,
-                window,
-                on_idle=lambda: self._report_phase(
-                    "measuring the idle machine again", config.baseline.part_seconds
-                ),
-            )
+            loaded = _Loaded(engine, driver, needs, seconds, energy)
+            observed = self._observe(loaded, meters)
             self._report_phase("accounting")
-            requests = driver.requests(window)
-            requests.check(config, has_limit="max_output_tokens" not in needs.unused)
-            repeats = driver.check(window, requests)
-            expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
-            record = engine.describe()
-            driver.measure_drift(meters, self._observers(engine))
-            axes = self.identity.axes if self.identity else {}
-            adjusted = adjusted_settings(config, axes, record, requests, compilations())
-            window_metrics = driver.metrics(window, requests)
-            work = work_metrics(engine, record, requests, window.seconds / window.count)
-            metrics = {
-                **prefill_metrics(window, prefill, requests.input_tokens, idle_power.drift_w),
-                **window_metrics,
-                "gco2e_g": emissions(self.carbon, window_metrics["energy_j"]),
-                **idle_power_metrics(idle_power, window),
-                **accounting.condition_metrics(window.account),
-                **work,
-                "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
-                "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                **accounting.cache_metrics(cache),
-                **driver.loading_metrics(load_seconds, load_energy),
-            }
-            metrics = with_coverage(metrics, record, engine.gpus)
-            if prefill is not None and prefill.compiled is not None:
-                metrics |= accounting.not_judged(
-                    {name: metrics[name] for name in PREFILL_METRICS}, prefill.compiled
-                )
-            result = ExperimentResult(
-                pytest_llem_version=package_version("pytest-llem") or "unknown",
-                identity=self.identity or _standalone_identity(config),
-                effective_config=accounting.effective_config(config, needs.unused),
-                metrics=accounting.not_judged(
-                    metrics, requests.not_judged or window.compiled or repeats or tracer
-                ),
-                devices=accounting.device_energies(window.account),
-                window=accounting.window_record(window),
-                prefill_window=accounting.window_record(prefill) if prefill else None,
-                interleaving=None
-                if self.turns is None
-                else observers.interleaving(self.turns, [_turn_record(driver, turn) for turn in window.turns]),
-                idle_power=idle_power,
-                warmup=warmup,
-                tokens=driver.token_record(window, requests),
-                engine=record,
-                **driver.records(window),
-                adjusted=adjusted,
-                environment=environment(engine.gpus, self.root),
-                harness_cpu_seconds=observers.harness_cpu_seconds,
-                contention=contention,
-                inputs=InputsRecord(
-                    **code_state.imported(),
-                    model_folder=folder_state(config.model, self.context.model_path) if config.model else None,
-                ),
-                started_at=started_at,
-                completed_at=now(),
-                warnings=find_warnings(
-                    window,
-                    warmup,
-                    record,
-                    meters.refusals,
-                    allow_estimated=config.energy.allow_estimated,
-                    of_driver=[*driver.warnings(window, requests)],
-                    prefill=prefill,
-                    covers_engine=metrics["energy_j"].covers_engine,
-                    roofline_slowdown=work["roofline_slowdown"],
-                    contention=contention,
-                    idle_power=idle_power,
-                    requests=requests,
-                    adjusted=adjusted,
-                    repeats=repeats,
-                    tracer=tracer,
-                    library=[text for text in library if not any(part in text for part in expected)],
-                ),
-            )
+            return self._account(loaded, observed, meters, started_at, library)
         finally:
             meters.close()
-        return Measured(result, driver.sent(window, requests), window)
+
+    def _observe(self, loaded: _Loaded, meters: Meters) -> _Observed:
+        """Measure idle power, warm up, and measure the windows."""
+        config, engine, driver = self.config, loaded.engine, loaded.driver
+        idle_power = measure_idle_power(
+            driver.run_once,
+            meters,
+            loaded.energy,
+            config.baseline,
+            known=self.known_idle_power,
+            on_idle=lambda: self._report_phase("measuring the idle machine", config.baseline.duration_seconds),
+        )
+        warmup = driver.warm_up(
+            lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs"))
+        )
+        min_seconds = config.measurement.min_window_seconds
+        self._report_phase("measuring", min_seconds)
+        observers = self._observers(engine, engine.reset_peak_memory)
+        window = driver.measure(meters, observers, self.turns)
+        contention = observers.contention(window.seconds)
+        tracer = active_tracer()
+        peak_memory = engine.peak_memory_bytes()
+        cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
+        prefill = None
+        if config.measurement.prefill_split:
+            assert isinstance(driver, PassDriver)
+            self._report_phase("measuring the prompts alone", min_seconds)
+            prefill_observers = self._observers(engine)
+            prefill = driver.measure_prefill(meters, prefill_observers)
+            contention = with_prefill(contention, prefill_observers.contention(prefill.seconds))
+        idle_power = measure_idle_power_after(
+            idle_power,
+            meters,
+            config.baseline,
+            window,
+            on_idle=lambda: self._report_phase("measuring the idle machine again", config.baseline.part_seconds),
+        )
+        return _Observed(warmup, window, prefill, observers, contention, idle_power, peak_memory, cache, tracer)
+
+    def _account(
+        self, loaded: _Loaded, observed: _Observed, meters: Meters, started_at: str, library: Sequence[str]
+    ) -> Measured:
+        """Check what the engine reports, and return the outcome."""
+        config, engine, driver = self.config, loaded.engine, loaded.driver
+        window, prefill = observed.window, observed.prefill
+        requests = driver.requests(window)
+        requests.check(config, has_limit="max_output_tokens" not in loaded.needs.unused)
+        repeats = driver.check(window, requests)
+        record = engine.describe()
+        driver.measure_drift(meters, self._observers(engine))
+        metrics = self._metrics(loaded, observed, requests, record)
+        result = ExperimentResult(
+            pytest_llem_version=package_version("pytest-llem") or "unknown",
+            identity=self._identity,
+            effective_config=accounting.effective_config(config, loaded.needs.unused),
+            metrics=accounting.not_judged(
+                metrics, requests.not_judged or window.compiled or repeats or observed.tracer
+            ),
+            devices=accounting.device_energies(window.account),
+            window=accounting.window_record(window),
+            prefill_window=accounting.window_record(prefill) if prefill else None,
+            interleaving=None
+            if self.turns is None
+            else observed.observers.interleaving(
+                self.turns, [_turn_record(driver, turn) for turn in window.turns]
+            ),
+            idle_power=observed.idle_power,
+            warmup=observed.warmup,
+            tokens=driver.token_record(window, requests),
+            engine=record,
+            **driver.records(window),
+            adjusted=adjusted_settings(
+                config, self.identity.axes if self.identity else {}, record, requests, compilations()
+            ),
+            environment=environment(engine.gpus, self.root),
+            harness_cpu_seconds=observed.observers.harness_cpu_seconds,
+            contention=observed.contention,
+            inputs=InputsRecord(
+                **code_state.imported(),
+                model_folder=folder_state(config.model, self.context.model_path) if config.model else None,
+            ),
+            started_at=started_at,
+            completed_at=now(),
+        )
+        expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
+        unexpected = [text for text in library if not any(part in text for part in expected)]
+        result.warnings = find_warnings(
+            result,
+            [
+                *requests.warnings(),
+                *driver.warnings(window, requests),
+                *energy_warnings(
+                    window.account,
+                    meters.refusals,
+                    allow_estimated=config.energy.allow_estimated,
+                    prefill=prefill.account if prefill else None,
+                ),
+                *condition_warnings(repeats, observed.tracer),
+                *(QualityWarning.of("library_warning", text) for text in unexpected),
+            ],
+        )
+        sent = driver.sent(window, requests)
+        files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: sent.outputs_to_csv()}
+        if (power := window.power_csv()) is not None:
+            files["power.csv"] = power
+        return Measured(result, sent, files)
+
+    def _metrics(
+        self, loaded: _Loaded, observed: _Observed, requests: Requests, record: EngineRecord
+    ) -> dict[str, Metric]:
+        """Return every metric of the catalogue."""
+        engine, driver, window, prefill = loaded.engine, loaded.driver, observed.window, observed.prefill
+        of_window = driver.metrics(window, requests)
+        metrics = {
+            **prefill_metrics(window, prefill, requests.input_tokens, observed.idle_power.drift_w),
+            **of_window,
+            "gco2e_g": emissions(self.carbon, of_window["energy_j"]),
+            **idle_power_metrics(observed.idle_power, window),
+            **accounting.condition_metrics(window.account),
+            **work_metrics(engine, record, requests, window.seconds / window.count),
+            "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
+            "peak_memory_mb": accounting.megabytes("peak_memory_mb", observed.peak_memory),
+            **accounting.cache_metrics(observed.cache),
+            **driver.loading_metrics(loaded.seconds, loaded.energy),
+        }
+        metrics = accounting.with_coverage(metrics, record, engine.gpus)
+        if prefill is not None and prefill.compiled is not None:
+            of_prefill = {name: metrics[name] for name in PREFILL_METRICS}
+            metrics |= accounting.not_judged(of_prefill, prefill.compiled)
+        return metrics
 
     def _driver(
         self, engine: Engine, texts: Texts | None, sequences: int | None, compiled_before: int
@@ -299,8 +336,8 @@ class ExperimentOrchestrator:
         workload = build_workload(config, batch_engine, texts)
         return PassDriver(batch_engine, config, workload, sequences, compiled_before)
 
-    def _observers(self, engine: Engine) -> WindowObservers:
-        return WindowObservers(engine, self.harness, _processes(engine))
+    def _observers(self, engine: Engine, on_first: Callable[[], None] = lambda: None) -> WindowObservers:
+        return WindowObservers(engine.gpus, self.harness, _processes(engine), on_first)
 
     def _check_devices(self, engine: Engine) -> None:
         """Check that the loaded engine uses leased GPUs only: others are not locked, nor metered from the start.
@@ -331,25 +368,6 @@ class ExperimentOrchestrator:
             raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
         return meters
 
-    def _engine(self) -> Engine:
-        name = self.config.backend
-        try:
-            make = load_engine(name, defer=True)
-        except (LookupError, ImportError) as error:
-            raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if name not in SHIPPED and (missing := missing_methods(make)) is not None:
-            raise PreflightError(f"engine {name!r} cannot be used: {missing}")
-        check_options(make, self.config)
-        if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
-            reason = f"engine {name!r} cannot stop after the first token (it has no generate_first)"
-            raise PreflightError(f"{reason}: leave measurement.prefill_split out")
-        try:
-            gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
-            engine: Engine = make(self.config, replace(self.context, gpus=gpus, report_phase=self._report_phase))
-        except ImportError as error:
-            raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        return engine
-
 
 def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
     metrics = driver.metrics(turn, driver.requests(turn))
@@ -364,11 +382,6 @@ def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
 def _processes(engine: Engine) -> Sequence[int]:
     """Return the pids of the processes that run the model beside this one, with all their descendants."""
     return engine.processes if isinstance(engine, SupportsProcesses) else ()
-
-
-def _standalone_identity(config: ExperimentConfig) -> Identity:
-    digest = config_hash(config)
-    return Identity(experiment_id=digest, config_hash=digest)
 
 
 def _load(engine: Engine, meters: Meters) -> tuple[float, Account]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics, token_record
-from pytest_llem.measurement.driver import Driver
-from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes
+from pytest_llem.measurement.driver import Driver, measure_turns
+from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
-from pytest_llem.measurement.passes import PassWindow, join_turns, measure
+from pytest_llem.measurement.pass_window import PassWindow, join_turns, measure
 from pytest_llem.measurement.quality_warnings import pass_warnings, repeats_are_faster
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.turns import Turns, progress
+from pytest_llem.measurement.turns import Turn, Turns
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
@@ -51,7 +50,8 @@ class PassDriver(Driver[PassWindow]):
     ) -> None:
         self._engine, self._config, self._workload = engine, config, workload
         self._compiled_before = compiled_before
-        self._warmup = _WarmupBatches(engine, warmup_prompts(config, engine, workload), sequences)
+        prompts = warmup_prompts(config, engine, workload)
+        self._warmup, self._whole = _warmup_batches(engine, prompts, sequences)
         self.batches = engine.prepare(workload.prompts)
         engine.seed(config.random_seed)
 
@@ -63,42 +63,32 @@ class PassDriver(Driver[PassWindow]):
 
     def run_once(self) -> None:
         """Generate for one warm-up batch, so that the engine allocates all that it needs."""
-        self._engine.generate(self._warmup.batches[0])
+        self._engine.generate(self._warmup[0])
         self._engine.synchronize()
 
     def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
         """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.warmup.warm_up`."""
         return warm_up(
             self._engine,
-            self._warmup.batches,
+            self._warmup,
             self._config.warmup,
             on_run,
             compiled_before=self._compiled_before,
-            finally_run=self._warmup.whole,
+            finally_run=self._whole,
         )
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> PassWindow:
-        """Measure whole passes for at least ``measurement.min_window_seconds``.
-
-        Args:
-            meters: Open meters, outside of a window.
-            observers: Observe each window, or turn.
-            turns: Turns with another experiment; None to measure without interruption.
-        """
-        min_seconds = self._config.measurement.min_window_seconds
+        generate, min_seconds = self._engine.generate, self._config.measurement.min_window_seconds
         if turns is None:
-            window = self._measure(self._engine.generate, meters, min_seconds, observers.begin)
-            observers.end(window.account)
-            return window
-        taken: list[PassWindow] = []
-        while True:
-            measured = math.fsum(one.seconds for one in taken)
-            turn = turns.next_turn(progress(len(taken), measured, min_seconds, observers.waiting_cpus))
-            if turn is None:
-                break
-            taken.append(self._measure(self._engine.generate, meters, turns.min_seconds, observers.begin))
-            observers.end(taken[-1].account, turn)
-        return join_turns(taken)
+            return self._measure(generate, meters, observers, min_seconds)
+        return join_turns(
+            measure_turns(
+                turns,
+                observers,
+                min_seconds,
+                lambda seconds, turn: self._measure(generate, meters, observers, seconds, turn),
+            )
+        )
 
     def measure_prefill(self, meters: Meters, observers: WindowObservers) -> PassWindow:
         """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
@@ -116,8 +106,7 @@ class PassDriver(Driver[PassWindow]):
         assert isinstance(self._engine, SupportsPrefillOnly)
         self._engine.generate_first(self.batches[0])
         min_seconds = self._config.measurement.min_window_seconds
-        window = self._measure(self._engine.generate_first, meters, min_seconds, observers.begin)
-        observers.end(window.account)
+        window = self._measure(self._engine.generate_first, meters, observers, min_seconds)
         for request in self.requests(window).all():
             if request.error is not None:
                 raise ValueError(f"a request for one token failed in the prefill window: {request.error}")
@@ -132,25 +121,22 @@ class PassDriver(Driver[PassWindow]):
             [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
             for one in window.passes
         ]
-        requests = Requests.of(batches, self._engine.no_latency, window.numbers, window.pass_seconds)
-        sizes = requests.sizes if self._engine.batch_sizes_known else ()
-        return replace(requests, sizes=sizes, no_tokens=self._engine.no_tokens, prompts=self._config.n)
-
-    def sent(self, window: PassWindow, requests: Requests) -> Requests:
-        """Return *requests*."""
-        return requests
+        engine = self._engine
+        return Requests(
+            [list(chain.from_iterable(one)) for one in batches],
+            engine.no_latency,
+            [len(batch) for batch in batches[0]] if engine.batch_sizes_known else (),
+            window.numbers,
+            too_fast(batches, window.pass_seconds),
+            engine.no_tokens,
+            self._config.n,
+        )
 
     def check(self, window: PassWindow, requests: Requests) -> str | None:
-        """Check the engine's records, and return why no gate may judge them; None if gates may.
-
-        Raises:
-            ValueError: The records contradict each other or the clock.
-        """
         check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
         return repeats_are_faster(window, requests)
 
     def metrics(self, window: PassWindow, requests: Requests) -> dict[str, Metric]:
-        """Return the metrics that follow from the requests of *window*, per pass."""
         served = Served.in_passes(window.count, requests)
         return {
             **energy_metrics(window.account, window.seconds, served),
@@ -160,57 +146,54 @@ class PassDriver(Driver[PassWindow]):
         }
 
     def loading_metrics(self, seconds: float, total: Total) -> dict[str, Metric]:
-        """Return time and energy of loading the model, given what :meth:`Engine.load` took."""
         return {
             "load_seconds": metric("load_seconds", seconds),
             "load_energy_j": energy("load_energy_j", total),
         }
 
     def token_record(self, window: PassWindow, requests: Requests) -> TokenRecord:
-        """Return the token counts of a pass."""
         return token_record(self._workload, requests, self.positions)
-
-    def records(self, window: PassWindow) -> dict[str, Any]:
-        """Return no further fields."""
-        return {}
 
     def warnings(self, window: PassWindow, requests: Requests) -> Iterator[QualityWarning]:
         """Yield quality warnings about the passes of *window*."""
         return pass_warnings(window, (self._workload.truncated, self._config.n))
 
     def _measure(
-        self, generate: Callable[[Any], Any], meters: Meters, min_seconds: float, before: Callable[[], None]
+        self,
+        generate: Callable[[Any], Any],
+        meters: Meters,
+        observers: WindowObservers,
+        min_seconds: float,
+        turn: Turn | None = None,
     ) -> PassWindow:
-        return measure(
+        window = measure(
             self._engine,
             self.batches,
             meters,
             min_seconds=min_seconds,
             seed=self._config.random_seed,
             generate=generate,
-            before=before,
+            before=observers.begin,
             keep=recorded_passes(self._config),
         )
+        observers.end(window.account, turn)
+        return window
 
 
-class _WarmupBatches:
-    """Batches for warm-up, of no more requests than the engine generates at a time.
+def _warmup_batches(
+    engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return batches to warm up with, of no more requests than the engine generates at a time, and whole ones.
 
     An engine that schedules requests itself has one batch for the whole pass: warming up with it would take ten
-    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end.
-
-    Attributes:
-        batches: The batches to warm up with.
-        whole: Batches of a whole pass if ``batches`` are parts of them, else empty.
+    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end. Other engines have no
+    whole ones.
     """
-
-    def __init__(self, engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None) -> None:
-        self.batches = engine.prepare(prompts)
-        self.whole: Sequence[Any] = ()
-        size = sequences or (len(prompts) if len(self.batches) > 1 else REQUESTS_AT_A_TIME)
-        if len(prompts) > size * len(self.batches):
-            by_length = sorted(prompts, key=len)
-            middle = (len(prompts) - size) // 2
-            parts = by_length[middle : middle + size], by_length[-size:]
-            self.whole = self.batches
-            self.batches = [batch for part in parts for batch in engine.prepare(part)]
+    batches = engine.prepare(prompts)
+    size = sequences or (len(prompts) if len(batches) > 1 else REQUESTS_AT_A_TIME)
+    if len(prompts) <= size * len(batches):
+        return batches, ()
+    by_length = sorted(prompts, key=len)
+    middle = (len(prompts) - size) // 2
+    parts = by_length[middle : middle + size], by_length[-size:]
+    return [batch for part in parts for batch in engine.prepare(part)], batches

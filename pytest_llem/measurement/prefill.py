@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.measurement.accounting import INPUT_TOKENS_UNKNOWN, energy
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric, weakest
 
-PREFILL_METRICS = (
-    "prefill_energy_j",
-    "decode_energy_j",
-    "energy_per_input_token_j",
-    "prefill_seconds",
-    "decode_seconds",
-)
 NOT_REQUESTED = "not measured: set measurement.prefill_split: true"
 
 
 def prefill_metrics(
-    window: PassWindow, prefill: PassWindow | None, input_tokens: int | None, drift_w: float | None
+    window: Window, prefill: Window | None, input_tokens: int | None, drift_w: float | None
 ) -> dict[str, Metric]:
     """Return energy and time of prefill and of decoding, per pass.
 

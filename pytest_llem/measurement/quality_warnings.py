@@ -5,20 +5,17 @@ from __future__ import annotations
 import statistics
 import sys
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_llem.energy.account import SWITCHED_OFF, Account
+from pytest_llem.energy.account import MAX_VALID_DISAGREEMENT, SWITCHED_OFF, Account, disagreement
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
-from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.window import Window
-from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, IdlePowerRecord, WarmupRecord
+from pytest_llem.results.experiment import ExperimentResult, IdlePowerRecord
 from pytest_llem.results.facts import MIN_TICKS
-from pytest_llem.results.metrics import Metric, resolution
+from pytest_llem.results.metrics import resolution
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile
 
@@ -32,100 +29,94 @@ MAX_IDLE_CHANGE = 0.1
 MAX_WARMING_C = 5.0
 
 
-def find_warnings(
-    window: Window,
-    warmup: WarmupRecord | None,
-    engine: EngineRecord,
+def find_warnings(result: ExperimentResult, others: Iterable[QualityWarning]) -> list[QualityWarning]:
+    """Return the quality warnings of a result, the most severe first.
+
+    Args:
+        result: The result, without its warnings.
+        others: Warnings that do not follow from its records.
+    """
+    return sorted((*_record_warnings(result), *others), key=lambda one: one.rank)
+
+
+def _record_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
+    for setting in result.adjusted:
+        yield QualityWarning.of("setting_adjusted", str(setting))
+    for window in (result.window, result.prefill_window):
+        if window is not None and window.compiled is not None:
+            text = f"{window.compiled}; no gate judges it: use batches of fewer different lengths"
+            yield QualityWarning.of("compiled", text)
+    energy, roofline = result.metrics["energy_j"], result.metrics["roofline_slowdown"].value
+    if energy.covers_engine is False:
+        text = f"the engine ran on {result.engine.device}, and the energy covers {energy.boundary} only"
+        yield QualityWarning.of("engine_not_covered", text)
+    if result.contention is not None:
+        yield from contention_warnings(result.contention)
+    if result.idle_power is not None:
+        yield from _idle_change(result.idle_power)
+    if roofline is not None and roofline < 1:
+        yield QualityWarning.of(
+            "faster_than_roofline",
+            f"roofline_slowdown is {roofline:.2f}, and less than 1 is impossible: "
+            "a bug of pytest-llem, or wrong peaks of this device; please report it",
+        )
+    if result.warmup is not None and result.warmup.converged is False:
+        text = f"warm-up stopped after {result.warmup.runs} runs before latencies settled"
+        yield QualityWarning.of("warmup_not_converged", text)
+    if result.engine.random_weights:
+        text = "random weights: speed is real, power depends on the values and may differ"
+        yield QualityWarning.of("random_weights", text)
+
+
+def energy_warnings(
+    account: Account,
     refusals: Mapping[str, str],
     *,
     allow_estimated: bool = False,
-    of_driver: Sequence[QualityWarning] = (),
-    prefill: Window | None = None,
-    covers_engine: bool | None = None,
-    roofline_slowdown: Metric | None = None,
-    contention: Contention | None = None,
-    idle_power: IdlePowerRecord | None = None,
-    requests: Requests | None = None,
-    repeats: str | None = None,
-    tracer: str | None = None,
-    library: Sequence[str] = (),
-    adjusted: Sequence[AdjustedSetting] = (),
-) -> list[QualityWarning]:
-    """Return the quality warnings of an experiment, the most severe first.
+    prefill: Account | None = None,
+) -> Iterator[QualityWarning]:
+    """Yield the quality warnings about the energy of a window.
 
     Args:
-        window: The measured window.
-        warmup: Record of the warm-up; None if it was switched off.
-        engine: The engine's record.
+        account: The meters' readings.
         refusals: Reasons why meters could not be used, by name.
         allow_estimated: Whether the study accepts estimated energy.
-        of_driver: Warnings of what made the engine work.
-        prefill: Window of prefill alone; None if there was none.
-        covers_engine: Whether the energy covers the devices that the engine ran on; None if unknown.
-        roofline_slowdown: Duration of a pass ÷ its roofline time.
-        requests: Requests of the window.
-        contention: Contention in the window.
-        idle_power: Idle power before and after the window.
-        adjusted: Settings that did not run as they were given.
-        repeats: Message of :func:`repeats_are_faster`.
-        tracer: Message of :func:`active_tracer`.
-        library: Warnings of libraries, one line each.
+        prefill: Readings of the window of prefill alone; None if there was none.
     """
-    account, total = window.account, window.account.total
-    reason = total.reason or ""
+    total, reason = account.total, account.total.reason or ""
     refused = (f"{name}: {why}" for name, why in refusals.items())
-    found = [QualityWarning.of("meter_refused", f"meter {one}") for one in refused if one not in reason]
-
-    def warn(code: str, text: str) -> None:
-        found.append(QualityWarning.of(code, text))
-
-    found += requests.warnings() if requests is not None else ()
-    for setting in adjusted:
-        warn("setting_adjusted", str(setting))
-    for one in (window, prefill):
-        if one is not None and one.compiled is not None:
-            warn("compiled", f"{one.compiled}; no gate judges it: use batches of fewer different lengths")
-    if repeats is not None:
-        warn("repeats_faster", f"{repeats}; no gate judges it: disable the engine's caches of prompts and answers")
-    if tracer is not None:
-        warn(
-            "traced",
-            f"{tracer} and slows Python down; no gate judges it: measure without coverage, debugger and profiler",
-        )
-    found += of_driver
+    yield from (QualityWarning.of("meter_refused", f"meter {one}") for one in refused if one not in reason)
     if total.energy_j is None and reason != SWITCHED_OFF:
-        warn("no_energy", f"no energy: {reason}")
+        yield QualityWarning.of("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
         how = "from CPU time" if total.source == CPU_TIME_MODEL else f"by {total.source}"
-        warn("energy_estimated", f"energy is estimated {how}, not measured")
-    if covers_engine is False:
-        warn(
-            "engine_not_covered", f"the engine ran on {engine.device}, and the energy covers {total.boundary} only"
-        )
-    found += _few_ticks("window", account)
+        yield QualityWarning.of("energy_estimated", f"energy is estimated {how}, not measured")
     if total.method == "measured" and account.tick_seconds is None:
-        warn(
+        yield QualityWarning.of(
             "tick_unknown",
             f"meter does not report the tick of {total.source}: it was not checked that the window is long enough",
         )
+    yield from _few_ticks("window", account)
     if prefill is not None:
-        found += _few_ticks("prefill window", prefill.account)
-    found += _device_warnings(account)
-    found += contention_warnings(contention) if contention is not None else ()
-    found += _idle_change(idle_power) if idle_power is not None else ()
-    if roofline_slowdown is not None and roofline_slowdown.value is not None and roofline_slowdown.value < 1:
-        warn(
-            "faster_than_roofline",
-            f"roofline_slowdown is {roofline_slowdown.value:.2f}, and less than 1 is impossible: "
-            "a bug of pytest-llem, or wrong peaks of this device; please report it",
+        yield from _few_ticks("prefill window", prefill)
+    yield from _device_warnings(account)
+
+
+def condition_warnings(repeats: str | None, tracer: str | None) -> Iterator[QualityWarning]:
+    """Yield the quality warnings about conditions under which no gate judges a result.
+
+    Args:
+        repeats: Message of :func:`repeats_are_faster`.
+        tracer: Message of :func:`active_tracer`.
+    """
+    if repeats is not None:
+        text = f"{repeats}; no gate judges it: disable the engine's caches of prompts and answers"
+        yield QualityWarning.of("repeats_faster", text)
+    if tracer is not None:
+        text = (
+            f"{tracer} and slows Python down; no gate judges it: measure without coverage, debugger and profiler"
         )
-    if warmup is not None and warmup.converged is False:
-        warn("warmup_not_converged", f"warm-up stopped after {warmup.runs} runs before latencies settled")
-    for text in library:
-        warn("library_warning", text)
-    if engine.random_weights:
-        warn("random_weights", "random weights: speed is real, power depends on the values and may differ")
-    return sorted(found, key=lambda one: one.rank)
+        yield QualityWarning.of("traced", text)
 
 
 def pass_warnings(window: PassWindow, cut: tuple[int, int] = (0, 0)) -> Iterator[QualityWarning]:

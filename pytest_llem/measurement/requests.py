@@ -12,7 +12,6 @@ from itertools import chain, islice
 
 from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.engine_reports import too_fast
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile, total_of
@@ -63,26 +62,6 @@ class Requests:
     too_fast: str | None = None
     no_tokens: str | None = None
     prompts: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        batches: Sequence[Sequence[Sequence[RequestRecord]]],
-        no_latency: str | None,
-        numbers: Sequence[int],
-        pass_seconds: Sequence[float],
-    ) -> Requests:
-        """Return the requests of passes.
-
-        Args:
-            batches: For each recorded pass, the records of each batch.
-            no_latency: Reason why the engine reports no latencies; None if it does.
-            numbers: Number of each recorded pass in the window, from 1.
-            pass_seconds: Duration of each recorded pass, in s.
-        """
-        sizes = [len(batch) for batch in batches[0]]
-        passes = [list(chain.from_iterable(one)) for one in batches]
-        return cls(passes, no_latency, sizes, numbers, too_fast(batches, pass_seconds))
 
     def all(self) -> Iterator[RequestRecord]:
         """Yield every request of every pass."""

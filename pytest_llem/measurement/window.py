@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account
+
+#: Fields of a power sample in its CSV file, and the file's columns.
+POWER_FIELDS = ("power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz")
+POWER_COLUMNS = ("seconds", "device", *POWER_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Window:
         began_at: Start on the system's clock, in s since 1970.
         compiled: Message about what was compiled in the window, which is then no steady state; None if nothing.
         restarts: Number of earlier windows that were discarded because something was compiled in them.
+        turns: The windows that this one was joined from, if it was measured alternately with another experiment.
     """
 
     seconds: float
@@ -30,11 +37,12 @@ class Window:
     began_at: float = 0.0
     compiled: str | None = None
     restarts: int = 0
+    turns: Sequence[Window] = ()
 
     @property
     def ended(self) -> float:
         """End on the monotonic clock, in s."""
-        return self.began + self.seconds
+        return self.turns[-1].ended if self.turns else self.began + self.seconds
 
     @property
     def count(self) -> float:
@@ -45,6 +53,22 @@ class Window:
     def pass_fields(self) -> dict[str, Any]:
         """Fields of the window's record about passes, if it consists of passes."""
         return {"passes": None}
+
+    def power_csv(self) -> str | None:
+        """Return the meters' power samples as CSV, one line each, in s from ``began``; None if there are none.
+
+        A missing value is an empty cell.
+        """
+        if not self.account.samples:
+            return None
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(POWER_COLUMNS)
+        for sample in self.account.samples:
+            values = (getattr(sample, name) for name in POWER_FIELDS)
+            cells = ("" if value is None else f"{value:g}" for value in values)
+            writer.writerow([f"{sample.at - self.began:.4f}", sample.device, *cells])
+        return text.getvalue()
 
 
 #: A first run has compiled something if it takes this many times as long as later ones, and this many seconds

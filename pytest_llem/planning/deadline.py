@@ -7,7 +7,6 @@ import math
 from pytest_llem.planning.estimate import BYTES, generation
 from pytest_llem.planning.host import Host
 from pytest_llem.planning.model_files import Footprint
-from pytest_llem.serving.search import max_probes
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import Needs
 from pytest_llem.study.execution import ExecutionConfig
@@ -110,7 +109,7 @@ def _loading(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> fl
 def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:
     """Return the deadline of a load: each of its requests is bounded by a time limit of its own."""
     one = config.measurement.min_window_seconds + _REQUESTS_OF_A_LOAD * load.request_timeout_seconds
-    total = BASE_SECONDS + one * (max_probes(load.search) if load.is_search else 1)
+    total = BASE_SECONDS + one * (load.search.max_loads if load.is_search else 1)
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 

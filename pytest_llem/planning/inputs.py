@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.engines.models import ModelSource, folder_state, hub_revision
+from pytest_llem.engines.models import ModelSource, folder_state
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.isolation.interpreter import ask_code_state
@@ -123,7 +123,7 @@ class CurrentInputs:
         elif (revision := result.engine.model_revision) is not None:
             stated = shipped_needs(config)
             wanted = stated.model_revision if stated else None
-            current = revision if wanted == revision else hub_revision(ModelSource(name, "hub"), wanted)
+            current = revision if wanted == revision else ModelSource(name, "hub", revision=wanted).commit
             yield from _moved("model", name, revision, current)
 
     def _changed_dataset(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:

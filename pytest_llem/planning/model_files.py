@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines.models import (
-    cached_snapshot,
     context_length,
     damaged_model,
     read_header,
@@ -50,7 +49,7 @@ def missing_model(name: str, revision: str | None, model_path: tuple[Path, ...])
     """Return why a model is not on this machine and cannot be downloaded, or is damaged; None if it is usable."""
     try:
         source = resolve_model(name, model_path, revision, download=False)
-        return damaged_model(name, source, revision)
+        return damaged_model(name, source)
     except ModelNotFoundError as error:
         return str(error)
 
@@ -87,10 +86,9 @@ def context_length_of(name: str, revision: str | None, model_path: tuple[Path, .
 def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
     """Return the folder of a model; None if the model is not on this machine."""
     try:
-        source = resolve_model(name, model_path, revision, download=False)
+        return resolve_model(name, model_path, revision, download=False).folder
     except ModelNotFoundError:
         return None
-    return cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)
 
 
 def footprint_of(config: ExperimentConfig, model_path: tuple[Path, ...]) -> Footprint | None:

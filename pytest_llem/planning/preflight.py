@@ -116,7 +116,7 @@ class Preflight:
         if config.lora is not None:
             yield LORA
         if (shipped := SHIPPED.get(config.backend)) is not None:
-            unmet = shipped.unmet_requirements(config, packages)
+            unmet = list(shipped.unmet_requirements(config, packages))
             yield from unmet
         if shipped is None or (shipped.checks_options and not unmet):
             yield from self._engine_problems(config)

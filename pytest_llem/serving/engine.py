@@ -12,12 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.models import (
-    cached_snapshot,
-    fingerprint,
-    hub_revision,
-    resolve_model,
-)
+from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import (
     Engine,
     EngineContext,
@@ -27,7 +22,6 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.serving.client import Endpoint
-from pytest_llem.serving.prompts import vocabulary_of, vocabulary_of_size
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.server_command import PRESETS
@@ -37,6 +31,11 @@ _ANSWER_SECONDS = 30.0
 
 #: Fields of ``decoder`` in requests. Presets may rename them.
 _FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
+
+
+#: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
+#: are the first or the last ones.
+_ENDS = 0.05
 
 
 class ServerEngine(Engine):
@@ -81,9 +80,7 @@ class ServerEngine(Engine):
                 "command": self._given_command(),
                 "sampling": self._fields(),
             },
-            model_source=None if source is None else source.kind,
-            model_revision=None if source is None else hub_revision(source, None),
-            model_fingerprint=None if source is None else fingerprint(source, None),
+            **({} if source is None else source.provenance()),
             random_weights=(options.args or {}).get("load_format") == "dummy"
             or (source is not None and source.random_weights),
         )
@@ -108,12 +105,13 @@ class ServerEngine(Engine):
             PreflightError: Their number is not known.
         """
         if self._options.vocab_size is not None:
-            return vocabulary_of_size(self._options.vocab_size)
-        if (folder := self._folder) is not None and (found := vocabulary_of(folder)) is not None:
+            return _vocabulary_of_size(self._options.vocab_size)
+        folder = None if self._source is None else self._source.folder
+        if folder is not None and (found := _vocabulary_of(folder)) is not None:
             return found
         sizes = [size for one in self._models if isinstance(size := (one.get("meta") or {}).get("n_vocab"), int)]
         if sizes:
-            return vocabulary_of_size(sizes[0])
+            return _vocabulary_of_size(sizes[0])
         raise PreflightError(
             "synthetic prompts are random token ids, and the size of the server's vocabulary is not known: "
             "give server.vocab_size, or a dataset of texts"
@@ -135,7 +133,7 @@ class ServerEngine(Engine):
         return os.environ[name]
 
     @cached_property
-    def _source(self) -> Any:
+    def _source(self) -> ModelSource | None:
         """Where the model was found; None if the study names none, or only the server can find it."""
         if self._config.model is None:
             return None
@@ -143,13 +141,6 @@ class ServerEngine(Engine):
             return resolve_model(self._config.model, self._context.model_path, None, download=False)
         except ModelNotFoundError:
             return None
-
-    @property
-    def _folder(self) -> Path | None:
-        if self._source is None:
-            return None
-        location = self._source.location
-        return cached_snapshot(location) if self._source.kind == "hub" else Path(location)
 
     def _fields(self) -> Mapping[str, Any]:
         """Return the fields of every request that say how tokens are chosen, and how many."""
@@ -200,3 +191,20 @@ class ServerEngine(Engine):
         except OSError as error:
             raise EngineCrashError(f"the server does not answer at {self.record.url}: {error}") from error
         return found if isinstance(found, dict) else None
+
+
+def _vocabulary_of(folder: Path) -> list[int] | None:
+    """Return the token ids of a model's folder without special tokens; None if its files do not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = config.get("text_config", config)["vocab_size"]
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        special = {one["id"] for one in tokenizer.get("added_tokens", ())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return [token for token in range(size) if token not in special]
+
+
+def _vocabulary_of_size(size: int) -> range:
+    """Return token ids of a vocabulary of which only the size is known."""
+    return range(int(size * _ENDS), size - int(size * _ENDS))

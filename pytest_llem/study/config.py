@@ -30,6 +30,9 @@ from pytest_llem.study.section import Section, check_finite
 from pytest_llem.study.server import SERVER, ServerConfig
 
 Precision = Literal["fp32", "fp16", "bf16"]
+#: Names of these data types in PyTorch, vLLM and SGLang.
+DATA_TYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
 LengthMode = Literal["fixed", "natural"]
 DatasetOrder = Literal["interleaved", "grouped", "shuffled"]
 PromptFormat = Literal["raw", "chat"]

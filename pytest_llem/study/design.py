@@ -109,7 +109,7 @@ class StudyConfig:
     @property
     def n_cycles(self) -> int:
         """Repetitions of every point; the maximum if their number is determined during the run."""
-        return self.execution.most_cycles
+        return self.execution.cycle_limit
 
     @property
     def min_cycles(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -225,6 +225,15 @@ class PyTorchConfig(EngineOptions):
         return self
 
 
+#: Arguments of vLLM by which the model is split or copied.
+VLLM_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def product_of_sizes(arguments: Mapping[str, Any], names: Iterable[str]) -> int:
+    """Return the product of the sizes by which a model is split or copied: the number of its GPUs."""
+    return math.prod(size for name in names if isinstance(size := arguments.get(name, 1), int))
+
+
 #: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given.
 VLLM_SEQUENCES = 256
 
@@ -243,9 +252,7 @@ class VLLMConfig(EngineOptions):
 
     def gpus(self) -> int:
         """Return the number of GPUs: the product of the sizes by which the model is split or copied."""
-        given = self.engine or {}
-        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-        return math.prod(size for name in sizes if isinstance(size := given.get(name, 1), int))
+        return product_of_sizes(self.engine or {}, VLLM_SIZES)
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
         given = self.engine or {}
@@ -255,13 +262,13 @@ class VLLMConfig(EngineOptions):
             sequences=min(config.n, sequences if isinstance(sequences, int) else VLLM_SEQUENCES),
             compiles=not given.get("enforce_eager"),
             uses_torch=True,
-            memory_share=_memory_share(given),
+            memory_share=vllm_memory_share(given),
             resolves_model=True,
             model_revision=given.get("revision"),
         )
 
 
-def _memory_share(engine: Mapping[str, Any]) -> float | None:
+def vllm_memory_share(engine: Mapping[str, Any]) -> float | None:
     """Return the share of a GPU's memory that vLLM reserves. Its own default is 0.9."""
     given = engine.get("gpu_memory_utilization", 0.9)
     return None if "kv_cache_memory_bytes" in engine or not isinstance(given, int | float) else float(given)

@@ -24,10 +24,6 @@ Cycles = Annotated[
     Literal["auto"] | Annotated[int, Field(ge=1)], single_error("must be 'auto' or a number of cycles, 1 or more")
 ]
 
-#: All values of :data:`CycleOrder` and of :data:`StartMethod`.
-CYCLE_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
-START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
-
 
 class ExecutionConfig(NullableSection):
     """Execution settings of a study."""
@@ -104,7 +100,7 @@ class ExecutionConfig(NullableSection):
         return self.n_cycles == "auto"
 
     @property
-    def most_cycles(self) -> int:
+    def cycle_limit(self) -> int:
         """Repetitions of every point; the maximum if their number is determined during the run."""
         return self.max_cycles if self.n_cycles == "auto" else self.n_cycles or 1
 

@@ -12,7 +12,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.document import Document
 from pytest_llem.study.problems import Problem, did_you_mean
 from pytest_llem.study.section import NullableSection
-from pytest_llem.study.validation import section_problems
+from pytest_llem.study.section_errors import section_problems
 
 #: Metrics that are compared by default.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")

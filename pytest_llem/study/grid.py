@@ -14,15 +14,13 @@ from pytest_llem.study.engines import DEFAULT_BACKEND
 from pytest_llem.study.identity import value_text
 from pytest_llem.study.problems import Problem, shown
 from pytest_llem.study.section import flatten
+from pytest_llem.study.server import SERVER
 
 #: Keys of the study that are not fields of an experiment. ``version`` is accepted and ignored.
 STUDY_KEYS = (
     *("name", "version", "base", "sweep", "experiments", "runners", "execution"),
     *("budgets", "gates", "skip", "xfail"),
 )
-
-#: The section whose name stands for its fields.
-SERVER = "server"
 
 #: Fields that become an axis if the study gives a list, slowest first.
 LIST_AXES = ("backend", "model")

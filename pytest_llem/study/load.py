@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -79,6 +80,16 @@ class SearchConfig(NullableSection):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g})")
         return self
+
+    @property
+    def max_loads(self) -> int:
+        """Number of loads that a search tries at most.
+
+        Example:
+            >>> SearchConfig(low=1, high=256, precision=0.05).max_loads
+            14
+        """
+        return math.ceil(math.log2(self.high / self.low)) + 1 + math.ceil(math.log2(1 / self.precision))
 
 
 class LoadConfig(NullableSection):

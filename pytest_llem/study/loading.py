@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_llem.study.base import shared_fields, with_base
-from pytest_llem.study.budgets import read_budgets
+from pytest_llem.study.budgets import apply_budgets, read_budgets
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
@@ -18,12 +18,12 @@ from pytest_llem.study.execution import ExecutionConfig, Overrides
 from pytest_llem.study.gates import read_gates
 from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
-from pytest_llem.study.limits import apply_budgets
 from pytest_llem.study.problems import REQUIRED, Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
+from pytest_llem.study.section_errors import section_problems
 from pytest_llem.study.unreachable_gates import unreachable_gates
-from pytest_llem.study.validation import first_config, section_problems, validate
+from pytest_llem.study.validation import first_config, validate
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]
 
@@ -187,7 +187,7 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
 
 
 def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyExperimentsError | None:
-    cycles, points = execution.most_cycles, grid.size
+    cycles, points = execution.cycle_limit, grid.size
     total = points * cycles
     limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
     if total <= min(limit, MAX_EXPERIMENTS):
@@ -220,7 +220,10 @@ def _refusal(draft: Draft, reason: str, *, any_valid: bool) -> str:
 def _output_dir_problems(document: Document, points: Sequence[Point]) -> list[Problem]:
     given = points[0].config.output_dir
     if len({point.config.output_dir for point in points}) == 1:
-        return [] if given is None or _is_folder_path(given) else [_invalid_output_dir(document, given)]
+        if given is None or _is_folder_path(given):
+            return []
+        message = f"must be the path of a folder {document.given(('output_dir',), given)}"
+        return [document.problem(("output_dir",), message)]
     experiments = document.data.get("experiments")
     listed = [("experiments", index, "output_dir") for index in range(len(experiments or ()))]
     at = next((one for one in (("sweep", "output_dir"), *listed) if one in document.marks), ("output_dir",))
@@ -233,12 +236,6 @@ def _is_folder_path(path: str) -> bool:
     except RuntimeError:  # ~nobody
         return False
     return path.isprintable()
-
-
-def _invalid_output_dir(document: Document, given: str) -> Problem:
-    return document.problem(
-        ("output_dir",), f"must be the path of a folder {document.given(('output_dir',), given)}"
-    )
 
 
 def _duplicates(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:

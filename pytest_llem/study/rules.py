@@ -14,7 +14,7 @@ from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.execution import Rule
 from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem, shown
-from pytest_llem.study.validation import section_problems
+from pytest_llem.study.section_errors import section_problems
 
 Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -17,46 +17,28 @@ from pydantic.json_schema import models_json_schema
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.budgets import BudgetConfig, LimitConfig
-from pytest_llem.study.config import (
-    BaselineConfig,
-    DecoderConfig,
-    EnergyConfig,
-    ExperimentConfig,
-    MeasurementConfig,
-    WarmupConfig,
-)
-from pytest_llem.study.dataset import DatasetConfig, LengthConfig
-from pytest_llem.study.engines import ENGINES, CommandConfig, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import ENGINES
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.grid import LIST_AXES
-from pytest_llem.study.load import LoadConfig, SearchConfig, SloConfig
 from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
-from pytest_llem.study.section import NullableSection
-from pytest_llem.study.server import ReadyConfig, ServerConfig, StopConfig
+from pytest_llem.study.section import NullableSection, section_of
 
 Schema = dict[str, Any]
 
+
+def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield *model* and all sections within it."""
+    yield model
+    for field in model.model_fields.values():
+        if (section := section_of(field)) is not None:
+            yield from _sections(section)
+
+
 #: The models under ``$defs``.
 _MODELS: tuple[type[BaseModel], ...] = (
-    ExperimentConfig,
-    DatasetConfig,
-    LengthConfig,
-    DecoderConfig,
-    WarmupConfig,
-    BaselineConfig,
-    EnergyConfig,
-    MeasurementConfig,
-    PyTorchConfig,
-    VLLMConfig,
-    ServerConfig,
-    ReadyConfig,
-    StopConfig,
-    LoadConfig,
-    SloConfig,
-    SearchConfig,
-    CommandConfig,
-    LoRAConfig,
+    *_sections(ExperimentConfig),
     ExecutionConfig,
     LimitConfig,
     BudgetConfig,

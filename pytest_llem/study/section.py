@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 
@@ -69,6 +70,12 @@ def single_error(message: str) -> WrapValidator:
             raise PydanticCustomError("single_error", "{message}", {"message": message}) from None
 
     return WrapValidator(validate)
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field holds, or may hold; None if it holds values only."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

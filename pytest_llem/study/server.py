@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.engines import VLLM_SIZES, EngineOptions, Needs, product_of_sizes, vllm_memory_share
 from pytest_llem.study.section import NullableSection, single_error
 
 if TYPE_CHECKING:  # which imports this module
@@ -159,26 +159,15 @@ class ServerConfig(EngineOptions):
             return self.gpus
         if isinstance(self.gpus, list):
             return len(self.gpus)
-        args = self.args or {}
-        names = {
-            "vllm": ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-            "sglang": ("tp", "tp_size", "pp_size", "dp_size"),
-        }.get(self.preset or "", ())
-        total = 1
-        for name in names:
-            if isinstance(size := args.get(name), int):
-                total *= size
-        return total
+        sizes = {"vllm": VLLM_SIZES, "sglang": ("tp", "tp_size", "pp_size", "dp_size")}
+        return product_of_sizes(self.args or {}, sizes.get(self.preset or "", ()))
 
     def _memory_share(self) -> float | None:
         """Return the share of a GPU's memory that the server reserves; None if it takes what it needs."""
         args = self.args or {}
-        if self.preset == "vllm" and "kv_cache_memory_bytes" not in args:
-            given = args.get("gpu_memory_utilization", 0.9)
-        elif self.preset == "sglang":
-            given = args.get("mem_fraction_static", 0.88)
-        else:
-            return None
+        if self.preset == "vllm":
+            return vllm_memory_share(args)
+        given = args.get("mem_fraction_static", 0.88) if self.preset == "sglang" else None
         return float(given) if isinstance(given, int | float) else None
 
 

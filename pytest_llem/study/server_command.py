@@ -8,12 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.substitution import PlaceholderError, Substitution
-
-#: vLLM's and SGLang's names of precisions.
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def server_command(config: ExperimentConfig, *, port: int, python: str, model: s
 
 
 def _substitution(config: ExperimentConfig, **others: str) -> Substitution:
-    return Substitution(config, "server", dtype=_DTYPES[config.precision], **others)
+    return Substitution(config, "server", dtype=DATA_TYPES[config.precision], **others)
 
 
 def server_hash(config: ExperimentConfig) -> str:

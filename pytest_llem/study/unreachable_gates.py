@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.catalogue import CATALOGUE, PREFILL_METRICS
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
@@ -12,11 +12,6 @@ from pytest_llem.study.problems import Problem
 
 #: Units of metrics that need a meter.
 _METER_UNITS = {"J", "Wh", "1/J", "J·s", "W", "g", "°C"}
-
-_PREFILL_METRICS = (
-    *("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"),
-    *("prefill_seconds", "decode_seconds"),
-)
 
 _IDLE_POWER_METRICS = ("idle_power_w", "active_energy_j")
 
@@ -51,6 +46,6 @@ def _missing(metric: str, config: ExperimentConfig) -> str | None:
             return "energy.backend is 'estimate', and energy.allow_estimated false"
     if metric in _IDLE_POWER_METRICS and not config.baseline.enabled:
         return "baseline.enabled is false"
-    if metric in _PREFILL_METRICS and not config.measurement.prefill_split:
+    if metric in PREFILL_METRICS and not config.measurement.prefill_split:
         return "measurement.prefill_split is false"
     return None

@@ -1,4 +1,4 @@
-"""Validate the points of a study and convert pydantic's errors into located problems."""
+"""Validate the points of a study."""
 
 from __future__ import annotations
 
@@ -7,59 +7,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from pytest_llem.registry import METER_GROUP, installed
-from pytest_llem.study.config import (
-    AUTO,
-    FORMER_METERS,
-    BaselineConfig,
-    DecoderConfig,
-    EnergyConfig,
-    ExperimentConfig,
-    MeasurementConfig,
-    WarmupConfig,
-)
+from pytest_llem.study.config import AUTO, FORMER_METERS, ExperimentConfig
 from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
-from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
+from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.effects import in_effect, smaller_batches, without_effect
-from pytest_llem.study.engines import (
-    COMMAND,
-    DEFAULT_BACKEND,
-    CommandConfig,
-    LoRAConfig,
-    PyTorchConfig,
-    VLLMConfig,
-)
+from pytest_llem.study.engines import COMMAND, DEFAULT_BACKEND
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.identity import ConfigHasher
-from pytest_llem.study.load import LoadConfig
-from pytest_llem.study.problems import Problem, did_you_mean, error_sentence, shown
-from pytest_llem.study.section import flatten
-from pytest_llem.study.server import ServerConfig
+from pytest_llem.study.problems import Problem, did_you_mean, shown
+from pytest_llem.study.section import flatten, section_of
+from pytest_llem.study.section_errors import error_details, located_sentence
 from pytest_llem.study.substitution import PlaceholderError, unreached
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
 
-#: Sections of an experiment.
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "pytorch": PyTorchConfig,
-    "decoder": DecoderConfig,
-    "warmup": WarmupConfig,
-    "baseline": BaselineConfig,
-    "energy": EnergyConfig,
-    "measurement": MeasurementConfig,
-    "vllm": VLLMConfig,
-    "server": ServerConfig,
-    "load": LoadConfig,
-    "command": CommandConfig,
-    "lora": LoRAConfig,
+#: Sections of an experiment. A ``dataset`` may also be a text.
+_SECTIONS = {
+    name: section
+    for name, field in ExperimentConfig.model_fields.items()
+    if name != "dataset" and (section := section_of(field)) is not None
 }
-
-#: Sections that every experiment has.
-_ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 
 #: Sections to search for a key that is given at the wrong level.
 _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
@@ -67,10 +38,6 @@ _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
     "execution": ExecutionConfig,
     "dataset": DatasetConfig,
 }
-
-#: Fields that are a value or a section: after them, pydantic inserts the alternative into an error's location.
-#: Index of that part in the location, and the field's name.
-_VALUE_OR_SECTION = {(1, "dataset"), (3, "input_len"), (1, "delta")}
 
 
 @dataclass
@@ -122,12 +89,12 @@ def validate(grid: Grid) -> Checked:
         checked.problems += _command_problems(document, draft, config)
         if former := _former_meter(draft):
             message = f"{former!r} is read as {AUTO!r}: the best meter available"
-            notes.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
+            notes.add(_problem(document, draft, ("energy", "backend"), message))
         unused = list(without_effect(config))
         if reasons := [f"{dotted(at)} {message}" for at, message in unused if dotted(at) in draft.axes]:
             ineffective[len(checked.valid) - 1] = (draft, "; ".join(reasons))
         for location, message in (*unused, *smaller_batches(config)):
-            notes.add(_placed(document, _origin(draft, location), location, message))
+            notes.add(_problem(document, draft, location, message))
     _exclude_repetitions(checked, ineffective)
     checked.notes += sorted(notes, key=lambda note: (note.path, note.line, note.column))
     return checked
@@ -168,7 +135,7 @@ def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:
     for name, field_name in DATASET_FIELDS.items():
         if field_name in draft.axes and dataset.get(name) is not None:
             message = f"cannot be an axis: dataset.{name} is given and overrides it"
-            yield _placed(document, _key(_origin(draft, (field_name,))), (field_name,), message)
+            yield _problem(document, draft, (field_name,), message, of_key=True)
 
 
 def first_config(grid: Grid) -> ExperimentConfig | None:
@@ -184,7 +151,9 @@ class _Sections:
     """Validate each section only once, even if many points share it."""
 
     def __init__(self) -> None:
-        self._defaults = {name: _SECTIONS[name].model_validate({}) for name in _ALWAYS}
+        fields = ExperimentConfig.model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in _SECTIONS}
+        self._defaults = {name: section for name, section in defaults.items() if section is not None}
         # The data is kept with its section, because the id of a deleted object can be reused.
         self._known: dict[tuple[str, int], tuple[Mapping[str, Any], BaseModel | None]] = {}
 
@@ -213,16 +182,6 @@ class _Sections:
         return known[1]
 
 
-def section_problems(
-    document: Document, at: KeyPath, model: type[BaseModel], error: ValidationError
-) -> list[Problem]:
-    """Return the problems of the section at the key path *at* of the file."""
-    return [
-        document.problem((*at, *location), _sentence(document, (*at, *location), location, detail, model))
-        for location, detail in _details(error)
-    ]
-
-
 def _key_problems(
     document: Document, draft: Draft, backends: Sequence[str], known: set[str]
 ) -> dict[str, Problem]:
@@ -243,11 +202,11 @@ def _key_problems(
             message = _unknown(key, value, str(backend), backends, is_shared=at == (key,))
         else:
             continue
-        problems[key] = _placed(document, _key(at), (key,), message)
+        problems[key] = _problem(document, draft, (key,), message, of_key=True)
     if isinstance(backend, str) and backend not in backends:
         hint = did_you_mean(backend, tuple(backends))
         message = f"no engine of that name{hint} (got {shown(backend)}; there are: {', '.join(backends)})"
-        problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
+        problems["backend"] = _problem(document, draft, ("backend",), message)
     return problems
 
 
@@ -265,7 +224,7 @@ def _meter_problem(
     if name in (None, AUTO, *meters):
         return None
     message = f"no meter of that name is installed (got {shown(name)}; there are: {', '.join((AUTO, *meters))})"
-    return _placed(document, _origin(draft, location), location, message)
+    return _problem(document, draft, location, message)
 
 
 def _command_problems(document: Document, draft: Draft, config: ExperimentConfig) -> Iterator[Problem]:
@@ -276,12 +235,12 @@ def _command_problems(document: Document, draft: Draft, config: ExperimentConfig
         missing = unreached(config, config.command.run)
     except PlaceholderError as error:
         location: KeyPath = (COMMAND, "run", error.index)
-        yield _placed(document, _origin(draft, location), location, str(error))
+        yield _problem(document, draft, location, str(error))
         return
     for name, _ in flatten(draft.config):
         if (message := missing.get(name)) is not None:
             location = tuple(name.split("."))
-            yield _placed(document, _key(_origin(draft, location)), location, message)
+            yield _problem(document, draft, location, message, of_key=True)
 
 
 def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:
@@ -309,23 +268,22 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
     """
     problems: list[Problem] = []
     reasons: list[str] = []
-    for location, detail in _details(error):
-        at = _origin(draft, location)
+    for location, detail in error_details(error):
         if detail["type"] == "value_error":  # raised by a validator of a whole section
             reason = str(detail["ctx"]["error"])
             swept = not location or any(place[:1] == location[:1] for place, _ in draft.places)
             if draft.at and swept:
                 reasons.append(f"{dotted(location)}: {reason}" if location else reason)
             else:  # the values are shared by all points
-                problems.append(_placed(document, at, location, reason))
+                problems.append(_problem(document, draft, location, reason))
         elif axis := _axis_within(draft, location):
-            problems.append(
-                _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is not a mapping")
-            )
+            message = f"{dotted(location)!r} is not a mapping"
+            problems.append(_problem(document, draft, axis, message, of_key=True))
         else:
-            sentence = _sentence(document, at, location, detail, ExperimentConfig)
+            at = _origin(draft, location)
+            sentence = located_sentence(document, at, location, detail, ExperimentConfig)
             is_key = detail["type"] == "extra_forbidden"
-            problems.append(_placed(document, _key(at) if is_key else at, location, sentence))
+            problems.append(_problem(document, draft, location, sentence, of_key=is_key))
     return problems, reasons
 
 
@@ -343,61 +301,19 @@ def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
     return next((place for place, _ in draft.places if location == place[: len(location)] != place), None)
 
 
-def _key(at: KeyPath) -> KeyPath:
-    """Return the axis's position for that of one of its values, so that an error of the axis is reported once."""
-    return at[:-1] if at and isinstance(at[-1], int) else at
+def _problem(
+    document: Document, draft: Draft, location: KeyPath, message: str, *, of_key: bool = False
+) -> Problem:
+    """Return a problem of the configuration's key *location*, placed where the file gives its value.
 
-
-def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) -> Problem:
-    """Return a problem of the configuration's key *location*, placed at the position *at* of the file."""
+    Args:
+        document: The study file.
+        draft: The point.
+        location: Key path in the point's configuration.
+        message: What is wrong.
+        of_key: Whether the key is wrong, and not this value: the problem is then that of its axis, reported once.
+    """
+    at = _origin(draft, location)
+    if of_key and at and isinstance(at[-1], int):
+        at = at[:-1]
     return replace(document.problem(at, message), where=dotted(location))
-
-
-def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """Yield each error with its location; for a value-or-section field, only those of the given kind."""
-    for detail in error.errors(include_url=False):
-        location = detail["loc"]
-        # After a field that is a value or a section, pydantic's location has the alternative that it tried.
-        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _VALUE_OR_SECTION]
-        if kinds and kinds[0] == 1:
-            is_section = not str(location[kinds[-1]]).startswith("constrained-")
-            if detail["type"] in ("model_type", "dict_type") if is_section else isinstance(detail["input"], dict):
-                continue
-            location = tuple(part for at, part in enumerate(location) if at not in kinds)
-        yield location, detail
-
-
-def _sentence(
-    document: Document, at: KeyPath, location: KeyPath, detail: ErrorDetails, model: type[BaseModel]
-) -> str:
-    kind = detail["type"]
-    sentence = error_sentence(detail)
-    if kind == "missing":
-        return sentence
-    if kind == "extra_forbidden":
-        return sentence + did_you_mean(str(location[-1]), _fields(model, location[:-1]))
-    given = document.given(at, detail["input"])
-    if model is ExperimentConfig and at[:1] != ("sweep",) and kind != "model_type" and _is_values(detail["input"]):
-        return f"{sentence} {given}; a list of values goes under sweep, as {dotted(location)}: [...]"
-    if kind == "int_type" and location == ("dataset", "input_len"):
-        return f"{sentence} or a mapping {given}"
-    if kind != "string_type":
-        return f"{sentence} {given}"
-    if location == ("dataset",):
-        return f"{sentence} or a mapping {given}"
-    quotable = not isinstance(detail["input"], list | dict | None)
-    return f"{sentence} {given}{IN_QUOTES if quotable else ''}"
-
-
-def _is_values(given: Any) -> bool:
-    """Return whether *given* looks like the values of an axis."""
-    return isinstance(given, list) and len(given) > 1 and not any(isinstance(one, list | dict) for one in given)
-
-
-def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
-    """Return the known keys of the section at *path*."""
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel))
-    return tuple(model.model_fields)

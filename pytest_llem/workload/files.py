@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ def read_file(dataset: str, directory: Path) -> list[Prompt]:
         raise PreflightError(problem)
     path = directory / Path(dataset).expanduser()
     try:
-        return _READERS[path.suffix](path)
+        if path.suffix == ".jsonl":
+            return list(_objects(path))
+        return [Prompt(line) for _, line in _numbered_lines(path)]
     except OSError as error:
         raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
 
@@ -91,22 +93,13 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         number = text.count("\n", 0, text.index("\0")) + 1
         raise PreflightError(f"{path}:{number}: holds a NUL character, as UTF-16 does: save the file as UTF-8")
     for number, line in enumerate(text.split("\n"), 1):
-        prompt = line.removeprefix(
-            "\ufeff"
-        )  # an editor's byte-order mark; further ones where files were concatenated
+        # An editor's byte-order mark; further ones where files were concatenated.
+        prompt = line.removeprefix("\ufeff")
         if prompt.strip():
             yield number, prompt.removesuffix("\r")
 
 
-def _lines(path: Path) -> list[Prompt]:
-    return [Prompt(line) for _, line in _numbered_lines(path)]
-
-
-def _objects(path: Path) -> list[Prompt]:
-    return list(_each_object(path))
-
-
-def _each_object(path: Path) -> Iterator[Prompt]:
+def _objects(path: Path) -> Iterator[Prompt]:
     for number, line in _numbered_lines(path):
         try:
             entry = json.loads(line)
@@ -141,6 +134,3 @@ def _turns(entry: Any) -> list[str]:
     if not found or not all(isinstance(one, str) for one in found):
         raise ValueError
     return found
-
-
-_READERS: dict[str, Callable[[Path], list[Prompt]]] = {".txt": _lines, ".jsonl": _objects}

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines import hub
-from pytest_llem.engines.packages import DATASETS, THIS_ENVIRONMENT, Packages
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.engines.refusals import one_line
+from pytest_llem.engines.requirements import DATASETS, THIS_ENVIRONMENT, Packages
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.workload.files import Prompt
 

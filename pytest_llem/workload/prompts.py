@@ -11,8 +11,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.engines.protocol import BatchEngine, PreflightError
+from pytest_llem.engines.requirements import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.workload.files import Prompt, file_problem, read_file

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pytest_llem.energy.gpu_source import COUNTER
+from pytest_llem.energy.gpu import COUNTER
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import Reading

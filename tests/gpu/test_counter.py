@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import IsolatedExperiment
-from pytest_llem.energy.gpu_source import COUNTER
+from pytest_llem.energy.gpu import COUNTER
 from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.results.statistics import mean_interval

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from pytest_llem.doctor.records import Examination
-from pytest_llem.hardware.gpu_state import GpuSensors
+from pytest_llem.hardware.gpu_state import gpu_sensors
 from pytest_llem.hardware.gpus import Gpu
 
 #: A CUDA context takes some hundreds of MB.
@@ -17,7 +17,7 @@ _CONTEXT_BYTES = 100e6
 
 def test_doctor_reports_gpu_without_using_it(gpu: Gpu, found: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
-    with GpuSensors() as look:
+    with gpu_sensors() as look:
         before = most = look()[gpu.uuid].used_bytes or 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             while process.poll() is None:

@@ -7,8 +7,8 @@ import pytest
 from pytest_llem.execution.isolated import ExperimentError
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.isolation.worker import describe
-from pytest_llem.measurement import cpu_activity, observed_engine, orchestrator
-from pytest_llem.measurement.importing import answer
+from pytest_llem.measurement import cpu_counters, observed_engine, orchestrator
+from pytest_llem.measurement.engine_imports import answer
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results import code_state
@@ -44,7 +44,7 @@ class InProcess(EngineConformance):
     def isolated_experiment(self, monkeypatch: pytest.MonkeyPatch) -> object:
         """Run without looking at the machine and the code, which takes most of the time."""
         monkeypatch.setattr(orchestrator, "environment", lambda gpus, root: {})
-        monkeypatch.setattr(cpu_activity, "_processes", lambda proc: ())
+        monkeypatch.setattr(cpu_counters, "_processes", lambda proc: ())
         monkeypatch.setattr(code_state, "imported", lambda: {"modules": {}, "distributions": {}})
         children = observed_engine._children
         before = {child.pid for child in children()}

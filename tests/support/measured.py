@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 from pytest_llem.energy.account import Account
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.accounting import window_record
+from pytest_llem.measurement.pass_window import PassWindow
+from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
+from pytest_llem.results.experiment import EngineRecord, ExperimentResult
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.quality_warnings import QualityWarning
 
 
 def record(
@@ -47,3 +52,29 @@ def pass_window(
 ) -> PassWindow:
     """Return a window of *passes*."""
     return PassWindow(seconds, account, began, passes=passes, pass_seconds=pass_seconds, call_seconds=call_seconds)
+
+
+def window_warnings(
+    window: PassWindow,
+    engine: EngineRecord,
+    *,
+    refusals: Mapping[str, str] | None = None,
+    prefill: PassWindow | None = None,
+    covers_engine: bool | None = None,
+    roofline_slowdown: Metric | None = None,
+    others: Iterable[QualityWarning] = (),
+    **records: Any,
+) -> list[QualityWarning]:
+    """Return the quality warnings of an experiment with *window* and other *records*."""
+    total = window.account.total
+    energy = metric("energy_j", total.energy_j, boundary=total.boundary, covers_engine=covers_engine)
+    unknown = metric("roofline_slowdown", None, reason="no peak is known")
+    result = ExperimentResult.model_construct(
+        window=window_record(window),
+        prefill_window=None if prefill is None else window_record(prefill),
+        engine=engine,
+        metrics={"energy_j": energy, "roofline_slowdown": roofline_slowdown or unknown},
+        **records,
+    )
+    before = None if prefill is None else prefill.account
+    return find_warnings(result, [*others, *energy_warnings(window.account, refusals or {}, prefill=before)])

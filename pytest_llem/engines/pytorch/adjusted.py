@@ -54,11 +54,10 @@ def _precision(model: Any, config: ExperimentConfig) -> Iterator[AdjustedSetting
         return
     main = loading.main_dtype(model)
     if main != loading.DTYPES[config.precision]:
-        names = {dtype: name for name, dtype in loading.DTYPES.items()}
         yield AdjustedSetting(
             setting="precision",
             given=config.precision,
-            effective=names.get(main, str(main).removeprefix("torch.")),
+            effective=loading.PRECISIONS.get(main, str(main).removeprefix("torch.")),
             reason="most of the model's weights are loaded in it",
         )
 

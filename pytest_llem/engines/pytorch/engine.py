@@ -15,15 +15,15 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.models import (
     ModelSource,
     context_length,
     damaged_model,
-    fingerprint,
-    hub_revision,
     resolve_model,
     too_long,
 )
+from pytest_llem.engines.options import check_options
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
     BatchEngine,
@@ -35,10 +35,8 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
-from pytest_llem.engines.pytorch.options import with_pytorch_options
-from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
-from pytest_llem.engines.refusals import library_errors_as_preflight
+from pytest_llem.engines.requirements import unmet_by_pytorch
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
@@ -120,13 +118,13 @@ class PyTorchEngine(BatchEngine):
     @classmethod
     def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
         with suppress(PreflightError):  # reported when the experiment runs
-            loading.preload_classes(with_pytorch_options(cls, config), context)
+            loading.preload_classes(cls._with_options(config), context)
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         if config.model is None:
             raise PreflightError("the engine needs a model: give model in the study")
-        config = with_pytorch_options(type(self), config)
-        if missing := unmet_requirements(config):
+        config = self._with_options(config)
+        if missing := list(unmet_by_pytorch(config)):
             raise PreflightError("; ".join(missing))
         self._config = config
         self._options = config.pytorch or PyTorchConfig()
@@ -149,14 +147,26 @@ class PyTorchEngine(BatchEngine):
         self._source: ModelSource | None = None
         self._peak_is_known = False
 
+    @classmethod
+    def _with_options(cls, config: ExperimentConfig) -> ExperimentConfig:
+        """Return *config* with the options of its engine under ``pytorch``, also for a subclass of that engine.
+
+        Raises:
+            PreflightError: An option of a subclass is unknown, or its value is wrong.
+        """
+        if config.pytorch is not None:
+            return config
+        check_options(cls, config)
+        return config.model_copy(update={"pytorch": cls.options.from_config(config)})
+
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
         with library_errors_as_preflight("generate cannot do what the experiment asks for"):
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
-        name, revision = self._config.model_name, self._options.revision
-        self._source = resolve_model(name, self._context.model_path, revision)
-        if damage := damaged_model(name, self._source, revision):
+        name = self._config.model_name
+        self._source = resolve_model(name, self._context.model_path, self._options.revision)
+        if damage := damaged_model(name, self._source):
             raise PreflightError(damage)
         loading.import_class(self._source, self._options)
 
@@ -210,9 +220,7 @@ class PyTorchEngine(BatchEngine):
                 **({"tokenizer": "none"} if self._prompts.tokenizer is None else {}),
             },
             adjusted=adjusted_settings(model, self._config, source),
-            model_source=source.kind,
-            model_revision=hub_revision(source, options.revision),
-            model_fingerprint=fingerprint(source, options.revision),
+            **source.provenance(),
             random_weights=source.random_weights or getattr(model.config, "random_weights", False) is True,
         )
 

@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +21,15 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from pytest_llem.engines.models import ModelSource, cached_snapshot, resolve_model
+from pytest_llem.engines.library_errors import library_errors_as_preflight, one_line
+from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
-from pytest_llem.engines.refusals import library_errors_as_preflight, one_line
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
 
 #: Values of ``device_map`` for which accelerate computes the map. Any other text names a device.
 COMPUTED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -59,14 +59,14 @@ def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
         return
     with suppress(ModelNotFoundError):
         source = resolve_model(config.model_name, context.model_path, options.revision, download=False)
-        folder = cached_snapshot(source.location, options.revision) if source.kind == "hub" else source.location
-        if source.kind == "builtin" and not Path(source.location).is_dir():  # generated later
-            MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
-        elif folder is not None and Path(folder).is_dir():
+        folder = source.folder
+        if folder is not None and folder.is_dir():
             import_class(ModelSource(str(folder), "local"), PyTorchConfig())
             with suppress(Exception):
-                name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
+                name = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
                 tokenizer_class_from_name(name)
+        elif source.kind == "builtin":  # generated later
+            MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
 
 
 def main_dtype(model: Any) -> torch.dtype:

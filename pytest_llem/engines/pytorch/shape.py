@@ -11,12 +11,10 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.pytorch_utils import Conv1D
 
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
 from pytest_llem.engines.pytorch import generation, loading
-from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import text_config
-
-PRECISIONS = {dtype: name for name, dtype in loading.DTYPES.items()}
 
 #: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.
 TOLERANCE = 0.01
@@ -108,7 +106,7 @@ def _precision(weights: list[torch.Tensor]) -> str:
     (kind,) = kinds
     if kind == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return PRECISIONS.get(kind, str(kind).removeprefix("torch."))
+    return loading.PRECISIONS.get(kind, str(kind).removeprefix("torch."))
 
 
 def _one_token(model: Any) -> tuple[int, list[Any]]:

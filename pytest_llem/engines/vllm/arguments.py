@@ -16,13 +16,10 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from pytest_llem.engines.vllm.requirements import ENGINE_FIELDS, SAMPLING_FIELDS
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS
+from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.engines import VLLMConfig
 from pytest_llem.study.problems import did_you_mean, shown
-
-#: vLLM's names of precisions.
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 #: Arguments of vLLM's sampling that end an answer, also with ``ignore_eos``.
 ENDS_ANSWERS = {"stop", "stop_token_ids", "structured_outputs", "repetition_detection"}
@@ -51,7 +48,7 @@ def engine_arguments(config: ExperimentConfig, location: str, *, has_tokenizer: 
         "skip_tokenizer_init": config.measurement.length_mode == "fixed" or not has_tokenizer,
         **given,
         "model": location,
-        "dtype": DTYPES[config.precision],
+        "dtype": DATA_TYPES[config.precision],
         "seed": config.random_seed % 2**32,
         "disable_log_stats": False,
         "worker_extension_cls": WORKER_EXTENSION,

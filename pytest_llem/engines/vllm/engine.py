@@ -19,11 +19,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import (
     context_length,
     damaged_model,
-    fingerprint,
-    hub_revision,
     resolve_model,
     too_long,
 )
@@ -35,7 +34,6 @@ from pytest_llem.engines.protocol import (
     PreflightError,
     RequestRecord,
 )
-from pytest_llem.engines.refusals import one_line
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor
@@ -122,8 +120,8 @@ class VLLMEngine(BatchEngine):
             ("VLLM_LOG_STATS_INTERVAL", "3600"),
         ):
             os.environ.setdefault(name, value)
-        size = self._options.gpus()
-        self.gpus: Sequence[str] = _gpus(size) if current_platform.is_cuda() else ()
+        visible = range(self._options.gpus() if current_platform.is_cuda() else 0)
+        self.gpus: Sequence[str] = [current_platform.get_device_uuid(at) for at in visible]  # opens no GPU
         self._given = self._options.engine or {}
         self.expected_warnings = [*self._expected_warnings()]
         self._ids = count()
@@ -137,9 +135,9 @@ class VLLMEngine(BatchEngine):
             yield "Using None for EOS token id"
 
     def fetch(self) -> None:
-        name, revision = self._config.model_name, self._given.get("revision")
-        self._source = resolve_model(name, self._context.model_path, revision)
-        if not self._random_weights and (damage := damaged_model(name, self._source, revision)):
+        name = self._config.model_name
+        self._source = resolve_model(name, self._context.model_path, self._given.get("revision"))
+        if not self._random_weights and (damage := damaged_model(name, self._source)):
             raise PreflightError(damage)
 
     @property
@@ -209,9 +207,7 @@ class VLLMEngine(BatchEngine):
                 "sampling": _plain(sampling_arguments(self._config)),
             },
             adjusted=list(self._adjusted(scheduler)),
-            model_source=source.kind,
-            model_revision=hub_revision(source, self._given.get("revision")),
-            model_fingerprint=fingerprint(source, self._given.get("revision")),
+            **source.provenance(),
             random_weights=source.random_weights or self._random_weights,
         )
 
@@ -333,11 +329,6 @@ class VLLMEngine(BatchEngine):
             with suppress(Exception):  # a process of vLLM may have died
                 self._engine.engine_core.shutdown(timeout=END_SECONDS)
             self._engine = None
-
-
-def _gpus(size: int) -> list[str]:
-    """Return the UUIDs of the first *size* visible GPUs. No GPU is opened."""
-    return [current_platform.get_device_uuid(at) for at in range(size)]
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Read the limits of this process: CPU time and memory of its control group, its priority, its CPU affinity."""
+"""Record the environment of an experiment: the host, the GPUs, and the limits of this process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
+from pytest_llem.hardware.gpus import gpu_settings, newest_cuda
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.results.environment import host_environment
 
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -26,6 +29,26 @@ _POLICIES = {
     "SCHED_FIFO": "fifo",
     "SCHED_RR": "rr",
 }
+
+
+def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str, Any]:
+    """Return the host's environment, and the NVML settings of each GPU that the engine runs on.
+
+    Call it outside of the window: a call to NVML may take 4 ms, and git reads every file.
+
+    Args:
+        gpus: UUIDs of the GPUs that the engine runs on.
+        directory: Directory whose git commit is recorded; None for the current directory.
+
+    Returns:
+        :func:`pytest_llem.results.environment.host_environment`, :func:`limits`,
+        ``cuda_driver`` (the newest CUDA version that the driver supports), and ``gpus`` (a mapping for each).
+    """
+    found = host_environment(directory) | limits()
+    if not gpus:
+        return found | {"cuda_driver": None, "gpus": []}
+    with Nvml() as nvml:
+        return found | {"cuda_driver": newest_cuda(nvml), "gpus": [gpu_settings(nvml, uuid) for uuid in gpus]}
 
 
 def limits() -> dict[str, Any]:

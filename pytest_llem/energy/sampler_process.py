@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pytest_llem.energy import sampler
-from pytest_llem.energy.gpu_source import GpuMeterSource
+from pytest_llem.energy.gpu import MeteredGpu
 from pytest_llem.energy.protocol import PowerSample
 
 #: Longest time to wait for the sampler's first samples, and for its end, in s.
@@ -22,7 +22,7 @@ START_S, END_S = 5.0, 1.0
 _PAUSE_S = 0.005
 
 
-class Sampling:
+class SamplerProcess:
     """Starts a sampler process and reads its samples. If the sampler fails, nothing is raised.
 
     The samples go through an unnamed file, so that no file is left behind if a process is killed.
@@ -35,7 +35,7 @@ class Sampling:
         samples: Samples read since the last :meth:`forget`, in order of time.
     """
 
-    def __init__(self, gpus: Sequence[GpuMeterSource], telemetry_fd: int | None = None) -> None:
+    def __init__(self, gpus: Sequence[MeteredGpu], telemetry_fd: int | None = None) -> None:
         self._gpus = [gpu.uuid for gpu in gpus]
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None

@@ -29,7 +29,6 @@ class PassWindow(Window):
         call_seconds: For each kept pass, how long ``generate`` took to return for each batch, in s.
         numbers: Number of each kept pass in the window, from 1; empty if all were kept.
         not_kept: Number of passes that were not kept.
-        turns: The windows that this one was joined from, if it was measured alternately with another experiment.
     """
 
     passes: Sequence[Sequence[Any]] = field(default_factory=lambda: [[]])
@@ -37,12 +36,6 @@ class PassWindow(Window):
     call_seconds: Sequence[Sequence[float]] = ()
     numbers: Sequence[int] = ()
     not_kept: int = 0
-    turns: Sequence[PassWindow] = ()
-
-    @property
-    def ended(self) -> float:
-        """End on the monotonic clock, in s."""
-        return self.turns[-1].ended if self.turns else super().ended
 
     @property
     def count(self) -> int:

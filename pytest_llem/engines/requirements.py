@@ -1,12 +1,46 @@
-"""Find why an experiment of the engine ``pytorch`` cannot run, without importing torch."""
+"""Find why an experiment of an engine of this package cannot run, without importing the engine's library.
+
+Each function yields one sentence for each reason, with what to do. What depends on the model, or only the library
+itself can check, is reported when the engine loads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 
-from pytest_llem.engines.packages import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import DecoderConfig, ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.substitution import command_values
+
+#: The package that reads datasets of the Hugging Face hub, for every engine.
+DATASETS = "datasets"
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # its parent package is missing
+        return False
+
+
+@dataclass(frozen=True)
+class Packages:
+    """The environment that an experiment runs in.
+
+    Attributes:
+        has: Whether one of the optional modules is installed.
+        pip: The command that installs packages into it.
+    """
+
+    has: Callable[[str], bool] = _is_here
+    pip: str = "pip"
+
+
+THIS_ENVIRONMENT = Packages()
+
 
 #: Attention kernels and the packages of which one must be installed, each as module and pip name. If ``kernels``
 #: is installed, transformers downloads a kernel from the hub.
@@ -18,8 +52,8 @@ ATTENTION = {
 #: Packages that quantise a cache, as module and pip name, by backend in transformers' ``cache_config``.
 CACHES = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
-#: Modules that only some experiments need.
-OPTIONAL = (
+#: Modules that only some experiments of the engine ``pytorch`` need.
+PYTORCH_OPTIONAL = (
     "accelerate",
     "bitsandbytes",
     *(module for module, _ in CACHES.values()),
@@ -27,7 +61,7 @@ OPTIONAL = (
 )
 
 #: Arguments of transformers' GenerationConfig that a field of the study sets.
-FIELDS = {
+GENERATION_FIELDS = {
     "max_new_tokens": "max_output_tokens",
     "max_length": "max_output_tokens",
     "min_length": "decoder.min_new_tokens",
@@ -63,19 +97,9 @@ SET_BY_ENGINE = {
 }
 
 
-def unmet_requirements(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> list[str]:
-    """Return why *config* cannot run: one sentence for each problem, with what to do.
-
-    Nothing is imported. Problems that depend on the model or on transformers are reported when the engine loads.
-
-    Args:
-        config: An experiment of the engine ``pytorch``.
-        packages: The environment in which it will run.
-    """
-    return list(_unmet(config, config.pytorch or PyTorchConfig(), packages))
-
-
-def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages) -> Iterator[str]:
+def unmet_by_pytorch(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> Iterator[str]:
+    """Yield why an experiment of the engine ``pytorch`` cannot run in the environment *packages*."""
+    options = config.pytorch or PyTorchConfig()
     if options.num_processes > 1:
         yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
     for name in ("load_in_4bit", "load_in_8bit"):
@@ -96,8 +120,8 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages)
         either = " or ".join(package for _, package in kernels)
         yield f"pytorch.attn_implementation {attention!r} needs {either}: {packages.pip} install {kernels[0][1]}"
     for name in config.passthrough_kwargs or {}:
-        if name in FIELDS:
-            yield f"passthrough_kwargs.{name}: use {FIELDS[name]}"
+        if name in GENERATION_FIELDS:
+            yield f"passthrough_kwargs.{name}: use {GENERATION_FIELDS[name]}"
         elif name in SET_BY_ENGINE:
             yield f"passthrough_kwargs.{name} cannot be given: {SET_BY_ENGINE[name]}"
 
@@ -114,3 +138,58 @@ def _missing(packages: Packages, field: str, *names: str) -> Iterator[str]:
     absent = [name for name in names if not packages.has(name)]
     if absent:
         yield f"{field} needs {' and '.join(absent)}: {packages.pip} install {' '.join(absent)}"
+
+
+#: Arguments of vLLM's engine that only pytest-llem sets, and what to use instead.
+ENGINE_FIELDS = {
+    "model": "use model",
+    "dtype": "use precision",
+    "seed": "use random_seed",
+    "disable_log_stats": "vLLM has to report the times of its requests",
+    "worker_extension_cls": "pytest-llem measures memory with an extension of its own",
+}
+
+#: Arguments of vLLM's sampling that fields of the study set, and which.
+SAMPLING_FIELDS = {
+    "n": "every prompt must have one answer, or metrics per request would be wrong",
+    "max_tokens": "use max_output_tokens",
+    "min_tokens": "use decoder.min_new_tokens",
+    "ignore_eos": "use measurement.length_mode",
+    "seed": "use random_seed",
+    "output_kind": "pytest-llem times every token",
+    **{name: f"use decoder.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")},
+}
+
+
+def unmet_by_vllm(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
+    """Yield why an experiment of the engine ``vllm`` cannot run in the environment *packages*."""
+    if not packages.has("vllm"):
+        yield f"engine 'vllm' needs vLLM: {packages.pip} install vllm"
+    options = config.vllm
+    if options is None:
+        return
+    if options.beam_search is not None:
+        yield "vllm.beam_search is not supported: leave it out"
+    for section, given, fields in (
+        ("engine", options.engine, ENGINE_FIELDS),
+        ("sampling", options.sampling, SAMPLING_FIELDS),
+    ):
+        for name in given or {}:
+            if name in fields:
+                yield f"vllm.{section}.{name} cannot be given: {fields[name]}"
+
+
+def unmet_by_server(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
+    """Yield why no load can be put on a server."""
+    if not packages.has("aiohttp"):
+        yield f"backend 'server' needs aiohttp: {packages.pip} install 'pytest-llem[server]'"
+
+
+def unmet_by_command(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
+    """Yield why a command cannot run. It is not run."""
+    assert config.command is not None
+    [program] = command_values(config, python="python").fill(config.command.run[:1])
+    if "/" not in program and shutil.which(program) is None:
+        yield f"command.run: program {program!r} not found in PATH: install it, or give its path"
+    if config.passthrough_kwargs:
+        yield "passthrough_kwargs: a command has none: write the arguments in command.run"

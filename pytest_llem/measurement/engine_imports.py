@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines.function import is_function, load_engine
-from pytest_llem.engines.options import abilities, needs_of_class, option_problems
-from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext
+from pytest_llem.engines.options import abilities, check_options, needs_of_class, option_problems
+from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError
 from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import EngineOptions
@@ -33,6 +33,30 @@ def missing_methods(engine: object) -> str | None:
     missing = [name for name in METHODS if name in abstract or not hasattr(engine, name)]
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return f"missing methods: {', '.join(missing[:3])}{more}" if missing else None
+
+
+def create_engine(config: ExperimentConfig, context: EngineContext) -> Engine:
+    """Import the engine of an experiment, and return it.
+
+    Raises:
+        PreflightError: It cannot be imported, or cannot do what the experiment asks for.
+    """
+    name = config.backend
+    try:
+        make = load_engine(name, defer=True)
+    except (LookupError, ImportError) as error:
+        raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
+    if name not in SHIPPED and (missing := missing_methods(make)) is not None:
+        raise PreflightError(f"engine {name!r} cannot be used: {missing}")
+    check_options(make, config)
+    if config.measurement.prefill_split and not hasattr(make, "generate_first"):
+        reason = f"engine {name!r} cannot stop after the first token (it has no generate_first)"
+        raise PreflightError(f"{reason}: leave measurement.prefill_split out")
+    try:
+        engine: Engine = make(config, context)
+    except ImportError as error:
+        raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
+    return engine
 
 
 def answer(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -31,8 +31,8 @@ from pytest_llem.study.load import LoadConfig
 _SAMPLE_SECONDS = 1.0
 
 
-class LoadSlices:
-    """Measures loads on one server, one after the other.
+class LoadMeasurement:
+    """Measures the windows of loads on one server, one after the other.
 
     Args:
         engine: The server.
@@ -77,7 +77,7 @@ class LoadSlices:
             min_seconds: Minimum length of the window, in s.
             turn: Which turn of an interleaved measurement it is; None if it is not interleaved.
             label: Precedes the phases in progress reports.
-            number: Number of the slice on this server, which determines random arrivals; None for the next one.
+            number: Number of the window on this server, which determines random arrivals; None for the next one.
 
         Raises:
             LoadError: Too many requests failed, the server cannot keep up, the client is too slow, or there are

@@ -123,7 +123,7 @@ class ImportedRuns:
         if "requests_per_second" in self.first.figures or any(run.no_stamps is not None for run in self.runs):
             return
         for run in self.runs:
-            served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+            served = timed_requests(run)
             if served:
                 began, ended = _span(served)
                 yield replace(rates_between(served, began - 1, ended), began=began)
@@ -198,6 +198,11 @@ class ImportedRuns:
         return self.requests.to_csv(min(one.sent for one in self.requests.all() if one.sent is not None))
 
 
+def timed_requests(run: ToolRun) -> list[RequestRecord]:
+    """Return the answered requests of *run* whose start and end are known."""
+    return [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+
+
 def _request_seconds(run: ToolRun, span: Rates) -> float:
     """Return the time that the requests of *run* spent in flight within *span*, in s."""
     sides = ((one.sent, one.last_token) for one in run.requests if one.is_served)
@@ -219,7 +224,7 @@ def _duration(run: ToolRun) -> float:
     tokens, rate = (run.figures.get(name) for name in ("output_tokens", "output_tokens_per_second"))
     if tokens and rate:
         return tokens / rate
-    served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+    served = timed_requests(run)
     if run.no_stamps is not None or not served:
         fail(run.files[0], "has neither the duration of the run nor the times of its requests")
     began, ended = _span(served)
