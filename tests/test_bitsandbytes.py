@@ -60,7 +60,8 @@ print(json.dumps(found))
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bitsandbytes. Its requirements are already installed."""
     folder = tmp_path_factory.mktemp("bitsandbytes")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile")
+    install = [sys.executable, "-m", "pip", "install", *options]
     done = subprocess.run([*install, "--target", folder, BITSANDBYTES], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "no word").splitlines()[-1]
