@@ -406,6 +406,7 @@ def answer(prompts, max_output_tokens, batch_size: int = 1):
 """
 
 
+@pytest.mark.slow
 def test_function_conforms(pytester: pytest.Pytester, run_real: RunPytest) -> None:
     pytester.makepyfile(functions=ANSWER)
     run = run_real(FUNCTION)

@@ -603,6 +603,7 @@ def test_study_of_a_function_is_named_and_resumed(
     run.stdout.fnmatch_lines(["*replay*"])
 
 
+@pytest.mark.slow
 def test_added_sleep_is_a_regression_by_default_gates(write: Callable[..., None], run_pytest: RunPytest) -> None:
     write(gates={"delta": 0.5})
     run_pytest("--llem-save=main").assert_outcomes(passed=3)

@@ -56,7 +56,7 @@ def test_detectable_changes_on_the_page(page: tuple[dict[tuple[Any, ...], list[f
 def test_false_alarm_rates_on_the_page(page: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
     """What is simulated holds, and is what the page shows, up to four standard errors of fewer families."""
     families = 1000
-    command = [sys.executable, BENCHMARK, "--families", str(families)]
+    command = [sys.executable, str(BENCHMARK), "--families", str(families)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     same, sessions, _ = tables(done.stdout)
