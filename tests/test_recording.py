@@ -503,6 +503,7 @@ def test_failing_fixture_is_recorded_as_the_experiments_error(
     assert (error["kind"], error["message"], error["phase"]) == ("exception", "RuntimeError: setup boom", "setup")
 
 
+@pytest.mark.slow
 def test_study_changed_while_xdist_starts_is_a_usage_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
