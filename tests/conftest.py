@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from xdist import workermanage
 
 import pytest_llem
 from pytest_llem.isolation.forkserver_client import ForkServers
@@ -119,13 +120,11 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 def run_pytest(pytester: pytest.Pytester) -> RunPytest:
     """Run pytest with the plugin, on ``study.yaml`` unless *files* are given.
 
-    It runs in this process, at a tenth of the cost of a subprocess, and its experiments are forked. With ``-n`` it
-    runs in a subprocess, because xdist's workers find the engine by an environment variable.
+    It runs in this process, at a tenth of the cost of a subprocess, and its experiments are forked.
     """
 
     def run(*options: str | Path, files: Sequence[str | Path] = ("study.yaml",)) -> pytest.RunResult:
-        start = pytester.runpytest_subprocess if "-n" in options else pytester.runpytest_inprocess
-        return start(*files, "-p", "llem", "--llem-start-method=forkserver", *options)
+        return pytester.runpytest_inprocess(*files, "-p", "llem", "--llem-start-method=forkserver", *options)
 
     return run
 
@@ -143,6 +142,7 @@ def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(NOOP_ENGINE)
     inherited = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(NOOP_ENGINE), inherited])))
+    monkeypatch.setattr(workermanage, "_sys_path", list(sys.path))  # that of xdist's workers, as of its import
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def other() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("gpus", "is_shared"),
-    [(None, False), (None, True), slow(["GPU-a"], True)],
+    [slow(None, False), (None, True), slow(["GPU-a"], True)],
     ids=["of its own", "shared", "named and shared"],
 )
 def test_gpus_of_a_running_server_are_its_own_or_refused(

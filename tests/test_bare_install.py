@@ -34,7 +34,7 @@ max_output_tokens: 4
 warmup: {enabled: false}
 baseline: {enabled: false}
 measurement: {min_window_seconds: 0.1}
-execution: {n_cycles: 2}
+execution: {n_cycles: 2, start_method: forkserver}
 gates: {delta: 0.9, metrics: [output_tokens_per_second]}
 """
 
@@ -57,12 +57,10 @@ class Bare:
     def _install(self) -> None:
         build = ("-m", "pip", "wheel", "-q", "--no-deps", "-w", self.folder, ROOT)
         subprocess.run([sys.executable, *build], check=True)
-        subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
-        # Newer versions of Python install no setuptools, and an older one would be a difference of versions.
-        self.pip("uninstall", "-y", "setuptools")
-        empty, began = self.megabytes(), time.monotonic()
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.folder], check=True)
+        began = time.monotonic()
         self.pip("install", "-c", str(CONSTRAINTS), str(self.wheel))
-        found = (self.megabytes() - empty, time.monotonic() - began)
+        found = (self.megabytes(), time.monotonic() - began)
         (self.folder / "installed.json").write_text(json.dumps(found))
 
     @property
@@ -76,7 +74,9 @@ class Bare:
         return found
 
     def pip(self, *arguments: str) -> None:
-        subprocess.run([self.bin / "python", "-m", "pip", "-q", *arguments], check=True)
+        """Run the pip of these tests in the environment, which is made sooner without one."""
+        python = ("--python", self.bin / "python")
+        subprocess.run([sys.executable, "-m", "pip", "-q", *python, *arguments], check=True)
 
     def megabytes(self) -> float:
         """Size of the installed packages in MB."""
@@ -112,10 +112,7 @@ def measured(bare: Bare) -> Path:
     """The study's results and its baseline, measured with torch in the environment of the tests."""
     (bare.work / "tiny.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "pytest", "-p", "llem", "-p", "no:randomly", "-p", "no:random_order"]
-    for save in (
-        ["--llem-save", "main"],
-        [],
-    ):  # the second is the candidate
+    for save in (["--llem-save", "main"], []):  # the second is the candidate
         subprocess.run([*command, "tiny.yaml", *save], cwd=bare.work, check=True, stdout=subprocess.PIPE)
     return sorted((bare.work / "results").glob("tiny_*"))[-1]
 

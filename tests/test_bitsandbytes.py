@@ -38,7 +38,7 @@ from tests.support.tiny import config
 model, folder, options = sys.argv[1:]
 found = {}
 for name, one in json.loads(options).items():
-    fields = {"model": model, "decoder": {"do_sample": False}, "pytorch": one, "max_output_tokens": 3}
+    fields = {"model": model, "decoder": {"do_sample": False}, "pytorch": one, "max_output_tokens": 1}
     engine = PyTorchEngine(config(**fields), EngineContext((Path(folder),)))
     engine.fetch()
     engine.load()
@@ -60,7 +60,8 @@ print(json.dumps(found))
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bitsandbytes. Its requirements are already installed."""
     folder = tmp_path_factory.mktemp("bitsandbytes")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile")
+    install = [sys.executable, "-m", "pip", "install", *options]
     done = subprocess.run([*install, "--target", folder, BITSANDBYTES], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "no word").splitlines()[-1]

@@ -101,8 +101,7 @@ def test_a_typo_in_one_study_is_a_located_collection_error(
     write_study("good.yaml", **ONE_EXPERIMENT)
     (pytester.path / "studies").mkdir()
     (pytester.path / "studies" / "bad.yaml").write_text("model: x\nprecison: bf16\nsweep:\n  n: [0]\n")
-    run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-    run = run_pytest("good.yaml", "studies/bad.yaml", "-p", "llem", *workers)
+    run = pytester.runpytest_inprocess("good.yaml", "studies/bad.yaml", "-p", "llem", *workers)
     assert run.ret == (pytest.ExitCode.TESTS_FAILED if workers else pytest.ExitCode.INTERRUPTED)
     run.stdout.fnmatch_lines(
         [
@@ -171,8 +170,7 @@ def test_an_unknown_axis_is_refused(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
     write_study()
-    run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-    run = run_pytest("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
     assert run.ret != 0
     assert "no collected study has an axis batch_sise" in run.stdout.str() + run.stderr.str()
     run.assert_outcomes(errors=1 if workers else 0)
@@ -299,7 +297,7 @@ def test_a_study_outside_rootdir_runs_but_not_under_xdist(
     command = (str(moved), "-p", "llem", "-c", "inner/pytest.ini", "--rootdir=inner")
     pytester.runpytest_inprocess(*command).assert_outcomes(passed=1)
     assert json.loads(next((inner / "results").glob("noop_*/manifest.json")).read_text())["completed"] == 1
-    run = pytester.runpytest_subprocess(*command, "-n", "1")
+    run = pytester.runpytest_inprocess(*command, "-n", "1")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: with pytest-xdist, studies must be inside rootdir *"])
 

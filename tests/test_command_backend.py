@@ -21,7 +21,7 @@ from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from tests.conftest import Results
+from tests.conftest import Results, RunPytest
 from tests.support import mini_bench
 from tests.support.imports import vllm_result
 
@@ -41,7 +41,7 @@ def _shell(script: str, **command: Any) -> ExperimentConfig:
 
 
 @pytest.fixture
-def run_study(pytester: pytest.Pytester) -> RunStudy:
+def run_study(pytester: pytest.Pytester, run_pytest: RunPytest) -> RunStudy:
     """Return a function that runs a study of the command ``mini_bench`` with changed fields."""
 
     def run(*options: str, arguments: tuple[str, ...] = (), **changes: Any) -> pytest.RunResult:
@@ -50,7 +50,7 @@ def run_study(pytester: pytest.Pytester) -> RunStudy:
         study = {"backend": "command", "command": command, "execution": execution, "energy": {"backend": None}}
         study |= changes
         pytester.path.joinpath("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-        return pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        return run_pytest(*options)
 
     return run
 

@@ -18,7 +18,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.testing import EngineConformance, conformance, experiments
 from pytest_llem.testing.experiments import Run
-from tests.conftest import RunPytest
+from tests.conftest import ROOT, RunPytest
 from tests.support import in_process, nonconforming  # here: pytester forgets what an inner run imports
 from tests.support.pages import files, page
 
@@ -211,11 +211,11 @@ def failed(run: pytest.RunResult) -> dict[str, str]:
     )
 
 
-def assert_conforms(run: pytest.RunResult, passed: int) -> None:
+def assert_conforms(run: pytest.RunResult, passed: int, checks: int = 31) -> None:
     """Check how many checks passed; the one that compares passes is skipped if a slow window has one only."""
     output = run.stdout.str()
     passed -= "the window has one pass" in output
-    assert run.parseoutcomes() == {"passed": passed, "skipped": 31 - passed}, output
+    assert run.parseoutcomes() == {"passed": passed, "skipped": checks - passed}, output
 
 
 def test_suite_passes_for_an_engine_with_every_ability(pytester: pytest.Pytester) -> None:
@@ -247,13 +247,23 @@ BIGRAM = """
     }
     batch_invariant = True
 """
-NOOP = """
-    experiment = {"model": "none", "backend": "honest:Engine", "decoder": {"do_sample": False}}
+NOOP = f"""
+from {in_process.__name__} import InProcess
+
+class TestEngine(InProcess):
+    experiment = {{"model": "none", "backend": "honest:Engine", "decoder": {{"do_sample": False}}}}
     batch_option = "size"
-    batch_invariant = True
 """
-PYTORCH = """
-    experiment = {"model": "builtin:tiny-llama", "precision": "fp32"}
+PYTORCH = f"""
+from {in_process.__name__} import InProcess
+from pytest_llem.testing import EngineConformance
+
+class TestEngine(InProcess):
+    experiment = {{"model": "builtin:tiny-llama", "precision": "fp32"}}
+    batch_invariant = False
+
+class TestProcesses(EngineConformance):
+    experiment = TestEngine.experiment
 """
 
 #: The do-nothing engine ignores all settings, so this one refuses them.
@@ -277,7 +287,7 @@ def run_real(pytester: pytest.Pytester, noop_engine: None) -> RunPytest:
         source = f"from pytest_llem.testing import EngineConformance\n\nclass TestEngine(EngineConformance):{body}"
         for name, text in files(page("how-to/own-engine.md")).items():
             (pytester.path / name).write_text(text)
-        pytester.makepyfile(test_engine=source, honest=HONEST)
+        pytester.makepyfile(test_engine=source)
         start = "--llem-start-method=forkserver"
         return pytester.runpytest_inprocess("test_engine.py", "-rfEs", "-p", "llem", start, *options)
 
@@ -290,25 +300,26 @@ def test_bigram_engine_of_the_page_conforms(run_real: RunPytest) -> None:
     run.stdout.fnmatch_lines(["SKIPPED * the engine refuses sampling: needs precision: fp32 and decoder: *"])
 
 
-@pytest.mark.slow
-def test_do_nothing_engine_conforms_if_it_refuses_settings(run_real: RunPytest) -> None:
-    assert_conforms(run_real(NOOP), passed=22)
+def test_engine_that_refuses_all_settings_conforms(pytester: pytest.Pytester, noop_engine: None) -> None:
+    pytester.makepyfile(test_engine=NOOP, honest=HONEST)
+    assert_conforms(pytester.runpytest_inprocess("test_engine.py", "-rfEs"), passed=21)
 
 
 @pytest.mark.slow
-def test_do_nothing_engine_ignores_settings(run_real: RunPytest) -> None:
-    run = run_real(NOOP.replace("honest:Engine", "noop"))
-    assert failed(run).keys() == {
-        "test_sampling_is_honoured_or_refused",
-        "test_precision_is_honoured_or_refused",
-        "test_chat_format_is_honoured_or_refused",
-    }
-
-
-@pytest.mark.slow
-def test_pytorch_engine_conforms(run_real: RunPytest) -> None:
-    run = run_real(PYTORCH)
-    assert_conforms(run, passed=26)
+def test_pytorch_engine_conforms(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what needs several processes runs in them: the rest shares one import of torch."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makepyfile(test_engine=PYTORCH)
+    of_processes = (
+        "test_same_seed_gives_the_same_output_in_another_process",
+        "test_no_process_is_left_after_sigkill",
+    )
+    run = pytester.runpytest_subprocess(
+        "test_engine.py::TestEngine",
+        *(f"test_engine.py::TestProcesses::{name}" for name in of_processes),
+        *("-rfEs", "-p", "llem", "--llem-start-method=forkserver"),
+    )
+    assert_conforms(run, passed=27, checks=33)
 
 
 def _fake(note: dict[str, Any], error: ErrorRecord | None = None) -> Any:
@@ -395,6 +406,7 @@ def answer(prompts, max_output_tokens, batch_size: int = 1):
 """
 
 
+@pytest.mark.slow
 def test_function_conforms(pytester: pytest.Pytester, run_real: RunPytest) -> None:
     pytester.makepyfile(functions=ANSWER)
     run = run_real(FUNCTION)

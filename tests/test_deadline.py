@@ -299,8 +299,8 @@ class TestOption:
         workers: tuple[str, ...],
     ) -> None:
         write_study(noop={"seconds": 5}, n=1, sweep=sweep, execution={"n_cycles": 1})
-        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-        run("study.yaml", "-p", "llem", "--llem-timeout", "0.5", *workers).assert_outcomes(failed=1)
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-timeout", "0.5", *workers)
+        run.assert_outcomes(failed=1)
         error = results.manifest["experiments"][0]["error"]
         assert (error["kind"], error["message"]) == ("timeout", "not finished after 0.5 s")
 

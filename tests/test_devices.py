@@ -768,7 +768,7 @@ def test_experiment_fails_where_devices_cannot_be_locked(
     assert entry["error"]["kind"] == "preflight"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_ctrl_c_ends_the_wait(
     pytester: pytest.Pytester, write_study: WriteStudy, results: Results, workers: tuple[str, ...]
 ) -> None:

@@ -137,8 +137,7 @@ class TestInTheGap:
         """
         monkeypatch.setenv("IMPORT_SECONDS", "0.5")
         study(1, points=3)
-        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-        run("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=3)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=3)
         found = measured()
         early = [result for result in found if result["start"]["early"]]
         assert len(early) >= (1 if workers else 2)
@@ -221,6 +220,7 @@ class TestNotNeeded:
         assert len([note for note in notes() if "begun" in note]) == 2
         assert all(gone(note["pid"]) for note in notes())
 
+    @pytest.mark.slow
     def test_changed_environment_replaces_early_process(
         self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes, measured: Notes
     ) -> None:
@@ -245,8 +245,8 @@ class TestNotNeeded:
         ("method", "number"),
         [
             slow("spawn", signal.SIGINT),
-            ("spawn", signal.SIGKILL),
-            slow("forkserver", signal.SIGKILL),
+            slow("spawn", signal.SIGKILL),
+            ("forkserver", signal.SIGKILL),
         ],
     )
     def test_early_process_does_not_outlive_the_session(

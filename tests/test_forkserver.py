@@ -369,7 +369,7 @@ class TestItsEnd:
 
     @pytest.mark.parametrize(
         ("number", "workers"),
-        [(signal.SIGINT, ()), (signal.SIGKILL, ()), slow(signal.SIGKILL, ("-n", "1"))],
+        [(signal.SIGINT, ()), slow(signal.SIGKILL, ()), slow(signal.SIGKILL, ("-n", "1"))],
         ids=["ctrl-c", "kill", "kill, xdist"],
     )
     def test_server_does_not_outlive_a_session_that_is_ended(
@@ -448,6 +448,7 @@ def test_each_interpreter_has_a_server_of_its_own(forkservers: ForkServers, job:
     assert {one.cmdline()[6] for one in supervisors} == {sys.executable, str(other)}
 
 
+@pytest.mark.slow
 def test_each_study_has_a_server_of_its_own(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

@@ -420,6 +420,7 @@ def _gap_of(file: Path) -> GapRecord:
     return gap
 
 
+@pytest.mark.slow
 def test_automatic_gap_without_nvml_is_skipped(
     pytester: pytest.Pytester,
     write_study: WriteStudy,

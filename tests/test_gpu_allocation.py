@@ -216,6 +216,7 @@ def _refusal(folder: str) -> str:
     return "not refused"
 
 
+@pytest.mark.slow
 def test_gpus_of_different_kinds_together_are_refused(
     noop_engine: None, nvml_library: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
     ("numbers", "whole_group", "options"),
     [
         ([signal.SIGTERM], False, ()),
-        ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True, ()),
+        slow([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True, ()),
         ([signal.SIGINT] * 3, True, FORKSERVER),
         slow([signal.SIGHUP], False, FORKSERVER),
         slow([signal.SIGINT] * 3, True, XDIST),

@@ -274,7 +274,7 @@ def test_experiment_ends_with_its_xdist_worker(
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "1")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-n", "1")
     run.assert_outcomes(passed=2, failed=1)
     assert results.statuses() == {"fault=none": "completed", "fault=hang": "failed", "fault=none%20": "completed"}
     (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]

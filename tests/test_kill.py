@@ -17,20 +17,20 @@ from tests.support.kills import kills, write_study
 
 @pytest.mark.slow
 def test_kill_at_any_moment_loses_no_finished_experiment(tmp_path: Path) -> None:
-    write_study(tmp_path, points=40)
-    seen = list(kills(tmp_path, 25, saved=4, longest=0.4, seed=1))
-    assert len(seen) == 25
+    write_study(tmp_path, points=10)
+    seen = list(kills(tmp_path, 10, saved=4, longest=0.4, seed=1))
+    assert len(seen) == 10
     assert max(one["completed"] for one in seen) >= 4
-    assert sum(one["failed"] for one in seen) > 10
+    assert sum(one["failed"] for one in seen) >= 4
 
 
 @pytest.mark.slow
 def test_kill_while_writing_loses_no_finished_experiment(tmp_path: Path) -> None:
     """The experiments take no time, so most kills hit pytest while it writes."""
-    write_study(tmp_path, points=600, at_once=True)
-    seen = list(kills(tmp_path, 6, saved=120, longest=0.1, seed=2))
-    assert len(seen) == 6
-    assert max(one["completed"] for one in seen) >= 100
+    write_study(tmp_path, points=200, at_once=True)
+    seen = list(kills(tmp_path, 4, saved=60, longest=0.1, seed=2))
+    assert len(seen) == 4
+    assert max(one["completed"] for one in seen) >= 50
 
 
 def test_killed_run_is_an_error_and_can_be_loaded(
@@ -67,13 +67,13 @@ def test_concurrent_runs_have_their_own_directories(
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "--llem-run-id", "same"]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [process.communicate()[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * 3, outputs
+    assert [process.returncode for process in running] == [0] * 2, outputs
     root = pytester.path / "results"
     directories = sorted(path for path in root.iterdir() if path.is_dir())
-    assert [one.name for one in directories] == ["noop_same", *(f"noop_same-{n}" for n in (2, 3))]
+    assert [one.name for one in directories] == ["noop_same", "noop_same-2"]
     assert (root / ".gitignore").read_text() == "*\n"
     for directory in directories:
         result = StudyResult.load(directory)

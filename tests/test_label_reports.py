@@ -60,6 +60,7 @@ class TestCompilation:
         assert adjusted(result) == [("pytorch.torch_compile", True, None)]
         assert "TORCH_COMPILE_DISABLE" in str(result.adjusted[0])
 
+    @pytest.mark.slow
     def test_label_of_a_compiled_model_is_kept(self) -> None:
         assert run(n=1, max_output_tokens=1, pytorch=COMPILED).adjusted == []
 

@@ -29,8 +29,7 @@ def lines(pytester: pytest.Pytester) -> Lines:
     """Run pytest without a terminal; return its result and the parts of each experiment's line."""
 
     def call(*arguments: str) -> tuple[pytest.RunResult, list[re.Match[str]]]:
-        run = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
-        done = run(*arguments, "-p", "llem")
+        done = pytester.runpytest_inprocess(*arguments, "-p", "llem")
         return done, [match for line in done.outlines if (match := LINE.fullmatch(line))]
 
     return call
@@ -173,6 +172,7 @@ def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], li
     assert found == []
 
 
+@pytest.mark.slow
 def test_results_are_kept_if_the_output_pipe_closes(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

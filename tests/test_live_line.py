@@ -144,6 +144,7 @@ def test_live_line_is_cut_in_a_narrow_terminal(
     assert max(map(len, seen)) <= 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["-q"], slow(["-n", "1"])], ids=["quiet", "xdist"])
 def test_quiet_and_xdist_have_no_live_line(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, arguments: list[str]
@@ -155,6 +156,7 @@ def test_quiet_and_xdist_have_no_live_line(
     assert len(plain) == (0 if "-q" in arguments else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["dumb", slow("")])
 def test_dumb_terminal_gets_plain_lines(
     pytester: pytest.Pytester,

@@ -18,14 +18,14 @@ name: llama
 backend: server
 model: MODEL
 max_input_tokens: 32
-max_output_tokens: 16
+max_output_tokens: 8
 server:
   preset: llama.cpp
   command: ["{python}", -m, tests.support.llama_cpp, "{model}", --port, "{port}"]
   gpus: 0
 load:
   slo: {ttft_ms: 60000}
-measurement: {min_window_seconds: 2}
+measurement: {min_window_seconds: 1}
 energy: {allow_estimated: true}
 sweep:
   load.concurrency: [1, 4]
@@ -58,7 +58,7 @@ def test_load_points_share_a_real_server_and_count_what_it_counts(
     assert len({one["server"]["id"] for one in found}) == 1
     for one in found:
         load, metrics = one["load"], {name: metric["value"] for name, metric in one["metrics"].items()}
-        assert load["client_output_tokens"] == load["server_output_tokens"] == 16 * load["sent"]
+        assert load["client_output_tokens"] == load["server_output_tokens"] == 8 * load["sent"]
         assert 0 < metrics["ttft_p50_ms"] < metrics["e2e_p50_ms"]
         assert metrics["tpot_p50_ms"] > 0
         # A busy machine delays the reading of an answer, so that tokens arrive together.

@@ -24,9 +24,9 @@ def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pyte
             pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
         """
     )
-    run = pytester.runpytest_subprocess(
-        "quickstart.yaml", "-p", "llem", "--llem-cycles=1"
-    )  # .ci/run runs all cycles
+    # .ci/run runs all cycles, and imports torch for each experiment.
+    options = ("-p", "llem", "--llem-cycles=1", "--llem-start-method=forkserver")
+    run = pytester.runpytest_subprocess("quickstart.yaml", *options)
     run.assert_outcomes(passed=4)
     loaded = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
     assert loaded.isdisjoint({"torch", "transformers"})

@@ -119,6 +119,7 @@ def experiments_of(folder: Path, name: str = "study") -> list[dict[str, Any]]:
 # ---- which GPUs ----
 
 
+@pytest.mark.slow
 def test_workers_of_auto_measure_side_by_side(
     write: Callable[..., Path], run: RunStudy, notes: Path, tmp_path: Path
 ) -> None:
@@ -311,7 +312,7 @@ def test_two_runs_with_crashing_workers_lose_and_share_nothing(
     """``tests/benchmarks/many_gpus.py stress`` does the same with 400 experiments."""
     for name in "ab":
         first = 100 * (name == "b")
-        options = [{"gpus": (1, 2, 4)[at % 3], "number": first + at, "seconds": at % 4 / 4} for at in range(12)]
+        options = [{"gpus": (1, 2, 4)[at % 3], "number": first + at, "seconds": at % 4 / 4} for at in range(8)]
         write(name, experiments=[{SECTION: {"folder": str(notes), **one}} for one in options])
     runs = [start("-n", "3", "--max-worker-restart=9", gpus=4, files=(f"{name}.yaml",)) for name in "ab"]
     for number, process in enumerate(runs):
@@ -327,4 +328,4 @@ def test_two_runs_with_crashing_workers_lose_and_share_nothing(
     found = stays(notes)
     assert shared(found) == []
     assert set(Counter(one.number for one in found).values()) == {1}
-    assert len(found) >= 22
+    assert len(found) >= 14

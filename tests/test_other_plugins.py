@@ -147,8 +147,7 @@ class TestReruns:
     ) -> None:
         made = str(pytester.path / "made")
         write_study(sweep={"n": [1, 2]}, noop={"fail_once": made}, execution={**ONCE, "cycle_order": "sequential"})
-        run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-        run = run_pytest("study.yaml", "-p", "llem", "--reruns", "1", *workers)
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--reruns", "1", *workers)
         assert run.ret == 0
         counted = outcomes(run)
         assert counted["passed"] == 2

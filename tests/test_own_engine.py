@@ -93,6 +93,7 @@ def own(pytester: pytest.Pytester, noop_engine: None) -> None:
     pytester.makepyfile(wanting="import a_module_that_is_not_there")
 
 
+@pytest.mark.slow
 def test_study_runs_an_engine_named_by_its_class(
     pytester: pytest.Pytester, own: None, write_study: Callable[..., Path], results: Results
 ) -> None:

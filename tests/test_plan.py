@@ -87,7 +87,7 @@ def test_plan_is_printed_once_and_written_before_experiments_run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
-    result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-plan", "plan.json", *workers)
+    result = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-plan", "plan.json", *workers)
     result.assert_outcomes(passed=2)
     [plan] = [index for index, line in enumerate(result.outlines) if line.startswith("llem: noop [")]
     assert plan < next(index for index, line in enumerate(result.outlines) if line.startswith(". llem: 1/2 "))
@@ -179,8 +179,7 @@ class TestPlanFile:
     ) -> None:
         pytester.makepyfile("def test(): pass")
         asked = ["--llem-save=main", "--llem-baseline=main", "--llem-resume"]
-        run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-        run = run_pytest("-p", "llem", *asked, *workers)
+        run = pytester.runpytest_inprocess("-p", "llem", *asked, *workers)
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(
             ["llem: no study was collected: --llem-save, --llem-baseline, --llem-resume had no effect"]
@@ -191,7 +190,7 @@ class TestPlanFile:
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
     ) -> None:
         write_study(sweep={"n": [1]})
-        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        run = pytester.runpytest_inprocess
         asked = ["study.yaml", "-p", "llem", "--llem-resume", *workers]
         looked = run(*asked, "--setup-plan")
         write_study(sweep={"n": "no list"})

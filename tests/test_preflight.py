@@ -300,7 +300,7 @@ def test_xdist_workers_preflight_too(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(runners={"noop": "docker"}, sweep={"n": [1, 2]}, execution={"n_cycles": 1})
-    result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2")
+    result = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-n", "2")
     result.assert_outcomes(failed=2)
     assert {entry["error"]["kind"] for entry in results.manifest["experiments"]} == {"preflight"}
 

@@ -1,4 +1,4 @@
-"""Gates on real weights: ten cycles against ten interleaved ones of the same, and of a fifth more tokens."""
+"""Gates on real weights: four cycles against four interleaved ones of the same, and of a fifth more tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STUDY = {
     "baseline": {"enabled": False},
     "energy": {"backend": "nvml"},
     "measurement": {"min_window_seconds": 0},
-    "execution": {"n_cycles": 10, "experiment_gap_seconds": 0},
+    "execution": {"n_cycles": 4, "experiment_gap_seconds": 0},
     # CI machines have shared cores; the README says what that means for times.
     "gates": {"metrics": ["energy_j", "seconds"], "delta": {"seconds": 0.25}},
 }
@@ -54,7 +54,7 @@ def run(
         (pytester.path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "max_output_tokens": tokens}))
         done = pytester.runpytest_subprocess(
             *("study.yaml", "-p", "llem", "-o", f"llem_model_path={smollm2}", f"--llem-run-id={run_id}"),
-            "--llem-start-method=forkserver",  # or each of 23 experiments imports torch anew
+            "--llem-start-method=forkserver",  # or each of 11 experiments imports torch anew
             *options,
         )
         (point,) = StudyResult.load(results.root / f"gate_{run_id}").points
@@ -72,7 +72,7 @@ def test_unchanged_code_passes_and_more_tokens_fail(
     energy, seconds = point.verdicts
     for verdict in (energy, seconds):
         assert verdict.verdict != "REGRESSION", verdict
-        assert (verdict.n, verdict.reference_n, verdict.paired) == (10, 10, True)
+        assert (verdict.n, verdict.reference_n, verdict.paired) == (4, 4, True)
     assert energy.method == "measured"
     assert energy.ratio == pytest.approx(1, abs=0.1)
     assert energy.mean is not None
@@ -82,5 +82,5 @@ def test_unchanged_code_passes_and_more_tokens_fail(
     assert done.ret == 1
     done.stdout.fnmatch_lines(["FAILED study.yaml::regression[[]energy_j-*[]] - 1.* × the reference: REGRESSION*"])
     (energy,) = [one for one in point.verdicts if one.metric == "energy_j"]
-    assert (energy.verdict, energy.n, energy.reference_n) == ("REGRESSION", 3, 10)
+    assert (energy.verdict, energy.n, energy.reference_n) == ("REGRESSION", 3, 4)
     assert energy.ratio == pytest.approx(MORE_TOKENS / TOKENS, abs=0.1)

@@ -503,8 +503,9 @@ def test_failing_fixture_is_recorded_as_the_experiments_error(
     assert (error["kind"], error["message"], error["phase"]) == ("exception", "RuntimeError: setup boom", "setup")
 
 
+@pytest.mark.slow
 def test_study_changed_while_xdist_starts_is_a_usage_error(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study()
     pytester.makeconftest(
@@ -516,7 +517,8 @@ def test_study_changed_while_xdist_starts_is_a_usage_error(
                 pathlib.Path("study.yaml").write_text("garbage: [")
         """
     )
-    run = run_pytest("-n", "1")
+    # In a process of its own, where the controller takes longer to start than the worker to collect.
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "1")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
     run.stderr.fnmatch_lines(["ERROR: *study.yaml:1:11: not valid YAML: *"])

@@ -137,6 +137,7 @@ def slow_study(cluster: Cluster) -> None:
     cluster.write(n=1, noop=options, sweep={"noop.size": [1, 2, 3]})
 
 
+@pytest.mark.slow
 def test_two_hosts_run_a_study_and_only_the_controller_writes(cluster: Cluster) -> None:
     cluster.write(backend="own_engine:Own", dataset="prompts.txt", noop=None, sweep={"n": [1, 2]})
     before = {host: sorted(cluster.project(host).iterdir()) for host in cluster.servers}

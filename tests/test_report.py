@@ -123,7 +123,7 @@ def test_xdist_controller_writes_report_with_failures(
         execution={"n_cycles": 1},
         budgets={"seconds": 1e-9},
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2", "--llem-html", "page.html")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-n", "2", "--llem-html", "page.html")
     assert run.ret == 1
     run.stdout.fnmatch_lines(["report: page.html"])
     page = page_of(pytester.path / "page.html")

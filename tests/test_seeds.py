@@ -37,8 +37,7 @@ EXPERIMENTS = {
         "pytorch": {"batch_size": size},
     }
     for kind, decoder in (("greedy", {"do_sample": False}), ("sampled", {}))
-    for mode in ("fixed", "natural")
-    for size in (2, 5)  # several batches, and one
+    for mode, size in (("fixed", 2), ("natural", 5))  # several batches, and one
 }
 
 

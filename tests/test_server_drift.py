@@ -127,6 +127,7 @@ experiment.run_isolated = run_isolated
 """
 
 
+@pytest.mark.slow
 def test_server_that_dies_while_drift_is_measured_keeps_the_result(
     pytester: pytest.Pytester, results: Results, folder: Path
 ) -> None:

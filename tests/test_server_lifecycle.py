@@ -379,7 +379,7 @@ def pytest_runtest_setup(item):
 """
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", slow("2")])
 def test_load_points_go_on_after_the_death_of_an_xdist_worker(
     run_pytest: RunPytest, results: Results, folder: Path, workers: str
 ) -> None:

@@ -273,6 +273,7 @@ def test_changed_result_is_missing_from_the_merge(
     assert StudyResult.load(tmp_path / "out").summary.failed == 1
 
 
+@pytest.mark.slow
 def test_interleaved_comparison_is_merged_with_its_reference(
     run_pytest: RunPytest,
     write: Callable[..., Path],

@@ -365,8 +365,7 @@ class TestRules:
             skip=[{"where": {"fault": "exit"}, "reason": "no way"}],
             xfail=[{"where": {"fault": ["raise", "garbage"]}, "reason": "not yet"}],
         )
-        run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
-        result = run_pytest("study.yaml", "-p", "llem", "-rxXs", *workers)
+        result = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-rxXs", *workers)
         result.assert_outcomes(passed=1, skipped=1, xfailed=1, xpassed=1)
         result.stdout.fnmatch_lines_random(
             [

@@ -42,6 +42,7 @@ class TestOutput:
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-rP")
         run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine ☃"])
 
+    @pytest.mark.slow
     def test_output_is_shown_in_terminal_that_cannot_encode_it(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -161,6 +161,7 @@ class TestTurns:
     def test_expected_number_follows_from_the_measured_time(self, done: int, measured: float, total: int) -> None:
         assert progress(done, measured, 10.0, None).total == total
 
+    @pytest.mark.slow
     def test_process_that_spins_while_it_waits_is_stopped(self, pair: Pair, engine: MakeJob) -> None:
         quiet, spinning = (
             not_none(_result(one).interleaving)

@@ -86,6 +86,7 @@ def worktrees() -> list[str]:
     return [line for line in git("worktree", "list", "--porcelain").splitlines() if line.startswith("worktree ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [".", "src"], ids=["current folder", "ini pythonpath"])
 def test_server_of_revision_runs_its_own_code(
     repository: Path, write_study: WriteStudy, run_pytest: RunPytest, folder: str
@@ -138,6 +139,7 @@ class TestRun:
         assert len(worktrees()) == 1, "that of the repository itself"
         assert not list((repository / "temporary").glob("llem-worktree-*"))
 
+    @pytest.mark.slow
     def test_package_of_a_src_layout_is_that_of_the_revision(
         self,
         repository: Path,
