@@ -72,7 +72,7 @@ def test_table_shows_results_and_their_directory(
             "*precision * size * n *out tok/s*ms*estimated*",
             "*bf16 * 1 * 2 *",
             "8 of 8 experiments completed",
-            "warning: energy is estimated from CPU time, not measured",
+            "note: energy is estimated from CPU time, not measured",
             f"results: results/{results.directory.name}",
         ]
     )

@@ -249,7 +249,7 @@ def test_running_server_is_measured_labelled_and_not_stopped(
         run = run_pytest()
         run.assert_outcomes(passed=3)
         assert answers(url, "/health")
-    run.stdout.fnmatch_lines(["warning: *the server ran already: it is not a fresh process*"])
+    run.stdout.fnmatch_lines(["note: *the server ran already: it is not a fresh process*"])
     assert groups(results) == [[1, 2, 3]]
     assert results.study_result["measurement_protocol"]["servers"] == "a server that ran before serves all cycles"
     result = result_of(results, results.manifest["experiments"][0])

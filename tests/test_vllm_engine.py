@@ -539,7 +539,7 @@ def test_gpus_are_known_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPat
     assert VLLMEngine(config(), EngineContext()).gpus == ["GPU-a"]
     assert VLLMEngine(config({"tensor_parallel_size": 2}), EngineContext()).gpus == ["GPU-a", "GPU-b"]
     monkeypatch.delenv("FAKE_VLLM_GPUS")
-    assert VLLMEngine(config(), EngineContext()).gpus == ()
+    assert VLLMEngine(config(), EngineContext()).gpus == []
 
 
 def _leased(one: dict[str, Any]) -> list[str]:

@@ -181,7 +181,8 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
             yield from _comparison(result.comparison)
         yield from _gates([verdict for point in result.points for verdict in point.verdicts])
         yield from _points(result)
-        yield from _list("warning", list(map(str, result.warnings)))
+        yield from _list("warning", [str(one) for one in result.warnings if one.severity != "note"])
+        yield from _list("note", [str(one) for one in result.warnings if one.severity == "note"])
         errors = [one for one in failures(result.experiments) if one.expected is None]
         yield from _list("failed", [f"{named(one.ids)}: {one.error.kind}: {one.error.message}" for one in errors])
 

@@ -61,7 +61,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     has_reference = (run.directory / REFERENCE).exists()  # an interleaved run cannot be resumed
     if result.status != "completed" and not has_reference:
         lines.append("run again with --llem-resume to continue")
-    lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MAX_WARNINGS)]
+    shown = worst(result.warnings, MAX_WARNINGS)
+    lines += [f"{'note: ' if one.severity == 'note' else WARNING}{one}" for one in shown]
     if len(result.warnings) > MAX_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MAX_WARNINGS, 'more warning')} in study_result.json")
     lines.append(f"results: {shown_from(directory, run.directory)}")
