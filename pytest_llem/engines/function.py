@@ -131,7 +131,8 @@ class FunctionEngine(BatchEngine):
             del fields["model"]
         self._given = fields | options.arguments
         self._function = partial(self.signature.function, **self._given)
-        self.gpus = self._torch_gpus() or self.gpus
+        used = [f"GPU-{_torch().cuda.get_device_properties(index).uuid}" for index in _used_gpus()]
+        self.gpus = used or self.gpus
 
     def describe(self) -> EngineRecord:
         gpus = _used_gpus()
@@ -232,9 +233,6 @@ class FunctionEngine(BatchEngine):
 
     def peak_memory_bytes(self) -> int | None:
         return sum(_torch().cuda.max_memory_allocated(index) for index in _used_gpus()) or None
-
-    def _torch_gpus(self) -> list[str]:
-        return [f"GPU-{_torch().cuda.get_device_properties(index).uuid}" for index in _used_gpus()]
 
 
 def _plain(value: Any) -> Any:

@@ -117,12 +117,12 @@ class RequestRecord:
     @property
     def ttft_s(self) -> float | None:
         """Time to the first token, in s: from ``due``, or else from ``sent``."""
-        return _difference(self._start, self.first_token)
+        return _difference(self.start, self.first_token)
 
     @property
     def e2e_s(self) -> float | None:
         """Time to the last token, in s, from the same time as ``ttft_s``."""
-        return _difference(self._start, self.last_token)
+        return _difference(self.start, self.last_token)
 
     @property
     def has_joint_tokens(self) -> bool:
@@ -148,7 +148,8 @@ class RequestRecord:
         return _difference(self.sent, self.admitted)
 
     @property
-    def _start(self) -> float | None:
+    def start(self) -> float | None:
+        """When latencies count from: ``due``, or else ``sent``."""
         return self.sent if self.due is None else self.due
 
 

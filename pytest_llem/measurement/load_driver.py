@@ -14,7 +14,7 @@ from pytest_llem.measurement.driver import Driver, measure_turns
 from pytest_llem.measurement.load_measurement import LoadMeasurement
 from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_search import search
-from pytest_llem.measurement.load_window import LoadWindow, due_at, join_windows
+from pytest_llem.measurement.load_window import LoadWindow, join_windows
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.requests import Requests
@@ -154,7 +154,7 @@ class LoadDriver(Driver[LoadWindow]):
             phases["drift"] = [*self._sent_again]
         for part in window.parts:
             for record in part.records:
-                due = due_at(record) or part.began
+                due = record.start or part.began
                 phase = "ramp" if due < part.began else "window" if due < part.ended else "drain"
                 phases[phase].append(record)
         return Requests(list(phases.values()), numbers=list(phases))

@@ -95,7 +95,7 @@ class LoadWindow(Window):
             record
             for part in self.parts
             for record in part.records
-            if (due := due_at(record)) is not None and part.began <= due < part.began + part.seconds
+            if record.start is not None and part.began <= record.start < part.began + part.seconds
         ]
 
     @property
@@ -203,11 +203,6 @@ def is_good(record: RequestRecord, slo: SloConfig) -> bool | None:
             return False
         unknown |= not known
     return None if unknown else True
-
-
-def due_at(record: RequestRecord) -> float | None:
-    """Return when a request was due on the monotonic clock, in s; in a closed loop, when it was sent."""
-    return record.sent if record.due is None else record.due
 
 
 def _share(record: RequestRecord, began: float, ended: float) -> float:

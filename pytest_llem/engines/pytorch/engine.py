@@ -316,12 +316,12 @@ class PyTorchEngine(BatchEngine):
     def requests(self, batch: Batch, generated: Generated) -> list[RequestRecord]:
         eos = self._generation.eos_token_id
         ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-        return [
-            _request(
-                length, ids[: next((at for at, token in enumerate(ids, 1) if token in ends), None)], generated
-            )
-            for length, ids in zip(batch.lengths, generated.output_ids.tolist(), strict=True)
-        ]
+        records = []
+        for length, ids in zip(batch.lengths, generated.output_ids.tolist(), strict=True):
+            answer = ids[: next((at for at, token in enumerate(ids, 1) if token in ends), None)]
+            times = generated.token_times[: len(answer)]
+            records.append(RequestRecord(length, answer, generated.started, times))
+        return records
 
     def shape(self) -> ModelShape:
         if reason := uncounted(self._generation):
@@ -358,7 +358,3 @@ def _dotted(cudnn: int | None) -> str | None:
         return None
     major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1000)
     return f"{major}.{rest // 100}.{rest % 100}"
-
-
-def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:
-    return RequestRecord(input_tokens, output_ids, generated.started, generated.token_times[: len(output_ids)])
