@@ -151,6 +151,15 @@ class History:
     alpha: float
     copies: int = 0
 
+    def groups(self) -> dict[tuple[str, str], list[MetricHistory]]:
+        """Return the series by study and testbed, those with changes first."""
+        found: dict[tuple[str, str], list[MetricHistory]] = {}
+        for one in self.series:
+            found.setdefault((one.study, one.testbed), []).append(one)
+        for group in found.values():
+            group.sort(key=lambda one: not one.changes)
+        return found
+
 
 def history_of(
     results: Iterable[StudyResult],

@@ -77,6 +77,11 @@ class ProbeRecord(Record):
     energy_per_output_token_j: float | None = None
     """Energy ÷ output tokens in the window, in J; null if unknown."""
 
+    @property
+    def outcome(self) -> str:
+        """Whether the load is within the SLO, as text."""
+        return "within the SLO" if self.within_slo else self.reason or "not within the SLO"
+
 
 class LoadRecord(Record):
     """The load on a server, and what its server answered."""

@@ -42,7 +42,10 @@ def write_history(history: History, file: Path) -> None:
     Raises:
         OSError: *file* cannot be written.
     """
-    groups = [_group(history, number, *key) for number, key in enumerate(_keys(history))]
+    groups = [
+        (study, testbed, series, _plot(f"history-{number}", series))
+        for number, ((study, testbed), series) in enumerate(history.groups().items())
+    ]
     title = ", ".join(dict.fromkeys(one.study for one in history.series))
     content = {
         "title": title,
@@ -65,17 +68,6 @@ def write_history(history: History, file: Path) -> None:
     page = render_template("history.html.j2", title, (plot for *_, plot in groups), content)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, page)
-
-
-def _keys(history: History) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((one.study, one.testbed) for one in history.series))
-
-
-def _group(history: History, number: int, study: str, testbed: str) -> tuple[str, str, list[MetricHistory], Plot]:
-    """Return study, testbed, series with those first that changed, and plot."""
-    series = [one for one in history.series if (one.study, one.testbed) == (study, testbed)]
-    series.sort(key=lambda one: not one.changes)
-    return study, testbed, series, _plot(f"history-{number}", series)
 
 
 def _plot(key: str, series: Sequence[MetricHistory]) -> Plot:

@@ -216,7 +216,7 @@ def _probes(searches: Sequence[tuple[PointResult, int]]) -> Plot:
                 textfont={"size": 11, "color": "var(--muted)"},
                 line={"width": 1, "dash": "dot"},
                 marker={"size": 9, "symbol": _symbols(number, [probe.within_slo for _, probe in probes])},
-                customdata=[[neutral(name), order, _outcome(probe)] for order, probe in probes],
+                customdata=[[neutral(name), order, neutral(probe.outcome)] for order, probe in probes],
                 hovertemplate="<b>%{customdata[0]}</b><br>probe %{customdata[1]}, load %{x}: %{y:.4~g}"
                 "<br>%{customdata[2]}<extra></extra>",
                 showlegend=len(searches) > 1,
@@ -242,10 +242,6 @@ def _probes(searches: Sequence[tuple[PointResult, int]]) -> Plot:
     return Plot(
         "probes", "Loads that the search tried", caption, figure(traces, height=400, xaxis=axis), [select], layers
     )
-
-
-def _outcome(probe: ProbeRecord) -> str:
-    return neutral("within the SLO" if probe.within_slo else probe.reason or "not within the SLO")
 
 
 def _symbols(number: int, filled: Iterable[bool]) -> list[str]:

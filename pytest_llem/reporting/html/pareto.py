@@ -25,7 +25,11 @@ _OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "t
 
 def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     """Return the plot, or None if no point has both metrics."""
-    known = [index for index, point in enumerate(points) if _has_both(point)]
+    known = [
+        index
+        for index, point in enumerate(points)
+        if all(point.summary_of(metric).mean is not None for metric in (SPEED, COST))
+    ]
     if not known:
         return None
     optimal, tied = pareto_optimal(points)
@@ -125,10 +129,6 @@ def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple
 def _kind(point: PointResult) -> tuple[str, str]:
     cost = point.summary_of(COST)
     return cost.method or "unknown", cost.boundary or ""
-
-
-def _has_both(point: PointResult) -> bool:
-    return all(point.summary_of(metric).mean is not None for metric in (SPEED, COST))
 
 
 def _mean(point: PointResult, metric: str) -> float:

@@ -24,8 +24,7 @@ def lines(history: History, width: int) -> Iterator[str]:
         history: The history.
         width: Width of the terminal in characters.
     """
-    for study, testbed in dict.fromkeys((one.study, one.testbed) for one in history.series):
-        group = [one for one in history.series if (one.study, one.testbed) == (study, testbed)]
+    for (study, testbed), group in history.groups().items():
         own = {id(value.run) for one in group for value in one.values}
         yield f"{printable(study)}: {span([run for run in history.runs if id(run) in own])}"
         yield f"testbed {testbed}"
@@ -88,11 +87,11 @@ def _table(histories: Sequence[MetricHistory], width: int) -> Iterator[str]:
     table.add_column("runs", justify="right")
     table.add_column("first\nlast", justify="right")
     table.add_column("change\n95% interval", justify="right")
-    unchanged = [one for one in histories if not one.changes]
-    for one in [one for one in histories if one.changes] + unchanged[:MAX_UNCHANGED]:
+    shown = histories[: sum(bool(one.changes) for one in histories) + MAX_UNCHANGED]
+    for one in shown:
         _add(table, one)
     yield from render(table, width)
-    if (left_out := len(unchanged) - MAX_UNCHANGED) > 0:
+    if left_out := len(histories) - len(shown):
         yield f"… no change in {left_out} more series"
 
 

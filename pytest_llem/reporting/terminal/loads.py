@@ -143,7 +143,7 @@ def _probe_cells(probe: ProbeRecord) -> Iterator[str]:
     yield "-" if probe.attainment is None else percent(probe.attainment)
     for value in (probe.output_tokens_per_second, probe.energy_per_output_token_j, probe.window_seconds):
         yield "-" if value is None else number(value)
-    yield "within the SLO" if probe.within_slo else probe.reason or "not within the SLO"
+    yield probe.outcome
 
 
 def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, str] | None:

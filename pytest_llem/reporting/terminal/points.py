@@ -15,7 +15,6 @@ from pytest_llem.reporting.text import escaped, markdown_row, mean_text, short_t
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
-from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import short_names, value_text
 
@@ -215,7 +214,9 @@ class _Rows:
             n, planned = point.summary_of("seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
-                cells.append(f"{self._text(name, point.summary_of(name))}{_mark(ranked[name], place, BEST)}")
+                summary = point.summary_of(name)
+                text = figure_text(name, summary) if self._has_loads else mean_text(summary)
+                cells.append(f"{text}{_mark(ranked[name], place, BEST)}")
             if self._is_mixed:
                 cells.append(point.summary_of(COST).label or "-")
             if any(self._verdicts):
@@ -235,13 +236,10 @@ class _Rows:
 
     def _ranked(self, columns: Columns) -> dict[str, Ranking]:
         none = Ranking(set(), set())
-        return {name: best(self._points, name) if self._is_ranked(name) else none for name, _ in columns}
-
-    def _is_ranked(self, name: str) -> bool:
-        return not self._has_loads or is_ranked(name)
-
-    def _text(self, name: str, summary: Summary) -> str:
-        return figure_text(name, summary) if self._has_loads else mean_text(summary)
+        return {
+            name: best(self._points, name) if not self._has_loads or is_ranked(name) else none
+            for name, _ in columns
+        }
 
 
 def _mark(ranking: Ranking, place: int, first: str) -> str:
