@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ class TestCompilation:
         assert given.items() <= variables().items()
 
 
+def _cache(options: Mapping[str, Any]) -> object:
+    """Return the cache that a model is called with; transformers before 5.24 calls it ``past_key_values``."""
+    return options.get("cache", options.get("past_key_values"))
+
+
 class TestCache:
     """transformers#40135 and #48036: the cache ``hybrid`` silently runs as a dynamic cache."""
 
@@ -95,7 +100,7 @@ class TestCache:
         made = engine(pytorch={"cache_implementation": given}, **GREEDY)
         caches: set[str] = set()
         made._model.register_forward_pre_hook(
-            lambda module, args, options: caches.add(type(options["past_key_values"]).__name__), with_kwargs=True
+            lambda module, args, options: caches.add(type(_cache(options)).__name__), with_kwargs=True
         )
         generate(made, PROMPTS)
         effective = {one.setting: one.effective for one in made.describe().adjusted}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pytest_llem.engines.protocol import PreflightError
 
-#: Libraries whose ValueErrors and OSErrors have messages for users.
+#: Libraries whose ValueErrors, RuntimeErrors and OSErrors have messages for users.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
 #: Characters of a message that are kept.
@@ -32,7 +32,7 @@ def library_errors_as_preflight(what: str) -> Iterator[None]:
         raise
     except ImportError as error:  # transformers reports a missing package this way
         raise PreflightError(f"{what}: {one_line(error)}") from error
-    except (ValueError, NotImplementedError, OSError) as error:  # OSError: a folder that holds no model
+    except (ValueError, RuntimeError, OSError) as error:  # OSError: a folder that holds no model
         if _raised_in(error) not in LIBRARIES:
             raise
         raise PreflightError(f"{what}: {one_line(error)}") from error

@@ -118,7 +118,8 @@ def _one_token(model: Any) -> tuple[int, list[Any]]:
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
             # The class's forward: the model's may be compiled, and would be recompiled for this shape.
             output = type(model).forward(model, input_ids=token, use_cache=True)
-        return counter.get_total_flops(), list(output.past_key_values.layers)
+        cache = output.get("cache", output.get("past_key_values"))  # its name before transformers 5.24
+        return counter.get_total_flops(), list(cache.layers)
     except Exception as error:  # a model may have code of its own; the measurement is already complete
         raise ShapeUnknownError(f"a token cannot be run through the model: {one_line(error)}") from error
 
