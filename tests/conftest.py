@@ -142,7 +142,8 @@ def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(NOOP_ENGINE)
     inherited = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(NOOP_ENGINE), inherited])))
-    monkeypatch.setattr(workermanage, "_sys_path", list(sys.path))  # that of xdist's workers, as of its import
+    # The sys.path of workers, which xdist copies when it is imported.
+    monkeypatch.setattr(workermanage, "_sys_path", list(sys.path))
 
 
 @pytest.fixture
