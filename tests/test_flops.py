@@ -21,9 +21,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 from pytest_llem.engines.pytorch.shape import model_shape  # noqa: E402
 from tests.support.measured import output_ids  # noqa: E402
+
+#: Name of the cache in a model's output and arguments: another one before transformers 5.24.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 #: torch counts the FLOPs of attention only if it is computed by matrix products.
 EAGER = {"attn_implementation": "eager", "batch_size": 8}
@@ -78,7 +82,7 @@ def test_flops_of_smollm2_equal_torchs_count(smollm2: Path) -> None:
     tensors = {one.data_ptr(): one for one in model.state_dict().values()}
     assert shape.weight_bytes == sum(one.nbytes for one in tensors.values()) == 4 * 134_515_008
     with torch.no_grad():
-        cache = model(input_ids=torch.arange(7)[None] + 1000, use_cache=True).past_key_values
+        cache = model(input_ids=torch.arange(7)[None] + 1000, use_cache=True)[CACHE]
     kept = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
     assert 7 * shape.kv_values_per_token * shape.kv_bytes_per_value == kept
     # A pass reads the weights in each of 3 steps, and in all but the first the context of both prompts.
@@ -131,7 +135,7 @@ def test_shapes_of_architectures_count_as_torch_does(name: str) -> None:
     ids = torch.arange(10, 22)[None]
     with torch.no_grad():
         torchs, output = counted(lambda: model(input_ids=ids, logits_to_keep=1, use_cache=True))
-        step, _ = counted(lambda: model(input_ids=ids[:, :1], past_key_values=output.past_key_values))
+        step, _ = counted(lambda: model(input_ids=ids[:, :1], **{CACHE: output[CACHE]}))
     prefill, decode = (step.flops for step in steps(model_shape(model), [(12, 2)]))
     assert [prefill, decode] == pytest.approx([torchs, step], rel=0.01)
 
@@ -151,7 +155,7 @@ def test_the_bytes_of_a_step_are_those_of_its_tensors(name: str) -> None:
 def test_the_bytes_of_a_token_are_those_of_the_cache(name: str) -> None:
     model = made_of(name).to(torch.bfloat16)
     with torch.no_grad():
-        cache = model(input_ids=torch.arange(7)[None] + 10, use_cache=True).past_key_values
+        cache = model(input_ids=torch.arange(7)[None] + 10, use_cache=True)[CACHE]
     kept = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
     shape = model_shape(model)
     assert 7 * shape.kv_values_per_token * shape.kv_bytes_per_value == kept
