@@ -68,7 +68,7 @@ def configure(config: pytest.Config, expression: str) -> None:
 def identify_worker(node: WorkerController) -> None:
     """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
     from pytest_llem._plugin.options import WORKTREE
-    from pytest_llem.execution.scheduling import hands_out
+    from pytest_llem.execution.scheduling import distributes_one_at_a_time
     from pytest_llem.execution.stopping import elapsed_seconds
 
     # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
@@ -79,7 +79,7 @@ def identify_worker(node: WorkerController) -> None:
     node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
     if node.gateway.spec.popen and not node.gateway.spec.via:
         node.workerinput["llem_controller"] = os.getpid()
-    node.workerinput["llem_one_at_a_time"] = hands_out(node.config)
+    node.workerinput["llem_one_at_a_time"] = distributes_one_at_a_time(node.config)
 
 
 def prepare_remote_workers(config: pytest.Config, specs: Sequence[XSpec]) -> None:

@@ -1,4 +1,4 @@
-"""Read and check the command line and the ini file.
+"""Read and check the options of the command line and of the ini file.
 
 Imported only if an option is set or a study is collected.
 """
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
     from pytest_llem.study.shards import Shard
 
-#: Prefix of a git revision to compare with.
+#: Prefix of a git revision in ``--llem-against``.
 GIT = "git:"
 
-#: The worktree of the git revision that is compared with.
+#: The worktree of the git revision in ``--llem-against``.
 WORKTREE: pytest.StashKey[Worktree] = pytest.StashKey()
 
-# The same as in study.execution, which is imported only if there is a study.
+# Repeated from study.execution, because that is imported only if there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
 _INTERLEAVE = ("pass", "cycle")
 _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
@@ -47,7 +47,7 @@ _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
-#: Options that have no effect without one of the others.
+#: Options that have no effect unless one of the listed options is given.
 _NEEDS = {
     "llem_resume_mismatch": ("llem_resume", "llem_resume_from"),
     "llem_compare_mismatch": ("llem_baseline", "llem_against"),
@@ -58,7 +58,7 @@ _NEEDS = {
 }
 
 #: Options that must not be empty.
-_PATHS = (
+_NOT_EMPTY = (
     "llem_results_dir",
     "llem_plan",
     "llem_html",
@@ -73,18 +73,20 @@ _PATHS = (
 class Settings:
     """Values of the command-line and ini options, checked.
 
-    A field is named after its option, which :mod:`pytest_llem._plugin.declarations` explains; these have more to
-    say. None stands for an option that is not given, so that the study or a default decides. Times are in s.
+    Each field is named after its option, which :mod:`pytest_llem._plugin.declarations` explains. Only fields that
+    differ from their option are listed below. None means that the option is not given, so that the study or a
+    default decides. Times are in s.
 
     Attributes:
         results_dir_given: Whether *results_dir* is from the command line, which overrides the study.
-        resume: Whether results are replayed, of the run *resume_from* or of the newest run of a study's design.
+        resume: Whether completed experiments are replayed: those of the run *resume_from*, or, if that is None, of
+            the newest run with the study's design hash.
         order: ``cycle_order`` of the studies.
-        against: Python interpreter to compare with. That of a git revision is a script in its worktree.
+        against: Python interpreter of the reference. For a git revision, a script in its worktree.
         against_name: Name of the reference in tables.
         max_experiments: Maximum number of a study's experiments; None if ``--llem-yes`` lifts it.
         timeout: Deadline of every experiment, without downloads.
-        carbon: Fields of a Carbon: carbon intensity and PUE of the site; None without a carbon intensity.
+        carbon: ``intensity`` of the site's electricity in gCO2e/kWh, and its ``pue``; None without an intensity.
     """
 
     results_dir: Path
@@ -120,13 +122,13 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
-        """Return the settings; the command line overrides the ini file.
+        """Return the settings. The command line overrides the ini file.
 
         Raises:
             pytest.UsageError: An option or an ini value is invalid.
         """
         read_ini(config, "llem_files")  # reports an invalid value
-        for option in _PATHS:
+        for option in _NOT_EMPTY:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"{flag(option)}: must not be empty")
         for option in ("llem_run_id", "llem_save"):
@@ -190,7 +192,7 @@ class Settings:
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
-        """Return the parent of a study's results folder: the command line's, else the study's, else the ini's."""
+        """Return the folder for a study's runs, from the command line, else the study, else the ini file."""
         if study.output_dir is None or self.results_dir_given:
             return self.results_dir
         return rootdir / Path(study.output_dir).expanduser()
@@ -213,7 +215,7 @@ class Settings:
 
 
 class _ConfigReader:
-    """Stop pytest once it has read its command line and ini file."""
+    """A plugin that ends pytest once it has read its command line and ini file."""
 
     def __init__(self) -> None:
         self.config: pytest.Config | None = None
@@ -237,7 +239,7 @@ def read_config(paths: Sequence[Path]) -> pytest.Config | None:
     reader = _ConfigReader()
     pytest.main([*(str(path.absolute()) for path in paths), "-p", "llem"], plugins=[reader])
     if reader.config is not None:
-        sys.path[:] = reader.path  # pytest removes the entries of its ini option pythonpath again
+        sys.path[:] = reader.path  # pytest.main() has removed the entries of the ini option pythonpath
     return reader.config
 
 
@@ -273,7 +275,7 @@ def _shard(config: pytest.Config) -> Shard | None:
 
 
 def _against(config: pytest.Config) -> Path | None:
-    """Return the interpreter to compare with, or None.
+    """Return the Python interpreter of the reference; None without ``--llem-against``.
 
     Links are not followed, because the interpreter of a virtual environment is a link.
     """
@@ -295,7 +297,7 @@ def _against_name(config: pytest.Config, against: Path | None) -> str | None:
 
 
 def worktree_of(config: pytest.Config, revision: str) -> Worktree:
-    """Return the worktree of a git revision, which the controller makes once and removes at the end.
+    """Return the worktree of a git revision. The controller makes it once, and removes it when pytest ends.
 
     Raises:
         pytest.UsageError: The revision cannot be measured.

@@ -1,4 +1,4 @@
-"""Hold what an item gets with its devices: the idle time before it, a process, the live progress."""
+"""What :mod:`~pytest_llem.execution.leasing` passes to the function that runs an item."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class DeviceLease:
-    """Exclusive use of devices by one item.
+    """Exclusive use of devices by one item, and what is prepared with them for its runs.
 
     Attributes:
         allocation: The devices; none if they could not be leased.
         refusal: Why they could not be leased; None if they were.
         gap: Idle time before the item's first run; None once that run has taken it.
         next_gap: Gets the devices ready for another run, and returns the idle time before it.
-        process: The item's process if it was started early and is not used yet.
-        drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
+        process: The item's process if it was started early and no run has taken it.
+        drain: Takes over a process that has written its result and has not exited yet; None to wait for its exit.
         progress: Shows the live progress; None without a terminal.
         ends_server: Whether no later item of this session will use the server that the item's experiment shares.
         defer: Registers what to call before the devices are released, which may be after later items.
@@ -43,7 +43,7 @@ class DeviceLease:
     defer: Callable[[Callable[[], None]], object] = lambda callback: None
 
     def take_gap(self) -> GapRecord | None:
-        """Return the idle time before this run. A plugin may run the item several times under one lease."""
+        """Return the idle time before this run. A plugin may run the item again under the same lease."""
         gap, self.gap = self.gap, None
         return gap or self.next_gap()
 

@@ -1,4 +1,4 @@
-"""Track processes that have left their result and have not exited yet.
+"""Track processes that have written their result and have not exited yet.
 
 Their devices stay in use until they exit.
 """
@@ -26,7 +26,7 @@ class DrainingProcesses:
     _processes: list[ExperimentProcess] = field(default_factory=list)
 
     def take(self, process: ExperimentProcess) -> None:
-        """Add a process that has left its result."""
+        """Add a process that has written its result."""
         self._processes.append(process)
 
     def __contains__(self, process: ExperimentProcess) -> bool:

@@ -1,6 +1,6 @@
-"""Lease devices to one item at a time, after its idle time.
+"""Lease devices to one item at a time, and idle before the item runs.
 
-Both happen before pytest starts to time the item, and before any limit on its time starts.
+Both end before pytest starts to time the item, so neither counts in its duration or against its timeout.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO
 
-#: Idle time before an experiment whose server runs already: the machine is not idle without it.
-_ON_SERVER = GapRecord(seconds=0.0, reason="skipped", note="its server runs already", waited_seconds=0.0)
+#: Before an experiment whose server is already running: the machine would not be idle while the server runs.
+_NO_GAP_ON_SERVER = GapRecord(seconds=0.0, reason="skipped", note="its server runs already", waited_seconds=0.0)
 
-_NO_CONTEXT = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
+_NO_CONTEXT_STATUS = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
+
+#: Idle time as written in the study, and its minimum in s.
+_Gap = tuple[float | Literal["auto"], float]
 
 
 @dataclass
@@ -53,14 +56,14 @@ class _Session:
     Attributes:
         cool_down: Idles for a fixed time, or until the GPUs have cooled.
         memory: Waits until GPU memory is free again.
-        draining: Processes that have left their result and have not exited yet.
-        cycle: File and cycle of the previous experiment; None before the first one.
+        draining: Processes that have written their result and have not exited yet.
+        previous_cycle: File and cycle of the previous experiment; None before the first one.
     """
 
     cool_down: CoolDown = field(default_factory=CoolDown)
     memory: GpuMemory = field(default_factory=GpuMemory)
     draining: DrainingProcesses = field(default_factory=DrainingProcesses)
-    cycle: tuple[str, int] | None = None
+    previous_cycle: tuple[str, int] | None = None
 
     @classmethod
     def of(cls, config: pytest.Config) -> _Session:
@@ -76,28 +79,29 @@ _SESSION = pytest.StashKey[_Session]()
 
 @contextmanager
 def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Lease *item* its devices, and idle before it as its study asks. Items that start no process start at once.
+    """Lease devices to *item*, and idle before it as its study asks. Items that start no process run at once.
 
-    If the devices cannot be leased, the item's lease says why. If the item's process has not exited when the item
-    ends, and an experiment follows at once, the devices are handed over to that one.
+    If the devices cannot be leased, the lease's ``refusal`` says why. If the item's process has not exited when
+    the item ends, and an experiment follows at once, that experiment takes over the devices.
 
     Args:
         item: Any item that is about to run.
         nextitem: The next item in this process; None if there is none.
     """
     session, servers = _Session.of(item.config), ModelServers.of(item.config)
-    if not _is_started(item):
+    if not _starts_process(item):
         if not servers.are_needed_by(item):
             session.draining.close()
         yield
         if not servers.are_needed_by(nextitem):
             session.draining.close()
         return
-    # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
+    # NVML is read only if needed: an `auto` gap waits for the temperatures from before the first experiment, and
+    # there is no gap if no item follows.
     studies = item.config.stash[STUDIES].values()
     has_auto_gaps = any(study.execution.experiment_gap_seconds == AUTO for study in studies)
-    is_first_look = session.cycle is None and nextitem is not None and has_auto_gaps
-    if is_first_look:
+    needs_target = session.previous_cycle is None and nextitem is not None and has_auto_gaps
+    if needs_target:
         _record_target(session.cool_down, item.config.stash[SHARED_STATE])
     with ExitStack() as stack, _leased(item) as lease:
         ownership = None
@@ -109,23 +113,23 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             yield
             return
         lease.allocation = request_of(item).allocation(ownership.devices)
-        has_server = servers.are_needed_by(item)
+        has_server = servers.are_needed_by(item)  # only now: _own() stops the server if other devices are needed
         if not has_server:
             stack.callback(session.draining.shut_down)
-        if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
+        if needs_target and ownership.waited_seconds:  # another process was heating the devices: record again
             session.cool_down.record_target()
         gap = _gap_before(session, item, ownership)
         if _can_overlap(session, item, ownership, gap):
             _start_early(session, item, lease, stack)
         session.draining.shut_down()
         with live_progress(item) as progress:
-            lease.gap = _ON_SERVER if has_server else _idle(session, item, ownership, gap, progress)
+            lease.gap = _NO_GAP_ON_SERVER if has_server else _idle(session, item, ownership, gap, progress)
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
             lease.drain, lease.progress = session.draining.take, progress
-            lease.ends_server = has_server and not any(map(_is_started, _rest_on_server(servers, nextitem)))
+            lease.ends_server = has_server and not any(map(_starts_process, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
             if progress is not None:
-                progress.erase()  # pytest continues its own line
+                progress.erase()  # pytest continues its own line there
             yield
         if servers.are_needed_by(nextitem) or (_follows_at_once(nextitem) and session.draining.is_any()):
             session.draining.hand_over(ownership, stack)
@@ -136,8 +140,8 @@ def _own(item: pytest.Item, stack: ExitStack, draining: DrainingProcesses, *, ke
 
     Args:
         item: The item that is about to run.
-        stack: Releases the devices.
-        draining: Has the devices of the previous item.
+        stack: Releases the devices when it is closed.
+        draining: Holds the devices that the previous item handed over.
         keep: Take them over even if another process waits for one of them.
 
     Raises:
@@ -162,6 +166,7 @@ def _own(item: pytest.Item, stack: ExitStack, draining: DrainingProcesses, *, ke
                     choose=partial(request.choose, preferred=preferred),
                 )
             )
+            # Refused if another worker has meanwhile bound the point to other devices: then request those.
             if accept(item, ownership.devices):
                 stack.push(held.pop_all())
                 if preferred and ownership.devices != set(preferred):
@@ -170,7 +175,7 @@ def _own(item: pytest.Item, stack: ExitStack, draining: DrainingProcesses, *, ke
 
 
 def _record_target(cool_down: CoolDown, shared_state: SharedState) -> None:
-    """Record the GPUs' states before the session's first experiment, or use those of another of its processes."""
+    """Record the GPUs' state before the session's first experiment, or use what another worker has recorded."""
     known = shared_state.read("", COOL)
     if known is None:
         cool_down.record_target()
@@ -189,7 +194,7 @@ def _begin_use(shared_state: SharedState, devices: Collection[str]) -> bool:
 
 
 def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iterator[pytest.Item]:
-    """Yield *nextitem* and those after it, as long as they can share a server that runs."""
+    """Yield *nextitem* and the items after it, up to the first that cannot share a running server."""
     if nextitem is not None:
         items = nextitem.session.items
         yield from takewhile(servers.are_needed_by, islice(items, items.index(nextitem), None))
@@ -197,7 +202,7 @@ def _rest_on_server(servers: ModelServers, nextitem: pytest.Item | None) -> Iter
 
 @contextmanager
 def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
-    """Put a lease on *item*, and remove it: items stay in memory to the end of the session."""
+    """Give *item* a lease, and remove it afterwards: items stay in memory until the session ends."""
     item.stash[LEASE] = lease = DeviceLease()
     try:
         yield lease
@@ -206,7 +211,7 @@ def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
 
 
 def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
-    """Return whether the item's process can import while this one waits and measures nothing."""
+    """Return whether the item's process can import its packages while this process waits without measuring."""
     config = experiment_of(item).point.config
     if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
@@ -214,7 +219,7 @@ def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap
 
 
 def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack: ExitStack) -> None:
-    """Start the item's process early. Closing *stack* ends it if it was not used."""
+    """Start the item's process before its idle time. Closing *stack* ends the process if no run has taken it."""
     started = lease.process = start_early(item, lease.allocation)
 
     def end() -> None:
@@ -225,41 +230,40 @@ def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack
     stack.callback(end)
     try:
         started.start()
-    except OSError:  # the later, regular start reports the error
+    except OSError:  # the start after the idle time reports it
         end()
 
 
 def _follows_at_once(item: pytest.Item | None) -> bool:
-    """Return whether *item* is an experiment that starts without xdist's controller asking for it."""
+    """Return whether *item* is an experiment that need not wait for xdist's controller."""
     return item is not None and is_experiment(item) and not hasattr(item.config, "workerinput")
 
 
-#: Idle time as written in the study, and its minimum in s.
-_Gap = tuple[float | Literal["auto"], float]
-
-
 def _gap_before(session: _Session, item: pytest.Item, ownership: Ownership) -> _Gap | None:
-    """Return the idle time before *item*; None before the session's first experiment on its devices."""
+    """Return the idle time before *item*; None before the session's first experiment on its devices.
+
+    Records that the session uses the devices, and the item's cycle for the next call.
+    """
     execution = study_of_item(item).execution
-    before, session.cycle = session.cycle, (file_of(run_of(item)), experiment_of(item).cycle)
+    before, session.previous_cycle = session.previous_cycle, (file_of(run_of(item)), experiment_of(item).cycle)
     is_unused = _begin_use(item.config.stash[SHARED_STATE], ownership.devices)
     if before is None and is_unused:
         return None
-    is_new_cycle = before not in (None, session.cycle)
+    is_new_cycle = before not in (None, session.previous_cycle)
     return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
 
 
 def _idle(
     session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None, progress: LiveProgress | None
 ) -> GapRecord:
-    """Idle, wait for GPU memory, and measure idle power without a context. Return the idle time."""
+    """Idle, wait for GPU memory, measure idle power without a CUDA context if due, and return the idle time."""
     if gap is None:
         idled = GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
     else:
         idled = session.cool_down.wait(*gap, progress.show if progress else None, ownership.devices)
     waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
     settled = session.memory.settle_owned(ownership, idled.model_copy(update=waited))
-    on_idle = partial(progress.show, _NO_CONTEXT) if progress else lambda: None
+    on_idle = partial(progress.show, _NO_CONTEXT_STATUS) if progress else lambda: None
     config, shared_state = experiment_of(item).point.config, item.config.stash[SHARED_STATE]
     measure_no_context_once(shared_state, config, ownership.devices, on_idle)
     return settled
@@ -268,16 +272,16 @@ def _idle(
 def _prepare_repeat(
     session: _Session, servers: ModelServers, item: pytest.Item, ownership: Ownership
 ) -> GapRecord:
-    """Get the item's devices ready for another run of it."""
+    """Get the devices ready for another run of *item*, and return the idle time before that run."""
     session.draining.shut_down()
     if servers.are_needed_by(item):
-        return _ON_SERVER
+        return _NO_GAP_ON_SERVER
     gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
     return session.memory.settle_owned(ownership, gap)
 
 
-def _is_started(item: pytest.Item) -> bool:
-    """Return whether *item* is an experiment for which a process will be started."""
+def _starts_process(item: pytest.Item) -> bool:
+    """Return whether *item* is an experiment that will start a process: not skipped, replayed or refused."""
     if not is_experiment(item) or is_skipped(item):
         return False
     experiment = experiment_of(item)

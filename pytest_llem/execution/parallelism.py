@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import pytest
 
 from pytest_llem._plugin.options import Settings
-from pytest_llem.execution.scheduling import are_all_studies, hands_out
+from pytest_llem.execution.scheduling import are_all_studies, distributes_one_at_a_time
 from pytest_llem.execution.session_facts import import_path
 from pytest_llem.machine.device_locks import CPU, DeviceError, free_devices
 from pytest_llem.machine.device_request import DeviceRequest
@@ -61,7 +61,7 @@ def parallelism(config: pytest.Config, plans: Mapping[str, Plan]) -> tuple[int, 
     Returns:
         1 and None in a run without xdist, or if xdist distributes the experiments.
     """
-    if getattr(config.option, "dist", "no") == "no" or not hands_out(config):
+    if getattr(config.option, "dist", "no") == "no" or not distributes_one_at_a_time(config):
         return 1, None
     found = {plan.preflight.request(point.config) for plan in plans.values() for point in plan.points}
     requests = [one for one in found if one.count]

@@ -1,6 +1,7 @@
-"""Distribute experiments to xdist's workers: one at a time, when its devices are free.
+"""Distribute experiments to xdist's workers, each once its devices are free.
 
-xdist's own schedulers send items ahead, which then wait behind a lease while other workers are idle.
+xdist's own schedulers send several items to a worker in advance. An item that waits there for its devices would
+keep the items behind it from idle workers.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.study.design import StudyConfig
 
-#: Returns the studies by the key of their run, once workers have collected.
+#: Returns the studies, by the keys of their runs. Called after the workers have collected.
 Studies = Callable[[], Mapping[str, "StudyConfig"]]
 
 
-def hands_out(config: pytest.Config) -> bool:
-    """Return whether experiments are handed out one at a time: every argument is a study, and xdist may choose."""
+def distributes_one_at_a_time(config: pytest.Config) -> bool:
+    """Return whether experiments go to workers one at a time: ``--dist load``, and every argument is a study."""
     return config.option.dist == "load" and are_all_studies(config)
 
 
@@ -42,14 +43,14 @@ def are_all_studies(config: pytest.Config) -> bool:
 
 
 def make_scheduler(config: pytest.Config, log: Producer, studies: Studies) -> StudyScheduling | None:
-    """Return the scheduler of a session whose arguments are studies; None to leave the choice to xdist.
+    """Return the scheduler of a session whose arguments are studies; None to use one of xdist's.
 
     Args:
         config: The controller's configuration.
         log: xdist's log.
-        studies: Returns the studies by the key of their run, once workers have collected.
+        studies: Returns the studies, by the keys of their runs. Called after the workers have collected.
     """
-    return StudyScheduling(config, log, studies) if hands_out(config) else None
+    return StudyScheduling(config, log, studies) if distributes_one_at_a_time(config) else None
 
 
 def _host(node: WorkerController) -> str | None:
@@ -61,25 +62,26 @@ def _host(node: WorkerController) -> str | None:
 class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no types
     """Hands a unit of items to an idle worker once the unit may start.
 
-    A worker runs an item when it knows the next one. After each unit it gets the index after that of the last
-    item: its :class:`~pytest_llem.execution.item_hooks.Pause`, in which it waits for the next unit.
+    A worker runs an item only when it knows the next one. So each unit is followed by the worker's
+    :class:`~pytest_llem.execution.item_hooks.Pause`, whose index is one more than that of the last collected item.
+    The worker waits in it for the next unit.
     """
 
     def __init__(self, config: pytest.Config, log: Producer, studies: Studies) -> None:
         super().__init__(config, log)
         self._studies = studies
         self._queue = WorkQueue()
-        self._given: dict[WorkerController, RunningUnit] = {}
-        #: Host of units that have to be on one; None is this machine.
+        self._running: dict[WorkerController, RunningUnit] = {}
+        #: Host on which the last unit of each binding started; None is this machine.
         self._hosts: dict[Hashable, str | None] = {}
 
     @property
     def tests_finished(self) -> bool:
-        """Whether all items have run."""
-        return self.collection_is_completed and self._queue.is_empty and not self._given
+        """Whether all items have run. xdist ends the workers then."""
+        return self.collection_is_completed and self._queue.is_empty and not self._running
 
     def schedule(self) -> None:
-        """Hand out units to all idle workers. xdist calls it when its workers have collected."""
+        """Hand units to all idle workers. xdist calls it when the workers have collected."""
         if self.collection is None:
             if not self._check_nodes_have_same_collection():
                 return
@@ -88,31 +90,31 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         self._hand_out()
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
-        """Record that *node* has run an item. A pause is none."""
+        """Record that *node* has run an item. The index of its pause is ignored."""
         pending = self.node2pending[node]
         if item_index not in pending:
             return
         pending.remove(item_index)
         if not pending:
-            self._queue.end(self._given.pop(node))
+            self._queue.end(self._running.pop(node))
             self._hand_out()
 
     def mark_test_pending(self, item: str) -> None:
-        """Run an item again that a crashed worker was running; a plugin may ask for it."""
+        """Run an item again that a crashed worker was running. Plugins call it in ``pytest_handlecrashitem``."""
         assert self.collection is not None
         index = self.collection.index(item)
         unit = next(one for one in units_of(self.config, self.collection, self._studies()) if index in one.items)
-        unit.items, unit.cycle = [index], None  # its unit has been counted
+        unit.items, unit.cycle = [index], None  # only the rest of its unit counts in the cycle
         self._queue.return_first(unit)
         self._hand_out()
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Remove a worker that has ended, and return the item that it was running, if any.
+        """Remove a worker that has ended, and return the node id of the item that it was running, if any.
 
-        Other items that it was given start next, in another worker.
+        The unit's remaining items are run next, by another worker.
         """
         pending = self.node2pending.pop(node)
-        given = self._given.pop(node, None)
+        given = self._running.pop(node, None)
         if given is None:
             return None
         assert self.collection is not None
@@ -141,17 +143,17 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
                     break
                 if started.unit.binding is not None:
                     self._hosts[started.unit.binding] = host
-                self._given[node] = started
+                self._running[node] = started
                 self._send(node, started)
 
     def _suits(self, host: str | None, hosts: Collection[str | None], unit: Unit) -> bool:
-        """Return whether *host* may have *unit*: cycles of a point stay on one host, if that is still there."""
+        """Return whether *unit* may run on *host*: cycles of a point stay on one host while it has workers."""
         chosen = self._hosts.get(unit.binding, host)
         return chosen == host or chosen not in hosts
 
     def _idle(self) -> Sequence[WorkerController]:
         collected = [node for node in self.nodes if node in self.node2collection]
-        return [node for node in collected if node not in self._given and not node.shutting_down]
+        return [node for node in collected if node not in self._running and not node.shutting_down]
 
     def _send(self, node: WorkerController, started: RunningUnit) -> None:
         assert self.collection is not None
@@ -163,7 +165,7 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         node.send_runtest_some([*items, len(self.collection)])
 
     def _correct_placements(self, shared_state: SharedState) -> None:
-        """Count the devices that units got, if another run had those that were chosen for them."""
+        """Correct the devices of units that got others than the chosen ones, because another run had those."""
         for running in self._queue.running:
             for name in running.unit.names if running.devices else ():
                 if (devices := take_placed(shared_state, *name)) is not None:

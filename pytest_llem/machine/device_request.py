@@ -1,4 +1,4 @@
-"""Determine which devices an experiment may be given, and how its process is restricted to them."""
+"""Determine which devices an experiment may use, and restrict its process to those that it gets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Allocation:
 
     Attributes:
         devices: UUIDs of GPUs, or the CPU. Both for an engine that may use either.
-        environment: Environment variables with which CUDA sees exactly these GPUs. Empty if
-            ``CUDA_VISIBLE_DEVICES`` selects GPUs that cannot be identified, such as MIG devices: it is then left
-            as it is.
+        environment: Environment variables that make CUDA see exactly these GPUs. Empty if ``CUDA_VISIBLE_DEVICES``
+            of this process is to stay as it is, because it selects GPUs that cannot be identified, such as MIG
+            devices.
     """
 
     devices: tuple[str, ...] = ()
@@ -35,10 +35,10 @@ class DeviceRequest:
     """The devices that an experiment asks for: any *count* of a *pool*.
 
     Attributes:
-        pool: Names of devices, GPUs of one kind unless all are needed.
-        count: Number of them that are needed.
-        numbers: CUDA's number of each GPU of the pool, or its UUID if that is unknown; None if CUDA must not be
-            restricted.
+        pool: Names of the devices that it can use. GPUs are of one model unless all are needed.
+        count: Number of them that it needs.
+        cuda_names: Name of each GPU of the pool in ``CUDA_VISIBLE_DEVICES``: CUDA's number, or the UUID if that is
+            unknown. None to leave ``CUDA_VISIBLE_DEVICES`` as it is.
         links: Pairs of the pool that NVLink connects.
         problem: Why the experiment cannot have the GPUs that it needs; None if it can.
 
@@ -49,13 +49,13 @@ class DeviceRequest:
 
     pool: tuple[str, ...] = ()
     count: int = 0
-    numbers: Mapping[str, str] | None = field(default=None, hash=False)
+    cuda_names: Mapping[str, str] | None = field(default=None, hash=False)
     links: Links = frozenset()
     problem: str | None = None
 
     def among(self, devices: Collection[str]) -> DeviceRequest:
-        """Return the request restricted to *devices*; itself if they are not enough."""
-        pool = tuple(one for one in self.pool if one in devices)
+        """Return the request restricted to *devices*; the same request if these are fewer than *count*."""
+        pool = tuple(device for device in self.pool if device in devices)
         return replace(self, pool=pool) if len(pool) >= self.count else self
 
     def choose(self, free: Collection[str], preferred: Collection[str] = ()) -> tuple[str, ...]:
@@ -63,9 +63,9 @@ class DeviceRequest:
 
         Args:
             free: Names of free devices.
-            preferred: Devices to take if they are free.
+            preferred: Devices to take if all of them are free.
         """
-        usable = [one for one in self.pool if one in free]
+        usable = [device for device in self.pool if device in free]
         if len(usable) < self.count:
             return ()
         if len(preferred) == self.count and set(preferred) <= set(usable):
@@ -74,38 +74,38 @@ class DeviceRequest:
 
     @cached_property
     def sets(self) -> tuple[tuple[str, ...], ...]:
-        """The pool divided into sets of *count* devices; what is left over is in none."""
+        """The pool divided into sets of *count* devices, best connected first. A smaller rest is left out."""
         found, left = [], list(self.pool)
         while self.count and len(left) >= self.count:
             found.append(self.choose(left))
-            left = [one for one in left if one not in found[-1]]
+            left = [device for device in left if device not in found[-1]]
         return tuple(found)
 
     def allocation(self, devices: Collection[str]) -> Allocation:
-        """Return the allocation of *devices*, which are of the pool."""
-        chosen = tuple(one for one in self.pool if one in devices)
-        if self.numbers is None:
+        """Return the allocation of *devices*, which are in the pool."""
+        chosen = tuple(device for device in self.pool if device in devices)
+        if self.cuda_names is None:
             return Allocation(chosen)
-        numbers = ",".join(self.numbers[one] for one in chosen if one in self.numbers)
+        numbers = ",".join(self.cuda_names[device] for device in chosen if device in self.cuda_names)
         order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if numbers else {}
         return Allocation(chosen, {**order, "CUDA_VISIBLE_DEVICES": numbers})
 
 
-def exactly(*devices: str) -> DeviceRequest:
-    """Return the request for all of *devices*, which leaves CUDA as it is."""
+def request_all(*devices: str) -> DeviceRequest:
+    """Return a request for all of *devices* that leaves ``CUDA_VISIBLE_DEVICES`` as it is."""
     return DeviceRequest(devices, len(devices))
 
 
 def request_devices(needs: Needs, python: Path | None) -> DeviceRequest:
-    """Return the devices for an experiment: as many GPUs of one kind as it needs, any of those that are visible.
+    """Return the request of an experiment: as many GPUs as it needs, all of one model, out of the visible ones.
 
-    The kind is that of the first visible GPU of which there are enough, so that all experiments with equal needs
-    are on one kind. An engine that states no number gets all visible GPUs. It also gets the CPU if PyTorch has no
-    GPU build here, as it may use GPUs by other means.
+    The first model of which there are enough GPUs is taken, so that experiments with equal needs use the same
+    model. An engine that states no number gets all visible GPUs. If it does not use PyTorch, and no CUDA build of
+    PyTorch is installed, it also gets the CPU, as it may run on either.
 
     Args:
-        needs: What its engine states.
-        python: The interpreter that it runs in; None for this one.
+        needs: What the engine needs.
+        python: The interpreter that the experiment runs in; None for this one.
     """
     torch = package_versions(python).get("torch")
     gpus = gpus_for(torch) if needs.uses_torch else visible_gpus()
@@ -114,20 +114,20 @@ def request_devices(needs: Needs, python: Path | None) -> DeviceRequest:
     if needs.gpus is not None and needs.gpus > 1 and (problem := _shortage(needs.gpus, gpus)):
         return DeviceRequest(problem=problem)
     if not gpus.all:
-        return exactly(CPU)
+        return request_all(CPU)
     if needs.gpus is None or gpus.is_ambiguous:
         cpu = (CPU,) if needs.gpus is None and not needs.uses_torch and is_cpu_build(torch) else ()
-        everything = exactly(*cpu, *(gpu.uuid for gpu in gpus.all))
-        return everything if gpus.is_ambiguous else replace(everything, numbers=_numbers(gpus.all))
+        everything = request_all(*cpu, *(gpu.uuid for gpu in gpus.all))
+        return everything if gpus.is_ambiguous else replace(everything, cuda_names=_cuda_names(gpus.all))
     count = needs.gpus
     kind = next(kind for kind in _kinds(gpus) if len(kind) >= count)
     pool = tuple(gpu.uuid for gpu in kind)
     links = nvlinks(pool) if count < len(pool) else frozenset()
-    return DeviceRequest(pool, count, _numbers(kind), links)
+    return DeviceRequest(pool, count, _cuda_names(kind), links)
 
 
 def _kinds(gpus: VisibleGpus) -> list[tuple[Gpu, ...]]:
-    """Return the GPUs grouped by the name of their model, in the order of the first of each."""
+    """Return the GPUs grouped by model, in the order of each model's first GPU."""
     kinds: dict[str | None, tuple[Gpu, ...]] = {}
     for gpu in gpus.all:
         kinds[gpu.name] = (*kinds.get(gpu.name, ()), gpu)
@@ -144,6 +144,6 @@ def _shortage(number: int, gpus: VisibleGpus) -> str | None:
     return f"needs {number} GPUs of one kind, and there are {found}{restricted}"
 
 
-def _numbers(gpus: Sequence[Gpu]) -> dict[str, str]:
-    """Return how CUDA_VISIBLE_DEVICES names each GPU. By number, as some engines refuse UUIDs."""
+def _cuda_names(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """Return each GPU's name in CUDA_VISIBLE_DEVICES: its number if known, because some engines refuse UUIDs."""
     return {gpu.uuid: gpu.uuid if gpu.index is None else str(gpu.index) for gpu in gpus}

@@ -12,7 +12,7 @@ from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.machine.attached_server import gpus_of_server
 from pytest_llem.machine.device_locks import CPU
-from pytest_llem.machine.device_request import DeviceRequest, exactly, request_devices
+from pytest_llem.machine.device_request import DeviceRequest, request_all, request_devices
 from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, gib, memory_bytes, weight_bytes
 from pytest_llem.planning.host import Host, host_for, this_host
@@ -27,12 +27,12 @@ from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.server import SERVER
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 
-#: CUDA compute capability from which GPUs support bfloat16.
-_BF16 = (8, 0)
+#: Lowest CUDA compute capability of GPUs that support bfloat16.
+_MIN_BF16 = (8, 0)
 
 
 class Preflight:
-    """Check the points of one study, each once, without importing torch or opening a device.
+    """Check the points of one study without importing torch or opening a device. Each point is checked once.
 
     Args:
         study: The study.
@@ -42,7 +42,7 @@ class Preflight:
 
     Attributes:
         engines: The engines of the study.
-        host: That machine.
+        host: Machine on which the experiments run.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Preflight:
         return footprint_of(config, self._model_path)
 
     def needs(self, config: ExperimentConfig) -> Needs:
-        """Return what an experiment's engine states that it needs; nothing if it cannot be asked."""
+        """Return what an experiment's engine needs; ``Needs()`` if that cannot be determined."""
         footprint = self.footprint(config)
         try:
             stated = shipped_needs(config, footprint.parameters if footprint else None)
-        except ValueError:  # which is a reason why the experiment cannot run
+        except ValueError:  # the options are invalid, which reason() reports
             return Needs()
         if stated is not None:
             return stated
@@ -86,18 +86,18 @@ class Preflight:
         return self.engines.answer(config)
 
     def deadline_seconds(self, config: ExperimentConfig) -> float:
-        """Return the maximum time from the start of an experiment's process, in s, without downloads."""
+        """Return the maximum duration of an experiment's process, in s, without downloads."""
         execution, needs = self._study.execution, self.needs(config)
         return deadline_seconds(config, execution, needs, self.footprint(config), self.host_of(config))
 
     def max_load_seconds(self, config: ExperimentConfig) -> float | None:
-        """Return the maximum time in which the engine loads its model, in s; None if only the deadline limits."""
+        """Return the maximum time for loading the model, in s; None if only the deadline limits it."""
         return max_load_seconds(config, self._study.execution, self.needs(config), self.footprint(config))
 
     def request(self, config: ExperimentConfig) -> DeviceRequest:
-        """Return the devices that an experiment may be given. Experiments with equal needs query NVML once."""
+        """Return the devices that an experiment may use. Experiments with equal needs share one query of NVML."""
         if config.server is not None and config.server.is_attached:
-            return exactly(*gpus_of_server(config.server) or (CPU,))
+            return request_all(*gpus_of_server(config.server) or (CPU,))
         needs, python = self.needs(config), self._study.interpreter(config.backend)
         key = python, needs.gpus, needs.uses_torch
         if key not in self._requests:
@@ -144,7 +144,7 @@ class Preflight:
         yield from self._hardware_problems(config, needs)
 
     def _engine_problems(self, config: ExperimentConfig) -> Iterator[str]:
-        """Yield why an engine cannot be used, or each of its options that is wrong, with its place."""
+        """Yield why an engine cannot be used, or each invalid option of it with its place."""
         answer = self._answer(config)
         if answer is None:
             return
@@ -155,7 +155,7 @@ class Preflight:
                 yield f"{self._place(key_path)}: {message}"
 
     def _place(self, key_path: KeyPath) -> str:
-        """Return the place of a configuration's key, ``file:line:column: key``; without a file, the key."""
+        """Return where a key is written, as ``file:line:column: key``; only the key if that is unknown."""
         name = ".".join(map(str, key_path))
         if self._document is None:
             return name
@@ -163,7 +163,7 @@ class Preflight:
         axis, section = ".".join(map(str, key_path[:2])), str(key_path[0])
         below = [(), ("sweep",), *(("experiments", at) for at in range(len(self._study.points)))]
         written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in below)]
-        # A problem of the whole section: at one of its axes, or at the section.
+        # The key itself may not be written: the place is then an axis of its section, or the section.
         written += [one for one in marks if one[:1] == ("sweep",) and str(one[-1]).startswith(f"{section}.")]
         found = next((marks[one] for one in (*written, (section,), ("backend",)) if one in marks), None)
         return name if found is None else f"{self._study.path.name}:{found[0]}:{found[1]}: {name}"
@@ -177,12 +177,12 @@ class Preflight:
         return document if isinstance(document.data, dict) else None
 
     def host_of(self, config: ExperimentConfig) -> Host:
-        """Return the machine as an experiment sees it: without GPUs if it runs with a CPU-only torch."""
+        """Return the machine as an experiment sees it: without GPUs if its torch is a CPU build."""
         interpreter = None if self._given_host else self.engines.interpreter(config.backend)
         return self.host if interpreter is None else host_for(interpreter.packages.get("torch"))
 
     def _context_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
-        """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
+        """Yield an error if even the shortest prompt exceeds the context. The engine checks each prompt later."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
         limit = context_length_of(config.model_name, needs.model_revision, self._model_path)
@@ -190,17 +190,17 @@ class Preflight:
             yield too_long(config.model_name, shortest, shape.output_len, limit)
 
     def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
-        """Yield an error for a precision that the GPUs do not support, and for a model larger than the memory."""
+        """Yield an error if the GPUs do not support the precision, or if the model does not fit into memory."""
         host = self.host_of(config)
-        if config.precision == "bf16" and host.gpus and all(gpu.capability < _BF16 for gpu in host.gpus):
+        if config.precision == "bf16" and host.gpus and all(gpu.capability < _MIN_BF16 for gpu in host.gpus):
             yield f"{host.gpus[0].name} does not support bf16: use precision: fp16 or fp32"
         footprint = self.footprint(config)
         if footprint is None or needs.gpus is None:
             return
         weights, memory = weight_bytes(config, needs, footprint), host.device_memory_bytes(needs.gpus)
         if host.memory_is_limited and not host.gpus:
-            # The kernel kills a process that exceeds the limit, so here the whole estimate counts. Otherwise only
-            # the weights and the runtime do, because the rest of the estimate is rough.
+            # The kernel kills a process that exceeds the limit, so the whole estimate counts here. Elsewhere only
+            # weights and runtime count, because the rest of the estimate is rough.
             if (needed := memory_bytes(config, needs, footprint)) > memory:
                 yield (
                     f"model {config.model!r} needs about {gib(needed)} in {config.precision} with its batches, "
@@ -228,7 +228,7 @@ class Preflight:
 
 
 class UnknownHostPreflight(Preflight):
-    """Refuses and predicts nothing: the experiments run on hosts of which this process knows nothing."""
+    """Preflight of experiments that run on other hosts: refuses no point, and knows no model sizes or engines."""
 
     def reason(self, point: Point) -> str | None:
         return None
