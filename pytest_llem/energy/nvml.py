@@ -72,11 +72,11 @@ class NvmlMeter:
 
     def __init__(self, *, sampler: bool = True) -> None:
         self._nvml = Nvml()
-        self._sampler = sampler
-        self._sampling: SamplerProcess | None = None
+        self._uses_sampler = sampler
+        self._sampler_process: SamplerProcess | None = None
         self._gpus: list[MeteredGpu] = []
         self._tick_periods: dict[str, float] = {}
-        self._before: dict[str, DeviceSnapshot] = {}
+        self._start_snapshots: dict[str, DeviceSnapshot] = {}
         self._start_ticks: dict[str, list[Tick] | str] = {}
         self._began = 0.0
         self._telemetry_fd: int | None = None
@@ -92,13 +92,13 @@ class NvmlMeter:
             if not self._nvml.is_open:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
             self._gpus = [find_gpu(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
-            if self._sampler:
-                self._sampling = SamplerProcess(self._gpus, self._telemetry_fd)
+            if self._uses_sampler:
+                self._sampler_process = SamplerProcess(self._gpus, self._telemetry_fd)
             self._probe()
-            if self._sampling is not None:
-                self._sampling.wait()  # last, since the sampler starts while the counters are probed
+            if self._sampler_process is not None:
+                self._sampler_process.wait()  # last, since the sampler starts while the counters are probed
             uncounted = next((gpu for gpu in self._gpus if not gpu.uses_counter), None)
-            if uncounted is not None and (failure := self._failure()):
+            if uncounted is not None and (failure := self._sampler_failure()):
                 raise MeterUnavailableError(
                     f"NVML: {uncounted.counter_reason or 'no energy counter'}, and {failure}"
                 )
@@ -107,53 +107,55 @@ class NvmlMeter:
             raise
 
     def begin(self) -> None:
-        if self._sampling is not None:
-            self._sampling.forget()
-        self._before = self._snapshots()
+        if self._sampler_process is not None:
+            self._sampler_process.forget()
+        # Snapshots before the first tick and after the last one: samples of power then surround the window.
+        self._start_snapshots = self._snapshots()
         self._start_ticks = self._ticks(self._gpus)
         self._began = time.monotonic()
 
     def end(self) -> Reading:
         # A counter that failed at the start is not waited for at the end.
         end_ticks = self._ticks([gpu for gpu in self._gpus if isinstance(self._start_ticks.get(gpu.uuid), list)])
-        whole = _Span(self._began, time.monotonic())
-        after = self._snapshots()
+        begin_to_end = _Span(self._began, time.monotonic())  # also the window of a GPU whose counter is not read
+        end_snapshots = self._snapshots()
         sampled = self._samples()
-        failure = self._failure()
+        sampler_failure = self._sampler_failure()
         devices: list[DeviceReading] = []
         spans: list[_Span] = []
         samples: list[PowerSample] = []
         for gpu in self._gpus:
             edges = _edges(self._start_ticks.get(gpu.uuid), end_ticks.get(gpu.uuid))
-            span = whole if isinstance(edges, str) else _Span(edges[0].at, edges[1].at)
-            snapshots = self._before[gpu.uuid], after[gpu.uuid]
+            span = begin_to_end if isinstance(edges, str) else _Span(edges[0].at, edges[1].at)
+            snapshots = self._start_snapshots[gpu.uuid], end_snapshots[gpu.uuid]
             of_gpu = [sample for sample in sampled if sample.device == gpu.uuid]
             inside = [sample for sample in of_gpu if span.began <= sample.at <= span.ended]
-            sampled_energy = _SampledEnergy.of(snapshots, of_gpu, span, failure)
+            sampled_energy = _SampledEnergy.of(snapshots, of_gpu, span, sampler_failure)
             counted = _counted(edges) if gpu.uses_counter else _Energy(None, reason=gpu.counter_reason)
-            gpu_conditions = conditions(*snapshots, None if failure else inside)
+            gpu_conditions = conditions(*snapshots, None if sampler_failure else inside)
             reading = _reading(gpu, counted, sampled_energy, gpu_conditions)
             devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
             if reading.energy_j is not None:
                 spans.append(span)
+        windows = spans or [begin_to_end]
         periods_s = [*self._tick_periods.values(), *(PERIOD_S for one in devices if one.method == "sampled")]
         return Reading(
             tuple(devices),
-            fmean(span.seconds for span in spans or [whole]),
+            fmean(window.seconds for window in windows),
             max(periods_s, default=None),
             _skew(spans),
             tuple(sorted(samples, key=lambda one: one.at)),
-            self._sampling.cpu_seconds(*whole) if self._sampling is not None else None,
-            fmean(span.began for span in spans or [whole]),
-            fmean(span.ended for span in spans or [whole]),
+            self._sampler_process.cpu_seconds(*begin_to_end) if self._sampler_process is not None else None,
+            fmean(window.began for window in windows),
+            fmean(window.ended for window in windows),
         )
 
     def close(self) -> None:
         self._gpus = []
-        if self._sampling is not None:
-            self._sampling.close()
-            self._sampling = None
+        if self._sampler_process is not None:
+            self._sampler_process.close()
+            self._sampler_process = None
         self._nvml.__exit__(None, None, None)
 
     def _probe(self) -> None:
@@ -175,14 +177,14 @@ class NvmlMeter:
         return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}
 
     def _samples(self) -> list[PowerSample]:
-        if self._sampling is None:
+        if self._sampler_process is None:
             return []
-        self._sampling.read()
-        return self._sampling.samples
+        self._sampler_process.read()
+        return self._sampler_process.samples
 
-    def _failure(self) -> str | None:
+    def _sampler_failure(self) -> str | None:
         """Return why there are no samples; None while the sampler runs."""
-        return self._sampling.failure if self._sampling is not None else "there is no sampler"
+        return self._sampler_process.failure if self._sampler_process is not None else "there is no sampler"
 
 
 def _edges(start: list[Tick] | str | None, end: list[Tick] | str | None) -> tuple[Tick, Tick] | str:
@@ -193,7 +195,7 @@ def _edges(start: list[Tick] | str | None, end: list[Tick] | str | None) -> tupl
 
 
 def _counted(edges: tuple[Tick, Tick] | str) -> _Energy:
-    """Return the energy between two ticks of a counter."""
+    """Return the energy between two ticks of a counter, or why there is none."""
     if isinstance(edges, str):
         return _Energy(None, reason=edges)
     start, end = edges
@@ -243,6 +245,7 @@ class _SampledEnergy:
 
 
 def _integrated(samples: Sequence[Power], span: _Span) -> _Energy:
+    """Return the integral of power over *span*, or why there is none."""
     try:
         return _Energy(*integrate(sorted(samples), *span))
     except NoIntegralError as error:
@@ -278,6 +281,7 @@ def _reading(
     ):
         return DeviceReading(
             device=gpu.uuid,
+            # nvmlDeviceGetPowerUsage takes no scope, so that the GPU's name decides.
             boundary="module" if gpu.is_module and gpu.source == "nvml_power_usage" else "gpu_board",
             energy_j=sampled.gpu.energy_j,
             method="sampled",

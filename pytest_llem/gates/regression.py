@@ -63,8 +63,8 @@ def compare(
     """Compare a study's result with a reference, point by point and metric by metric.
 
     A point of the reference that is no longer in the study fails, even if it is not among *points*. A point that
-    the reference does not have is skipped. A gate that cannot be judged fails. It is skipped if the study names no
-    metrics, so that the default ones are compared, and neither side can have a value of this metric.
+    the reference does not have is skipped. A gate that cannot be judged fails, with one exception: if the study
+    names no metrics, a default metric of which neither side can have a value is skipped.
 
     Args:
         candidate: The result to judge.
@@ -117,8 +117,8 @@ def compare(
         if case.contended and case.question
     ]
     unchanged = [(point.id, [_SAME_SUT]) for point, other in measured if paired and same_sut(point, other)]
-    lines = partial(over_points, points=len(measured))
-    blocking = lines((point, testbed.blocking) for point, testbed in testbeds)
+    with_points = partial(over_points, points=len(measured))
+    blocking = with_points((point, testbed.blocking) for point, testbed in testbeds)
     record = ComparisonRecord(
         reference=name,
         reference_version=reference.pytest_llem_version,
@@ -129,12 +129,12 @@ def compare(
         testbed=blocking,
         compared_despite_mismatch=allow_mismatch and bool(blocking),
         warnings=[
-            *lines((point, testbed.warnings) for point, testbed in testbeds),
-            *lines(contended),
-            *lines(unchanged),
+            *with_points((point, testbed.warnings) for point, testbed in testbeds),
+            *with_points(contended),
+            *with_points(unchanged),
         ],
-        workload=lines((point.id, workload_differences(point, other)) for point, other in measured),
-        sut=lines((point.id, sut_differences(point, other)) for point, other in measured),
+        workload=with_points((point.id, workload_differences(point, other)) for point, other in measured),
+        sut=with_points((point.id, sut_differences(point, other)) for point, other in measured),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
     )

@@ -104,6 +104,7 @@ class LoadMeasurement:
         label: str,
     ) -> LoadWindow:
         started, connections = time.monotonic(), load.max_in_flight if load.is_open else int(load.concurrency or 1)
+        min_finished = 1 if load.is_open else connections  # closed loop: as many requests as it has slots
         async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as server_ended:
             under_load = Load(
                 client, self._requests, schedule, max_error_rate=load.max_error_rate, lost=server_ended
@@ -124,7 +125,7 @@ class LoadMeasurement:
                 began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
                 measuring = Progress(f"{label}measuring", total=min_seconds, unit="s")
                 async with self._reported(under_load, measuring), self._sampled(client, readings):
-                    await under_load.hold(min_seconds, min_finished=1 if load.is_open else connections)
+                    await under_load.hold(min_seconds, min_finished)
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
                 account = await asyncio.to_thread(meters.end)
                 await asyncio.to_thread(observers.end, account, turn)

@@ -143,7 +143,7 @@ def measure(
     something was compiled in the last window too, this window is returned with ``compiled`` set.
 
     Args:
-        engine: A loaded and warm engine.
+        engine: An engine that is loaded and warmed up.
         batches: Batches of a pass.
         meters: Open meters that have no window in progress.
         min_seconds: Minimum length of the window, in s.

@@ -70,7 +70,7 @@ class StudyResult(Document):
     started_at: str | None = None
     """Start of the run, UTC, as ISO 8601; null in results of versions that did not record it."""
     summary: StudySummary
-    """Totals."""
+    """Numbers of experiments, run time and energy of the whole study."""
     points: list[PointResult]
     """All points with their statistics, in the study's order."""
     token_agreement: list[TokenAgreement] = Field(default_factory=list)
@@ -88,7 +88,7 @@ class StudyResult(Document):
     result_files: list[str] = Field(default_factory=list)
     """Paths of the results of experiments, relative to this file."""
     warnings: list[StudyWarning] = Field(default_factory=list)
-    """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
+    """Problems that affect the values, the most severe first, each with the experiments that it concerns."""
 
     @cached_property
     def _directory(self) -> Path | None:
@@ -217,7 +217,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.result_digests = [entry.result_sha256 for entry, _ in read if entry.result_sha256 is not None]
         mismatches = dict.fromkeys(entry.replay_mismatch for entry, _ in read if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
-        if results:  # fields that the engine does not use are null there, and are not shown or compared
+        if results:  # replace the study's configuration by what reached the engine: unused fields are null
             point.config = results[0].effective_config
         point.metrics = summarise(results, confidence=confidence)
         point.testbed = findings.shared(testbed_facts(results))
@@ -247,8 +247,8 @@ def complete(design: StudyResult, manifest: Manifest, findings: Findings) -> Stu
     design.status = manifest.status
     design.summary = _summary(manifest, findings)
     design.experiments = manifest.experiments
-    # The experiments may have run on another host than pytest: facts of the first experiment take precedence. The
-    # manifest's environment has those of pytest's process, and what the hook pytest_llem_environment added.
+    # Facts that the first experiment recorded replace those of pytest's process, which may run on another host.
+    # The manifest's environment also has what the hook pytest_llem_environment added.
     design.environment = manifest.environment | findings.environment
     design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
     design.warnings = findings.study_warnings()
@@ -359,6 +359,7 @@ def _set_concurrent(findings: Findings, entries: Iterable[ManifestEntry]) -> Non
     for spans in findings.spans.values():
         times = [(began, ended) for began, ended, *_ in spans]
         overlaps = overlapping(times + failed if len(findings.spans) == 1 else times)
+        # Not strict: the overlaps of failed experiments, at the end, belong to no point.
         for (_, _, point, recorded), overlap in zip(spans, overlaps, strict=False):
             points[point.id] = point
             concurrent[point.id] = overlap or recorded or concurrent.get(point.id, False)
@@ -367,7 +368,7 @@ def _set_concurrent(findings: Findings, entries: Iterable[ManifestEntry]) -> Non
 
 
 def _summary(manifest: Manifest, findings: Findings) -> StudySummary:
-    # Energies of different boundaries are not added, and a sum without all experiments would be too small.
+    # Energies of different boundaries are never added, and a sum without some results would be too small.
     has_total = len(findings.boundaries) == 1 and len(findings.known) == findings.count
     ended = [entry.completed_at for entry in manifest.experiments if entry.completed_at]
     return StudySummary(
