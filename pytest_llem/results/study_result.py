@@ -88,7 +88,7 @@ class StudyResult(Document):
     result_files: list[str] = Field(default_factory=list)
     """Paths of the results of experiments, relative to this file."""
     warnings: list[StudyWarning] = Field(default_factory=list)
-    """Problems that affect the values, the most severe first, each with the experiments that it concerns."""
+    """What may be wrong with the values, the worst first, each with the experiments concerned."""
 
     @cached_property
     def _directory(self) -> Path | None:
