@@ -150,7 +150,7 @@ def schedule_of(result: StudyResult) -> Schedule | None:
 
 
 def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
-    """Return whether a gate is not judged yet because it has fewer cycles than its first look needs."""
+    """Return whether a gate has nothing to decide yet, and fewer cycles than its first look needs."""
     points = [case.pair.candidate]
     if paired and case.pair.reference is not None:  # the cycles of a saved reference do not become more
         points.append(case.pair.reference)

@@ -249,7 +249,7 @@ async def _watched(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
             pidfds.append(os.pidfd_open(engine.record.pid))
     except ProcessLookupError:
         lost.set()
-    except (AttributeError, OSError):  # pidfd_open is missing (not Linux), or refuses another user's process
+    except (AttributeError, OSError):  # pidfd_open does not exist (not Linux) or is not permitted
         pass
     for fd in pidfds:
         loop.add_reader(fd, lost.set)

@@ -170,7 +170,7 @@ def percentiles(values: Sequence[float]) -> dict[int, float]:
 
 
 def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the samples of a ``power.csv`` by device: at most *max_samples* in all, peaks included."""
+    """Return the samples of a ``power.csv`` by device: about *max_samples* in all, peaks included."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in _rows(text):
         seconds, watts = _number(row.get("seconds")), _number(row.get("power_w"))
@@ -181,7 +181,7 @@ def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float
 
 
 def _thinned(samples: list[tuple[float, float]], max_samples: int) -> list[tuple[float, float]]:
-    """Return at most *max_samples*: the minimum and maximum of each interval, so that peaks remain visible."""
+    """Return about *max_samples*: the minimum and maximum of each interval, so that peaks remain visible."""
     if len(samples) <= max_samples:
         return samples
     watts = itemgetter(1)
