@@ -1,4 +1,4 @@
-"""Find out how the energy of a GPU can be read, and determine its state over a window."""
+"""Find the sources of a GPU's energy, and determine the GPU's state over a window."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class MeteredGpu:
 
     Attributes:
         uuid: UUID of the GPU.
-        handle: NVML's handle.
-        uses_counter: Whether its total energy counter is used.
-        source: Source of its power; None if power cannot be read.
-        averages: Whether *source* is the mean of the last second, which lags behind.
-        reads_module: Whether *source* also reports the power of the module.
-        is_module: Whether the GPU shares a module with a CPU, by its name.
-        counter_reason: Why an existing counter is not used.
+        handle: NVML's handle of the GPU.
+        uses_counter: Whether the GPU's total energy counter is used.
+        source: Source of the GPU's power; None if power cannot be read.
+        averages: Whether *source* reports the mean power of the last second, not the current power.
+        reads_module: Whether *source* also reports the power of the module that the GPU is on.
+        is_module: Whether the GPU's name says that it shares a module with a CPU.
+        counter_reason: Why the counter is not used although the GPU has one.
     """
 
     uuid: str
@@ -54,14 +54,14 @@ class MeteredGpu:
 
 
 def find_gpu(nvml: Nvml, uuid: str) -> MeteredGpu:
-    """Return a GPU with the sources of its energy.
+    """Return the GPU with this UUID, with the sources of its energy.
 
     Raises:
         MeterUnavailableError: Neither energy nor power can be read.
     """
     try:
         handle = nvml.call("nvmlDeviceGetHandleByUUID", uuid)
-        # A GPU without MIG returns an error here. Any other error repeats when the counter is read.
+        # On a GPU without MIG this call fails. Any other failure happens again when the counter is read.
         modes = nvml.ask("nvmlDeviceGetMigMode", handle)
         if modes is not None and modes[0] == nvml.constant("NVML_DEVICE_MIG_ENABLE"):
             raise MeterUnavailableError(f"NVML: {uuid}: MIG is on, and NVML reports no energy of a MIG instance")
@@ -77,19 +77,19 @@ def find_gpu(nvml: Nvml, uuid: str) -> MeteredGpu:
             uses_counter = False
     except NvmlError as error:
         raise MeterUnavailableError(f"NVML: {uuid}: {error}") from error
-    named = is_module(nvml.ask("nvmlDeviceGetName", handle))
+    on_module = is_module(nvml.ask("nvmlDeviceGetName", handle))
     averages = averages_power(nvml, handle, source)
     reads_module = reads_module_power(nvml, handle, source)
-    return MeteredGpu(uuid, handle, uses_counter, source, averages, reads_module, named)
+    return MeteredGpu(uuid, handle, uses_counter, source, averages, reads_module, on_module)
 
 
 @dataclass(frozen=True)
 class DeviceSnapshot:
-    """The state of a GPU at an edge of a window. Values that it does not report are None.
+    """The state of a GPU at an edge of a window. Values that the driver does not report are None.
 
     Attributes:
         power: Power of the GPU.
-        module_power: Power of the module that the GPU is on, if the driver reports it.
+        module_power: Power of the module that the GPU is on.
         temperature_c: Temperature, in °C.
         throttled_ns: Cumulative throttled time by reason, in ns.
     """
@@ -108,6 +108,7 @@ def take_snapshot(nvml: Nvml, gpu: MeteredGpu) -> DeviceSnapshot:
 
 
 def _power(nvml: Nvml, gpu: MeteredGpu, scope: int) -> Power | None:
+    """Return the power of a GPU or of its module, at the middle of the time that reading it took."""
     began = time.monotonic()
     watts = power_w(nvml, gpu.handle, gpu.source, scope) if gpu.source else None
     return Power((began + time.monotonic()) / 2, watts) if watts is not None else None
@@ -118,11 +119,11 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
 
     Args:
         before: State at the start of the window.
-        after: State at its end.
+        after: State at the end of the window.
         samples: Samples of the window; None if no sampler ran for all of it, so that peak and mean are unknown.
     """
     sampled = samples or ()
-    known = [
+    temperatures = [
         temperature
         for temperature in (
             before.temperature_c,
@@ -131,15 +132,16 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
         )
         if temperature is not None
     ]
+    # A reason is left out if it was not reported at the start, or if its counter fell, so that it was reset.
     throttled_seconds = {
         reason: (nanoseconds - before.throttled_ns[reason]) / 1e9
         for reason, nanoseconds in after.throttled_ns.items()
-        if nanoseconds >= before.throttled_ns.get(reason, nanoseconds + 1)  # a lower value: the counter was reset
+        if reason in before.throttled_ns and nanoseconds >= before.throttled_ns[reason]
     }
     return Conditions(
         before.temperature_c,
         after.temperature_c,
-        max(known) if known and samples is not None else None,
+        max(temperatures) if temperatures and samples is not None else None,
         _mean(sample.sm_clock_mhz for sample in sampled),
         _mean(sample.memory_clock_mhz for sample in sampled),
         throttled_seconds or None,

@@ -1,4 +1,4 @@
-"""Measure GPU energy through NVML, from the total energy counter, or from sampled power if a GPU has none."""
+"""Measure GPU energy through NVML, from the total energy counter, or else from sampled power."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from pytest_llem.energy.ticks import Tick, period, ticks
 from pytest_llem.hardware.nvml import Nvml
 
 #: Relative gain error, from NVML's documentation of ``nvmlDeviceGetPowerUsage``, which states it for GPUs up to
-#: Kepler. On later ones Yang et al. (arXiv 2312.02741) found about the same error, different for each GPU.
+#: Kepler. On later GPUs Yang et al. (arXiv 2312.02741) found about the same error, different for each GPU.
 GAIN_ERROR = 0.05
 
+#: Number of ticks from which the time between two ticks of a counter is determined.
 _PROBED_TICKS = 6
 
 
 class _Span(NamedTuple):
-    """A window of one GPU, on the monotonic clock in s."""
+    """The window of one GPU: start and end on the monotonic clock, in s."""
 
     began: float
     ended: float
@@ -58,10 +59,12 @@ class NvmlMeter:
     end. Therefore each GPU's window starts and ends at a tick of its counter. GPUs tick independently, so their
     windows differ by up to a tick: the reading's ``seconds`` is the mean over the GPUs that have an energy.
 
-    A sampler process reads power, temperature and clocks. The integral of power checks the counter. It is the
-    energy of a GPU whose counter does not exist (before Volta), is too slow or fails. If the sampler fails, only
-    these values are missing. If the driver reports the power of a GPU and of its module, the counter's boundary
-    is the one whose integral it agrees with.
+    A sampler process reads power, temperature and clocks. The integral of power checks the counter. If a GPU has
+    no counter (before Volta), or one that is too slow or fails, this integral is the GPU's energy. If the sampler
+    fails, the counters are still read.
+
+    The counter's boundary is the GPU's board or the module that it is on. If the driver reports the power of both,
+    the boundary is that of the integral that agrees with the counter.
 
     Args:
         sampler: Whether to run the sampler.
@@ -69,12 +72,12 @@ class NvmlMeter:
 
     def __init__(self, *, sampler: bool = True) -> None:
         self._nvml = Nvml()
-        self._sampler = sampler
-        self._sampling: SamplerProcess | None = None
+        self._uses_sampler = sampler
+        self._sampler_process: SamplerProcess | None = None
         self._gpus: list[MeteredGpu] = []
-        self._periods: dict[str, float] = {}
-        self._before: dict[str, DeviceSnapshot] = {}
-        self._start: dict[str, list[Tick] | str] = {}
+        self._tick_periods: dict[str, float] = {}
+        self._start_snapshots: dict[str, DeviceSnapshot] = {}
+        self._start_ticks: dict[str, list[Tick] | str] = {}
         self._began = 0.0
         self._telemetry_fd: int | None = None
 
@@ -89,13 +92,13 @@ class NvmlMeter:
             if not self._nvml.is_open:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
             self._gpus = [find_gpu(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
-            if self._sampler:
-                self._sampling = SamplerProcess(self._gpus, self._telemetry_fd)
+            if self._uses_sampler:
+                self._sampler_process = SamplerProcess(self._gpus, self._telemetry_fd)
             self._probe()
-            if self._sampling is not None:
-                self._sampling.wait()  # it has started during the probe
+            if self._sampler_process is not None:
+                self._sampler_process.wait()  # last, since the sampler starts while the counters are probed
             uncounted = next((gpu for gpu in self._gpus if not gpu.uses_counter), None)
-            if uncounted is not None and (failure := self._failure()):
+            if uncounted is not None and (failure := self._sampler_failure()):
                 raise MeterUnavailableError(
                     f"NVML: {uncounted.counter_reason or 'no energy counter'}, and {failure}"
                 )
@@ -104,52 +107,55 @@ class NvmlMeter:
             raise
 
     def begin(self) -> None:
-        if self._sampling is not None:
-            self._sampling.forget()
-        self._before = self._snapshots()
-        self._start = self._ticks(self._gpus)
+        if self._sampler_process is not None:
+            self._sampler_process.forget()
+        # Snapshots before the first tick and after the last one: samples of power then surround the window.
+        self._start_snapshots = self._snapshots()
+        self._start_ticks = self._ticks(self._gpus)
         self._began = time.monotonic()
 
     def end(self) -> Reading:
-        stop = self._ticks([gpu for gpu in self._gpus if isinstance(self._start.get(gpu.uuid), list)])
-        whole = _Span(self._began, time.monotonic())
-        after = self._snapshots()
+        # A counter that failed at the start is not waited for at the end.
+        end_ticks = self._ticks([gpu for gpu in self._gpus if isinstance(self._start_ticks.get(gpu.uuid), list)])
+        begin_to_end = _Span(self._began, time.monotonic())  # also the window of a GPU whose counter is not read
+        end_snapshots = self._snapshots()
         sampled = self._samples()
-        failure = self._failure()
+        sampler_failure = self._sampler_failure()
         devices: list[DeviceReading] = []
         spans: list[_Span] = []
         samples: list[PowerSample] = []
         for gpu in self._gpus:
-            edges = _edges(self._start.get(gpu.uuid), stop.get(gpu.uuid))
-            span = whole if isinstance(edges, str) else _Span(edges[0].at, edges[1].at)
-            snapshots = self._before[gpu.uuid], after[gpu.uuid]
-            of_gpu = [one for one in sampled if one.device == gpu.uuid]
-            inside = [one for one in of_gpu if span.began <= one.at <= span.ended]
-            sampled_energy = _Sampled.of(snapshots, of_gpu, span, failure)
+            edges = _edges(self._start_ticks.get(gpu.uuid), end_ticks.get(gpu.uuid))
+            span = begin_to_end if isinstance(edges, str) else _Span(edges[0].at, edges[1].at)
+            snapshots = self._start_snapshots[gpu.uuid], end_snapshots[gpu.uuid]
+            of_gpu = [sample for sample in sampled if sample.device == gpu.uuid]
+            inside = [sample for sample in of_gpu if span.began <= sample.at <= span.ended]
+            sampled_energy = _SampledEnergy.of(snapshots, of_gpu, span, sampler_failure)
             counted = _counted(edges) if gpu.uses_counter else _Energy(None, reason=gpu.counter_reason)
-            known = conditions(*snapshots, None if failure else inside)
-            reading = _reading(gpu, counted, sampled_energy, known)
+            gpu_conditions = conditions(*snapshots, None if sampler_failure else inside)
+            reading = _reading(gpu, counted, sampled_energy, gpu_conditions)
             devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
             if reading.energy_j is not None:
                 spans.append(span)
-        ticks_s = [*self._periods.values(), *(PERIOD_S for one in devices if one.method == "sampled")]
+        windows = spans or [begin_to_end]
+        periods_s = [*self._tick_periods.values(), *(PERIOD_S for one in devices if one.method == "sampled")]
         return Reading(
             tuple(devices),
-            fmean(span.seconds for span in spans or [whole]),
-            max(ticks_s, default=None),
+            fmean(window.seconds for window in windows),
+            max(periods_s, default=None),
             _skew(spans),
             tuple(sorted(samples, key=lambda one: one.at)),
-            self._sampling.cpu_seconds(*whole) if self._sampling is not None else None,
-            fmean(span.began for span in spans or [whole]),
-            fmean(span.ended for span in spans or [whole]),
+            self._sampler_process.cpu_seconds(*begin_to_end) if self._sampler_process is not None else None,
+            fmean(window.began for window in windows),
+            fmean(window.ended for window in windows),
         )
 
     def close(self) -> None:
         self._gpus = []
-        if self._sampling is not None:
-            self._sampling.close()
-            self._sampling = None
+        if self._sampler_process is not None:
+            self._sampler_process.close()
+            self._sampler_process = None
         self._nvml.__exit__(None, None, None)
 
     def _probe(self) -> None:
@@ -157,7 +163,7 @@ class NvmlMeter:
         probed = self._ticks(self._gpus, _PROBED_TICKS)
         failures = {uuid: result for uuid, result in probed.items() if isinstance(result, str)}
         periods = {uuid: period(result) for uuid, result in probed.items() if not isinstance(result, str)}
-        self._periods = {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
+        self._tick_periods = {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
         self._gpus = [
             replace(gpu, uses_counter=False, counter_reason=failures[gpu.uuid]) if gpu.uuid in failures else gpu
             for gpu in self._gpus
@@ -165,50 +171,51 @@ class NvmlMeter:
 
     def _ticks(self, gpus: Sequence[MeteredGpu], count: int = 1) -> dict[str, list[Tick] | str]:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.uses_counter}
-        return ticks(counters, count, self._periods)
+        return ticks(counters, count, self._tick_periods)
 
     def _snapshots(self) -> dict[str, DeviceSnapshot]:
         return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}
 
     def _samples(self) -> list[PowerSample]:
-        if self._sampling is None:
+        if self._sampler_process is None:
             return []
-        self._sampling.read()
-        return self._sampling.samples
+        self._sampler_process.read()
+        return self._sampler_process.samples
 
-    def _failure(self) -> str | None:
-        """Return why there are no samples; None if there are."""
-        return self._sampling.failure if self._sampling is not None else "there is no sampler"
+    def _sampler_failure(self) -> str | None:
+        """Return why there are no samples; None while the sampler runs."""
+        return self._sampler_process.failure if self._sampler_process is not None else "there is no sampler"
 
 
-def _edges(start: list[Tick] | str | None, stop: list[Tick] | str | None) -> tuple[Tick, Tick] | str:
-    """Return the ticks at both edges of a GPU's window, or why there are none."""
-    if isinstance(start, list) and isinstance(stop, list):
-        return start[0], stop[0]
-    return next((reason for reason in (start, stop) if isinstance(reason, str)), "no energy counter")
+def _edges(start: list[Tick] | str | None, end: list[Tick] | str | None) -> tuple[Tick, Tick] | str:
+    """Return the ticks at both edges of a GPU's window, or why a tick is missing."""
+    if isinstance(start, list) and isinstance(end, list):
+        return start[0], end[0]
+    return next((reason for reason in (start, end) if isinstance(reason, str)), "no energy counter")
 
 
 def _counted(edges: tuple[Tick, Tick] | str) -> _Energy:
+    """Return the energy between two ticks of a counter, or why there is none."""
     if isinstance(edges, str):
         return _Energy(None, reason=edges)
-    start, stop = edges
-    if stop.millijoules <= start.millijoules:  # a GPU that is on always draws power
-        reason = f"the energy counter did not rise (from {start.millijoules} to {stop.millijoules} mJ)"
+    start, end = edges
+    if end.millijoules <= start.millijoules:  # a GPU that is on always draws power
+        reason = f"the energy counter did not rise (from {start.millijoules} to {end.millijoules} mJ)"
         return _Energy(None, reason=reason)
-    energy_j = (stop.millijoules - start.millijoules) / 1000
-    # A tick is uniformly distributed over its width: u² = P²·(w² + w'²)/12.
-    blur_s = math.hypot(start.width, stop.width) / math.sqrt(12)
-    return _Energy(energy_j, energy_j / (stop.at - start.at) * blur_s)
+    energy_j = (end.millijoules - start.millijoules) / 1000
+    # The time of a tick is uniformly distributed over its width, so that u² = P²·(w² + w'²)/12.
+    uncertainty_s = math.hypot(start.width, end.width) / math.sqrt(12)
+    return _Energy(energy_j, energy_j / (end.at - start.at) * uncertainty_s)
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class _SampledEnergy:
     """The integrals of sampled power over a window of one GPU.
 
     Attributes:
         gpu: Integral of the GPU's power.
-        module: Integral of its module's power; None if that is not read.
-        at_both_edges: Whether power was read at both edges of the window.
+        module: Integral of the power of the GPU's module; None if this power is not read.
+        at_both_edges: Whether the GPU's power was read at both edges of the window.
     """
 
     gpu: _Energy
@@ -222,7 +229,7 @@ class _Sampled:
         samples: Sequence[PowerSample],
         span: _Span,
         failure: str | None,
-    ) -> _Sampled:
+    ) -> _SampledEnergy:
         at_both_edges = all(one.power is not None for one in snapshots)
         if failure:
             return cls(_Energy(None, reason=failure), None, at_both_edges)
@@ -238,30 +245,35 @@ class _Sampled:
 
 
 def _integrated(samples: Sequence[Power], span: _Span) -> _Energy:
+    """Return the integral of power over *span*, or why there is none."""
     try:
         return _Energy(*integrate(sorted(samples), *span))
     except NoIntegralError as error:
         return _Energy(None, reason=str(error))
 
 
-def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled) -> str:
-    """Return the boundary of a GPU's counter: the one whose integral of power it agrees with.
+def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy) -> str:
+    """Return the boundary of a GPU's counter: that of the integral of power which is nearer to the counter.
 
-    If only one boundary is read, or both integrals agree, the GPU's name decides.
+    If the power of the module is not read, or both integrals agree, the GPU's name decides.
     """
     if sampled.module is not None:
         energy, board, module = counted.energy_j, sampled.gpu, sampled.module
         if energy is not None and board.energy_j is not None and module.energy_j is not None:
+            # Three standard uncertainties of the difference between the integrals.
             uncertainty = 3 * math.hypot(board.uncertainty_j or 0, module.uncertainty_j or 0)
             if abs(module.energy_j - board.energy_j) > max(uncertainty, MAX_DISAGREEMENT * energy):
-                is_nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
-                return "module" if is_nearer else "gpu_board"
+                is_module_nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
+                return "module" if is_module_nearer else "gpu_board"
     return "module" if gpu.is_module else "gpu_board"
 
 
-def _reading(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
-    """Return the energy of a GPU's counter, or of its sampled power if the counter has none."""
-    # A GPU that stopped responding has samples up to that time, but no energy of the whole window.
+def _reading(
+    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, gpu_conditions: Conditions
+) -> DeviceReading:
+    """Return a GPU's reading: the energy of the counter, or of sampled power if the counter has none."""
+    # If a counter fails in the window, sampled power replaces it only if the GPU still reports power at the end: a
+    # GPU that stopped responding has samples up to that time, but no energy of the whole window.
     if (
         counted.energy_j is None
         and (not gpu.uses_counter or sampled.at_both_edges)
@@ -269,6 +281,7 @@ def _reading(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, known: Condit
     ):
         return DeviceReading(
             device=gpu.uuid,
+            # nvmlDeviceGetPowerUsage takes no scope, so that the GPU's name decides.
             boundary="module" if gpu.is_module and gpu.source == "nvml_power_usage" else "gpu_board",
             energy_j=sampled.gpu.energy_j,
             method="sampled",
@@ -276,7 +289,7 @@ def _reading(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, known: Condit
             uncertainty_j=sampled.gpu.uncertainty_j,
             gain_error=GAIN_ERROR,
             counter_reason=counted.reason,
-            conditions=known,
+            conditions=gpu_conditions,
         )
     boundary = _boundary(gpu, counted, sampled)
     has_counter = gpu.uses_counter or gpu.counter_reason is not None
@@ -294,19 +307,20 @@ def _reading(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, known: Condit
         integral_j=check.energy_j,
         integral_uncertainty_j=check.uncertainty_j,
         integral_reason=check.reason,
-        conditions=known,
+        conditions=gpu_conditions,
     )
 
 
-def _check(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
-    """Return the integral of power to compare the counter of *boundary* with."""
-    if gpu.averages:  # the average lags behind by half a second and would seem to disagree
+def _check(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary: str) -> _Energy:
+    """Return the integral of power that the counter of *boundary* is compared with."""
+    if gpu.averages:  # the average is half a second late, and its integral would differ from a correct counter
         return _Energy(None, reason="power is only reported as an average over a second")
     if boundary != "module":
         return sampled.gpu
     if sampled.module is not None:
         return sampled.module
-    # It is a module only by its name. The GPU's power can confirm the counter, but not contradict it.
+    # Only the GPU's name says that the counter is a module's, and the power of the module is not read. The GPU's
+    # power can confirm the counter then, but not contradict it.
     energy, board = counted.energy_j, sampled.gpu.energy_j
     if energy is not None and board is not None and abs(board / energy - 1) > MAX_DISAGREEMENT:
         return _Energy(None, reason="the driver reports the power of the GPU, but not of its module")
@@ -314,7 +328,7 @@ def _check(gpu: MeteredGpu, counted: _Energy, sampled: _Sampled, boundary: str) 
 
 
 def _skew(spans: Sequence[_Span]) -> float | None:
-    """Return the largest difference between the starts, or the ends, of the windows, in s; None for one window."""
+    """Return the largest difference between the starts, or the ends, of windows, in s; None for fewer than two."""
     if len(spans) < 2:
         return None
     began, ended = [span.began for span in spans], [span.ended for span in spans]

@@ -1,7 +1,7 @@
-"""Decisions on whether metrics have changed, by t-tests of logarithms and Holm's procedure over gates.
+"""Decide whether metrics have changed, by t-tests on logarithms and Holm's procedure over gates.
 
-The unit of repetition is the cycle. Geometric means are compared: their ratio does not depend on whether a metric
-is J per token or tokens per J.
+The unit of repetition is the cycle. Geometric means are compared, so that a decision is the same for a metric in J
+per token and its inverse in tokens per J.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 #: The largest number of cycles that is recommended.
 MAX_CYCLES = 1000
 
-#: Limit of a ratio's logarithm: a bound from two cycles may be beyond the range of a float.
+#: Limit of a ratio's logarithm. From two cycles, the exponential of a bound can overflow a float.
 _MAX_LOG = 700.0
 
 
@@ -43,17 +43,17 @@ class UndecidableError(ValueError):
 
 @dataclass(frozen=True)
 class Contrast:
-    """Candidate against reference, for one metric of one point.
+    """The estimated ratio of candidate to reference, for one metric of one point.
 
     Attributes:
         log_ratio: ln(candidate / reference), of the geometric means.
         standard_error: Standard error of ``log_ratio``; 0 if neither side has any spread.
-        degrees: Degrees of freedom of Welch and Satterthwaite, see :func:`~pytest_llem.gates.ttests.welch`; for
-            pairs, their number less 1.
+        degrees: Degrees of freedom of ``standard_error``: by Welch and Satterthwaite, see
+            :func:`~pytest_llem.gates.ttests.welch`; for pairs, the number of pairs less 1.
         n: Number of the candidate's cycles, or of pairs.
         n_reference: Number of the reference's cycles, or of pairs.
         paired: Whether the cycles were compared in pairs.
-        variance: Sample variance of the logarithms of the candidate's cycles; for pairs, of their differences.
+        variance: Sample variance of the logarithms of the candidate's cycles; for pairs, of the log ratios.
         variance_reference: Sample variance of the logarithms of the reference's cycles; for pairs, 0.
     """
 
@@ -69,11 +69,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Look:
-    """Candidate against reference after a number of cycles that was fixed in advance.
+    """An interim analysis of a gate, after a number of cycles that was fixed in advance.
 
     Attributes:
-        contrast: Candidate against reference, by the cycles until then.
-        share: Part of the gate's level that is spent on this look, up to 1.
+        contrast: Contrast of the cycles until then.
+        share: Part of the gate's significance level that is spent on this look, up to 1.
     """
 
     contrast: Contrast
@@ -85,9 +85,9 @@ class Question:
     """The question whether a metric has changed for the worse or for the better.
 
     Attributes:
-        contrast: Candidate against reference, by all cycles; if there are ``looks``, that of the last one.
+        contrast: Contrast of all cycles; if there are ``looks``, the contrast of the last look.
         better: The metric's better direction in the catalogue.
-        delta: Relative change that does not count, 0 or more: ratios from 1 / (1 + delta) to 1 + delta.
+        delta: Relative change that is tolerated, 0 or more: ratios from 1 / (1 + delta) to 1 + delta.
         looks: Looks so far, if cycles run until gates are decided (see :mod:`pytest_llem.gates.sequential`); empty
             if the number of cycles was fixed.
     """
@@ -99,7 +99,7 @@ class Question:
 
     @property
     def all_looks(self) -> tuple[Look, ...]:
-        """The looks; a single one with the whole level if the number of cycles was fixed."""
+        """The looks; if the number of cycles was fixed, a single look with the whole significance level."""
         return self.looks or (Look(self.contrast, 1.0),)
 
 
@@ -109,17 +109,19 @@ class Decision:
 
     Attributes:
         verdict: The verdict.
-        n: Number of the candidate's cycles, or of pairs, from which the verdict follows: of the look with the
-            smallest p for its share, or of the last look for INCONCLUSIVE.
-        ratio: Candidate / reference, by these cycles.
-        interval: Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows. It lies beyond
-            delta for REGRESSION and IMPROVEMENT, within delta for SAME, and neither for INCONCLUSIVE. If there are
-            several looks, ``confidence`` is that of the intervals of all looks together.
-        confidence: 1 − 2 · the level that decided: alpha for SAME, for the others the part of alpha that
-            Holm's procedure gave this question.
-        p: One-sided p of no change beyond delta in the direction found, adjusted over all questions and looks.
-        cycles_to_decide: For an inconclusive verdict, the smallest number of cycles per side that would decide it
-            if mean and spread stayed the same; a side with more cycles keeps them. None if 1,000 would not do.
+        n: Number of the candidate's cycles, or of pairs, at the look that decided: the look with the smallest
+            p ÷ share. For INCONCLUSIVE, the last look.
+        ratio: Candidate / reference, by the cycles until that look.
+        interval: Two-sided interval of ``ratio``. It lies beyond delta for REGRESSION and IMPROVEMENT, within
+            delta for SAME, and neither for INCONCLUSIVE.
+        confidence: Confidence of ``interval``; if there are several looks, of their intervals together. It is
+            1 − 2 · level. For SAME the level is alpha, for other verdicts the part of alpha that Holm's procedure
+            gave this question.
+        p: One-sided p-value, adjusted over all questions and looks, of the hypothesis that there is no change
+            beyond delta in the direction found.
+        cycles_to_decide: For INCONCLUSIVE, the smallest number of cycles per side that would decide the question
+            if mean and spread stayed the same; a side with more cycles keeps them. None if 1,000 would not
+            suffice, and for other verdicts.
     """
 
     verdict: Change
@@ -132,13 +134,13 @@ class Decision:
 
 
 def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, paired: bool) -> Contrast:
-    """Compare a metric's values, given by cycle.
+    """Return the contrast of a metric's values.
 
     Args:
-        candidate: Values of the candidate.
-        reference: Values of the reference.
-        paired: Whether cycles of the same number were interleaved and are compared in pairs; cycles that only one
-            side has are left out.
+        candidate: Values of the candidate, by cycle.
+        reference: Values of the reference, by cycle.
+        paired: Whether candidate and reference were interleaved, so that cycles of the same number are compared in
+            pairs. Cycles that only one side has are then left out.
 
     Raises:
         UndecidableError: There are too few cycles, or a value is not above 0.
@@ -171,10 +173,10 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
 
 
 def paired_contrast(log_ratios: Sequence[float] | Array) -> Contrast:
-    """Compare cycles that were interleaved, given the log ratio of each pair.
+    """Return the contrast of pairs of interleaved cycles.
 
     Args:
-        log_ratios: ln(candidate / reference) of each pair of cycles, for example of
+        log_ratios: ln(candidate / reference) of each pair of cycles, for example from
             :func:`~pytest_llem.gates.turns.pair_log_ratio`.
 
     Raises:
@@ -204,35 +206,36 @@ def paired_contrast(log_ratios: Sequence[float] | Array) -> Contrast:
 
 
 def decide(questions: Sequence[Question], alpha: float, *, pending: int = 0) -> list[Decision]:
-    """Answer all questions of a study, which are one family.
+    """Decide all questions of a study together, as one family for Holm's procedure.
 
-    REGRESSION: the one-sided bound at alpha lies beyond delta on the worse side. IMPROVEMENT: it lies beyond delta
-    on the better side. For each, Holm's procedure limits the probability of any false one among all questions to
-    alpha. SAME: the whole two-sided interval lies within delta. All else is INCONCLUSIVE.
+    REGRESSION: the one-sided bound lies beyond delta on the worse side. IMPROVEMENT: it lies beyond delta on the
+    better side. The probability of one or more false REGRESSIONs in the family is at most alpha, and so is that of
+    false IMPROVEMENTs. SAME: the two-sided interval lies within delta. Otherwise the verdict is INCONCLUSIVE.
 
     Args:
         questions: Questions of one family.
         alpha: Probability of a false alarm, above 0 and below 0.5.
-        pending: Number of further questions of the family that have too few cycles for a look. They count for
-            Holm's procedure, so that an answer still holds when they are asked.
+        pending: Number of further questions of the family that have too few cycles for a look. Holm's procedure
+            counts them, so that a decision still holds when they are asked.
 
     Returns:
-        The answers, in the order of the questions.
+        The decisions, in the order of the questions.
     """
     if not questions:
         return []
     looks = _Looks([*questions, *[_WITHOUT_EVIDENCE] * pending])
-    judged = judge_looks(*looks.t_tests, looks.margins, alpha, shares=looks.shares)
-    worse = holm_levels(over_looks(looks.p_worse, looks.shares), judged.worse, alpha)
-    better = holm_levels(over_looks(looks.p_better, looks.shares), judged.better, alpha)
+    judged = judge_looks(*looks.estimates, looks.margins, alpha, shares=looks.shares)
+    worse_levels = holm_levels(over_looks(looks.p_worse, looks.shares), judged.worse, alpha)
+    better_levels = holm_levels(over_looks(looks.p_better, looks.shares), judged.better, alpha)
     decisions = []
-    for at, question in enumerate(questions):
-        verdict = _verdict(judged, at)
-        look = looks.deciding(at, verdict)
-        p, part = judged.p_better[at], float(better[at])
+    for index, question in enumerate(questions):
+        verdict = _verdict(judged, index)
+        look = looks.deciding(index, verdict)
+        p, holm_level = judged.p_better[index], float(better_levels[index])
         if _worsening(look.contrast, question) >= 0:
-            p, part = judged.p_worse[at], float(worse[at])
-        level = alpha if verdict == "SAME" else part
+            p, holm_level = judged.p_worse[index], float(worse_levels[index])
+        level = alpha if verdict == "SAME" else holm_level
+        cycles = _cycles_to_decide(question, alpha, holm_level) if verdict == "INCONCLUSIVE" else None
         decisions.append(
             Decision(
                 verdict=verdict,
@@ -241,13 +244,13 @@ def decide(questions: Sequence[Question], alpha: float, *, pending: int = 0) -> 
                 interval=_interval(look.contrast, level * look.share),
                 confidence=1 - 2 * level,
                 p=float(p),
-                cycles_to_decide=_cycles(question, alpha, part) if verdict == "INCONCLUSIVE" else None,
+                cycles_to_decide=cycles,
             )
         )
     return decisions
 
 
-#: A question whose p is 1 in both directions.
+#: Takes the place of a pending question: its p is 1 in both directions, the least favourable value.
 _WITHOUT_EVIDENCE = Question(
     Contrast(0.0, 0.0, 1.0, n=0, n_reference=0, paired=True, variance=0.0, variance_reference=0.0), "lower", 0.0
 )
@@ -256,14 +259,15 @@ _WITHOUT_EVIDENCE = Question(
 class _Looks:
     """The looks of a family's questions, as arrays of looks × questions.
 
-    A question of fewer looks repeats its last one, which changes no smallest p.
+    A question with fewer looks than another repeats its last look: the smallest p over its looks stays the same.
     """
 
     def __init__(self, questions: Sequence[Question]) -> None:
         import numpy as np
 
-        most = max(len(one.all_looks) for one in questions)
-        self._looks = [[*one.all_looks, *[one.all_looks[-1]] * (most - len(one.all_looks))] for one in questions]
+        looks_of = [question.all_looks for question in questions]
+        n_looks = max(map(len, looks_of))
+        self._looks = [[*looks, *[looks[-1]] * (n_looks - len(looks))] for looks in looks_of]
         rows = [
             [
                 (_worsening(look.contrast, one), look.contrast.standard_error, look.contrast.degrees, look.share)
@@ -271,63 +275,64 @@ class _Looks:
             ]
             for one, looks in zip(questions, self._looks, strict=True)
         ]
-        changes, errors, degrees, self.shares = np.array(rows).T
-        self.t_tests = changes, errors, degrees
-        self.margins = np.array([math.log1p(one.delta) for one in questions])
-        self.p_worse = p_beyond(changes, errors, degrees, self.margins)
-        self.p_better = p_beyond(-changes, errors, degrees, self.margins)
+        worsenings, errors, degrees, self.shares = np.array(rows).T
+        self.estimates = worsenings, errors, degrees
+        self.margins = np.array([math.log1p(question.delta) for question in questions])
+        self.p_worse = p_beyond(worsenings, errors, degrees, self.margins)
+        self.p_better = p_beyond(-worsenings, errors, degrees, self.margins)
 
-    def deciding(self, at: int, verdict: Change) -> Look:
-        """Return the look from which the *verdict* on the question at that position follows."""
+    def deciding(self, index: int, verdict: Change) -> Look:
+        """Return the look that gave *verdict* on the question at *index*; the last look for INCONCLUSIVE."""
         import numpy as np
 
         if verdict == "INCONCLUSIVE":
-            return self._looks[at][-1]
-        worse, better = self.p_worse[:, at], self.p_better[:, at]
+            return self._looks[index][-1]
+        worse, better = self.p_worse[:, index], self.p_better[:, index]
         p = {"REGRESSION": worse, "IMPROVEMENT": better, "SAME": 1 - np.minimum(worse, better)}[verdict]
-        latest_first = (p / self.shares[:, at])[::-1]  # without spread, several looks have a p of 0
-        return self._looks[at][len(p) - 1 - int(np.argmin(latest_first))]
+        # Without spread, several looks have a p of 0. The last of them is taken, which has the most cycles.
+        latest_first = (p / self.shares[:, index])[::-1]
+        return self._looks[index][len(p) - 1 - int(np.argmin(latest_first))]
 
 
 def _worsening(contrast: Contrast, question: Question) -> float:
+    """Return the log ratio, with the sign that is positive if the candidate is worse."""
     return contrast.log_ratio if question.better == "lower" else -contrast.log_ratio
 
 
-def _verdict(judged: Judgement, at: int) -> Change:
-    if judged.worse[at]:
+def _verdict(judged: Judgement, index: int) -> Change:
+    if judged.worse[index]:
         return "REGRESSION"
-    if judged.better[at]:
+    if judged.better[index]:
         return "IMPROVEMENT"
-    return "SAME" if judged.same[at] else "INCONCLUSIVE"
+    return "SAME" if judged.same[index] else "INCONCLUSIVE"
 
 
-def _interval(contrast: Contrast, alpha: float) -> tuple[float, float]:
+def _interval(contrast: Contrast, level: float) -> tuple[float, float]:
+    """Return the interval of the ratio whose two one-sided bounds each fail with the probability *level*."""
     from scipy.special import stdtrit
 
-    half = -float(stdtrit(contrast.degrees, alpha)) * contrast.standard_error
-    return _exp(contrast.log_ratio - half), _exp(contrast.log_ratio + half)
+    half_width = -float(stdtrit(contrast.degrees, level)) * contrast.standard_error
+    return _exp(contrast.log_ratio - half_width), _exp(contrast.log_ratio + half_width)
 
 
-def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | None:
-    """Return the number of cycles that would decide the question if mean and spread stayed the same."""
+def _cycles_to_decide(question: Question, alpha: float, holm_level: float) -> int | None:
+    """Return ``Decision.cycles_to_decide`` of a question, given the level from Holm's procedure."""
     import numpy as np
 
-    found = question.contrast
-    counts = np.arange(min(found.n, found.n_reference) + 1, MAX_CYCLES + 1)
-    if found.paired:
-        error, degrees = np.sqrt(found.variance / counts), np.asarray(counts - 1.0)
+    now = question.contrast
+    counts = np.arange(min(now.n, now.n_reference) + 1, MAX_CYCLES + 1)
+    if now.paired:
+        errors, degrees = np.sqrt(now.variance / counts), np.asarray(counts - 1.0)
     else:
-        n, n_reference = np.maximum(counts, found.n), np.maximum(counts, found.n_reference)
-        error, degrees = welch(found.variance, n, found.variance_reference, n_reference)
-    # Each count is a family of one: part_of_alpha includes the effect of the other questions.
-    change, error, degrees = (
-        np.full((len(counts), 1), _worsening(found, question)),
-        error[:, None],
-        degrees[:, None],
-    )
+        n, n_reference = np.maximum(counts, now.n), np.maximum(counts, now.n_reference)
+        errors, degrees = welch(now.variance, n, now.variance_reference, n_reference)
+    # judge() takes the last axis for a family. Each number of cycles is a family of one, since holm_level already
+    # accounts for the other questions.
+    worsening = np.full((len(counts), 1), _worsening(now, question))
+    errors, degrees = errors[:, None], degrees[:, None]
     margin, share = math.log1p(question.delta), question.all_looks[-1].share
-    changed = judge(change, error, degrees, margin, part_of_alpha * share)
-    decided = changed.worse | changed.better | judge(change, error, degrees, margin, alpha * share).same
+    changed = judge(worsening, errors, degrees, margin, holm_level * share)
+    decided = changed.worse | changed.better | judge(worsening, errors, degrees, margin, alpha * share).same
     return int(counts[decided[:, 0]][0]) if decided.any() else None
 
 

@@ -1,4 +1,4 @@
-"""Comparison of a study's metrics with those of a reference."""
+"""Compare a study's metrics with a reference, and return the verdict of each regression gate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_llem.study.gates import GatesConfig
 
 FailOn = Literal["regression", "inconclusive"]
 
-#: Outcomes of items by verdict; those of other verdicts depend on ``fail_on``.
+#: The outcome of a gate's item by verdict. For the other verdicts it depends on ``fail_on`` and on the case.
 _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "IMPROVEMENT": "passed"}
 
 
@@ -37,11 +37,11 @@ _SAME_SUT = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of a comparison.
+    """The result of a comparison.
 
     Attributes:
-        record: What was compared, and the differences between the two sides.
-        verdicts: Verdicts on each metric of each point, in the order of the study, and on each missing point.
+        record: What was compared, and how candidate and reference differ in facts, workload and points.
+        verdicts: A verdict on each metric of each point, in the study's order, then one on each missing point.
     """
 
     record: ComparisonRecord
@@ -62,18 +62,18 @@ def compare(
 ) -> Comparison:
     """Compare a study's result with a reference, point by point and metric by metric.
 
-    A point of the reference that is no longer in the study fails, whatever *points* holds; a point that is new is
-    listed. A gate that cannot be judged fails, unless its metric is one of the defaults and neither side can have
-    it.
+    A point of the reference that is no longer in the study fails, even if it is not among *points*. A point that
+    the reference does not have is skipped. A gate that cannot be judged fails, with one exception: if the study
+    names no metrics, a default metric of which neither side can have a value is skipped.
 
     Args:
-        candidate: The judged result.
-        reference: The result that it is compared with.
+        candidate: The result to judge.
+        reference: The result to compare *candidate* with.
         settings: Metrics, alpha and delta.
         name: Name of the reference.
-        paired: Whether both were interleaved: cycles of the same number belong together.
+        paired: Whether candidate and reference were interleaved, so that cycles of the same number form a pair.
         allow_mismatch: Whether to compare although testbed facts differ.
-        fail_on: The mildest verdict that fails.
+        fail_on: ``regression``: only REGRESSION fails, and INCONCLUSIVE is skipped. ``inconclusive``: both fail.
         points: Ids of the candidate's points to judge; None for all.
         not_judged: Why no gate may judge a point, by the point's id.
 
@@ -82,7 +82,7 @@ def compare(
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
-    one_session, schedule = same_session(candidate, reference), schedule_of(candidate)
+    not_independent, schedule = same_session(candidate, reference), schedule_of(candidate)
     cases = [
         make_case(
             pair,
@@ -90,7 +90,7 @@ def compare(
             settings,
             paired=paired,
             allow_mismatch=allow_mismatch,
-            not_judged=one_session or not_judged.get(pair.candidate.id),
+            not_judged=not_independent or not_judged.get(pair.candidate.id),
             schedule=schedule,
         )
         for pair in matched
@@ -104,8 +104,8 @@ def compare(
         for case in cases
     ]
     missing = missing_points([point.axes for point in candidate.points], reference)
-    verdicts += [_missing(point) for point in missing]
-    known = [
+    verdicts += [_verdict_on_missing(point) for point in missing]
+    measured = [
         (pair.candidate, pair.reference)
         for pair in matched
         if pair.reference is not None and pair.candidate.cycles and pair.reference.cycles
@@ -116,9 +116,9 @@ def compare(
         for case in cases
         if case.contended and case.question
     ]
-    same = [(one.id, [_SAME_SUT]) for one, other in known if paired and same_sut(one, other)]
-    over_known = partial(over_points, points=len(known))
-    blocking = over_known((point, testbed.blocking) for point, testbed in testbeds)
+    unchanged = [(point.id, [_SAME_SUT]) for point, other in measured if paired and same_sut(point, other)]
+    with_points = partial(over_points, points=len(measured))
+    blocking = with_points((point, testbed.blocking) for point, testbed in testbeds)
     record = ComparisonRecord(
         reference=name,
         reference_version=reference.pytest_llem_version,
@@ -129,12 +129,12 @@ def compare(
         testbed=blocking,
         compared_despite_mismatch=allow_mismatch and bool(blocking),
         warnings=[
-            *over_known((point, testbed.warnings) for point, testbed in testbeds),
-            *over_known(contended),
-            *over_known(same),
+            *with_points((point, testbed.warnings) for point, testbed in testbeds),
+            *with_points(contended),
+            *with_points(unchanged),
         ],
-        workload=over_known((one.id, workload_differences(one, other)) for one, other in known),
-        sut=over_known((one.id, sut_differences(one, other)) for one, other in known),
+        workload=with_points((point.id, workload_differences(point, other)) for point, other in measured),
+        sut=with_points((point.id, sut_differences(point, other)) for point, other in measured),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
     )
@@ -142,7 +142,7 @@ def compare(
 
 
 def schedule_of(result: StudyResult) -> Schedule | None:
-    """Return when the gates of a result were judged, if its cycles ran until they were decided, else None."""
+    """Return the schedule on which the gates of *result* were judged; None if its number of cycles was fixed."""
     protocol = result.measurement_protocol
     if protocol.get("n_cycles") != "auto":
         return None
@@ -150,9 +150,11 @@ def schedule_of(result: StudyResult) -> Schedule | None:
 
 
 def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
-    """Whether more cycles will decide a gate of which there are too few yet for the first look."""
-    sides = [case.pair.candidate, *([case.pair.reference] if paired and case.pair.reference is not None else [])]
-    return case.question is None and min(len(one.cycles) for one in sides) < schedule.min_cycles
+    """Return whether a gate has nothing to decide yet, and fewer cycles than its first look needs."""
+    points = [case.pair.candidate]
+    if paired and case.pair.reference is not None:  # the cycles of a saved reference do not become more
+        points.append(case.pair.reference)
+    return case.question is None and min(len(point.cycles) for point in points) < schedule.min_cycles
 
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
@@ -161,7 +163,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
     reference_summary = reference.summary_of(case.metric) if reference is not None else None
     fields: dict[str, Any] = {
         "unit": CATALOGUE[case.metric].unit,
-        "method": _weakest(summary, reference_summary),
+        "method": _weakest_method(summary, reference_summary),
         "mean": summary.mean,
         "ci95": summary.ci95,
         "n": summary.n,
@@ -203,12 +205,13 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
     )
 
 
-def _weakest(*summaries: Summary | None) -> str | None:
+def _weakest_method(*summaries: Summary | None) -> str | None:
     methods = {summary.method for summary in summaries if summary is not None}
     return next((method for method in reversed(METHODS) if method in methods), None)
 
 
 def _reason(decision: Decision) -> str | None:
+    """Return how many cycles would decide an inconclusive gate; None for another verdict."""
     if decision.verdict != "INCONCLUSIVE":
         return None
     if decision.cycles_to_decide is None:
@@ -216,7 +219,8 @@ def _reason(decision: Decision) -> str | None:
     return f"about {decision.cycles_to_decide} cycles on either side would decide it"
 
 
-def _missing(point: PointResult) -> GateVerdict:
+def _verdict_on_missing(point: PointResult) -> GateVerdict:
+    """Return the verdict on a point that is only in the reference."""
     return GateVerdict(
         gate="regression",
         id=f"missing-{point.id}",

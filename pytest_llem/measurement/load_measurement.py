@@ -1,4 +1,4 @@
-"""Put one load on a server and measure it: ramp, window in the steady state, drain."""
+"""Measure a server under one load: ramp-up, window in the steady state, drain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SAMPLE_SECONDS = 1.0
 
 
 class LoadMeasurement:
-    """Measures the windows of loads on one server, one after the other.
+    """Measures one server under loads, one load after the other.
 
     Args:
         engine: The server.
@@ -68,20 +68,21 @@ class LoadMeasurement:
         label: str = "",
         number: int | None = None,
     ) -> LoadWindow:
-        """Measure once: ramp, at least *min_seconds* of steady state, drain.
+        """Return one window under *load*: ramp-up, at least *min_seconds* of steady state, drain.
 
         Args:
             load: The load.
-            meters: Open meters, outside of a window.
-            observers: Observe the window.
+            meters: Open meters that have no window in progress.
+            observers: Observers of the window.
             min_seconds: Minimum length of the window, in s.
-            turn: Which turn of an interleaved measurement it is; None if it is not interleaved.
-            label: Precedes the phases in progress reports.
-            number: Number of the window on this server, which determines random arrivals; None for the next one.
+            turn: Turn in which the window is measured; None if candidate and reference are not interleaved.
+            label: Text before the name of each phase in progress reports.
+            number: Number of the window on this server, which is part of the seed of Poisson arrivals; None for
+                the next number.
 
         Raises:
-            LoadError: Too many requests failed, the server cannot keep up, the client is too slow, or there are
-                too few prompts.
+            LoadError: Too many requests failed, the server is too slow for the load, the client is too slow, or
+                there are too few prompts.
             EngineCrashError: The server has ended.
             ValueError: No request was answered in the window.
         """
@@ -103,27 +104,32 @@ class LoadMeasurement:
         label: str,
     ) -> LoadWindow:
         started, connections = time.monotonic(), load.max_in_flight if load.is_open else int(load.concurrency or 1)
-        async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as lost:
-            under_load = Load(client, self._requests, schedule, max_error_rate=load.max_error_rate, lost=lost)
-            first = await self._counters(client)
+        min_finished = 1 if load.is_open else connections  # closed loop: as many requests as it has slots
+        async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as server_ended:
+            under_load = Load(
+                client, self._requests, schedule, max_error_rate=load.max_error_rate, lost=server_ended
+            )
+            before_ramp = await self._counters(client)
             account: Account | None = None
             is_metering = False
             readings: list[Counters] = []
             try:
                 async with self._reported(under_load, Progress(f"{label}ramping up")):
                     await under_load.begin()
-                before = await self._counters(client)
+                before_window = await self._counters(client)
+                # Observers and meters block, for example until a counter ticks. In a thread they leave the event
+                # loop free to send requests.
                 await asyncio.to_thread(observers.begin)
                 is_metering = True
                 await asyncio.to_thread(meters.begin)
                 began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
                 measuring = Progress(f"{label}measuring", total=min_seconds, unit="s")
                 async with self._reported(under_load, measuring), self._sampled(client, readings):
-                    await under_load.hold(min_seconds, min_finished=1 if load.is_open else connections)
+                    await under_load.hold(min_seconds, min_finished)
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
                 account = await asyncio.to_thread(meters.end)
                 await asyncio.to_thread(observers.end, account, turn)
-                after = await self._counters(client)
+                after_window = await self._counters(client)
                 if load.is_open:
                     under_load.check_steady(began, ended)
                 self._on_progress(Progress(f"{label}draining"))
@@ -132,7 +138,7 @@ class LoadMeasurement:
                     await asyncio.to_thread(meters.end)
                 await under_load.drain(load.request_timeout_seconds)
             drained = time.monotonic()
-            last = await self._counters(client)
+            after_drain = await self._counters(client)
         lags = under_load.send_lags(began, ended)
         check_client(lags, under_load.records)
         window = LoadWindow(
@@ -143,18 +149,18 @@ class LoadMeasurement:
             records=[one.record for one in under_load.records],
             slo=load.slo,
             prompts=self._config.n,
-            load=_number_of(load),
+            load=_value_of(load),
             ramp_seconds=began - started,
             drain_seconds=drained - ended,
             send_lags=lags,
             concurrency=under_load.mean_in_flight(began, ended),
             batch=mean_batch(readings),
             client_cpu_seconds=cpu_seconds,
-            server_tokens=_rise(first, last, "generation_tokens"),
-            cache_queries=_rise(first, last, "prefix_cache_queries"),
-            cache_hits=_rise(first, last, "prefix_cache_hits"),
-            queue_seconds=_rise(before, after, "queue_seconds"),
-            queued_requests=_rise(before, after, "queue_count"),
+            server_tokens=_increase(before_ramp, after_drain, "generation_tokens"),
+            cache_queries=_increase(before_ramp, after_drain, "prefix_cache_queries"),
+            cache_hits=_increase(before_ramp, after_drain, "prefix_cache_hits"),
+            queue_seconds=_increase(before_window, after_window, "queue_seconds"),
+            queued_requests=_increase(before_window, after_window, "queue_count"),
         )
         if not window.work.requests or not window.metered_work.requests:
             raise ValueError("no request was answered in the window: raise measurement.min_window_seconds")
@@ -162,16 +168,16 @@ class LoadMeasurement:
 
     @asynccontextmanager
     async def _reported(self, load: Load, phase: Progress) -> AsyncIterator[None]:
-        """Report *phase* with the state of *load*, about once a second."""
+        """Report *phase*, with requests in flight and tokens per second, about once a second."""
 
         async def report() -> None:
-            began = at = time.monotonic()
+            began = read_at = time.monotonic()
             tokens = load.tokens_so_far
             self._on_progress(replace(phase, in_flight=load.in_flight))
             while True:
                 await asyncio.sleep(_SAMPLE_SECONDS)
                 now, so_far = time.monotonic(), load.tokens_so_far
-                rate, tokens, at = (so_far - tokens) / (now - at), so_far, now
+                rate, tokens, read_at = (so_far - tokens) / (now - read_at), so_far, now
                 done = None if phase.total is None else min(int(now - began), int(phase.total))
                 self._on_progress(
                     replace(phase, done=done, in_flight=load.in_flight, tokens_per_second=max(0.0, rate))
@@ -182,7 +188,7 @@ class LoadMeasurement:
 
     @asynccontextmanager
     async def _sampled(self, client: Client, readings: list[Counters]) -> AsyncIterator[None]:
-        """Collect readings of the server's counters, about once a second."""
+        """Add readings of the server's counters to *readings*, about once a second."""
 
         async def sample() -> None:
             while True:
@@ -210,21 +216,21 @@ class LoadMeasurement:
         return OpenLoop(arrivals, load.max_in_flight, ramp)
 
 
-def _number_of(load: LoadConfig) -> float | None:
-    """Return a load as a number: requests in flight, or requests per second; None for a trace."""
+def _value_of(load: LoadConfig) -> float | None:
+    """Return the requests in flight of a closed loop, or the requests per second of a rate; None for a trace."""
     given = load.concurrency if load.rate is None else load.rate
     return None if given is None else float(given)
 
 
-def _rise(before: Counters | None, after: Counters | None, name: str) -> float | None:
-    """Return how much a counter has risen; None if the server does not export it."""
+def _increase(before: Counters | None, after: Counters | None, name: str) -> float | None:
+    """Return by how much a counter increased; None if the server does not export it."""
     first, last = getattr(before, name, None), getattr(after, name, None)
     return None if first is None or last is None else last - first
 
 
 @asynccontextmanager
 async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do *work* as long as the context lasts."""
+    """Run *work* as a task, and cancel it at the end of the context."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -243,7 +249,7 @@ async def _watched(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
             pidfds.append(os.pidfd_open(engine.record.pid))
     except ProcessLookupError:
         lost.set()
-    except (AttributeError, OSError):  # not Linux, or another user's
+    except (AttributeError, OSError):  # pidfd_open does not exist (not Linux) or is not permitted
         pass
     for fd in pidfds:
         loop.add_reader(fd, lost.set)

@@ -1,4 +1,4 @@
-"""Measure windows of whole passes over the prompts: every prompt once, in batches, as fast as the engine can."""
+"""Measure windows of whole passes. A pass runs every prompt once, in batches, as fast as the engine can."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llem.energy.account import Meters, join_accounts
 from pytest_llem.engines.protocol import BatchEngine
 from pytest_llem.measurement.window import Window, compilations, first_run_stands_out
 
-#: Maximum number of restarts of a window because something was compiled in it.
+#: Maximum number of times that a window is measured again because something was compiled in it.
 MAX_RESTARTS = 3
 
 
@@ -24,10 +24,11 @@ class PassWindow(Window):
     """A window of whole passes.
 
     Attributes:
-        passes: For each pass whose outputs were kept, the return value of ``generate`` for each batch.
+        passes: For each pass whose outputs were kept, the return value of ``generate`` for each batch. The default
+            is one pass without batches: the window of a user's command.
         pass_seconds: Duration of each kept pass, between device synchronisations, in s.
         call_seconds: For each kept pass, how long ``generate`` took to return for each batch, in s.
-        numbers: Number of each kept pass in the window, from 1; empty if all were kept.
+        numbers: Position of each kept pass in the window, from 1; empty if all passes were kept.
         not_kept: Number of passes that were not kept.
     """
 
@@ -61,7 +62,7 @@ class PassWindow(Window):
     def drift(self) -> float | None:
         """Relative change of the mean pass duration from the window's first half to its second.
 
-        A pass in the middle belongs to neither. None for fewer than 4 passes.
+        A pass in the middle belongs to neither half. None for fewer than 4 passes.
         """
         half = len(self.pass_seconds) // 2
         if half < 2:
@@ -71,20 +72,21 @@ class PassWindow(Window):
 
 
 def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
-    """Return turns of one experiment as one window, which lasts as long as they do together."""
-    before = accumulate((turn.count for turn in parts), initial=0)
+    """Return the windows of an experiment's turns as one window, whose length is the sum of theirs."""
+    earlier_passes = accumulate((turn.count for turn in parts), initial=0)
     numbers = [
-        passed + number
-        for passed, turn in zip(before, parts, strict=False)
+        earlier + number
+        for earlier, turn in zip(earlier_passes, parts, strict=False)
         for number in turn.numbers or range(1, 1 + turn.count)
     ]
+    # A compilation stands out only among several passes, and a turn may have a single one.
     call_seconds = [*chain.from_iterable(turn.call_seconds for turn in parts)]
     return PassWindow(
         math.fsum(turn.seconds for turn in parts),
         join_accounts([turn.account for turn in parts]),
         parts[0].began,
         parts[0].began_at,
-        next((turn.compiled for turn in parts if turn.compiled is not None), _compiled(0, call_seconds)),
+        next((turn.compiled for turn in parts if turn.compiled is not None), _compilation(0, call_seconds)),
         sum(turn.restarts for turn in parts),
         passes=[*chain.from_iterable(turn.passes for turn in parts)],
         pass_seconds=[*chain.from_iterable(turn.pass_seconds for turn in parts)],
@@ -97,6 +99,9 @@ def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
 
 class _KeptPasses:
     """Keeps a limited number of passes, spread evenly over a window of any length.
+
+    The length is not known in advance. So whenever there are too many, every second kept pass is dropped, and
+    from then on half as many passes are kept.
 
     Args:
         max_passes: Maximum number of passes to keep.
@@ -133,18 +138,18 @@ def measure(
 ) -> PassWindow:
     """Run whole passes over *batches* for at least *min_seconds*, and return the window.
 
-    The device is synchronised at both edges. Every pass has the same seed, so that it generates the same tokens.
-    A window in which something was compiled is discarded and measured again, up to ``MAX_RESTARTS`` times. The
-    last one is returned in any case: its ``compiled`` is then set.
+    The device is synchronised at both edges. All passes have the same seed, so that they generate the same tokens.
+    A window in which something was compiled is discarded and measured again, up to ``MAX_RESTARTS`` times. If
+    something was compiled in the last window too, this window is returned with ``compiled`` set.
 
     Args:
-        engine: A loaded and warm engine.
+        engine: An engine that is loaded and warmed up.
         batches: Batches of a pass.
-        meters: Open meters, outside of a window.
+        meters: Open meters that have no window in progress.
         min_seconds: Minimum length of the window, in s.
         seed: Seed of every pass.
         generate: Function to call with each batch; None for the engine's ``generate``.
-        before: Called at the start of each window, discarded ones included.
+        before: Called at the start of each window, also of those that are then discarded.
         keep: Maximum number of passes whose outputs are kept.
     """
     for restarts in range(MAX_RESTARTS + 1):
@@ -175,31 +180,34 @@ def _measure_once(
     keep: int,
     is_last: bool,
 ) -> PassWindow:
-    """Measure one window. It ends early if something is compiled in it, unless it is the last one."""
-    kept, ended = _KeptPasses(keep), 0.0
+    """Measure one window. It ends early if something is compiled in it, since it is then measured again.
+
+    The window *is_last* runs to its end, since it is returned in any case.
+    """
+    kept, elapsed = _KeptPasses(keep), 0.0
     compiled_before = compilations()
     engine.synchronize()
     meters.begin()
     began, began_at = time.monotonic(), time.time()
     while True:
         engine.seed(seed)
-        outputs, calls = [], []
+        outputs, call_seconds = [], []
         for batch in batches:
             called = time.monotonic()
             outputs.append(generate(batch))
-            calls.append(time.monotonic() - called)
+            call_seconds.append(time.monotonic() - called)
         engine.synchronize()
-        started, ended = ended, time.monotonic() - began
-        kept.add(outputs, ended - started, calls)
-        if ended >= min_seconds or (not is_last and compilations() > compiled_before):
+        previous, elapsed = elapsed, time.monotonic() - began
+        kept.add(outputs, elapsed - previous, call_seconds)
+        if elapsed >= min_seconds or (not is_last and compilations() > compiled_before):
             break
     account = meters.end()
     return PassWindow(
-        ended,
+        elapsed,
         account,
         began,
         began_at,
-        _compiled(compilations() - compiled_before, kept.call_seconds),
+        _compilation(compilations() - compiled_before, kept.call_seconds),
         passes=kept.passes,
         pass_seconds=kept.seconds,
         call_seconds=kept.call_seconds,
@@ -208,23 +216,24 @@ def _measure_once(
     )
 
 
-def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | None:
+def _compilation(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | None:
     """Return a message about what was compiled in a window; None if no compilation was detected.
 
     Args:
-        graphs: Number of graphs that ``torch.compile`` compiled in it.
-        call_seconds: For each pass, the duration of each batch, in s.
+        graphs: Number of graphs that ``torch.compile`` compiled in the window.
+        call_seconds: For each pass, how long ``generate`` took to return for each batch, in s.
     """
     if graphs:
         return f"torch.compile compiled {graphs} graph{'s' * (graphs > 1)} in the window"
     first, *later = call_seconds
-    later_runs = [[one[place] for one in later] for place in range(len(first))]
-    stalls = [place for place, runs in enumerate(later_runs) if first_run_stands_out(first[place], runs)]
-    # If most batches are slow at first, the cause is not compilation: the warm-up has run their lengths.
+    later_calls = [[seconds[batch] for seconds in later] for batch in range(len(first))]
+    stalls = [batch for batch, calls in enumerate(later_calls) if first_run_stands_out(first[batch], calls)]
+    # The warm-up has run batches of these lengths, so that at most a few of them still need compilation. If most
+    # batches were slow in the first pass, the cause is another one.
     if not stalls or 2 * len(stalls) > len(first):
         return None
-    place = stalls[0]
+    batch = stalls[0]
     return (
-        f"batch {place + 1} of {len(first)} took {first[place]:.3g} s in the window's first pass and "
-        f"{statistics.median(later_runs[place]):.3g} s later: the engine seems to compile in the window"
+        f"batch {batch + 1} of {len(first)} took {first[batch]:.3g} s in the window's first pass and "
+        f"{statistics.median(later_calls[batch]):.3g} s later: the engine seems to compile in the window"
     )

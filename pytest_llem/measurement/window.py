@@ -12,23 +12,25 @@ from typing import Any
 
 from pytest_llem.energy.account import Account
 
-#: Fields of a power sample in its CSV file, and the file's columns.
+#: Fields of ``PowerSample`` that are columns of ``power.csv``, and all columns.
 POWER_FIELDS = ("power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz")
 POWER_COLUMNS = ("seconds", "device", *POWER_FIELDS)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A time in which requests are measured: from ``began`` to ``ended``, with the devices synchronised at both.
+    """The measured time span of an experiment, from ``began`` to ``ended``; devices are synchronised at both.
 
     Attributes:
         seconds: Length in s.
         account: The meters' readings.
         began: Start on the monotonic clock, in s.
-        began_at: Start on the system's clock, in s since 1970.
-        compiled: Message about what was compiled in the window, which is then no steady state; None if nothing.
+        began_at: Start as Unix time, in s.
+        compiled: Message about what was compiled in the window, so that it is not in the steady state; None if
+            nothing was compiled.
         restarts: Number of earlier windows that were discarded because something was compiled in them.
-        turns: The windows that this one was joined from, if it was measured alternately with another experiment.
+        turns: Windows of the experiment's turns, if candidate and reference are interleaved. This window is then
+            made of them.
     """
 
     seconds: float
@@ -46,18 +48,18 @@ class Window:
 
     @property
     def count(self) -> float:
-        """Number of passes; of a server, answered requests ÷ ``n``."""
+        """Number of passes; for a server, the number of answered requests ÷ ``n``."""
         raise NotImplementedError
 
     @property
     def pass_fields(self) -> dict[str, Any]:
-        """Fields of the window's record about passes, if it consists of passes."""
+        """Fields about passes in the window's record; ``passes`` is None if the window has no passes."""
         return {"passes": None}
 
     def power_csv(self) -> str | None:
-        """Return the meters' power samples as CSV, one line each, in s from ``began``; None if there are none.
+        """Return the meters' power samples as CSV, one line for each; None if there are no samples.
 
-        A missing value is an empty cell.
+        Times are in s from ``began``. A missing value is an empty cell.
         """
         if not self.account.samples:
             return None
@@ -71,23 +73,23 @@ class Window:
         return text.getvalue()
 
 
-#: A first run has compiled something if it takes this many times as long as later ones, and this many seconds
-#: longer. Compilers take tenths of a second and more; delays by the operating system are shorter.
+#: The first run of a batch has compiled something if it takes this many times as long as later runs, and this many
+#: seconds longer. Compilers take tenths of a second and more; delays by the operating system are shorter.
 STALL_FACTOR, STALL_SECONDS = 3.0, 0.1
 
 
 def compilations() -> int:
     """Return how many graphs ``torch.compile`` has compiled in this process.
 
-    transformers calls it for static caches on GPUs, and so do some models and attention kernels. torch is not
-    imported here.
+    transformers calls ``torch.compile`` for static caches on GPUs, and so do some models and attention kernels.
+    If the engine has not imported torch, nothing was compiled, and torch is not imported here.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 def first_run_stands_out(first: float, later: Sequence[float]) -> bool:
-    """Return whether the *first* run of a batch was so much slower than *later* ones that it compiled something.
+    """Return whether the *first* run of a batch was so much slower than *later* runs that it compiled something.
 
     Args:
         first: Duration of the first run, in s.

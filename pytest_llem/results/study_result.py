@@ -1,6 +1,6 @@
-"""The result of a study, made of its manifest and its experiments' results.
+"""The result of a study, made of the manifest and the results of the experiments.
 
-Results are read one point at a time and dropped once they are summarised: a study may have 20,000 of them.
+The results of one point at a time are read, summarised and dropped, since a study may have 20,000 experiments.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pytest_llem.times import seconds_between
 if TYPE_CHECKING:
     import pandas
 
-#: Files that hold a StudyResult: that of a finished run, and that of its start, without results.
+#: Files that hold a StudyResult: the result of a finished run, and the study at its start, without results.
 RESULT, DESIGN = "study_result.json", "study_design.json"
 
 #: Error type of an experiment whose saved result is missing or changed.
@@ -70,7 +70,7 @@ class StudyResult(Document):
     started_at: str | None = None
     """Start of the run, UTC, as ISO 8601; null in results of versions that did not record it."""
     summary: StudySummary
-    """Totals."""
+    """Numbers of experiments, run time and energy of the whole study."""
     points: list[PointResult]
     """All points with their statistics, in the study's order."""
     token_agreement: list[TokenAgreement] = Field(default_factory=list)
@@ -80,7 +80,7 @@ class StudyResult(Document):
     experiments: list[ManifestEntry] = Field(default_factory=list)
     """All experiments, in run order; empty in a baseline."""
     excluded: list[dict[str, Any]] = Field(default_factory=list)
-    """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
+    """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
     """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``."""
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -88,25 +88,25 @@ class StudyResult(Document):
     result_files: list[str] = Field(default_factory=list)
     """Paths of the results of experiments, relative to this file."""
     warnings: list[StudyWarning] = Field(default_factory=list)
-    """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
+    """What may be wrong with the values, the worst first, each with the experiments concerned."""
 
     @cached_property
     def _directory(self) -> Path | None:
-        """Where it was loaded from; None if it was not. It does not count for equality."""
+        """Folder that the result was loaded from; None if it was not loaded. Equality ignores the folder."""
         return None
 
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:
         """Return the StudyResult in a ``study_result.json`` or a results directory.
 
-        A run that is in progress or was killed has not written that file: the result is then made of its completed
-        experiments, with the status ``running`` or ``interrupted``.
+        A run that is in progress or was killed has not written ``study_result.json``. Its result is then made of
+        the completed experiments, with the status ``running`` or ``interrupted``.
 
         Args:
             path: The file, or the results directory.
 
         Raises:
-            ValueError: *path* holds no StudyResult, or one of another major schema version.
+            ValueError: *path* holds no StudyResult, or its major schema version is another one.
             OSError: *path* cannot be read.
         """
         path = Path(path)
@@ -117,7 +117,7 @@ class StudyResult(Document):
 
     @property
     def min_cycles(self) -> int:
-        """Number of cycles that each point of a whole run has; with ``n_cycles: auto``, the smallest."""
+        """Number of cycles of each point of a completed run; with ``n_cycles: auto``, the smallest number."""
         protocol = self.measurement_protocol
         return int(protocol["min_cycles"] if protocol.get("n_cycles") == "auto" else protocol.get("n_cycles", 1))
 
@@ -131,8 +131,8 @@ class StudyResult(Document):
 
         Args:
             per: ``point``, ``experiment`` or ``request``.
-            all_columns: Return all metrics of points and experiments, with ``…_sd`` and ``…_n``, and not only the
-                main ones.
+            all_columns: Whether to return all metrics of points and experiments, with ``…_sd`` and ``…_n``, not
+                only the main metrics.
 
         Raises:
             ImportError: pandas is not installed.
@@ -148,9 +148,9 @@ class StudyResult(Document):
 
 
 def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str, int]]:
-    """Return the selected points, and the number of selected experiments of each by the hash of its configuration.
+    """Return the selected points, and the number of selected experiments by hash of the point's configuration.
 
-    A baseline keeps no experiments: its cycles count as selected.
+    A baseline keeps no experiments. Its cycles count as selected experiments.
     """
     planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
     if not result.experiments:
@@ -185,11 +185,11 @@ def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
 
 
 def build_study_result(design: StudyResult, manifest: Manifest, directory: Path) -> StudyResult:
-    """Return *design* with its results.
+    """Return *design* with the results of its experiments.
 
     Args:
         design: The study without results, which is changed in place.
-        manifest: The state of its experiments. One whose result file is missing or changed becomes failed.
+        manifest: The state of the experiments. One becomes failed if its result file is missing or changed.
         directory: The study's results directory.
     """
     return complete(design, manifest, add_results(design, manifest, directory))
@@ -200,28 +200,28 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
 
     Args:
         design: The study without results, which is changed in place.
-        manifest: The state of its experiments. One whose result file is missing or changed becomes failed.
+        manifest: The state of the experiments. One becomes failed if its result file is missing or changed.
         directory: The study's results directory.
     """
     by_point: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.experiments:
         if entry.status == "completed":
             by_point.setdefault(entry.config_hash, []).append(entry)
-    found, outputs = Findings(), GreedyOutputs(directory)
+    findings, greedy_outputs = Findings(), GreedyOutputs(directory)
     confidence = STOPPED_CONFIDENCE if design.measurement_protocol.get("n_cycles") == "auto" else 0.95
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
-        read = [(entry, result) for entry in entries if (result := _result(directory, entry)) is not None]
+        read = [(entry, result) for entry in entries if (result := _read_result(directory, entry)) is not None]
         results = [result for _, result in read]
         point.cycles = [entry.cycle for entry, _ in read]
         point.result_digests = [entry.result_sha256 for entry, _ in read if entry.result_sha256 is not None]
         mismatches = dict.fromkeys(entry.replay_mismatch for entry, _ in read if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
-        if results:  # fields that do not reach the engine are null
+        if results:  # replace the study's configuration by what reached the engine: unused fields are null
             point.config = results[0].effective_config
         point.metrics = summarise(results, confidence=confidence)
-        point.testbed = found.shared(testbed_facts(results))
-        point.sut = found.shared(sut_facts(results))
+        point.testbed = findings.shared(testbed_facts(results))
+        point.sut = findings.shared(sut_facts(results))
         point.contention = summarise_contention(results)
         point.turns = [*cycle_turns(results)]
         point.loads = [result.load for result in results if result.load is not None]
@@ -230,27 +230,28 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.drifts = [server.drift for server in servers if server.drift is not None]
         point.not_repeated = not_repeated(results)
         for result in results:
-            found.add(result, point)
+            findings.add(result, point)
         if read:
-            outputs.add(results[0], point.id, str(read[0][0].result_file))
-        found.warn_of_differing(results, point)
-    design.token_agreement = list(outputs.agreements())
-    found.warn_of_edits()
-    found.warn_of_drift(design.points)
-    _set_concurrent(found, manifest.experiments)
-    return found
+            greedy_outputs.add(results[0], point.id, str(read[0][0].result_file))
+        findings.warn_of_differing(results, point)
+    design.token_agreement = list(greedy_outputs.agreements())
+    findings.warn_of_edits()
+    findings.warn_of_drift(design.points)
+    _set_concurrent(findings, manifest.experiments)
+    return findings
 
 
-def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyResult:
-    """Return *design*, which has its points' results, with status, summary and warnings of the whole study."""
+def complete(design: StudyResult, manifest: Manifest, findings: Findings) -> StudyResult:
+    """Return *design*, whose points have their results, with status, summary and warnings of the whole study."""
     manifest.recount()
     design.status = manifest.status
-    design.summary = _summary(manifest, found)
+    design.summary = _summary(manifest, findings)
     design.experiments = manifest.experiments
-    # The first experiment's facts take precedence over those of this process, to which hooks may have added.
-    design.environment = manifest.environment | found.environment
+    # Facts that the first experiment recorded replace those of pytest's process, which may run on another host.
+    # The manifest's environment also has what the hook pytest_llem_environment added.
+    design.environment = manifest.environment | findings.environment
     design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
-    design.warnings = found.study_warnings()
+    design.warnings = findings.study_warnings()
     return design
 
 
@@ -283,8 +284,8 @@ def write_result(directory: Path, result: StudyResult) -> None:
 def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | str]]:
     """Yield each result in *paths*, or why it cannot be read.
 
-    A path is a results directory, a saved result, or a folder of these, at any depth, without hidden folders in
-    it. Only one result is in memory at a time.
+    A path is a results directory, a saved result, or a folder that holds these at any depth. Hidden folders in it
+    are skipped. Only one result is in memory at a time.
 
     Args:
         paths: Folders and files.
@@ -308,11 +309,12 @@ def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | st
 
 
 def is_result(path: Path) -> bool:
-    """Whether *path* is a file or a results directory, and not a folder of these."""
+    """Return whether *path* is a file or a results directory, and not a folder that holds these."""
     return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
 
 
 def _places(path: Path) -> Iterator[Path]:
+    """Yield the results directories and saved results in *path*, itself included."""
     if is_result(path):
         yield path
         return
@@ -321,12 +323,13 @@ def _places(path: Path) -> Iterator[Path]:
             yield from _places(child)
 
 
-def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
+def _read_result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
+    """Return the result of a completed experiment. If it cannot be read, return None and set *entry* to failed."""
     text = stored_result(directory, entry)
     try:
         if text is not None:
             return ExperimentResult.model_validate_json(text)
-    except ValueError:  # pydantic's ValidationError is one
+    except ValueError:  # such as pydantic's ValidationError
         pass
     entry.status = "failed"
     entry.error = result_lost(entry)
@@ -340,10 +343,11 @@ def result_lost(entry: ManifestEntry) -> ErrorRecord:
     return ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
 
 
-def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
-    """Set the fact :data:`CONCURRENT` of each point that has a result: experiments overlapped on one host.
+def _set_concurrent(findings: Findings, entries: Iterable[ManifestEntry]) -> None:
+    """Set the testbed fact :data:`CONCURRENT` of each point with results: whether other experiments ran meanwhile.
 
-    The host of a failed experiment is known only if all ran on one.
+    Only experiments on the same host count. Failed experiments do not record their host: they count if all results
+    are from one host.
     """
     failed = [
         (entry.started_at, entry.completed_at)
@@ -352,18 +356,20 @@ def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
     ]
     points: dict[str, PointResult] = {}
     concurrent: dict[str, bool] = {}
-    for spans in found.spans.values():
+    for spans in findings.spans.values():
         times = [(began, ended) for began, ended, *_ in spans]
-        overlaps = overlapping(times + failed if len(found.spans) == 1 else times)
-        for (_, _, point, beside), overlap in zip(spans, overlaps, strict=False):
+        overlaps = overlapping(times + failed if len(findings.spans) == 1 else times)
+        # Not strict: the overlaps of failed experiments, at the end, belong to no point.
+        for (_, _, point, recorded), overlap in zip(spans, overlaps, strict=False):
             points[point.id] = point
-            concurrent[point.id] = overlap or beside or concurrent.get(point.id, False)
-    for name, point in points.items():
-        point.testbed = {**point.testbed, CONCURRENT: concurrent[name]}
+            concurrent[point.id] = overlap or recorded or concurrent.get(point.id, False)
+    for point_id, point in points.items():
+        point.testbed = {**point.testbed, CONCURRENT: concurrent[point_id]}  # the facts are shared between points
 
 
-def _summary(manifest: Manifest, found: Findings) -> StudySummary:
-    alike = len(found.boundaries) == 1 and len(found.known) == found.count
+def _summary(manifest: Manifest, findings: Findings) -> StudySummary:
+    # Energies of different boundaries are never added, and a sum without some results would be too small.
+    has_total = len(findings.boundaries) == 1 and len(findings.known) == findings.count
     ended = [entry.completed_at for entry in manifest.experiments if entry.completed_at]
     return StudySummary(
         total=sum(entry.status != "deselected" for entry in manifest.experiments),
@@ -373,8 +379,8 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
             entry.status == "completed" and entry.replayed_from is not None for entry in manifest.experiments
         ),
         wall_seconds=seconds_between(manifest.started_at, max(ended)) if ended else 0.0,
-        energy_j=sum(found.known) if alike else None,
-        method=weakest(found.methods) if alike else None,
+        energy_j=sum(findings.known) if has_total else None,
+        method=weakest(findings.methods) if has_total else None,
     )
 
 
@@ -396,7 +402,7 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
     servers = [point.config.server for point in study.points if point.config.server is not None]
     reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
-    # Those of points with marks are left out: a merged result is judged without pytest.
+    # ``llem merge`` judges these budgets without pytest, which would apply the marks of skipped and xfail points.
     marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
     budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
     return {

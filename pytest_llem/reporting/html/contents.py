@@ -1,4 +1,4 @@
-"""Read a results directory, one experiment at a time, and keep what the report shows."""
+"""Read a results directory, one experiment at a time, and keep only what the report shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry, PointResult
 from pytest_llem.results.study_result import StudyResult, selected_points
 
-#: Points on a page: more make it slow in a browser. The page says how many are left out.
+#: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
-#: Power samples on a page, divided equally among the experiments.
+#: Maximum number of power samples on a page, divided equally among the experiments.
 MAX_SAMPLES = 120_000
 
 #: Latency columns of ``requests.csv``, with their names on the page.
@@ -37,12 +38,12 @@ SHOWN = (5, 25, 50, 75, 95, 99)
 
 @dataclass(frozen=True)
 class Cycle:
-    """A completed experiment.
+    """A completed experiment: one cycle of one point.
 
     Attributes:
-        entry: Its entry in the manifest.
-        point: Index of its point in ``Contents.points``.
-        place: Index of its values in ``Summary.values``: its position among the point's completed cycles.
+        entry: The experiment's entry in the manifest.
+        point: Index of the point in ``Contents.points``.
+        place: Position among the point's completed cycles, which is the index of the values in ``Summary.values``.
     """
 
     entry: ManifestEntry
@@ -56,8 +57,8 @@ class Power:
 
     Attributes:
         cycle: Number of the cycle.
-        window_seconds: Length of the measured window in s; it begins at 0.
-        samples: Pairs of time since the window began, in s, and power in W, by device.
+        window_seconds: Length of the measured window, in s.
+        samples: Pairs of time since the start of the window, in s, and power, in W, by device.
     """
 
     cycle: int
@@ -72,9 +73,9 @@ class Contents:
     Attributes:
         result: The study's result.
         points: The points on the page.
-        left_out: Number of points that are not on the page.
+        left_out: Number of selected points that are not on the page.
         planned: Number of selected experiments of each point, by the hash of its configuration.
-        cycles: The completed experiments of those points, in run order.
+        cycles: The completed experiments of ``points``, in the order in which they started.
         power: The power samples of each cycle, by index of the point, in the order of the cycles.
         latencies: The latencies of the requests of all cycles in ms, by index of the point and by column.
         provenance: How the figures were obtained.
@@ -97,19 +98,21 @@ class Contents:
 def read_contents(directory: Path, result: StudyResult) -> Contents:
     """Return the data of *result* from its *directory*. Files that are missing or not valid are left out."""
     shown, planned = selected_points(result)
-    if len(shown) > MAX_POINTS:  # those with results first
+    if len(shown) > MAX_POINTS:  # so that points without results are left out first
         shown.sort(key=lambda point: not point.cycles)
     contents = Contents(result, shown[:MAX_POINTS], max(0, len(shown) - MAX_POINTS), planned)
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
-    contents.cycles = sorted(_cycles(contents), key=lambda one: one.entry.started_at or "")
+    contents.cycles = sorted(_cycles(contents), key=lambda cycle: cycle.entry.started_at or "")
+    # Fewer than 60 samples would not show the course of power.
     max_samples = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
-    for cycle in sorted(contents.cycles, key=lambda one: (one.point, one.place)):
-        _add(contents, directory, cycle, max_samples)
+    for cycle in sorted(contents.cycles, key=lambda cycle: (cycle.point, cycle.place)):
+        _add_cycle(contents, directory, cycle, max_samples)
     return contents
 
 
 def _cycles(contents: Contents) -> Iterator[Cycle]:
+    """Yield the completed experiments of the points on the page."""
     places = {
         (point.config_hash, cycle): (index, place)
         for index, point in enumerate(contents.points)
@@ -121,7 +124,8 @@ def _cycles(contents: Contents) -> Iterator[Cycle]:
             yield Cycle(entry, *found)
 
 
-def _add(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
+def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
+    """Add the provenance, latencies and power samples of *cycle* to *contents*."""
     text = stored_result(directory, cycle.entry)
     if text is None:
         return
@@ -130,7 +134,7 @@ def _add(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) ->
     except ValueError:  # written by another version
         return
     contents.provenance.add(result)
-    assert cycle.entry.result_file is not None  # the result was read from it
+    assert cycle.entry.result_file is not None  # stored_result() has read this file
     stem = directory / cycle.entry.result_file.removesuffix(".json")
     requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
     latencies = contents.latencies.setdefault(cycle.point, {})
@@ -149,7 +153,7 @@ def _text(file: Path) -> str | None:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv``, by column, without those of a load's ramp and drain."""
+    """Return the latencies in ms of a ``requests.csv`` by column, without requests in ramp-up and drain."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
         if row.get("pass") in ("ramp", "drain"):
@@ -161,31 +165,30 @@ def read_latencies(text: str) -> dict[str, list[float]]:
 
 
 def percentiles(values: Sequence[float]) -> dict[int, float]:
-    """Return the percentiles of :data:`SHOWN` of one or more *values*."""
+    """Return the percentiles :data:`SHOWN` of *values*, of which there is at least one."""
     return dict(zip(SHOWN, map(float, np.percentile(values, SHOWN)), strict=True))
 
 
 def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the samples of a ``power.csv`` by device, thinned to *max_samples* by keeping the extremes."""
+    """Return the samples of a ``power.csv`` by device: about *max_samples* in all, peaks included."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in _rows(text):
-        at, watts = _number(row.get("seconds")), _number(row.get("power_w"))
-        if at is not None and watts is not None:
-            found.setdefault(row.get("device") or "?", []).append((at, watts))
-    share = max_samples // max(1, len(found))
-    return {device: _thinned(samples, share) for device, samples in found.items()}
+        seconds, watts = _number(row.get("seconds")), _number(row.get("power_w"))
+        if seconds is not None and watts is not None:
+            found.setdefault(row.get("device") or "?", []).append((seconds, watts))
+    max_per_device = max_samples // max(1, len(found))
+    return {device: _thinned(samples, max_per_device) for device, samples in found.items()}
 
 
 def _thinned(samples: list[tuple[float, float]], max_samples: int) -> list[tuple[float, float]]:
-    """Return the minimum and maximum of each stretch of samples, so that peaks remain visible."""
+    """Return about *max_samples*: the minimum and maximum of each interval, so that peaks remain visible."""
     if len(samples) <= max_samples:
         return samples
+    watts = itemgetter(1)
     size = math.ceil(2 * len(samples) / max(2, max_samples))
-    parts = (samples[at : at + size] for at in range(0, len(samples), size))
+    intervals = (samples[start : start + size] for start in range(0, len(samples), size))
     return [
-        sample
-        for part in parts
-        for sample in sorted({min(part, key=lambda one: one[1]), max(part, key=lambda one: one[1])})
+        sample for interval in intervals for sample in sorted({min(interval, key=watts), max(interval, key=watts)})
     ]
 
 
