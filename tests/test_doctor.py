@@ -874,5 +874,7 @@ class TestOutput:
         children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert (process.returncode, out, err) == (130, "", "llem: interrupted\n")
+        assert (out, err) == ("", "llem: interrupted\n")
+        # CPython ends by the signal if that came while an extension was imported: for a shell, it is 130 as well.
+        assert process.returncode in (130, -signal.SIGINT)
         wait_until(lambda: all(map(gone, children)))

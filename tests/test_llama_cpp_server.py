@@ -61,8 +61,9 @@ def test_load_points_share_a_real_server_and_count_what_it_counts(
         assert load["client_output_tokens"] == load["server_output_tokens"] == 8 * load["sent"]
         assert 0 < metrics["ttft_p50_ms"] < metrics["e2e_p50_ms"]
         assert metrics["tpot_p50_ms"] > 0
-        # A busy machine delays the reading of an answer, so that tokens arrive together.
-        assert metrics["itl_p50_ms"] is not None or "arrived together" in one["metrics"]["itl_p50_ms"]["reason"]
+        # A busy machine delays the reading of an answer, so that some or all of its tokens arrive together.
+        reason = one["metrics"]["itl_p50_ms"].get("reason") or ""
+        assert metrics["itl_p50_ms"] is not None or "arrived together" in reason or "second token" in reason
         assert metrics["energy_per_output_token_j"] > 0
         assert metrics["concurrency_mean"] == pytest.approx(load["concurrency"], rel=0.1)
         assert one["effective_config"]["precision"] is None  # a GGUF file has its own
