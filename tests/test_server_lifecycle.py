@@ -163,7 +163,7 @@ def test_prompts_of_a_server_are_distinct_and_the_same_in_each_run(run_pytest: R
         write_load_study(folder, "--log-file", str(log), sweep=sweep, warmup={"n_warmup": 3})
         run_pytest().assert_outcomes(passed=2)
         seen.append([tuple(one) for one in prompts(log)])
-    assert all(len(set(one)) == len(one) > 30 for one in seen)
+    assert all(len(set(one)) == len(one) > 10 for one in seen)
     common = set(seen[0]) & set(seen[1])
     assert len(common) == min(map(len, seen)), "how many are sent depends on the server's speed"
 
@@ -270,7 +270,7 @@ def test_slots_of_a_study_are_not_in_lock_step(run_pytest: RunPytest, results: R
     """Prefills of one step wait for each other: TTFT is short only if slots are spread over a latency."""
     write_load_study(
         folder,
-        *("--step-ms", "8+0", "--prefill-ms", "1"),
+        *("--step-ms", "8+0", "--prefill-ms", "6"),
         sweep={"load.ramp_seconds": [0, "auto"]},
         load={"concurrency": 8},
         max_output_tokens=64,
