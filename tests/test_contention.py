@@ -259,9 +259,10 @@ def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, 
     assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
-def test_use_by_a_process_in_none_of_the_drivers_samples_is_unknown() -> None:
-    """As a process on an H200 that computed for 5 % of the time."""
-    found = gpu({WORKER: 60}, {WORKER: 10_000_000, 500: 2_000_000})
+@pytest.mark.parametrize("used", [{WORKER: 60}, {WORKER: 60, 500: 0}], ids=["no sample", "a sample of 0"])
+def test_use_that_the_drivers_samples_do_not_show_is_unknown(used: dict[int, int]) -> None:
+    """As that by a process on an H200 that computed for 5 % of the time."""
+    found = gpu(used, {WORKER: 10_000_000, 500: 2_000_000})
     assert found == GpuContention(device="GPU-1", others_memory_mb=2.0, others=["p500 (500)"])
     state, reasons = (judged := assess_contention(QUIET, [found], 10.0)).state, judged.reasons
     assert state == "unknown"

@@ -120,14 +120,7 @@ def resolve(given: str, folder: Path) -> Path:
 def _result_file(
     given: str, folder: Path, study: str | None, testbeds: Sequence[str], *, only_fitting: bool
 ) -> Path:
-    """Return the file or results directory of one study that *given* names.
-
-    Args:
-        given: Name or path, as in :func:`resolve`.
-        folder: Folder of the baselines.
-        study: Name of the study; None for any study, if only one is saved.
-        testbeds: Keys of the testbeds that fit, the best first.
-        only_fitting: Refuse a result of another testbed even if it is the only one.
+    """Return the file or results directory that the arguments of :func:`load` select.
 
     Raises:
         BaselineError: The result does not exist, or none is of a testbed that fits.

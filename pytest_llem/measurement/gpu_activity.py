@@ -60,8 +60,8 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
     others = {pid: share for pid, share in used.items() if pid not in own}
     others_share = sum(others.values()) if len(others) < len(used) else None
     other_holders = [one for pid, one in holders.items() if pid not in own]
-    if not others and other_holders:
-        others_share = None  # a process that rarely computes is in none of the driver's samples
+    if other_holders and not others_share:
+        others_share = None  # the driver's samples do not show a process that rarely computes
     known = bool((used.keys() | holders.keys()) & set(own))
     return GpuContention(
         device=uuid,

@@ -194,9 +194,13 @@ def held(uuid: str, gigabytes: Sequence[int], seconds: float) -> list[float]:
 
 
 def disturb(share: float) -> None:
-    """Keep a GPU busy for *share* of the time, in periods of 0.2 s, until the process is killed."""
+    """Keep a GPU busy for *share* of the time, in periods of 0.2 s, until the process is killed.
+
+    Prints a line when it begins.
+    """
     load = Matmuls()
     count = load.count(0.2 * share)
+    print("busy", flush=True)
     while True:
         began = time.monotonic()
         load.run(count)

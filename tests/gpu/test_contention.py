@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,8 @@ FIELDS: dict[str, Any] = {
     "gates": {"metrics": ["seconds", "energy_j"]},
 }
 
-SPIN = "while True: pass"
+#: Codes of other processes, which print a line when they are busy.
+SPIN = "print('busy', flush=True)\nwhile True: pass"
 
 GPU_SHARE = "from tests.gpu.loads import disturb; disturb({})"
 
@@ -40,16 +40,17 @@ GPU_SHARE = "from tests.gpu.loads import disturb; disturb({})"
 def _beside(code: str, count: int) -> Iterator[None]:
     """Run *count* processes of *code* within the context."""
     root = Path(__file__).parents[2]
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(count)]
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) for _ in range(count)]
     try:
-        if code != SPIN:
-            time.sleep(15)  # until it has imported torch
-        assert all(process.poll() is None for process in processes)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"busy\n"
         yield
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 @pytest.fixture
