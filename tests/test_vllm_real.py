@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from pytest_llem import StudyResult
+from pytest_llem import ExperimentResult, StudyResult
 from tests.support.load_studies import processes_in
 from tests.support.processes import gone, wait_until
 from tests.support.weights import MODEL
@@ -117,6 +117,10 @@ def test_one_study_measures_both_engines_and_their_tokens_agree(
         if point.axes["backend"] == "vllm":
             assert point.metrics["queue_p50_ms"].mean is not None
             assert point.metrics["cache_memory_mb"].mean == pytest.approx(2**30 / 1e6, rel=0.02)
+    results = map(ExperimentResult.read, (tmp_path / "results").glob("*/experiments/*.json"))
+    settings = [result.engine.settings for result in results if result.engine.name == "vllm"]
+    # The defaults of vllm.LLM on one CPU; those of an engine that it does not make are half as large.
+    assert [(one["max_num_seqs"], one["max_num_batched_tokens"]) for one in settings] == [(256, 4096)] * 2
     lines = [line for line in output.splitlines() if line.startswith(("pytorch ", "vllm "))]
     assert len(lines) == 4, "one table"
     shares = {one.point.rpartition("=")[2]: one.share for one in study.token_agreement}

@@ -234,7 +234,7 @@ def product_of_sizes(arguments: Mapping[str, Any], names: Iterable[str]) -> int:
     return math.prod(size for name in names if isinstance(size := arguments.get(name, 1), int))
 
 
-#: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given.
+#: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given. GPUs of 70 GiB or more have 1,024.
 VLLM_SEQUENCES = 256
 
 

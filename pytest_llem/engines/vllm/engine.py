@@ -15,6 +15,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -160,7 +161,10 @@ class VLLMEngine(BatchEngine):
     def _start(self, arguments: EngineArgs) -> LLMEngine:
         with StartMonitor(self._context.report_phase) as start:
             try:
-                return LLMEngine.from_engine_args(arguments, stat_loggers=[self._observe_cache])
+                # As ``vllm.LLM``: the context decides the defaults of max_num_seqs and max_num_batched_tokens.
+                return LLMEngine.from_engine_args(
+                    arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=[self._observe_cache]
+                )
             except RuntimeError as error:  # a process of vLLM has ended, and this one does not know why
                 failure = error
         if start.error is None:

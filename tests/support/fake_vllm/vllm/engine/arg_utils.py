@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig
 
+from vllm.usage.usage_lib import UsageContext
+
 if TYPE_CHECKING:  # as in vLLM: types of some arguments are not importable at run time
     from vllm.config import ProfilerConfig
 
-#: Defaults of arguments that the machine and the model determine.
-MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 128, 2048
+#: Defaults of ``max_num_seqs`` and ``max_num_batched_tokens``, which depend on who makes the engine.
+DEFAULTS = {UsageContext.ENGINE_CONTEXT: (128, 2048), UsageContext.LLM_CLASS: (256, 4096)}
 
 
 class AttentionBackendEnum(Enum):
@@ -54,7 +56,7 @@ class EngineArgs:
     hf_overrides: dict[str, Any] | None = None
     worker_extension_cls: str = ""
 
-    def create_engine_config(self) -> SimpleNamespace:
+    def create_engine_config(self, usage_context: UsageContext) -> SimpleNamespace:
         hf_config = AutoConfig.from_pretrained(self.model)
         for name, value in (self.hf_overrides or {}).items():
             setattr(hf_config, name, value)
@@ -66,8 +68,9 @@ class EngineArgs:
                 f"(max_position_embeddings={own})."
             )
         # A model may allow fewer sequences at a time than it is asked for.
-        sequences = min(self.max_num_seqs or MAX_NUM_SEQS, getattr(hf_config, "fake_max_num_seqs", 10**9))
-        tokens = self.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS
+        default_sequences, default_tokens = DEFAULTS[usage_context]
+        sequences = min(self.max_num_seqs or default_sequences, getattr(hf_config, "fake_max_num_seqs", 10**9))
+        tokens = self.max_num_batched_tokens or default_tokens
         if tokens < sequences and self.max_num_batched_tokens and self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({sequences})."

@@ -16,6 +16,7 @@ import torch
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import PrefixCacheStats, RequestStateStats, SchedulerStats
@@ -85,11 +86,12 @@ class LLMEngine:
     def from_engine_args(
         cls,
         engine_args: EngineArgs,
-        usage_context: Any = None,
+        usage_context: UsageContext = UsageContext.ENGINE_CONTEXT,
         stat_loggers: Sequence[Callable[..., StatLoggerBase]] | None = None,
         enable_multiprocessing: bool = False,
     ) -> LLMEngine:
-        return cls(engine_args.create_engine_config(), not engine_args.disable_log_stats, stat_loggers or [])
+        config = engine_args.create_engine_config(usage_context)
+        return cls(config, not engine_args.disable_log_stats, stat_loggers or [])
 
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
