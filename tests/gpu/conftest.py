@@ -16,8 +16,6 @@ from pytest_llem import StudyResult, run_study
 from pytest_llem.hardware.gpus import Gpu, visible_gpus
 from tests.support.weights import cache
 
-FOUND = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu() -> Gpu:
@@ -30,21 +28,16 @@ def gpu() -> Gpu:
 
 @pytest.fixture
 def found(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
-    """Record a value with its name in the JUnit report."""
+    """Record a value with its name in the JUnit report, and print it at once: a time limit may end the test."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def note(what: str, value: object) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         request.node.user_properties.append((what, shown))  # record_property warns of xunit2
-        request.config.stash.setdefault(FOUND, []).append(f"{request.node.name}: {what}: {shown}")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{request.node.name}: {what}: {shown}", end="", flush=True)
 
     return note
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if figures := config.stash.get(FOUND, []):
-        terminalreporter.section("figures")
-        for figure in figures:
-            terminalreporter.write_line(figure)
 
 
 def _call(function: str, *arguments: Any) -> Any:
