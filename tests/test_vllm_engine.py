@@ -72,8 +72,7 @@ def fake_vllm() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAKE), inherited])))
         yield
     for name in [name for name in sys.modules if of_vllm(name)]:
-        if name != "pytest_llem.engines.vllm.requirements":
-            del sys.modules[name]
+        del sys.modules[name]
 
 
 def config(engine: dict[str, Any] | None = None, sampling: dict[str, Any] | None = None, **more: Any) -> Any:
