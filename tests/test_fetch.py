@@ -43,18 +43,20 @@ def study(pytester: pytest.Pytester) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of models with the files that the hub has."""
-    whole, sharded, pickled = (tmp_path_factory.mktemp(name) / "model" for name in ("whole", "sharded", "pickled"))
+    names = ("whole", "sharded", "empty", "pickled")
+    whole, sharded, empty, pickled = (tmp_path_factory.mktemp(name) / "model" for name in names)
     shutil.copytree(tiny_llama(), whole)
     shutil.copytree(tiny_llama(), sharded, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(sharded, empty)
     shutil.copytree(sharded, pickled)
-    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    for name in names:
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in shards:
         (sharded / name).write_bytes(b"weights of " + name.encode())
     (sharded / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+        json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
     )
     (pickled / "pytorch_model.bin").write_bytes(b"weights")
-    return {"owner/whole": whole, "owner/sharded": sharded, "owner/pickled": pickled}
+    return {"owner/whole": whole, "owner/sharded": sharded, "owner/empty": empty, "owner/pickled": pickled}
 
 
 @pytest.fixture
@@ -130,6 +132,14 @@ class TestHub:
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
 
+    def test_weights_in_another_format_are_fetched_if_there_are_no_others(
+        self, study: Callable[..., str], online: Hub
+    ) -> None:
+        file = study("model: owner/pickled")
+        assert llem(file)[:2] == (0, ["fetched: owner/pickled"])
+        assert "owner/pickled/pytorch_model.bin" in online.downloads
+        assert llem(file, **OFFLINE)[:2] == (0, ["already here: owner/pickled"])
+
     def test_each_model_revision_is_fetched_once_for_all_studies(
         self, study: Callable[..., str], online: Hub
     ) -> None:
@@ -151,7 +161,7 @@ class TestHub:
             "experiments:\n"
             "- {model: owner/none}\n"
             "- {model: owner/whole, pytorch: {revision: v9}}\n"
-            "- {model: owner/pickled}\n"
+            "- {model: owner/empty}\n"
             "- {model: a/b/c}\n"
             '- {model: "a\\n\\e[31mb"}\n'
             "- {model: builtin:other}\n"
@@ -165,8 +175,7 @@ class TestHub:
             "(then set HF_TOKEN)",
             f"not available: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
-            "not available: owner/pickled: it has no *.safetensors files, and weights are downloaded in no other "
-            "format",
+            "not available: owner/empty: it has weights neither in *.safetensors files nor in pytorch_model*.bin",
             f"not available: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either "
             "(expected owner/name)",
             lines[4],

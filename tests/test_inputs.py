@@ -19,9 +19,9 @@ from huggingface_hub import constants
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.engines import hub, tokenizer
-from pytest_llem.engines.models import damaged_file
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
+from pytest_llem.engines.weight_files import damaged_file
 from pytest_llem.execution.session_facts import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.model_files import from_config
@@ -199,6 +199,11 @@ class TestDamagedFiles:
         *_, last = sorted(tmp_path.glob("*.safetensors"))
         last.write_bytes(last.read_bytes()[:-1])
         assert str(last) in (damaged_file(tmp_path) or "")
+
+    def test_index_without_file_names_is_left_to_the_library(self, plain_model: str) -> None:
+        Path(plain_model, "model.safetensors").unlink()
+        Path(plain_model, "model.safetensors.index.json").write_text('{"weight_map": {"a": 1, "b": "c"}}')
+        assert damaged_file(Path(plain_model)) is None
 
     def test_weights_that_are_not_loaded_may_be_lfs_pointers(self, plain_model: str) -> None:
         Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)

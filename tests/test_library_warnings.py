@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
-from pytest_llem.engines.models import context_length
+from pytest_llem.engines.context import context_length
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement.library_warnings import MAX_CHARACTERS, MAX_WARNINGS, library_warnings
@@ -175,6 +175,14 @@ def test_prompts_are_refused_by_their_longest_length(save: Callable[..., str]) -
                 },
             },
             8000,
+        ),
+        (
+            {  # Gemma 3, whose stated length includes the factor
+                "model_type": "gemma3_text",
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            131072,
         ),
     ],
 )

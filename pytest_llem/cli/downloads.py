@@ -197,10 +197,11 @@ def _inside(folder: Path | None) -> frozenset[Path]:
 def _missing_weights(files: Iterable[Path]) -> str | None:
     """Return which weights are missing among a model's *files*, or None. The hub does not report it offline."""
     by_name = {file.name: file for file in files}
-    index = by_name.get("model.safetensors.index.json")
+    indices = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+    index = next((by_name[name] for name in indices if name in by_name), None)
     if index is None:
-        found = any(name.endswith(".safetensors") for name in by_name)
-        return None if found else "it has no *.safetensors files, and weights are downloaded in no other format"
+        found = any(name.endswith((".safetensors", ".bin")) for name in by_name)
+        return None if found else "it has weights neither in *.safetensors files nor in pytorch_model*.bin"
     shards = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     absent = sorted(shards - {*by_name})
     return f"{absent[0]} is missing ({len(absent)} of {len(shards)} files with weights)" if absent else None

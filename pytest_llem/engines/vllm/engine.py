@@ -20,13 +20,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import (
-    context_length,
-    damaged_model,
-    resolve_model,
-    too_long,
-)
+from pytest_llem.engines.models import resolve_model
 from pytest_llem.engines.protocol import (
     BatchEngine,
     CacheMemory,
@@ -38,6 +34,7 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor
+from pytest_llem.engines.weight_files import damaged_model
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
