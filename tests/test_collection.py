@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.collection.items import is_skipped
 from tests.conftest import Results
 from tests.support.marks import slow
 
@@ -311,3 +312,21 @@ def test_a_study_may_be_run_from_another_working_directory(
     run = pytester.runpytest_inprocess("../study.yaml", "-p", "llem", f"--rootdir={pytester.path}")
     run.assert_outcomes(passed=1)
     run.stdout.fnmatch_lines(["results: ../results/noop_*"])
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ("skip", True),
+        ("skipif(True, reason='r')", True),
+        ("skipif(1, reason='r')", True),
+        ("skipif(condition=True, reason='r')", True),
+        ("skipif(reason='r')", True),
+        ("skipif(False, reason='r')", False),
+        ("skipif('True', reason='r')", False),  # pytest evaluates it when the item runs
+        ("xfail", False),
+    ],
+)
+def test_skipped_item_is_known_before_it_runs(pytester: pytest.Pytester, mark: str, expected: bool) -> None:
+    item = pytester.getitem(f"import pytest\n@pytest.mark.{mark}\ndef test_func(): ...")
+    assert is_skipped(item) is expected

@@ -233,6 +233,15 @@ def test_gpu_facts_come_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert nvml.Nvml().error is None
 
 
+def test_error_still_says_why_nvml_could_not_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with nvml.Nvml() as opened:
+        reason = opened.error
+        assert opened.ask("nvmlDeviceGetCount") is None
+    assert opened.error == reason
+    assert "pynvml" in str(reason)
+
+
 def test_nvml_is_not_loaded_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     found = environment([], tmp_path)

@@ -479,5 +479,5 @@ def test_gate_of_cycles_until_decided_names_its_look() -> None:
     reference = study_result(point({}, seconds=there))
     (verdict,) = compare(candidate, reference, SECONDS, name="main", paired=True).verdicts
     assert (verdict.verdict, verdict.n, verdict.judged_after) == ("REGRESSION", 7, 6)
-    assert "n = 7 against 7, paired, judged after 6, p " in verdict_text(verdict)
+    assert "n = 7 against 7, paired, judged after 6 cycles, p " in verdict_text(verdict)
     assert one(point({}, seconds=values), point({}, seconds=there))[1].judged_after is None

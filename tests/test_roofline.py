@@ -191,7 +191,7 @@ def test_peaks_of_equal_devices_add_up() -> None:
 def test_peaks_of_different_devices_do_not_add_up() -> None:
     mixed = EngineRecord(name="e", device="cuda", device_names=["Slow GPU", "Fast GPU"])
     found = reasons(work(REQUESTS, record=mixed))["mbu"]
-    assert found == "the model ran on Fast GPU and Slow GPU, of which the peaks do not add up"
+    assert found == "the model ran on Fast GPU and Slow GPU, whose peaks cannot be added"
 
 
 def test_precision_without_a_peak_still_has_mbu() -> None:

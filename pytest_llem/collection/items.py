@@ -62,7 +62,7 @@ class StudyFile(pytest.Module):
             directory = self.config.invocation_params.dir
             lines = [str(problem.shown_from(directory)) for problem in error.problems]
             if isinstance(error, TooManyExperimentsError):
-                lines[-1] += f"; {_time(error, self.config)}"
+                lines[-1] += f"; {_time_text(error, self.config)}"
             raise self.CollectError("\n".join(lines)) from None
         studies = self.config.stash.setdefault(STUDIES, {})
         studies[self.nodeid] = study
@@ -166,8 +166,12 @@ def is_gate(item: pytest.Item) -> bool:
 
 def is_skipped(item: pytest.Item) -> bool:
     """Return whether *item* is marked to be skipped. Conditions given as text are left to pytest."""
-    conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
-    return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)
+    return item.get_closest_marker("skip") is not None or any(map(_is_met, item.iter_markers("skipif")))
+
+
+def _is_met(skipif: pytest.Mark) -> bool:
+    conditions = (skipif.kwargs["condition"],) if "condition" in skipif.kwargs else skipif.args
+    return not conditions or any(one and not isinstance(one, str) for one in conditions)
 
 
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
@@ -187,9 +191,11 @@ def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
 
 
 def run_of(item: pytest.Item) -> str:
-    """Return the key of an experiment's run, which is also the key of its study."""
+    """Return the key of an experiment's run. ``STUDIES`` has its study under the same key."""
+    function = _function(item)
+    assert function is not None
     assert item.parent is not None
-    return run_key(item.parent.nodeid, _function(item) or EXPERIMENT)
+    return run_key(item.parent.nodeid, function)
 
 
 def study_of_item(item: pytest.Item) -> StudyConfig:
@@ -220,10 +226,13 @@ def deselect_other_shards(config: pytest.Config, items: list[pytest.Item]) -> No
     if shard is None:
         return
     points = {run: shard.points(study) for run, study in config.stash.get(STUDIES, {}).items()}
-    deselected = [item for item in items if not _is_in_shard(item, points)]
+    kept: list[pytest.Item] = []
+    deselected: list[pytest.Item] = []
+    for item in items:
+        (kept if _is_in_shard(item, points) else deselected).append(item)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if _is_in_shard(item, points)]
+        items[:] = kept
 
 
 def _is_in_shard(item: pytest.Item, points: Mapping[str, Collection[str]]) -> bool:
@@ -234,6 +243,8 @@ def _is_in_shard(item: pytest.Item, points: Mapping[str, Collection[str]]) -> bo
 
 def restore_run_order(items: list[pytest.Item]) -> None:
     """Sort study items into run order without moving other items.
+
+    pytest makes items function by function, and plugins such as pytest-randomly shuffle them.
 
     In a comparison, each experiment is next to that of the reference; which of the two runs first alternates from
     cycle to cycle.
@@ -253,14 +264,16 @@ def _run_order_key(item: pytest.Item) -> tuple[bool, int, int]:
     if not is_experiment(item):  # gates come last, in their own order
         return True, _function(item) == REGRESSION, gate_of(item).index
     experiment = experiment_of(item)
-    return False, experiment.index, (_function(item) == REFERENCE) == (experiment.cycle % 2 == 1)
+    reference_is_second = experiment.cycle % 2 == 1
+    is_second = (_function(item) == REFERENCE) == reference_is_second
+    return False, experiment.index, is_second
 
 
-def _time(error: TooManyExperimentsError, config: pytest.Config) -> str:
+def _time_text(error: TooManyExperimentsError, config: pytest.Config) -> str:
     from pytest_llem.planning.estimate import duration_text, rough_seconds
 
     each = None
-    if error.first is not None and error.total < 10**12:
+    if error.first is not None and error.total < 10**12:  # the time of more may not fit a float
         each = rough_seconds(error.first, error.execution, Settings.from_config(config).model_path)
     return "they take an unknown time" if each is None else f"they take about {duration_text(each * error.total)}"
 

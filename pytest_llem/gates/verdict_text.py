@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pytest_llem.gates.decisions import MAX_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
 
+#: Numbers of significant digits to try. 17 distinguish all floats.
+_DIGITS = range(3, 18)
+
 
 def verdict_line(verdict: GateVerdict) -> str:
     """Return point, metric, value and limit or ratio of *verdict* on one line, in this order."""
@@ -21,6 +24,7 @@ def verdict_text(verdict: GateVerdict) -> str:
         text = f"cannot be judged{_after(': ', verdict.reason)}"
     else:
         text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+        # The reason of an INCONCLUSIVE comparison may contain it already.
         if verdict.contended is not None and verdict.contended not in text:
             text = f"{text}; {verdict.contended}"
     associated = _after("; associated, which need not be the cause: ", "; ".join(verdict.associated))
@@ -28,7 +32,10 @@ def verdict_text(verdict: GateVerdict) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> str:
-    """Return *value* with at least *digits* significant digits, and with all digits before the decimal point."""
+    """Return *value* with at least *digits* significant digits.
+
+    From a million on, and below 0.0001, it has an exponent and at most *digits* significant digits.
+    """
     if not value:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
@@ -37,8 +44,8 @@ def rounded(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a confidence below 1 in percent, with three digits, or more if it would be rounded to 100 %."""
-    texts = (f"{100 * share:.{digits}g}" for digits in range(3, 18))
+    """Return a share in percent, with up to three digits, or with more so that only 1 is 100 %."""
+    texts = (f"{100 * share:.{digits}g}" for digits in _DIGITS)
     return f"{next((text for text in texts if float(text) < 100), '100')} %"
 
 
@@ -49,8 +56,8 @@ def _budget(verdict: GateVerdict) -> str:
     assert verdict.mean is not None
     mean = _apart(verdict.mean, limits)
     if verdict.verdict == "BEYOND":
-        too_low = low is not None and verdict.mean < low
-        text = f"is {'below' if too_low else 'beyond'} {_exact(low if too_low else high)}"
+        side, limit = ("below", low) if low is not None and verdict.mean < low else ("beyond", high)
+        text = f"is {side} {_exact(limit)}"
     elif high is None:
         text = f"is not below {_exact(low)}"
     else:
@@ -70,7 +77,7 @@ def _regression(verdict: GateVerdict) -> str:
     basis += [*_method(verdict), f"{share}interval {_span(*map(ratio_text, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.judged_after is not None:
-        basis.append(f"judged after {verdict.judged_after}")
+        basis.append(f"judged after {verdict.judged_after} cycles")
     if verdict.p is not None:
         basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
     text = f"{ratio_text(verdict.ratio)} × the reference: {verdict.verdict} ({', '.join(basis)})"
@@ -92,9 +99,9 @@ def _after(mark: str, text: str | None) -> str:
 
 def _apart(value: float, limits: Sequence[float]) -> str:
     """Return *value* as text with enough digits that rounding does not move it across or onto a limit."""
-    texts = (rounded(value, digits) for digits in range(3, 18))
+    texts = (rounded(value, digits) for digits in _DIGITS)
     exact = (text for text in texts if _sides(float(text.replace(",", "")), limits) == _sides(value, limits))
-    return next(exact, repr(value))
+    return next(exact)
 
 
 def _sides(value: float, limits: Sequence[float]) -> list[int]:
@@ -102,7 +109,7 @@ def _sides(value: float, limits: Sequence[float]) -> list[int]:
 
 
 def _exact(limit: float | None) -> str:
-    """Return a limit as it is written in the study, with all its digits."""
+    """Return a limit with all its digits, up to 15."""
     assert limit is not None
     return f"{limit:,.15g}"
 
@@ -113,4 +120,5 @@ def ratio_text(value: float) -> str:
 
 
 def _span(low: str, high: str) -> str:
+    # A sign or an exponent beside a dash would be misread.
     return f"{low} to {high}" if "-" in low + high else f"{low}–{high}"

@@ -18,7 +18,7 @@ class NotSupportedError(NvmlError):
 
 
 class Nvml:
-    """Keeps NVML open while its context is active. No CUDA context is created.
+    """Context manager that opens NVML. It creates no CUDA context, which would take GPU memory.
 
     Example:
         with Nvml() as nvml:
@@ -54,11 +54,12 @@ class Nvml:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.ask("nvmlShutdown")
-        self._library = None
+        if self.is_open:
+            self.ask("nvmlShutdown")
+            self._library = None
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Return the result of a *function* of NVML.
+        """Return the result of a *function* of NVML, given by its name: nvidia-ml-py may not have it.
 
         Raises:
             NotSupportedError: The library, the driver or the GPU does not support the function.
@@ -78,6 +79,8 @@ class Nvml:
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """Return the result of a *function* of NVML; None if it fails, with the reason in :attr:`error`."""
+        if not self.is_open:  # error says why
+            return None
         try:
             return self.call(function, *arguments)
         except NvmlError as error:
@@ -91,17 +94,19 @@ class Nvml:
 
         Args:
             handle: NVML's handle of the GPU.
-            fields: Field ids, or pairs of an id and a scope, with one scope for each id.
-            member: Only values in this member of ``nvmlValue_t``; None for all.
+            fields: Field ids, or pairs of an id and a scope. An id may be given once.
+            member: Only values in this member of ``nvmlValue_t``; None for all. Some drivers return another field
+                of another type under the same id.
         """
         values: dict[int, int | float] = {}
         for one in self.ask("nvmlDeviceGetFieldValues", handle, fields) or ():
             if one.nvmlReturn:  # each field has its own error code, and no valid value if it is set
                 self.error = f"field {one.fieldId}: {self._library.NVMLError(one.nvmlReturn)}"
+            # A newer driver may have further types.
             elif one.valueType < len(_MEMBERS) and member in (None, _MEMBERS[one.valueType]):
                 values[one.fieldId] = getattr(one.value, _MEMBERS[one.valueType])
         return values
 
     def constant(self, name: str) -> Any:
-        """Return one of NVML's constants; None without NVML."""
+        """Return one of NVML's constants; None without NVML, or if nvidia-ml-py is too old for it."""
         return getattr(self._library, name, None)

@@ -14,7 +14,10 @@ from pytest_llem.results.environment import cpu_model
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric
 
-NAMES = ("flops", "mfu", "mbu", "roofline_slowdown")
+#: Metrics that need the peaks of the device.
+_NEED_PEAKS = ("mfu", "mbu", "roofline_slowdown")
+
+NAMES = ("flops", *_NEED_PEAKS)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Step:
 
     Attributes:
         flops: FLOPs as :class:`torch.utils.flop_counter.FlopCounterMode` counts them: in attention, every token of
-            a prompt with every other.
+            a prompt with every token of it.
         min_flops: FLOPs that causal attention needs: every token of a prompt with itself and those before it.
         bytes: Bytes to read: all weights, and in decoding the keys and values of the context.
     """
@@ -47,37 +50,37 @@ def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]
         shape: Shape of the model.
         batch: Number of tokens of each prompt, and of its answer.
     """
-    token = 2 * (shape.parameters + shape.head_parameters)
-    pair = 4 * shape.attention_width
+    flops_per_token = 2 * (shape.parameters + shape.head_parameters)
+    flops_per_pair = 4 * shape.attention_width
     kv_bytes = shape.kv_values_per_token * shape.kv_bytes_per_value
     prompts = [tokens for tokens, _ in batch]
     linear = sum(2 * shape.parameters * tokens + 2 * shape.head_parameters for tokens in prompts)
     yield Step(
-        flops=linear + pair * sum(tokens * tokens for tokens in prompts),
-        min_flops=linear + pair * sum(tokens * (tokens + 1) / 2 for tokens in prompts),
+        flops=linear + flops_per_pair * sum(tokens * tokens for tokens in prompts),
+        min_flops=linear + flops_per_pair * sum(tokens * (tokens + 1) / 2 for tokens in prompts),
         bytes=shape.weight_bytes,
     )
     ending: dict[int, list[int]] = {}
     for tokens, generated in batch:
         ending.setdefault(max(1, generated), []).append(tokens)
     active, prompt_tokens = len(prompts), sum(prompts)
-    for number in range(1, max(ending, default=1)):
-        finished = ending.get(number, [])
+    for generated in range(1, max(ending, default=1)):
+        finished = ending.get(generated, [])
         active, prompt_tokens = active - len(finished), prompt_tokens - sum(finished)
-        context = prompt_tokens + number * active
-        flops = token * active + pair * context
+        context = prompt_tokens + generated * active
+        flops = flops_per_token * active + flops_per_pair * context
         yield Step(flops, flops, shape.weight_bytes + kv_bytes * context)
 
 
-def roofline_seconds(step: Step, peaks: Peaks, flops: float) -> float:
+def roofline_seconds(step: Step, peaks: Peaks, peak_flops: float) -> float:
     """Return the roofline time of *step*, in s: the shortest that a device of *peaks* allows.
 
     Args:
         step: The forward pass.
         peaks: Peaks of the device.
-        flops: Its peak in the model's precision, in FLOP/s.
+        peak_flops: The device's peak in the model's precision, in FLOP/s.
     """
-    return max(step.bytes / peaks.bandwidth, step.min_flops / flops)
+    return max(step.bytes / peaks.bandwidth, step.min_flops / peak_flops)
 
 
 def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, seconds: float) -> dict[str, Metric]:
@@ -89,9 +92,8 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
         requests: Requests of the window.
         seconds: Duration of a pass, in s.
     """
-    shape = _shape(engine, requests)
-    if requests.input_tokens is None or requests.output_tokens is None:
-        shape = "the engine does not report the number of tokens"
+    is_counted = requests.input_tokens is not None and requests.output_tokens is not None
+    shape = _shape(engine, requests) if is_counted else "the engine does not report the number of tokens"
     if isinstance(shape, str):
         return {name: metric(name, None, reason=shape) for name in NAMES}
     alike = Counter(
@@ -107,21 +109,22 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
 
     peaks = _peaks(record)
     if isinstance(peaks, str):
-        return found | {name: metric(name, None, reason=peaks) for name in NAMES[1:]}
-    rate = peaks.flops.get(shape.precision)
-    unknown = f"the {shape.precision} peak of {record.device_names[0]} is not known" if rate is None else None
+        return found | {name: metric(name, None, reason=peaks) for name in _NEED_PEAKS}
+    device, number = record.device_names[0], len(record.device_names)
+    peak_flops = peaks.flops.get(shape.precision)
+    unknown = f"the {shape.precision} peak of {device} is not known" if peak_flops is None else None
     cached = None
-    if shape.weight_bytes <= peaks.cache_bytes:
+    if shape.weight_bytes <= peaks.cache_bytes:  # then they need not be read from memory in each step
         cached = (
-            f"the weights ({shape.weight_bytes / 1e6:.0f} MB) fit the cache of {record.device_names[0]} "
-            f"({peaks.cache_bytes / 1e6:.0f} MB)"
+            f"the weights ({shape.weight_bytes / 1e6:.0f} MB) fit the cache of "
+            f"{device if number == 1 else f'{number} × {device}'} ({peaks.cache_bytes / 1e6:.0f} MB)"
         )
     fastest = None
-    if rate is not None and cached is None:
-        fastest = of_a_pass(partial(roofline_seconds, peaks=peaks, flops=rate))
+    if peak_flops is not None and cached is None:
+        fastest = of_a_pass(partial(roofline_seconds, peaks=peaks, peak_flops=peak_flops))
     moved = of_a_pass(lambda step: step.bytes)
     return found | {
-        "mfu": metric("mfu", flops / seconds / rate if rate else None, reason=unknown),
+        "mfu": metric("mfu", flops / seconds / peak_flops if peak_flops else None, reason=unknown),
         "mbu": metric("mbu", None if cached else moved / seconds / peaks.bandwidth, reason=cached),
         "roofline_slowdown": metric(
             "roofline_slowdown", seconds / fastest if fastest else None, reason=unknown or cached
@@ -150,6 +153,6 @@ def _peaks(record: EngineRecord) -> Peaks | str:
         return f"the peaks of {cpu_model() or 'this processor'} are not known"
     kinds = sorted(set(record.device_names))
     if len(kinds) != 1:
-        return f"the model ran on {' and '.join(kinds) or 'unknown devices'}, of which the peaks do not add up"
+        return f"the model ran on {' and '.join(kinds) or 'unknown devices'}, whose peaks cannot be added"
     one = peaks_of(kinds[0])
     return f"the peaks of {kinds[0]} are not known" if one is None else one * len(record.device_names)

@@ -32,11 +32,12 @@ def first_load(experiment_id: str, load: Mapping[str, Any], result: Mapping[str,
         load: The experiment's section ``load``.
         result: The experiment's result.
     """
-    found = {name: result["load"][name] for name in ("concurrency", "rate") if load[name] == "auto"}
+    # A search is not repeated: the load that it found is measured again.
+    searched = {name: result["load"][name] for name in ("concurrency", "rate") if load[name] == "auto"}
     values = {name: result["metrics"][name] for name in METRICS}
     return DriftRecord(
         first=experiment_id,
-        load={**load, **found, "search": None} if found else dict(load),
+        load={**load, **searched, "search": None} if searched else dict(load),
         before={name: one["value"] for name, one in values.items() if one["value"] is not None},
         method=values[COST]["method"],
     )
@@ -49,7 +50,7 @@ class Drift:
     Attributes:
         changes: Relative change by metric; 0.02 is 2 % more at last.
         servers: Number of servers.
-        method: How their energies were obtained; None if there are none.
+        method: How their energies were obtained, the weakest method; None if there are none.
     """
 
     changes: Mapping[str, float]
@@ -58,7 +59,10 @@ class Drift:
 
     @property
     def largest(self) -> tuple[str, float]:
-        """The name of the metric with the largest change, of those that can be judged, and that change."""
+        """The name of the metric with the largest change, and that change.
+
+        Only metrics that can be judged count, if there are any.
+        """
         judged = {name: change for name, change in self.changes.items() if self._is_judged(name)}
         name, change = max((judged or self.changes).items(), key=lambda one: abs(one[1]))
         return self._name(name), change
@@ -80,12 +84,15 @@ class Drift:
         return METRICS[metric] + method
 
     def _is_judged(self, metric: str) -> bool:
-        # A TTFT depends on which requests happen to meet.
+        # A TTFT depends on which requests happen to meet, and an estimated energy is made of CPU time.
         return metric != "ttft_p50_ms" and not (metric == COST and self.method == "estimated")
 
 
 def server_drift(points: Sequence[PointResult]) -> Drift | None:
-    """Return the drift of the servers of a study; None if no load was measured again."""
+    """Return the drift of the servers of a study; None if no load was measured again.
+
+    Changes of opposite signs on several servers cancel each other: they favour no load.
+    """
     records = [one for point in points for one in point.drifts if one.after]
     logs: dict[str, list[float]] = {}
     for record in records:
