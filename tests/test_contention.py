@@ -34,7 +34,8 @@ from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import ManifestEntry
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results

@@ -11,7 +11,7 @@ import pytest
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.baselines import load, save
 from pytest_llem.gates.regression import compare
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.gates import GatesConfig
 from tests.support import made_up
 from tests.support.study_results import point, study_result

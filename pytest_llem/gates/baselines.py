@@ -16,7 +16,7 @@ from typing import Any
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import MANIFEST, write_atomically
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult, is_result
 from pytest_llem.results.testbeds import Testbed, testbed_of
 from pytest_llem.study.identity import axes_key

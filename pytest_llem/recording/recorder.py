@@ -28,7 +28,7 @@ from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord, StudyStatus
+from pytest_llem.results.manifest_records import ErrorRecord, StudyStatus
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment, StudyConfig

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.testbeds import gpu_models
 

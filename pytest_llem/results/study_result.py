@@ -15,25 +15,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
-from pytest_llem.results.document import Document
+from pytest_llem.results.document import Document, Record
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result, write_atomically
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.models import (
-    ErrorRecord,
-    Manifest,
-    ManifestEntry,
-    PointResult,
-    StudyStatus,
-    StudySummary,
-    TokenAgreement,
-)
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
-from pytest_llem.results.token_agreement import GreedyOutputs
+from pytest_llem.results.token_agreement import GreedyOutputs, TokenAgreement
 from pytest_llem.results.verdicts import ComparisonRecord
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.times import seconds_between
@@ -46,6 +39,25 @@ RESULT, DESIGN = "study_result.json", "study_design.json"
 
 #: Error type of an experiment whose saved result is missing or changed.
 RESULT_LOST = "ResultLost"
+
+
+class StudySummary(Record):
+    """Totals of a study."""
+
+    total: int
+    """Number of selected experiments."""
+    completed: int
+    """Number of completed experiments."""
+    failed: int
+    """Number of failed experiments."""
+    replayed: int = 0
+    """Number of completed experiments whose result was taken from an earlier run."""
+    wall_seconds: float
+    """Time from the first start to the last end, in s."""
+    energy_j: float | None = None
+    """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
+    method: str | None = None
+    """Weakest method in that sum."""
 
 
 class StudyResult(Document):
