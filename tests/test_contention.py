@@ -19,9 +19,10 @@ from pytest_llem import StudyResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.cli import main
 from pytest_llem.execution import experiment
-from pytest_llem.gates.baselines import BaselineError, load, save
+from pytest_llem.gates.baselines import BaselineError, load
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
+from pytest_llem.gates.saving import save
 from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
