@@ -27,7 +27,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.liveness import is_locked
 from pytest_llem.results.manifest import ManifestWriter, read_manifest
 from pytest_llem.results.manifest_records import Manifest, ManifestEntry
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.times import now

@@ -64,7 +64,8 @@ from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.study.config import AUTO, ExperimentConfig
-from pytest_llem.study.engines import COMMAND, Needs
+from pytest_llem.study.engine_options import Needs
+from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.identity import config_hash
 from pytest_llem.study.server import SERVER
 from pytest_llem.times import now, utc
