@@ -133,29 +133,34 @@ class Recorder:
         if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
             return
         try:
-            if payload and payload["result"]:
-                result = run.completed(experiment, payload)
-                if payload["replayed_from"] is None:
-                    self._consecutive_failures[key] = 0
-                if not is_reference(key):
-                    self._call_finished_hook(result, report)
-            elif payload:
-                error = ErrorRecord.model_validate(payload["error"])
-                if report.skipped:  # a failure that xfail expects
-                    run.skipped(experiment, skip_reason(report), error)
-                else:
-                    run.failed(experiment, error, payload["worker"])
-                    self._count_failure(key, error, report)
-            elif report.skipped:
-                run.skipped(experiment, skip_reason(report))
-            elif report.failed:  # in set-up or tear-down, or because its xdist worker died
-                error = outside_error(report)
-                run.failed(experiment, error)
-                self._count_failure(key, error, report)
+            self._record(key, experiment, payload, report)
         except (OSError, ValueError) as error:  # ValueError: not an ExperimentResult
             # A measurement that could not be saved fails, whatever the item's outcome.
             fail_item(report, f"the result could not be saved: {error}")
             run.unsaved(experiment, str(error))
+
+    def _record(
+        self, key: str, experiment: Experiment, payload: dict[str, Any] | None, report: pytest.TestReport
+    ) -> None:
+        """Record the result of an experiment, its error, or why it did not run."""
+        run = self._runs[key]
+        if payload and payload["result"]:
+            result = run.completed(experiment, payload)
+            if payload["replayed_from"] is None:
+                self._consecutive_failures[key] = 0
+            if not is_reference(key):
+                self._call_finished_hook(result, report)
+            return
+        error = None
+        if payload:
+            error = ErrorRecord.model_validate(payload["error"])
+        elif report.failed:  # in set-up or tear-down, or because its xdist worker died
+            error = outside_error(report)
+        if report.skipped:  # with an error, it failed as xfail expects
+            run.skipped(experiment, skip_reason(report), error)
+        elif error is not None:
+            run.failed(experiment, error, payload["worker"] if payload else None)
+            self._count_failure(key, error, report)
 
     def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:
         """Stop the study if too many consecutive experiments have failed."""
