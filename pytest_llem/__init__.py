@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from pytest_llem.results.study_result import StudyResult as StudyResult
     from pytest_llem.study.config import ExperimentConfig as ExperimentConfig
     from pytest_llem.study.design import StudyConfig as StudyConfig
-    from pytest_llem.study.engines import EngineOptions as EngineOptions
-    from pytest_llem.study.engines import Needs as Needs
+    from pytest_llem.study.engine_options import EngineOptions as EngineOptions
+    from pytest_llem.study.engine_options import Needs as Needs
     from pytest_llem.study.loading import load_study as load_study
     from pytest_llem.study.problems import StudyError as StudyError
 
 _HOMES = {
     "EnergyMeter": "pytest_llem.energy.metering",
     "EnergyReading": "pytest_llem.energy.metering",
-    "EngineOptions": "pytest_llem.study.engines",
+    "EngineOptions": "pytest_llem.study.engine_options",
     "ExperimentConfig": "pytest_llem.study.config",
     "ExperimentError": "pytest_llem.execution.isolated",
     "ExperimentOrchestrator": "pytest_llem.measurement.orchestrator",
     "ExperimentResult": "pytest_llem.results.experiment",
     "IsolatedExperiment": "pytest_llem.execution.isolated",
-    "Needs": "pytest_llem.study.engines",
+    "Needs": "pytest_llem.study.engine_options",
     "StudyConfig": "pytest_llem.study.design",
     "StudyError": "pytest_llem.study.problems",
     "StudyResult": "pytest_llem.results.study_result",

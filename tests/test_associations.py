@@ -9,7 +9,7 @@ import pytest
 from pytest_llem.gates.associations import associations
 from pytest_llem.gates.regression import compare
 from pytest_llem.gates.verdict_text import verdict_text
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.gates import GatesConfig
 from tests.support.study_results import H100, point, study_result
 

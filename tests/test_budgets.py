@@ -16,7 +16,7 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.verdict_text import rounded, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.cycles import _NO_METRICS, summarise
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baselines import save
 from pytest_llem.gates.regression import Comparison, compare
+from pytest_llem.gates.saving import save
 from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, lines, markdown
 from pytest_llem.reporting.text import escaped
 from pytest_llem.results.document import SCHEMA_VERSION

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pytest_llem.study.config import ExperimentConfig, MeasurementConfig
+from pytest_llem.study.config import ExperimentConfig, LoRAConfig, MeasurementConfig
 from pytest_llem.study.dataset import DatasetConfig, LengthConfig
-from pytest_llem.study.engines import CommandConfig, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.engines import CommandConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.identity import DESIGN_VERSION, config_hash
 from pytest_llem.study.load import LoadConfig, SloConfig
 from pytest_llem.study.server import ServerConfig

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_llem.machine.gpu_memory import Settled
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.testing import EngineConformance, conformance, experiments
 from pytest_llem.testing.experiments import Run
 from tests.conftest import ROOT, RunPytest

@@ -19,9 +19,10 @@ from pytest_llem import StudyResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.cli import main
 from pytest_llem.execution import experiment
-from pytest_llem.gates.baselines import BaselineError, load, save
+from pytest_llem.gates.baselines import BaselineError, load
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
+from pytest_llem.gates.saving import save
 from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
@@ -34,7 +35,8 @@ from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import ManifestEntry
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results

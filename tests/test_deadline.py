@@ -17,9 +17,9 @@ from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import seconds
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.model_files import Footprint, from_config
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import Results
 from tests.support.marks import slow

@@ -24,7 +24,7 @@ from pytest_llem.measurement import requests, window
 from pytest_llem.results.document import Record
 from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorKind, Manifest
+from pytest_llem.results.manifest_records import ErrorKind, Manifest
 from pytest_llem.results.quality_warnings import WARNINGS
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.tabular import experiment_table, point_table

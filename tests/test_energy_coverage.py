@@ -17,10 +17,11 @@ from pytest_llem.doctor.records import Cpu, Driver, Examination, Package, Rapl, 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.energy.metering import EnergyReading
 from pytest_llem.execution.energy_budget import EnergyBudget
-from pytest_llem.gates.baselines import BaselineError, load, save
+from pytest_llem.gates.baselines import BaselineError, load
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.regression import compare
+from pytest_llem.gates.saving import save
 from pytest_llem.gates.sessions import session_effect
 from pytest_llem.measurement.accounting import with_coverage
 from pytest_llem.measurement.quality_warnings import energy_warnings

@@ -26,7 +26,7 @@ from pytest_llem.machine.device_locks import CPU
 from pytest_llem.machine.device_request import request_devices
 from pytest_llem.measurement import orchestrator
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 

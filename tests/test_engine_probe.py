@@ -17,7 +17,8 @@ from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.runner_environment import missing_engine_packages
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs, PyTorchConfig
+from pytest_llem.study.engine_options import Needs
+from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support.environments import EVERYTHING, Environment

@@ -15,7 +15,6 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement import engine_reports
 from pytest_llem.measurement import pass_window as drivers
-from pytest_llem.measurement.accounting import Measured
 from pytest_llem.measurement.engine_reports import (
     MAX_REQUESTS,
     MAX_TOKENS,
@@ -23,6 +22,7 @@ from pytest_llem.measurement.engine_reports import (
     recorded_passes,
     too_fast,
 )
+from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests

@@ -14,7 +14,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import facts, study_result
 from pytest_llem.results.facts import flat, overlapping, sut_facts
 from pytest_llem.results.manifest import ManifestWriter
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 

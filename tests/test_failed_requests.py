@@ -16,7 +16,7 @@ from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.cycles import summarise
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.config import ExperimentConfig

@@ -21,7 +21,7 @@ from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import children_called, gone, wait_until

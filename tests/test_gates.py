@@ -160,7 +160,7 @@ class TestBudgets:
         study.write(sweep={"noop.size": [1]}, budgets={ENERGY: 0.15})
         study.extend_conftest(
             """
-            from pytest_llem.results.models import ErrorRecord
+            from pytest_llem.results.manifest_records import ErrorRecord
 
             def run(job, **options):
                 return Outcome(error=ErrorRecord(kind="crash", type="X", message="no"))
@@ -264,7 +264,7 @@ class TestBudgets:
         study.write({ENERGY: "0.1 * size"}, budgets={ENERGY: 0.15})
         study.extend_conftest(
             """
-            from pytest_llem.results.models import ErrorRecord
+            from pytest_llem.results.manifest_records import ErrorRecord
 
             def run(job, **options):
                 tried = Path(__file__).with_name(job.identity["experiment_id"])

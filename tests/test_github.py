@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from pytest_llem import StudyResult, cli
 from pytest_llem.reporting import github
 from pytest_llem.reporting.github import summary_markdown
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from tests.conftest import ROOT
 from tests.support.loads import SLO, load_point

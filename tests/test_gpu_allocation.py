@@ -24,7 +24,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.reporting.terminal.plan import plan_lines
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml

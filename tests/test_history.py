@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baselines import save
 from pytest_llem.gates.history import History, history_of
+from pytest_llem.gates.saving import save
 from pytest_llem.gates.series import _FIRST_EPOCH, Series, _share, _sizes, find_changes
 from pytest_llem.times import utc
 from tests.conftest import ROOT

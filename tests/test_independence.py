@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baselines import load, save
+from pytest_llem.gates.baselines import load
 from pytest_llem.gates.regression import compare
-from pytest_llem.results.models import PointResult
+from pytest_llem.gates.saving import save
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.gates import GatesConfig
 from tests.support import made_up
 from tests.support.study_results import point, study_result

@@ -104,16 +104,11 @@ def test_due_time_is_that_of_the_first_turn(mock: tuple[str, Path]) -> None:
 
 
 def test_turn_of_a_conversation_has_all_before_it_in_its_prompt(mock: tuple[str, Path]) -> None:
-    conversation = LoadRequest(0, ["one two", "three", "four"], 4, system="be brief")
+    conversation = LoadRequest(0, ["one two", "three", "four"], 4)
     records = sent(Endpoint(mock[0], api="chat"), conversation)
-    # The system's 2 words; each turn adds its own and, of the mock's answers, 4 words.
-    assert [record.input_tokens for record in records] == [4, 9, 14]
+    # Each turn adds its own words and, of the mock's answers, 4.
+    assert [record.input_tokens for record in records] == [2, 7, 12]
     assert [len(record.token_times) for record in records] == [4, 4, 4]
-
-
-def test_conversation_needs_the_chat_api(mock: tuple[str, Path]) -> None:
-    with pytest.raises(ValueError, match="need the chat API"):
-        sent(Endpoint(mock[0]), LoadRequest(0, ["one", "two"], 4))
 
 
 @pytest.mark.parametrize("key", ["secret", "wrong"])

@@ -11,7 +11,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.regression import compare
 from pytest_llem.machine.attached_server import is_this_host
 from pytest_llem.measurement.load_search import next_load
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.serving.checks import check_steady
 from pytest_llem.serving.client import SentRequest
 from pytest_llem.serving.errors import NotSteadyError

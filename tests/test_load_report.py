@@ -12,7 +12,7 @@ from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import read_latencies
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.pareto import pareto_plot
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from tests.conftest import Results, RunPytest
 from tests.support.load_studies import patient, write_load_study
 from tests.support.loads import SLO, load_point, load_record

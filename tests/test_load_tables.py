@@ -13,7 +13,7 @@ import pytest
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.support import made_up
 from tests.support.loads import SLO, load_point, load_record

@@ -25,7 +25,7 @@ from pytest_llem.results.cycles import summarise as summarise_cycles
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.journal import Journal
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, read_manifest, stored_result
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry
 from pytest_llem.times import now
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"

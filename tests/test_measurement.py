@@ -17,7 +17,7 @@ from pytest_llem.engines.protocol import PreflightError, RequestRecord
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from tests.conftest import NOOP_STUDY
 from tests.support.measured import record
 from tests.support.narrow import not_none

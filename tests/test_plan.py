@@ -23,7 +23,8 @@ from pytest_llem.planning.model_files import from_config, read_footprint
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import BaselineConfig, ExperimentConfig
-from pytest_llem.study.engines import Needs, PyTorchConfig
+from pytest_llem.study.engine_options import Needs
+from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results

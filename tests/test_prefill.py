@@ -22,7 +22,7 @@ from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.host import Host
 from pytest_llem.planning.model_files import Footprint
 from pytest_llem.results.metrics import Method
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.measured import output_ids, pass_window

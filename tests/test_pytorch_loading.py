@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem.engines import requirements
 from pytest_llem.engines.protocol import EngineContext, PreflightError
-from pytest_llem.engines.pytorch import loading
+from pytest_llem.engines.pytorch import placement
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support import torch_forks
 from tests.support.decoders import decoder
@@ -108,7 +108,7 @@ def test_model_may_be_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> Non
         gpus(device_map="auto", max_memory={"2": "1GiB"})
 
     spread = SimpleNamespace(hf_device_map={"a": 1, "b": torch.device("cuda:0"), "c": "cpu", "d": "disk"})
-    assert loading.used_gpus(spread) == [0, 1]
+    assert placement.used_gpus(spread) == [0, 1]
 
 
 def test_offloaded_model_gets_input_on_its_execution_device() -> None:
@@ -116,7 +116,7 @@ def test_offloaded_model_gets_input_on_its_execution_device() -> None:
         hook = SimpleNamespace(execution_device=place)
         embeddings = SimpleNamespace(weight=torch.empty(1, device="meta"), _hf_hook=hook)
         model = SimpleNamespace(get_input_embeddings=lambda embeddings=embeddings: embeddings)
-        assert loading.input_device(model) == torch.device(device)
+        assert placement.input_device(model) == torch.device(device)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
-from pytest_llem.measurement import accounting
+from pytest_llem.measurement import accounting, records
 from pytest_llem.measurement.pass_window import measure
 from pytest_llem.measurement.quality_warnings import pass_warnings
 from pytest_llem.results.document import upgrade
@@ -242,15 +242,15 @@ def test_the_times_of_passes_and_their_drift(monkeypatch: pytest.MonkeyPatch) ->
     assert one.pass_seconds == [1.0, 2.0, 99.0, 2.0, 4.0]
     assert one.seconds == 108.0
     assert one.drift == pytest.approx(3.0 / 1.5 - 1), "the pass in the middle belongs to neither half"
-    record = accounting.window_record(measured(monkeypatch, [1.0, 1.0, 1.0, 3.0], 6))
+    record = records.window_record(measured(monkeypatch, [1.0, 1.0, 1.0, 3.0], 6))
     assert [record.drift, record.pass_seconds_cv] == pytest.approx([1.0, 1.0 / 1.5])
 
 
 def test_few_passes_have_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = accounting.window_record(measured(monkeypatch, [1.0, 3.0, 5.0], 9))
+    record = records.window_record(measured(monkeypatch, [1.0, 3.0, 5.0], 9))
     assert (record.passes, record.drift) == (3, None)
     assert record.pass_seconds_cv == pytest.approx(2 / 3)
-    record = accounting.window_record(measured(monkeypatch, [1.0], 0))
+    record = records.window_record(measured(monkeypatch, [1.0], 0))
     assert (record.drift, record.pass_seconds_cv) == (None, None)
 
 

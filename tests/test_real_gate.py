@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from tests.conftest import ROOT, Results
 from tests.support import nvml
 from tests.support.environments import EVERYTHING, Environment

@@ -16,7 +16,7 @@ import yaml
 
 from pytest_llem import StudyResult
 from pytest_llem.results.manifest import read_manifest
-from pytest_llem.results.models import Manifest
+from pytest_llem.results.manifest_records import Manifest
 from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support.environments import ROOT, Environment
 from tests.support.processes import gone, wait_until

@@ -18,7 +18,7 @@ from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_ENGINE, Results
 

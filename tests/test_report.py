@@ -30,7 +30,7 @@ from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import as_json
 from pytest_llem.reporting.text import pieces, short_texts, wrapped
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
 from tests.support.study_results import point, study_result, summary

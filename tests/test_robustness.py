@@ -26,8 +26,8 @@ from pytest_llem.planning.host import Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.liveness import is_locked
 from pytest_llem.results.manifest import ManifestWriter, read_manifest
-from pytest_llem.results.models import Manifest, ManifestEntry
-from pytest_llem.study.engines import Needs
+from pytest_llem.results.manifest_records import Manifest, ManifestEntry
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.times import now
@@ -87,7 +87,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from pytest_llem.results.manifest import ManifestWriter
-from pytest_llem.results.models import Manifest
+from pytest_llem.results.manifest_records import Manifest
 
 writer = ManifestWriter(Path(sys.argv[1]), Manifest.model_validate_json(sys.argv[2]))
 writer.running("one")

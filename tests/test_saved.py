@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.gates.baselines import WIDTH, BaselineError, load, missing_results, resolve, save
-from pytest_llem.results.models import ErrorRecord, ManifestEntry
+from pytest_llem.gates.baselines import BaselineError, load, resolve
+from pytest_llem.gates.saving import WIDTH, missing_results, save
+from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.times import now
 from tests.support.study_results import H100, H100_KEY, point, study_result, summary
 

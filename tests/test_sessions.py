@@ -18,9 +18,10 @@ from pytest_llem import cli
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.sessions import Spread, session_delta, session_effect, session_spread
-from pytest_llem.results.models import ManifestEntry, PointResult, StudySummary
+from pytest_llem.results.manifest_records import ManifestEntry
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
-from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.study_result import StudyResult, StudySummary
 from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
 
 METRIC = "energy_per_output_token_j"

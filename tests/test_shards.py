@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult, cli
-from pytest_llem.gates.baselines import save
+from pytest_llem.gates.saving import save
 from pytest_llem.results.manifest import read_manifest
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.shards import Shard

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.models import ErrorRecord, ManifestEntry
+from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
 from tests.conftest import NOOP_STUDY, ROOT, Results, RunPytest

@@ -28,7 +28,8 @@ from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import CycleTurns, ErrorRecord, PointResult
+from pytest_llem.results.manifest_records import ErrorRecord
+from pytest_llem.results.points import CycleTurns, PointResult
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results, RunPytest
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment

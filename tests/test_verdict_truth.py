@@ -16,8 +16,8 @@ from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.reporting.text import mean_text
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import Ranking, best, pareto_optimal
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.results.tabular import point_table
 from pytest_llem.results.verdicts import GateVerdict, worst

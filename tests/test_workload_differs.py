@@ -13,7 +13,7 @@ from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.comparison import as_json, lines, markdown
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig

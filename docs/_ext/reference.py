@@ -21,7 +21,7 @@ from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.reporting.html import write_report
 from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import Manifest
+from pytest_llem.results.manifest_records import Manifest
 from pytest_llem.results.quality_warnings import WARNINGS
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.budgets import BudgetConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.results.manifest import stored_files, stored_result
-from pytest_llem.results.models import ManifestEntry
+from pytest_llem.results.manifest_records import ManifestEntry
 
 #: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
 #: marks of a gate; claims of repetitions of contended cycles; the outcome of an experiment that was interleaved

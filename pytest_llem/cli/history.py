@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
     """Yield the results in *paths*, and name files that cannot be read on standard error."""
-    from pytest_llem.results.study_result import read_results
+    from pytest_llem.results.result_folders import read_results
 
     unread = 0
     for _, found in read_results(paths):

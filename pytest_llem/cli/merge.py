@@ -21,8 +21,8 @@ from pytest_llem.cli.command import (
 
 if TYPE_CHECKING:
     from pytest_llem.gates.regression import Comparison
+    from pytest_llem.results.manifest_records import ManifestEntry
     from pytest_llem.results.merge import Merged
-    from pytest_llem.results.models import ManifestEntry
     from pytest_llem.results.verdicts import GateVerdict
 
 _DESCRIPTION = """\

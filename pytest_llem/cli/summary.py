@@ -35,7 +35,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem.reporting.github import summary_markdown
-    from pytest_llem.results.study_result import read_results
+    from pytest_llem.results.result_folders import read_results
 
     results, unread = {}, []
     for place, found in read_results(options.paths):

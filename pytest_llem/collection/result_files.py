@@ -13,7 +13,7 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.measurement.imported_study import point_results, points_of
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.budgets import Scoped, apply_budgets, read_budgets
 from pytest_llem.study.config import ExperimentConfig

@@ -57,16 +57,15 @@ _TICKS = 6
 _COMPUTE_MODES = {0: "default", 1: "exclusive", 2: "prohibited", 3: "exclusive"}
 
 
-def read_gpus(probe: ProbeProcess, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[GpuReport]]:
+def read_gpus(probe: ProbeProcess, seconds: float) -> tuple[Driver, list[GpuReport]]:
     """Return the driver and the GPUs of this machine.
 
     Args:
         probe: A process that runs :data:`COMMAND`.
         seconds: Time limit of the process, in s.
-        root: The directory of ``dev`` and ``proc``.
     """
     output, failure = probe.answer(seconds)
-    driver: dict[str, Any] = {"present": any((root / path).exists() for path in _NVIDIA_PATHS)}
+    driver: dict[str, Any] = {"present": any(Path("/", path).exists() for path in _NVIDIA_PATHS)}
     gpus: dict[int, dict[str, Any]] = {}
     step = "start"
     for line in output.splitlines():

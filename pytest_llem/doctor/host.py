@@ -127,13 +127,9 @@ def cpu() -> Cpu:
     )
 
 
-def rapl(root: Path | None = None) -> Rapl:
-    """Return the RAPL counters, and whether the meter ``rapl`` can read energy from them.
-
-    Args:
-        root: The powercap folder; None for the system's.
-    """
-    root = root or powercap_root()
+def rapl() -> Rapl:
+    """Return the RAPL counters, and whether the meter ``rapl`` can read energy from them."""
+    root = powercap_root()
     found = Rapl(root=str(root))
     with suppress(OSError, ValueError):  # the meter below reports the reason
         found.domains = [

@@ -9,6 +9,13 @@ from pydantic import Field
 from pytest_llem.results.document import Record
 from pytest_llem.results.metrics import Method
 
+#: Version of the JSON, as major.minor.
+SCHEMA_VERSION = "1.0"
+
+#: Severities of findings, worst first.
+Severity = Literal["blocks", "hinders", "note"]
+SEVERITIES: tuple[Severity, ...] = ("blocks", "hinders", "note")
+
 
 class Driver(Record):
     """The NVIDIA driver."""
@@ -266,14 +273,6 @@ class Software(Record):
     def torch(self) -> str | None:
         """Version of PyTorch; None if it is not installed."""
         return next((package.version for package in self.packages if package.name == "torch"), None)
-
-
-#: Version of the JSON, as major.minor.
-SCHEMA_VERSION = "1.0"
-
-#: Severities of findings, worst first.
-Severity = Literal["blocks", "hinders", "note"]
-SEVERITIES: tuple[Severity, ...] = ("blocks", "hinders", "note")
 
 
 class Finding(Record):

@@ -21,7 +21,7 @@ from pytest_llem.engines.signature import Signature
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions
+from pytest_llem.study.engine_options import EngineOptions
 from pytest_llem.study.problems import shown
 
 #: Token ids of synthetic prompts. No vocabulary is known: nearly every model has these, few of them special.

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pytest_llem.engines.protocol import PreflightError, SupportsOptionCheck
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.engine_options import EngineOptions, Needs
 from pytest_llem.study.problems import did_you_mean, error_sentence, shown
 
 LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"

@@ -15,14 +15,8 @@ from pytest_llem.engines.requirements import (
     unmet_by_vllm,
 )
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import (
-    COMMAND,
-    CommandConfig,
-    EngineOptions,
-    Needs,
-    PyTorchConfig,
-    VLLMConfig,
-)
+from pytest_llem.study.engine_options import EngineOptions, Needs
+from pytest_llem.study.engines import COMMAND, CommandConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.server import ServerConfig
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSch
 from pydantic_core import PydanticUndefined
 
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.engine_options import EngineOptions, Needs
 
 #: Fields of a study that a function gets if it has a parameter of that name.
 STUDY_FIELDS = ("model", "precision", "decoder", "max_output_tokens", "random_seed")

@@ -34,7 +34,7 @@ from pytest_llem.machine.device_request import Allocation
 from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.contention import ContendedRun, contended_run
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.design import Experiment
 
 #: The outcome of an item's experiment: plain data that the report carries to the recorder.

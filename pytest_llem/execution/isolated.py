@@ -34,7 +34,7 @@ from pytest_llem.machine.gpu_memory import GpuMemory
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult, GapRecord, Identity
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig

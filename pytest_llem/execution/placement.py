@@ -17,7 +17,7 @@ from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.jobs import preflight_of_item
 from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.results.manifest import stored_result
-from pytest_llem.results.models import ManifestEntry
+from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.server import SERVER

@@ -19,7 +19,7 @@ from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.parallelism import parallelism
 from pytest_llem.execution.replay import replays_of
 from pytest_llem.gates.baselines import BaselineError
-from pytest_llem.gates.power_analysis import expected_cycles, minimum_detectable_effects
+from pytest_llem.gates.plan_lines import expected_cycles, minimum_detectable_effects
 from pytest_llem.local_folder import local_folder, lock_problem
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast, forecast

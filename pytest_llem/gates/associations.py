@@ -10,7 +10,7 @@ from pytest_llem.gates.differences import different_facts
 from pytest_llem.gates.matching import in_pairs, values_by_cycle
 from pytest_llem.gates.ttests import p_beyond
 from pytest_llem.gates.verdict_text import ratio_text, rounded
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 #: Energy metrics, each with the metric of its time: energy is mean power × time.
 _TIME_OF_ENERGY = {

@@ -13,7 +13,7 @@ from pytest_llem.gates.eligibility import (
     mixed_hosts,
     replay_ineligible_reason,
 )
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget

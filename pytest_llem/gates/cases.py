@@ -27,7 +27,7 @@ from pytest_llem.gates.matching import (
     values_by_cycle,
 )
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.gates import GatesConfig
 
 _NEW = "new: not in the reference"

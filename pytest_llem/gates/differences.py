@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.matching import is_measured, named
 from pytest_llem.results.facts import CODE, TESTBED, flat
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.problems import printable
 
 #: Settings that are testbed facts, or that change no measurement.

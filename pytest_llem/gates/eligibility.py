@@ -14,7 +14,7 @@ from pytest_llem.catalogue import CATALOGUE, PERCENTILES
 from pytest_llem.gates.verdict_text import rounded
 from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.config import AUTO
 
 ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"

@@ -21,7 +21,7 @@ from pytest_llem.gates.eligibility import (
     replay_ineligible_reason,
 )
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import testbed_of

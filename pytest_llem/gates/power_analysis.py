@@ -1,143 +1,28 @@
-"""Estimate before a run what its regression gates will detect, and how many cycles they need."""
+"""Compute the power of regression gates: the change that they detect, and the number of cycles that they need."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_llem.gates.decisions import MAX_CYCLES
-from pytest_llem.gates.eligibility import PER_TOKEN_TIME
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.ttests import welch
-from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.design import StudyConfig
 
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-#: Power of all estimates in the plan.
+#: Power of all estimates, unless another is given.
 POWER = 0.9
-
-#: Larger minimum detectable effects, as relative changes, are reported as "nothing".
-MAX_REPORTED = 10.0
-
-#: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
-#: reference has been measured.
-TYPICAL = (0.005, 0.02)
-
-#: Relative changes for which an expected number of cycles is shown, unless delta tolerates them.
-_SHOWN_CHANGES = (0.2, 0.1, 0.05)
 
 #: Largest change that :func:`detectable` returns, as the logarithm of a ratio.
 _MAX_LOG_CHANGE = math.log(1000)
 
 #: Number of simulated runs for an expected number of cycles.
 _SIMULATED_RUNS = 4000
-
-
-def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None) -> list[str]:
-    """Return the plan's lines on the smallest changes that the regression gates of *study* will detect.
-
-    Args:
-        study: The candidate's study.
-        reference: The saved result; None if candidate and reference are interleaved.
-    """
-    gates, n = study.gates, study.n_cycles
-    family = len(study.family)
-    n_reference = n if reference is None else _median_cycles(reference)
-    if min(n, n_reference) < 2:
-        side = "candidate" if n < 2 else "reference"
-        return [
-            f"gates: one cycle in the {side} decides nothing: every comparison will be INCONCLUSIVE "
-            "(execution.n_cycles, --llem-cycles)"
-        ]
-    schedule = Schedule(study.min_cycles, n) if study.execution.until_decided else None
-    effects = []
-    for metric, delta, cv in _spreads(study, reference):
-        change = detectable(
-            cv,
-            n,
-            n_reference,
-            delta=delta,
-            # The power of the last look alone: that of all looks together is not less.
-            alpha=gates.alpha if schedule is None else gates.alpha * schedule.share,
-            power=POWER,
-            family=family,
-            paired=reference is None,
-        )
-        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
-        effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
-    cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
-    if schedule is not None:
-        cycles = f"up to {cycles}, judged {len(schedule.sizes)} times,"
-    how = f"power {POWER:.0%}, α {gates.alpha:g}, Holm over {family}"
-    return [f"gates: {cycles} detect a change of ({how}):", *(f"  {effect}" for effect in effects)]
-
-
-def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:
-    """Yield the name in the plan's line, delta and largest coefficient of variation of each compared metric.
-
-    If no spread is known, yield the typical ones, with an empty text and the smallest delta.
-    """
-    gates = study.gates
-    known = []
-    for metric in dict.fromkeys(study.family):
-        judged, cvs = metric, _variations(metric, reference)
-        # A default gate judges another metric if the server sends several tokens at a time.
-        if not cvs and gates.metrics is None and metric in PER_TOKEN_TIME:
-            judged = PER_TOKEN_TIME[metric]
-            cvs = _variations(judged, reference)
-        if cvs:
-            known.append((f" of {judged}", gates.delta_of(metric), max(cvs)))
-    delta = min(map(gates.delta_of, study.family))
-    yield from known or [("", delta, cv) for cv in TYPICAL]
-
-
-def _variations(metric: str, reference: StudyResult | None) -> list[float]:
-    """Return a metric's known coefficients of variation, one for each point; empty if it is missing in a point."""
-    points = [] if reference is None else reference.points
-    if not all(metric in point.metrics for point in points):
-        return []
-    return [cv for point in points if (cv := point.metrics[metric].cv) is not None]
-
-
-def _median_cycles(reference: StudyResult) -> int:
-    return int(statistics.median(len(point.cycles) for point in reference.points)) if reference.points else 0
-
-
-def expected_cycles(study: StudyConfig, duration: str | None) -> list[str]:
-    """Return the plan's lines on how many cycles an interleaved study with ``n_cycles: auto`` is expected to run.
-
-    Args:
-        study: The candidate's study.
-        duration: Estimated time for one cycle of one point of candidate and reference, as text; None if unknown.
-    """
-    gates, execution = study.gates, study.execution
-    schedule = Schedule(execution.min_cycles, execution.max_cycles)
-    family, delta = len(study.family), min(map(gates.delta_of, study.family))
-    each = "" if duration is None else f", about {duration} each"
-    lines = [
-        f"gates: {schedule.min_cycles} to {schedule.max_cycles} interleaved cycles{each}, until decided "
-        f"(α {gates.alpha:g}, Holm over {family}):"
-    ]
-    for spread in TYPICAL:
-        changes = {f"a change of {change:.0%}": change for change in _SHOWN_CHANGES if change > delta}
-        if delta:
-            changes["no change"] = 0.0
-        parts = []
-        for name, change in changes.items():
-            needed = cycles_needed(
-                spread, delta=delta, change=change, alpha=gates.alpha, schedule=schedule, family=family
-            )
-            too_many = needed.fixed is None or needed.fixed > schedule.max_cycles
-            number = f"more than {schedule.max_cycles}" if too_many else f"{needed.sequential:.0f}"
-            parts.append(f"{name}: {number}")
-        lines.append(f"  {', '.join(parts)} cycles if pairs vary by {spread:.1%}")
-    return lines
 
 
 def detectable(
@@ -240,6 +125,8 @@ def _paired_thresholds(n: int, alpha: float) -> tuple[Array, Array]:
 class CyclesNeeded(NamedTuple):
     """How many pairs of cycles a gate needs.
 
+    The numbers that are fixed in advance give the right verdict with probability :data:`POWER`.
+
     Attributes:
         normal: If the number is fixed in advance and the spread is known, by the normal distribution; None above
             1,000.
@@ -261,7 +148,6 @@ def cycles_needed(
     alpha: float,
     schedule: Schedule,
     family: int = 1,
-    power: float = POWER,
 ) -> CyclesNeeded:
     """Return how many pairs of cycles a gate needs for the right verdict.
 
@@ -272,7 +158,6 @@ def cycles_needed(
         alpha: Probability of a false alarm.
         schedule: When gates are judged.
         family: Number of gates judged together, of which only this one has a change.
-        power: Probability of the right verdict for a number of cycles that is fixed in advance.
 
     Example:
         >>> cycles_needed(0.02, delta=0.02, change=0.05, alpha=0.01, schedule=Schedule(4, 40)).fixed
@@ -284,8 +169,8 @@ def cycles_needed(
     else:
         bounds, level = ((-margin - log_change) / spread, (margin - log_change) / spread), alpha
     return CyclesNeeded(
-        _first_enough(lambda n: _power_normal(n, bounds, level) >= power),
-        _first_enough(lambda n: _power_t(n, bounds, level) >= power),
+        _first_enough(lambda n: _power_normal(n, bounds, level) >= POWER),
+        _first_enough(lambda n: _power_t(n, bounds, level) >= POWER),
         _simulated_mean(bounds, level, schedule),
     )
 

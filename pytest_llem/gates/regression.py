@@ -17,7 +17,7 @@ from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.metrics import METHODS
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict

@@ -26,7 +26,7 @@ from pytest_llem.isolation.interpreter import STATUS, ask_code_state, run_superv
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results import code_state
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.problems import did_you_mean
 
 #: Time limit for importing engines, in s. Some import much, and from a slow network drive.

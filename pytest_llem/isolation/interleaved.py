@@ -21,7 +21,7 @@ from pytest_llem.isolation.launcher import ExperimentProcess, Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import GpuStatus, Progress, Watcher
 from pytest_llem.measurement.turns import END_OF_TURNS, WAITING, Turn
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 
 #: A process that uses more CPUs than this while it waits is stopped by a signal from then on.
 MAX_WAITING_CPUS = 0.05

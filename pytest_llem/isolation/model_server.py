@@ -23,7 +23,7 @@ from pytest_llem.isolation.child import HEAD_BYTES, TAIL_BYTES, Child
 from pytest_llem.isolation.launcher import run_uninterrupted
 from pytest_llem.isolation.outcome import ended_by_signal
 from pytest_llem.isolation.starting import ChildPipes, Spawned, SupervisorHandle
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 
 #: Interval between two looks at a server that starts or stops, in s.
 _POLL_SECONDS = 0.1

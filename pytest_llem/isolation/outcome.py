@@ -13,7 +13,7 @@ from typing import Any
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import FETCH_SECONDS, REAP_SECONDS, Child
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from pytest_llem.judging.previous_results import InterleavedRuns, JudgedPoint, PreviousResults
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.planning.inputs import CurrentInputs
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 
 

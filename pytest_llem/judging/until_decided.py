@@ -21,7 +21,7 @@ from pytest_llem.gates.sequential import Schedule, is_precise
 from pytest_llem.gates.verdict_text import ratio_text
 from pytest_llem.judging.judge import StudyGates
 from pytest_llem.recording.recorder import Recorder
-from pytest_llem.results.models import ManifestEntry
+from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import Point

@@ -12,7 +12,7 @@ from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, 
 from pytest_llem.hardware.topology import Links, best_connected, nvlinks
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.machine.device_locks import CPU
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
-"""Compute the metrics of a pass, and the records of a result, from a window."""
+"""Compute the metrics of a pass from a window."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
-from pytest_llem.measurement.window import Window
-from pytest_llem.results.experiment import DeviceEnergy, EngineRecord, ExperimentResult, TokenRecord, WindowRecord
+from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import total_of
-from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.times import utc
-from pytest_llem.workload.prompts import Workload
 
 J_PER_WH = 3600.0
 
@@ -27,46 +22,6 @@ _KNOWN_BOUNDARIES = {"cpu_package", "dram", "gpu_board", "module"}
 
 INPUT_TOKENS_UNKNOWN = "the engine does not report the number of input tokens"
 _OUTPUT_TOKENS_UNKNOWN = "the engine does not report the number of output tokens"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The outcome of an experiment.
-
-    Attributes:
-        result: The result to save.
-        requests: The requests that were sent; None if a command's file has none.
-        files: Contents of the files to save with the result, by file name suffix.
-    """
-
-    result: ExperimentResult
-    requests: Requests | None
-    files: Mapping[str, str]
-
-
-def token_record(workload: Workload, requests: Requests, positions: int | None) -> TokenRecord:
-    """Return the token counts of a pass.
-
-    Args:
-        workload: The prompts.
-        requests: Requests of the window.
-        positions: Input positions of a pass, padding included; None if unknown.
-    """
-    input_tokens = requests.input_tokens
-    return TokenRecord(
-        prompts=len(workload.prompts),
-        input_tokens=input_tokens,
-        output_tokens=total_of(request.output_tokens for request in requests.passes[0]),
-        truncated_prompts=workload.truncated,
-        padding_waste=None if positions is None or input_tokens is None else 1 - input_tokens / positions,
-        output_digest=requests.output_digest(),
-        deterministic=requests.deterministic,
-        dataset_hash=workload.digest,
-        dataset_revision=workload.revision,
-        requests=requests.total,
-        failed_requests=requests.failed,
-        batches=dict(sorted(Counter(requests.sizes).items())) or None,
-    )
 
 
 def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
@@ -283,42 +238,3 @@ def cache_metrics(cache: CacheMemory | None) -> dict[str, Metric]:
         "cache_memory_mb": megabytes("cache_memory_mb", cache.allocated_bytes),
         "used_cache_memory_mb": megabytes("used_cache_memory_mb", cache.used_bytes),
     }
-
-
-def device_energies(account: Account) -> list[DeviceEnergy]:
-    """Return each device's energy over the whole window."""
-    return [DeviceEnergy.model_validate(asdict(device)) for device in account.devices]
-
-
-def window_record(window: Window) -> WindowRecord:
-    """Return the window's record: its length, energy, drift and resolution."""
-    account = window.account
-    return WindowRecord(
-        **window.pass_fields,
-        window_seconds=window.seconds,
-        window_energy_j=account.total.energy_j,
-        energy_seconds=account.seconds,
-        tick_seconds=account.tick_seconds,
-        quantisation_error=1 / account.ticks if account.ticks else None,
-        tail_seconds=account.seconds - window.seconds if account.seconds else None,
-        read_skew_seconds=account.read_skew_seconds,
-        began_at=utc(window.began_at, "microseconds"),
-        ended_at=utc(window.began_at + window.ended - window.began, "microseconds"),
-        restarts=window.restarts,
-        compiled=window.compiled,
-    )
-
-
-def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[str, Any]:
-    """Return *config* as it ran, as plain data.
-
-    Args:
-        config: The experiment.
-        unused: Fields that did not reach the engine. They are null, and without a fixed length it is natural.
-    """
-    data = config.model_dump(mode="json")
-    for name in unused:
-        section, _, key = name.rpartition(".")
-        place = data[section] if section else data
-        place[key] = "natural" if name == "measurement.length_mode" else None
-    return data

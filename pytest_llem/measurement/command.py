@@ -18,9 +18,10 @@ from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.hardware.environment import environment
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.importers.steady import Rates, rates_between
-from pytest_llem.measurement import accounting
-from pytest_llem.measurement.accounting import Measured, Served, energy_metrics
+from pytest_llem.measurement import accounting, records
+from pytest_llem.measurement.accounting import Served, energy_metrics
 from pytest_llem.measurement.imported_runs import ImportedRuns, timed_requests
+from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.progress import Progress
@@ -220,8 +221,8 @@ class CommandOrchestrator:
             identity=self.identity,
             effective_config=self._effective_config(runs.completed),
             metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
-            devices=accounting.device_energies(window.account),
-            window=accounting.window_record(window),
+            devices=records.device_energies(window.account),
+            window=records.window_record(window),
             tokens=runs.tokens(),
             engine=record,
             environment=environment(self.gpus, self.experiment.root),
@@ -247,7 +248,7 @@ class CommandOrchestrator:
 
     def _effective_config(self, completed: int | None) -> dict[str, Any]:
         """Return the configuration as it ran; ``n`` is the number of answered requests."""
-        fields = accounting.effective_config(self.config, unreached(self.config, self.options.run))
+        fields = records.effective_config(self.config, unreached(self.config, self.options.run))
         del fields["n"]
         return fields if completed is None else {**fields, "n": completed}
 

@@ -52,6 +52,7 @@ class Thresholds:
     gpu_busy: float = 0.5
 
 
+#: The thresholds of every result.
 THRESHOLDS = Thresholds()
 
 
@@ -116,10 +117,8 @@ def root_of(harness: Collection[int]) -> int:
     return parent if parent in harness else os.getpid()
 
 
-def assess_contention(
-    cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: float, limits: Thresholds = THRESHOLDS
-) -> Contention:
-    """Return whether a window is contended by *limits*, and the values that this follows from.
+def assess_contention(cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: float) -> Contention:
+    """Return whether a window is contended by :data:`THRESHOLDS`, and the values that this follows from.
 
     The window is ``uncontended`` only if every value that decides could be read, otherwise ``unknown``.
 
@@ -127,13 +126,12 @@ def assess_contention(
         cpu: Use of the CPUs.
         gpus: Use of each GPU of the experiment.
         seconds: Length of the window, in s.
-        limits: The thresholds.
     """
-    contended = list(_contended_reasons(cpu, gpus, limits))
-    unknown = list(_unknown_reasons(cpu, gpus, limits))
-    if seconds < limits.min_window_seconds:
+    contended = list(_contended_reasons(cpu, gpus))
+    unknown = list(_unknown_reasons(cpu, gpus))
+    if seconds < THRESHOLDS.min_window_seconds:
         state = "unknown"
-        reasons = [f"window too short: {seconds:.2g} s, at least {limits.min_window_seconds:g} s are needed"]
+        reasons = [f"window too short: {seconds:.2g} s, at least {THRESHOLDS.min_window_seconds:g} s are needed"]
     elif contended:
         state, reasons = "contended", contended
     elif unknown:
@@ -171,14 +169,14 @@ def with_prefill(window: Contention, prefill: Contention) -> Contention:
     return window.model_copy(update={"state": prefill.state, "reasons": [*reasons_of_window, *reasons]})
 
 
-def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS) -> Iterator[QualityWarning]:
+def contention_warnings(contention: Contention) -> Iterator[QualityWarning]:
     """Yield the quality warnings about contention. They have no numbers: those are in the record."""
     if contention.state == "contended":
         for reason in contention.reasons:
             yield QualityWarning.of("contended", f"contended: {reason.partition(':')[0]}")
     for gpu in contention.gpus:
-        if gpu.busy_share is not None and gpu.busy_share < limits.gpu_busy:
-            busy = f"{gpu.device} was busy for less than {_percent(limits.gpu_busy)} of the window"
+        if gpu.busy_share is not None and gpu.busy_share < THRESHOLDS.gpu_busy:
+            busy = f"{gpu.device} was busy for less than {_percent(THRESHOLDS.gpu_busy)} of the window"
             yield QualityWarning.of("host_bound", f"host-bound: {busy}")
 
 
@@ -189,46 +187,41 @@ def _received(cpu: CpuActivity) -> float | None:
     return cpu.cpu_seconds / wanted if wanted else None
 
 
-def _waited(cpu: CpuActivity, limits: Thresholds) -> bool:
-    """Return whether the experiment waited for CPUs for longer than *limits* allow."""
+def _waited(cpu: CpuActivity) -> bool:
+    """Return whether the experiment waited for CPUs for longer than :data:`THRESHOLDS` allow."""
     received, waited = _received(cpu), cpu.cpu_wait_seconds
     if received is None or waited is None:
         return False
-    return received < limits.cpu_received and waited > limits.cpu_lost * cpu.seconds
+    return received < THRESHOLDS.cpu_received and waited > THRESHOLDS.cpu_lost * cpu.seconds
 
 
-def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention], limits: Thresholds) -> Iterator[str]:
+def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention]) -> Iterator[str]:
     others, received = cpu.others_cpu_share, _received(cpu)
-    if (
-        others is not None
-        and received is not None
-        and _waited(cpu, limits)
-        and others > limits.others_cpu_with_wait
-    ):
+    if others is not None and received is not None and _waited(cpu) and others > THRESHOLDS.others_cpu_with_wait:
         yield (
             f"waited for a CPU: received {_percent(received)} of the CPU time that it wanted, while other "
             f"processes used {_percent(others)} of {_cpu_count(cpu)}{_by(cpu.others)}"
         )
-    elif others is not None and others > limits.others_cpu and not gpus:
+    elif others is not None and others > THRESHOLDS.others_cpu and not gpus:
         yield f"other processes used the CPUs: {_percent(others)} of {_cpu_count(cpu)}{_by(cpu.others)}"
-    if cpu.steal_share is not None and cpu.steal_share > limits.steal:
+    if cpu.steal_share is not None and cpu.steal_share > THRESHOLDS.steal:
         yield f"other virtual machines used the CPUs: {_percent(cpu.steal_share)} of the CPU time was stolen"
-    if cpu.throttled_share is not None and cpu.throttled_share > limits.throttled:
+    if cpu.throttled_share is not None and cpu.throttled_share > THRESHOLDS.throttled:
         yield (
             f"the control group used up its CPU quota: throttled in {_percent(cpu.throttled_share)} of the "
             "periods; use fewer threads, or raise the quota"
         )
     for gpu in gpus:
-        if gpu.others_share is not None and gpu.others_share > limits.others_gpu:
+        if gpu.others_share is not None and gpu.others_share > THRESHOLDS.others_gpu:
             yield f"other processes used {gpu.device}: {_percent(gpu.others_share)} of it{_by(gpu.others)}"
 
 
-def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention], limits: Thresholds) -> Iterator[str]:
+def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention]) -> Iterator[str]:
     if cpu.cpu_seconds is None:
         yield "time waited for a CPU is not available: the kernel has no /proc/PID/task/TID/schedstat"
     if cpu.others_cpu_share is None:
         yield "CPU time of other processes is not available: /proc/stat does not report it"
-    elif _waited(cpu, limits) and not _waited_for_itself(cpu, limits):
+    elif _waited(cpu) and not _waited_for_itself(cpu):
         received = _received(cpu) or 0.0
         yield (
             f"waited for a CPU, for an unknown reason: received {_percent(received)} of the CPU time that it "
@@ -244,8 +237,8 @@ def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention], limits: Th
             )
 
 
-def _waited_for_itself(cpu: CpuActivity, limits: Thresholds) -> bool:
-    return cpu.own_cpu_seconds is not None and cpu.own_cpu_seconds > limits.own_cpu * cpu.seconds * cpu.cpus
+def _waited_for_itself(cpu: CpuActivity) -> bool:
+    return cpu.own_cpu_seconds is not None and cpu.own_cpu_seconds > THRESHOLDS.own_cpu * cpu.seconds * cpu.cpus
 
 
 def _percent(share: float) -> str:

@@ -16,7 +16,7 @@ from pytest_llem.engines.options import abilities, check_options, needs_of_class
 from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError
 from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions
+from pytest_llem.study.engine_options import EngineOptions
 
 #: Methods that an engine's class must have.
 METHODS = sorted(

@@ -19,8 +19,9 @@ from pytest_llem.results.cycles import summarise
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult, Identity
 from pytest_llem.results.manifest import ManifestWriter
-from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
-from pytest_llem.results.study_result import StudyResult, build_study_result, write_result
+from pytest_llem.results.manifest_records import Manifest, ManifestEntry
+from pytest_llem.results.points import PointResult
+from pytest_llem.results.study_result import StudyResult, StudySummary, build_study_result, write_result
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.identity import axes_key, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.times import utc

@@ -32,7 +32,7 @@ from pytest_llem.engines.shipped import SHIPPED
 from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.engine_options import EngineOptions, Needs
 
 #: Time that processes of the engine may take to end after ``close``, in s.
 END_SECONDS = 5.0

@@ -24,8 +24,7 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.hardware.environment import environment
 from pytest_llem.hardware.gpus import kinds_of
-from pytest_llem.measurement import accounting
-from pytest_llem.measurement.accounting import Measured
+from pytest_llem.measurement import accounting, records
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
@@ -33,6 +32,7 @@ from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.library_warnings import library_warnings
+from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
 from pytest_llem.measurement.prefill import prefill_metrics
@@ -57,6 +57,7 @@ from pytest_llem.results.experiment import (
     Identity,
     IdlePowerRecord,
     InputsRecord,
+    InterleavingRecord,
     TurnRecord,
     WarmupRecord,
 )
@@ -64,7 +65,8 @@ from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.token_agreement import OUTPUTS
 from pytest_llem.study.config import AUTO, ExperimentConfig
-from pytest_llem.study.engines import COMMAND, Needs
+from pytest_llem.study.engine_options import Needs
+from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.identity import config_hash
 from pytest_llem.study.server import SERVER
 from pytest_llem.times import now, utc
@@ -238,18 +240,14 @@ class ExperimentOrchestrator:
         result = ExperimentResult(
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self._identity,
-            effective_config=accounting.effective_config(config, loaded.needs.unused),
+            effective_config=records.effective_config(config, loaded.needs.unused),
             metrics=accounting.not_judged(
                 metrics, requests.not_judged or window.compiled or repeats or observed.tracer
             ),
-            devices=accounting.device_energies(window.account),
-            window=accounting.window_record(window),
-            prefill_window=accounting.window_record(prefill) if prefill else None,
-            interleaving=None
-            if self.turns is None
-            else observed.observers.interleaving(
-                self.turns, [_turn_record(driver, turn) for turn in window.turns]
-            ),
+            devices=records.device_energies(window.account),
+            window=records.window_record(window),
+            prefill_window=records.window_record(prefill) if prefill else None,
+            interleaving=self._interleaving(driver, observed),
             idle_power=observed.idle_power,
             warmup=observed.warmup,
             tokens=driver.token_record(window, requests),
@@ -290,6 +288,14 @@ class ExperimentOrchestrator:
         if (power := window.power_csv()) is not None:
             files["power.csv"] = power
         return Measured(result, sent, files)
+
+    def _interleaving(self, driver: Driver[Any], observed: _Observed) -> InterleavingRecord | None:
+        """Return the record of the turns; None if the window was not interrupted."""
+        if self.turns is None:
+            return None
+        return observed.observers.interleaving(
+            self.turns, [_turn_record(driver, turn) for turn in observed.window.turns]
+        )
 
     def _metrics(
         self, loaded: _Loaded, observed: _Observed, requests: Requests, record: EngineRecord

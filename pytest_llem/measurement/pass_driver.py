@@ -9,13 +9,14 @@ from typing import Any
 
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
-from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics, token_record
+from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
 from pytest_llem.measurement.driver import Driver, measure_turns
 from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow, join_turns, measure
 from pytest_llem.measurement.quality_warnings import pass_warnings, repeats_are_faster
+from pytest_llem.measurement.records import token_record
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.turns import Turn, Turns
 from pytest_llem.measurement.warmup import warm_up

@@ -8,7 +8,7 @@ from pytest_llem.planning.estimate import BYTES, generation
 from pytest_llem.planning.host import Host
 from pytest_llem.planning.model_files import Footprint
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.load import LoadConfig
 

@@ -10,7 +10,7 @@ from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.planning.host import Host, this_host
 from pytest_llem.planning.model_files import Footprint, footprint_of
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 
 #: Bytes per weight.

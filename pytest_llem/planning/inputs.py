@@ -16,7 +16,7 @@ from pytest_llem.results import code_state
 from pytest_llem.results.code_state import CodeState
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig

@@ -22,7 +22,7 @@ from pytest_llem.serving.schedule import trace_problem
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.server import SERVER
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset

@@ -16,7 +16,7 @@ from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.environment import cpu_model, package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
-from pytest_llem.results.models import Manifest, ManifestEntry
+from pytest_llem.results.manifest_records import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN, RESULT
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig

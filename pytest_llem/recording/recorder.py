@@ -22,20 +22,19 @@ from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.plans import check_both_engines
 from pytest_llem.execution.replay import publish_replays, replays_of
-from pytest_llem.gates.baselines import BaselineError, missing_results, save, unsuitable_reason
+from pytest_llem.gates.baselines import BaselineError
+from pytest_llem.gates.saving import missing_results, save, unsuitable_reason
+from pytest_llem.recording.reports import HOOK_ERRORS, fail_item, message_of, outside_error, skip_reason
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord, StudyStatus
+from pytest_llem.results.manifest_records import ErrorRecord, StudyStatus
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
-
-#: What a user's hook may raise. pytest.fail and pytest.skip do not derive from Exception; pytest.exit does.
-HOOK_ERRORS = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
 
 
 class Recorder:
@@ -78,9 +77,8 @@ class Recorder:
             pytest.UsageError: A results directory cannot be created, a hook fails, an interpreter of a comparison
                 cannot be used, an earlier run cannot be resumed, or ``--llem-save`` has nothing to save.
         """
-        settings = Settings.from_config(config)
         by_run = experiments_by_run(config, node_ids)
-        if settings.save is not None and not by_run:
+        if not by_run and Settings.from_config(config).save is not None:
             raise pytest.UsageError("--llem-save: no experiment is selected, so there is nothing to save")
         if not by_run:
             return None
@@ -90,37 +88,17 @@ class Recorder:
             raise pytest.UsageError(str(error)) from error
         selected = {key: selected_experiments(study, by_run[key]) for key, study in studies.items()}
         check_both_engines(config, studies, {key: found.values() for key, found in selected.items()})
-        resumed = publish_replays(config, replays_of(config, studies))
-        stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        known = host_environment(config.rootpath)
-        environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
-        runs: dict[str, StudyRun] = {}
-        for key, study in studies.items():
-            results_dir, name = settings.results_dir_of(study, config.rootpath), f"{study.name}_{stamp}"
-            if settings.shard is not None:
-                name += f"_shard-{settings.shard.number}-of-{settings.shard.count}"
-            if is_reference(key):
-                results_dir, name = runs[file_of(key)].directory, REFERENCE
-            try:
-                runs[key] = StudyRun.open(
-                    study,
-                    selected[key],
-                    results_dir,
-                    name,
-                    environments[file_of(key)],
-                    resumed.get(key, ()),
-                    str(settings.shard) if settings.shard else None,
-                )
-            except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
-                for run in runs.values():
-                    run.finish("aborted")
-                raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
-        return cls(config, runs)
+        return cls(config, _open_runs(config, studies, selected))
 
     @property
     def runs(self) -> Mapping[str, StudyRun]:
         """The runs by their keys, each study's followed by its reference's."""
         return self._runs
+
+    @property
+    def _study_runs(self) -> dict[str, StudyRun]:
+        """The runs without those of references."""
+        return {key: run for key, run in self._runs.items() if not is_reference(key)}
 
     @property
     def studies(self) -> dict[str, StudyConfig]:
@@ -147,35 +125,42 @@ class Recorder:
             found = self._by_identity.get((payload["run"], payload["experiment_id"]))
         if found is None:
             if payload is not None:
-                _fail(report, "this experiment is not part of any study of the run, so its result is not saved")
+                fail_item(
+                    report, "this experiment is not part of any study of the run, so its result is not saved"
+                )
             return
         key, run, experiment = found
         if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
             return
         try:
-            if payload and payload["result"]:
-                result = run.completed(experiment, payload)
-                if payload["replayed_from"] is None:
-                    self._consecutive_failures[key] = 0
-                if not is_reference(key):
-                    self._call_finished_hook(result, report)
-            elif payload:
-                error = ErrorRecord.model_validate(payload["error"])
-                if report.skipped:  # a failure that xfail expects
-                    run.skipped(experiment, _skip_reason(report), error)
-                else:
-                    run.failed(experiment, error, payload["worker"])
-                    self._count_failure(key, error, report)
-            elif report.skipped:
-                run.skipped(experiment, _skip_reason(report))
-            elif report.failed:  # in set-up or tear-down, or because its xdist worker died
-                error = _outside_error(report)
-                run.failed(experiment, error)
-                self._count_failure(key, error, report)
+            self._record(key, experiment, payload, report)
         except (OSError, ValueError) as error:  # ValueError: not an ExperimentResult
             # A measurement that could not be saved fails, whatever the item's outcome.
-            _fail(report, f"the result could not be saved: {error}")
+            fail_item(report, f"the result could not be saved: {error}")
             run.unsaved(experiment, str(error))
+
+    def _record(
+        self, key: str, experiment: Experiment, payload: dict[str, Any] | None, report: pytest.TestReport
+    ) -> None:
+        """Record the result of an experiment, its error, or why it did not run."""
+        run = self._runs[key]
+        if payload and payload["result"]:
+            result = run.completed(experiment, payload)
+            if payload["replayed_from"] is None:
+                self._consecutive_failures[key] = 0
+            if not is_reference(key):
+                self._call_finished_hook(result, report)
+            return
+        error = None
+        if payload:
+            error = ErrorRecord.model_validate(payload["error"])
+        elif report.failed:  # in set-up or tear-down, or because its xdist worker died
+            error = outside_error(report)
+        if report.skipped:  # with an error, it failed as xfail expects
+            run.skipped(experiment, skip_reason(report), error)
+        elif error is not None:
+            run.failed(experiment, error, payload["worker"] if payload else None)
+            self._count_failure(key, error, report)
 
     def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:
         """Stop the study if too many consecutive experiments have failed."""
@@ -197,7 +182,7 @@ class Recorder:
         except pytest.exit.Exception:
             raise
         except HOOK_ERRORS as error:
-            _fail(report, f"pytest_llem_experiment_finished: {_message(error)}")
+            fail_item(report, f"pytest_llem_experiment_finished: {message_of(error)}")
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Under xdist, -x and --maxfail call this hook too, with an exception derived from KeyboardInterrupt.
@@ -217,26 +202,29 @@ class Recorder:
             try:
                 result = run.finish("completed" if complete else ending)
             except OSError as error:
-                self._errors.append(f"{run.study.name}: the study's result could not be saved: {error}")
-                _fail_session(session)
+                self._fail(session, run, f"the study's result could not be saved: {error}")
                 continue
-            if run.lost:
-                self._errors += [f"{run.study.name}: {message}" for message in run.lost]
-                _fail_session(session)
+            for message in run.lost:
+                self._fail(session, run, message)
             if is_reference(key):
                 continue
-            self._save(result, session)
+            self._save(run, result, session)
             if key in pages:
                 self._write_page(run, result, pages[key], session)
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except HOOK_ERRORS as error:
-                self._errors.append(f"{run.study.name}: pytest_llem_study_finished: {_message(error)}")
-                _fail_session(session)
+                self._fail(session, run, f"pytest_llem_study_finished: {message_of(error)}")
 
-        results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
+        results = [run.result for run in self._study_runs.values() if run.result]
         if (problem := write_summary(results, os.environ)) is not None:
             self._errors.append(problem)
+
+    def _fail(self, session: pytest.Session, run: StudyRun, message: str) -> None:
+        """Report an error of a run at the end, and let pytest exit with status 1, unless it has another status."""
+        self._errors.append(f"{run.study.name}: {message}")
+        if session.exitstatus == pytest.ExitCode.OK:  # after Ctrl-C it is 2
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _discard_untouched(self) -> None:
         """Discard the runs of studies that ``-x`` or ``--maxfail`` stopped pytest before."""
@@ -247,15 +235,17 @@ class Recorder:
             if not is_reference(key):
                 self._errors.append(f"{run.study.name}: not started, so there are no results")
 
-    def _save(self, result: StudyResult, session: pytest.Session) -> None:
+    def _save(self, run: StudyRun, result: StudyResult, session: pytest.Session) -> None:
         """Save *result* as a baseline if ``--llem-save`` is given."""
         settings = Settings.from_config(self._config)
         if settings.save is None:
             return
-        same_name = sum(run.study.name == result.name for key, run in self._runs.items() if not is_reference(key))
+        same_name = sum(other.study.name == result.name for other in self._study_runs.values())
+        if same_name > 1:
+            why = f"{same_name} studies have this name, but a baseline holds only one"
+            self._fail(session, run, f"--llem-save: {why}")
+            return
         try:
-            if same_name > 1:
-                raise BaselineError(f"{same_name} studies have this name, but a baseline holds only one")
             path = save(
                 result,
                 settings.save,
@@ -264,20 +254,21 @@ class Recorder:
                 force=settings.save_force,
             )
         except (BaselineError, OSError) as error:
-            options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
-            unsuitable = unsuitable_reason(result, settings.save, settings.baseline_dir)
-            options += [] if settings.save_force or not unsuitable else ["--llem-save-force"]
-            hint = f" ({' '.join(options)} saves it despite this)" if options and same_name == 1 else ""
-            self._errors.append(f"{result.name}: --llem-save: {error}{hint}")
-            _fail_session(session)
+            options = []
+            if not settings.save_partial and missing_results(result):
+                options.append("--llem-save-partial")
+            if not settings.save_force and unsuitable_reason(result, settings.save, settings.baseline_dir):
+                options.append("--llem-save-force")
+            hint = f" ({' '.join(options)} saves it despite this)" if options else ""
+            self._fail(session, run, f"--llem-save: {error}{hint}")
         else:
             self._saved.append(f"baseline: {os.path.relpath(path, self._config.invocation_params.dir)}")
 
     def _pages(self) -> dict[str, Path]:
         """Return the file of each study's page, by the key of its run; empty without ``--llem-html``."""
-        file, keys = Settings.from_config(self._config).html, [key for key in self._runs if not is_reference(key)]
-        names = [self._runs[key].study.name for key in keys]
-        return {} if file is None else dict(zip(keys, page_files(file, names), strict=True))
+        file, runs = Settings.from_config(self._config).html, self._study_runs
+        names = [run.study.name for run in runs.values()]
+        return {} if file is None else dict(zip(runs, page_files(file, names), strict=True))
 
     def _write_page(self, run: StudyRun, result: StudyResult, file: Path, session: pytest.Session) -> None:
         """Write a study's page. Any exception is reported, since the results are saved already."""
@@ -286,17 +277,14 @@ class Recorder:
         try:
             write_report(run.directory, file, result)
         except Exception as error:
-            reason = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            self._errors.append(f"{run.study.name}: --llem-html: {file}: {reason}")
-            _fail_session(session)
+            reason = error if isinstance(error, OSError) else message_of(error)
+            self._fail(session, run, f"--llem-html: {file}: {reason}")
         else:
             run.page = file
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         self._write_errors(terminalreporter)
-        for key, run in self._runs.items():
-            if is_reference(key):
-                continue
+        for run in self._study_runs.values():
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             where, width = self._config.invocation_params.dir, shutil.get_terminal_size().columns
             for line in summary_lines(run, where, width, ids=self._config.get_verbosity() > 0):
@@ -312,6 +300,44 @@ class Recorder:
     def _write_errors(self, reporter: pytest.TerminalReporter) -> None:
         while self._errors:
             reporter.write_line(self._errors.pop(0), red=True)
+
+
+def _open_runs(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, dict[str, Experiment]]
+) -> dict[str, StudyRun]:
+    """Create a results directory for each study, and within it one for the reference that it is compared with.
+
+    Raises:
+        pytest.UsageError: A directory cannot be created, a hook fails, or an earlier run cannot be resumed.
+    """
+    settings = Settings.from_config(config)
+    resumed = publish_replays(config, replays_of(config, studies))
+    suffix = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    if settings.shard is not None:
+        suffix += f"_shard-{settings.shard.number}-of-{settings.shard.count}"
+    known = host_environment(config.rootpath)
+    environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
+    runs: dict[str, StudyRun] = {}
+    for key, study in studies.items():
+        if is_reference(key):
+            results_dir, name = runs[file_of(key)].directory, REFERENCE
+        else:
+            results_dir, name = settings.results_dir_of(study, config.rootpath), f"{study.name}_{suffix}"
+        try:
+            runs[key] = StudyRun.open(
+                study,
+                selected[key],
+                results_dir,
+                name,
+                environments[file_of(key)],
+                resumed.get(key, ()),
+                str(settings.shard) if settings.shard else None,
+            )
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
+            for run in runs.values():
+                run.finish("aborted")
+            raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
+    return runs
 
 
 def page_files(file: Path, names: Sequence[str]) -> list[Path]:
@@ -332,18 +358,6 @@ def page_files(file: Path, names: Sequence[str]) -> list[Path]:
     return found
 
 
-def _fail(report: pytest.TestReport, why: str) -> None:
-    report.outcome = "failed"
-    report.longrepr = why
-    vars(report).pop("wasxfail", None)  # with it, pytest would not count the failure
-
-
-def _fail_session(session: pytest.Session) -> None:
-    """Make pytest exit with status 1, unless it already has another status, such as 2 after Ctrl-C."""
-    if session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]:
     """Return the *known* facts of this machine and those that hooks add.
 
@@ -357,33 +371,5 @@ def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]
     except pytest.exit.Exception:
         raise
     except HOOK_ERRORS as error:
-        raise pytest.UsageError(f"pytest_llem_environment: {_message(error)}") from error
+        raise pytest.UsageError(f"pytest_llem_environment: {message_of(error)}") from error
     return added
-
-
-def _message(error: BaseException) -> str:
-    return (
-        str(error)
-        if isinstance(error, pytest.fail.Exception | pytest.exit.Exception)
-        else f"{type(error).__name__}: {error}"
-    )
-
-
-def _skip_reason(report: pytest.TestReport) -> str:
-    if hasattr(report, "wasxfail"):
-        return f"xfail: {report.wasxfail.removeprefix('reason: ')}"
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return reason.removeprefix("Skipped: ")
-
-
-def _outside_error(report: pytest.TestReport) -> ErrorRecord:
-    """Return the record of an error outside the experiment's own process."""
-    when: str = report.when  # xdist sets "???" for the item that a dead worker was running
-    crash = getattr(report.longrepr, "reprcrash", None)
-    lines = (crash.message if crash else report.longreprtext).strip().splitlines() or ["no reason was given"]
-    message = lines[0] if crash else lines[-1]
-    if "from pytest-timeout" in message:
-        return ErrorRecord(kind="timeout", type="Timeout", message=message.removeprefix("Failed: "), phase=when)
-    if when == "???":
-        return ErrorRecord(kind="crash", type="WorkerCrash", message=message)
-    return ErrorRecord(kind="exception", type="Error", message=message, phase=when)

@@ -59,7 +59,7 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def short_texts(texts: Iterable[str], max_characters: int = MAX_VALUE) -> dict[str, str]:
+def short_texts(texts: Iterable[str]) -> dict[str, str]:
     """Return a short text for each of *texts*, without folders that all share and without its middle.
 
     The short texts differ. If they would not, they are longer.
@@ -70,15 +70,14 @@ def short_texts(texts: Iterable[str], max_characters: int = MAX_VALUE) -> dict[s
     """
     given = list(dict.fromkeys(texts))
     shared = 0
-    if len(given) > 1 and max(map(len, given)) > max_characters:
+    if len(given) > 1 and max(map(len, given)) > MAX_VALUE:
         first, last = min(given), max(given)
         same = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
         shared = first[: next(same, len(first))].rfind("/")
     found = {text: f"…{text[shared:]}" if shared > 0 else text for text in given}
-    half = max_characters // 2
+    half = MAX_VALUE // 2
     short = {
-        text: one if len(one) <= max_characters else f"{one[: half - 1]}…{one[-half:]}"
-        for text, one in found.items()
+        text: one if len(one) <= MAX_VALUE else f"{one[: half - 1]}…{one[-half:]}" for text, one in found.items()
     }
     return short if len({*short.values()}) == len(given) else found
 

@@ -10,7 +10,7 @@ from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.models import CycleTurns
+from pytest_llem.results.points import CycleTurns
 from pytest_llem.results.statistics import Summary, mean_interval
 
 _NO_CYCLE = "no completed cycle"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.serving import DriftRecord
 
 #: Metrics that are measured again, and what texts call them.

@@ -122,11 +122,11 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in given.items() if _HARMLESS.fullmatch(value)}
 
 
-def container(root: Path = Path("/")) -> str | None:
+def container() -> str | None:
     """Return the kind of container that this process runs in; None if no container is detected."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
-    return next((kind for kind, sign in _CONTAINERS if (root / sign).exists()), None)
+    return next((kind for kind, sign in _CONTAINERS if Path("/", sign).exists()), None)
 
 
 _ROOT = Path("/")

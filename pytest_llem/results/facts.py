@@ -47,7 +47,7 @@ class TestbedFact:
     binding: bool = False
 
 
-#: Testbed facts by their keys in :attr:`pytest_llem.results.models.PointResult.testbed`.
+#: Testbed facts by their keys in :attr:`pytest_llem.results.points.PointResult.testbed`.
 TESTBED: dict[str, TestbedFact] = {
     "gpu": TestbedFact("GPU model"),
     "cpu": TestbedFact("CPU model"),

@@ -11,7 +11,7 @@ from pytest_llem.results.drift import server_drift
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.metrics import Method
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
 from pytest_llem.study.dataset import SYNTHETIC
 

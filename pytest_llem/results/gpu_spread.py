@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 #: Fewest GPUs for an interval: with two, it would reach from 0.4 to 32 times the value.
 MIN_INTERVAL_GPUS = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pytest_llem.results.document import Record
-from pytest_llem.results.models import ManifestEntry
+from pytest_llem.results.manifest_records import ManifestEntry
 
 
 class Line(Record):

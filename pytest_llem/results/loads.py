@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, Ranking, best
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytest_llem.results.journal import Journal, Line, read_journal
 from pytest_llem.results.liveness import DirectoryLock, boot_id, is_locked
-from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.manifest_records import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
 from pytest_llem.times import now
 
 #: File names of the whole state, and of the transitions since it was written.

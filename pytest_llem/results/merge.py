@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_files, stored_result, write_atomically
-from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import EntryStatus, ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import (
     DESIGN,
     RESULT,

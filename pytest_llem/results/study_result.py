@@ -6,8 +6,7 @@ The results of one point at a time are read, summarised and dropped, since a stu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +14,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
-from pytest_llem.results.document import Document
+from pytest_llem.results.document import Document, Record
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
-from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result, write_atomically
+from pytest_llem.results.manifest import read_manifest, stored_result, write_atomically
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.measurement_protocol import measurement_protocol
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.models import (
-    ErrorRecord,
-    Manifest,
-    ManifestEntry,
-    PointResult,
-    StudyStatus,
-    StudySummary,
-    TokenAgreement,
-)
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
-from pytest_llem.results.token_agreement import GreedyOutputs
+from pytest_llem.results.token_agreement import GreedyOutputs, TokenAgreement
 from pytest_llem.results.verdicts import ComparisonRecord
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.times import seconds_between
@@ -46,6 +39,25 @@ RESULT, DESIGN = "study_result.json", "study_design.json"
 
 #: Error type of an experiment whose saved result is missing or changed.
 RESULT_LOST = "ResultLost"
+
+
+class StudySummary(Record):
+    """Totals of a study."""
+
+    total: int
+    """Number of selected experiments."""
+    completed: int
+    """Number of completed experiments."""
+    failed: int
+    """Number of failed experiments."""
+    replayed: int = 0
+    """Number of completed experiments whose result was taken from an earlier run."""
+    wall_seconds: float
+    """Time from the first start to the last end, in s."""
+    energy_j: float | None = None
+    """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
+    method: str | None = None
+    """Weakest method in that sum."""
 
 
 class StudyResult(Document):
@@ -179,7 +191,7 @@ def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
         ],
         experiments=[],
         excluded=[{"axes": left_out.axes, "reason": left_out.reason} for left_out in study.excluded],
-        measurement_protocol=_protocol(study),
+        measurement_protocol=measurement_protocol(study),
         environment=manifest.environment,
     )
 
@@ -213,22 +225,9 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
         read = [(entry, result) for entry in entries if (result := _read_result(directory, entry)) is not None]
         results = [result for _, result in read]
-        point.cycles = [entry.cycle for entry, _ in read]
-        point.result_digests = [entry.result_sha256 for entry, _ in read if entry.result_sha256 is not None]
-        mismatches = dict.fromkeys(entry.replay_mismatch for entry, _ in read if entry.replay_mismatch)
-        point.replay_mismatch = "; ".join(mismatches) or None
-        if results:  # replace the study's configuration by what reached the engine: unused fields are null
-            point.config = results[0].effective_config
-        point.metrics = summarise(results, confidence=confidence)
+        _set_results(point, [entry for entry, _ in read], results, confidence)
         point.testbed = findings.shared(testbed_facts(results))
         point.sut = findings.shared(sut_facts(results))
-        point.contention = summarise_contention(results)
-        point.turns = [*cycle_turns(results)]
-        point.loads = [result.load for result in results if result.load is not None]
-        point.gpus = gpus_of_cycles(results)
-        servers = [result.server for result in results if result.server is not None]
-        point.drifts = [server.drift for server in servers if server.drift is not None]
-        point.not_repeated = not_repeated(results)
         for result in results:
             findings.add(result, point)
         if read:
@@ -239,6 +238,32 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
     findings.warn_of_drift(design.points)
     _set_concurrent(findings, manifest.experiments)
     return findings
+
+
+def _set_results(
+    point: PointResult, entries: Sequence[ManifestEntry], results: Sequence[ExperimentResult], confidence: float
+) -> None:
+    """Set what *point* has of its own from the *results* of its completed cycles, without facts.
+
+    Args:
+        point: The point, which is changed in place.
+        entries: The manifest's entry of each result.
+        results: The results, in order of their cycles.
+        confidence: Confidence of the intervals of its metrics, 0 to 1.
+    """
+    point.cycles = [entry.cycle for entry in entries]
+    point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
+    mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
+    point.replay_mismatch = "; ".join(mismatches) or None
+    if results:  # replace the study's configuration by what reached the engine: unused fields are null
+        point.config = results[0].effective_config
+    point.metrics = summarise(results, confidence=confidence)
+    point.contention = summarise_contention(results)
+    point.turns = [*cycle_turns(results)]
+    point.loads = [result.load for result in results if result.load is not None]
+    point.gpus = gpus_of_cycles(results)
+    point.drifts = [one.server.drift for one in results if one.server is not None and one.server.drift is not None]
+    point.not_repeated = not_repeated(results)
 
 
 def complete(design: StudyResult, manifest: Manifest, findings: Findings) -> StudyResult:
@@ -279,48 +304,6 @@ def write_result(directory: Path, result: StudyResult) -> None:
     write_atomically(directory / RESULT, result.model_dump_json(indent=1) + "\n")
     write_atomically(directory / "summary.csv", point_table(result).to_csv())
     write_atomically(directory / "experiments.csv", experiment_table(result).to_csv())
-
-
-def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | str]]:
-    """Yield each result in *paths*, or why it cannot be read.
-
-    A path is a results directory, a saved result, or a folder that holds these at any depth. Hidden folders in it
-    are skipped. Only one result is in memory at a time.
-
-    Args:
-        paths: Folders and files.
-
-    Raises:
-        ValueError: A path does not exist, or no result is in it; the message starts with the path.
-    """
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
-        places = [*_places(path)]
-        if not places:
-            raise ValueError(f"{path}: holds no results")
-        for place in places:
-            try:
-                yield place, StudyResult.load(place)
-            except ValueError as error:
-                yield place, str(error)
-            except OSError as error:
-                yield place, f"{error.filename or place}: {error.strerror or error}"
-
-
-def is_result(path: Path) -> bool:
-    """Return whether *path* is a file or a results directory, and not a folder that holds these."""
-    return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
-
-
-def _places(path: Path) -> Iterator[Path]:
-    """Yield the results directories and saved results in *path*, itself included."""
-    if is_result(path):
-        yield path
-        return
-    for child in sorted(path.iterdir()):
-        if child.suffix == ".json" or (child.is_dir() and not child.name.startswith(".")):
-            yield from _places(child)
 
 
 def _read_result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
@@ -382,42 +365,3 @@ def _summary(manifest: Manifest, findings: Findings) -> StudySummary:
         energy_j=sum(findings.known) if has_total else None,
         method=weakest(findings.methods) if has_total else None,
     )
-
-
-_ISOLATION = {
-    "spawn": "a fresh spawned process for every experiment",
-    "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
-}
-
-_SERVERS = {
-    "attached": "a server that ran before serves all cycles",
-    "load": "a fresh server for each cycle and configuration, which its loads share",
-    "never": "a fresh server for every experiment",
-}
-
-_LOAD_WINDOW = "the steady state of the load; totals are per n requests"
-
-
-def _protocol(study: StudyConfig) -> dict[str, Any]:
-    execution = study.execution
-    servers = [point.config.server for point in study.points if point.config.server is not None]
-    reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
-    # ``llem merge`` judges these budgets without pytest, which would apply the marks of skipped and xfail points.
-    marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
-    budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
-    return {
-        "isolation": _ISOLATION[execution.start_method],
-        **({"servers": _SERVERS[reuse]} if servers else {}),
-        "start_method": execution.start_method,
-        "n_cycles": execution.n_cycles,
-        **(execution.model_dump(include={"min_cycles", "max_cycles"}) if execution.until_decided else {}),
-        "cycle_order": execution.cycle_order,
-        "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
-        "experiment_gap_seconds": execution.experiment_gap_seconds,
-        "cycle_gap_seconds": execution.cycle_gap_seconds,
-        "window": _LOAD_WINDOW if servers else "whole passes over all prompts; totals are per pass",
-        "unit_of_repetition": "cycle",
-        "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
-        "gates": study.gates.model_dump(mode="json"),
-        **({"budgets": budgets} if budgets else {}),
-    }

@@ -13,7 +13,7 @@ from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import ManifestWriter, write_atomically
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
 from pytest_llem.results.study_result import (
     DESIGN,
     RESULT_LOST,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
-from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import value_text

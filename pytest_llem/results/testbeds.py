@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 
 @dataclass(frozen=True)

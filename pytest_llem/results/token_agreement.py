@@ -7,11 +7,26 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llem.results.document import Record
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import TokenAgreement
 
 #: Suffix of the file of output token ids, beside a result.
 OUTPUTS = "outputs.csv"
+
+
+class TokenAgreement(Record):
+    """How far the greedy outputs of two engines agree for the same prompts, model and settings."""
+
+    point: str
+    """Id of a point."""
+    reference: str
+    """Id of the point of the study's first engine that it is compared with."""
+    share: float
+    """Tokens before the first difference of each request ÷ tokens, 0 to 1."""
+    requests: int
+    """Number of compared requests, of the first pass of the first cycle."""
+    tokens: int
+    """Number of their tokens."""
 
 
 class GreedyOutputs:

@@ -62,7 +62,7 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     stays = [min(one.ended, ended) - one.sent for one in sent if began <= one.sent < began + third]
     variance = min(2 * sum(stay**2 for stay in stays) / third**2, 4 * len(stays))
     seconds = ended - began
-    offered = sum(began <= _start(request) <= ended for request in sent) / seconds
+    offered = sum(began <= _arrival(request) <= ended for request in sent) / seconds
     served = sum(began <= request.ended <= ended for request in sent) / seconds
     left = (offered - served) * seconds
     is_overload = served < _MIN_SERVED * offered and left > _OVERLOAD * (2 * max(first, 1.0)) ** 0.5
@@ -96,5 +96,6 @@ def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
         )
 
 
-def _start(request: SentRequest) -> float:
+def _arrival(request: SentRequest) -> float:
+    """Return when a request was due, or else when it was sent, on the clock of ``time.monotonic``, in s."""
     return request.sent if request.record.due is None else request.record.due

@@ -72,13 +72,11 @@ class LoadRequest:
         index: Number of the request in the dataset.
         turns: The prompt. Several are a conversation in the chat API: each answer becomes part of the next prompt.
         max_tokens: Maximum number of output tokens of each turn.
-        system: System message; chat API only.
     """
 
     index: int
     turns: Sequence[Prompt]
     max_tokens: int
-    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,9 +180,7 @@ class Client:
     async def exchange(self, request: LoadRequest, sent: list[SentRequest], due: float | None = None) -> None:
         """Do what ``send`` does, and append each turn to *sent* when it has ended or this task is cancelled."""
         chat = self.endpoint.api == "chat"
-        if not chat and (len(request.turns) > 1 or request.system is not None):
-            raise ValueError("conversations and system messages need the chat API")
-        messages = [] if request.system is None else [{"role": "system", "content": request.system}]
+        messages: list[dict[str, str]] = []
         for number, prompt in enumerate(request.turns):
             content: dict[str, Any] = {"prompt": prompt}
             if chat:

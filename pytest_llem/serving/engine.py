@@ -32,7 +32,6 @@ _ANSWER_SECONDS = 30.0
 #: Fields of ``decoder`` in requests. Presets may rename them.
 _FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
 
-
 #: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
 #: are the first or the last ones.
 _ENDS = 0.05

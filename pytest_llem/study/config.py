@@ -21,7 +21,6 @@ from pytest_llem.study.engines import (
     DEFAULT_BACKEND,
     ENGINES,
     CommandConfig,
-    LoRAConfig,
     PyTorchConfig,
     VLLMConfig,
 )
@@ -161,6 +160,25 @@ class MeasurementConfig(Section):
     """Measure time and energy of prefill separately, in a second window of at least the same length with one new
     token per prompt. Default false.
     """
+
+
+class LoRAConfig(Section):
+    """An adapter on top of the model, from the Hugging Face hub or a folder."""
+
+    adapter_id: str | None = Field(None, min_length=1)
+    """Its name on the Hugging Face hub. Default null."""
+    adapter_path: str | None = Field(None, min_length=1)
+    """Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required."""
+    revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit on the hub. Default null: its main branch."""
+    merge_weights: bool = False
+    """Merge it into the model when loading. Default false."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LoRAConfig:
+        if (self.adapter_id is None) == (self.adapter_path is None):
+            raise ValueError("needs either adapter_id or adapter_path")
+        return self
 
 
 class ExperimentConfig(Section):

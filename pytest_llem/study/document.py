@@ -116,14 +116,16 @@ class Document:
 
 
 def _as_written(written: str | None, value: Any) -> str:
+    """Return a *value* as it is *written* in the file, and what YAML reads it as if that may surprise."""
     if written is None or isinstance(value, str | dict | list):
         return shown(value)
-    if not written:
-        return "nothing"
-    spelling = written if len(written) <= 60 else f"{written[:57]}..."
-    if isinstance(value, float) or written.lower() == shown(value):
-        return spelling
-    return f"{spelling}, which YAML reads as {shown(value)}"  # no, ~, 010
+    if isinstance(value, float) or written.lower() in ("", shown(value)):
+        return _spelling(written)
+    return f"{_spelling(written)}, which YAML reads as {shown(value)}"  # no, ~, 010
+
+
+def _spelling(written: str) -> str:
+    return (written if len(written) <= 60 else f"{written[:57]}...") or "nothing"
 
 
 def dotted(key_path: KeyPath) -> str:
@@ -272,7 +274,7 @@ class _Reader:
         try:
             value = self.loader.construct_object(node)
         except (ValueError, ArithmeticError, yaml.YAMLError):  # 0x_, 5,000 digits, 1:30:30:…, << as a value
-            self._note(place, at, f"not a valid value (got {_as_written(node.value, 0.0)})")
+            self._note(place, at, f"not a valid value (got {_spelling(node.value)})")
             return None
         if isinstance(value, str):
             if wrong := _NO_TEXT.search(value):
@@ -280,14 +282,14 @@ class _Reader:
             return value
         self.written[at] = node.value
         if isinstance(value, int | float) and _OTHER_BASE.fullmatch(node.value):
-            given = f"(got {_as_written(node.value, 0.0)}, which YAML reads as {value})"
+            given = f"(got {_spelling(node.value)}, which YAML reads as {value})"
             self._note(place, at, f"must be written in decimal, or in quotes as text {given}")
         elif isinstance(value, float) and not math.isfinite(value):
-            self._note(place, at, f"must be a finite number (got {_as_written(node.value, value)})")
+            self._note(place, at, f"must be a finite number (got {_spelling(node.value)})")
         elif value == 0.0 and isinstance(value, float):
             return 0.0  # not -0.0, which is equal but spelt differently
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            self._note(place, at, f"must fit in 64 bits (got {_as_written(node.value, 0.0)})")
+            self._note(place, at, f"must fit in 64 bits (got {_spelling(node.value)})")
         return value
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:

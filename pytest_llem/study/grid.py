@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -96,7 +96,7 @@ class Grid:
     axes: Sequence[_Axis]
     entries: Mapping[int, Mapping[str, Any]]
     at: KeyPath
-    problems: list[Problem] = field(default_factory=list)
+    problems: Sequence[Problem]
 
     @property
     def size(self) -> int:
@@ -106,24 +106,24 @@ class Grid:
             sizes = [(axis.backend, len(axis.values)) for axis in self.axes if axis.name != "backend"]
             universal = math.prod(size for backend, size in sizes if backend is None)
             total += universal * sum(
-                math.prod(size for backend, size in sizes if backend == name) for name in self._named
+                math.prod(size for backend, size in sizes if backend == name) for name in self._swept_backends
             )
         return total
 
     @property
     def _swept(self) -> bool:
         data = self.document.data
-        return bool(self._named) and ("sweep" in data or "experiments" not in data)
+        return bool(self._swept_backends) and ("sweep" in data or "experiments" not in data)
 
     @cached_property
-    def _named(self) -> list[str]:
+    def _swept_backends(self) -> list[str]:
         """The engines of the sweep."""
-        return _named(self.axes, self.shared)
+        return _backends_of(self.axes, self.shared)
 
     @cached_property
     def _shared_by(self) -> dict[str, dict[str, Any]]:
         """The shared fields by engine, each without the sections of the other engines."""
-        used = {*(self._named if self._swept else ())}
+        used = {*(self._swept_backends if self._swept else ())}
         used |= {_backend({**self.shared, **entry}) for entry in self.entries.values()}
         sections = used & {*self.backends}
         fields = {
@@ -142,19 +142,19 @@ class Grid:
 
     def _gridded(self) -> Iterator[Draft]:
         universal = _choices(axis for axis in self.axes if axis.backend is None)
-        own = {name: _choices(axis for axis in self.axes if axis.backend == name) for name in self._named}
-        several, shared_by = len(self._named) > 1, self._shared_by
+        backends, shared_by = self._swept_backends, self._shared_by
+        own = {name: _choices(axis for axis in self.axes if axis.backend == name) for name in backends}
         # Points with the same values in a section get the same section, which is then validated once.
         sections: dict[tuple[Any, ...], dict[str, Any]] = {}
         for head in itertools.product(*universal):
-            backend = next((str(value) for axis, value, _ in head if axis.name == "backend"), self._named[0])
+            backend = next((str(value) for axis, value, _ in head if axis.name == "backend"), backends[0])
             for tail in itertools.product(*own[backend]):
                 config = dict(shared_by[backend])
                 axes: dict[str, Any] = {}
                 nested: dict[str, list[_Choice]] = {}
                 for choice in (chosen := (*head, *tail)):
                     axis, value, _ = choice
-                    if several or axis.name != "backend":  # with a single engine, the backend is not an axis
+                    if axis.name != "backend" or len(backends) > 1:  # the only backend is not an axis
                         axes |= _label(axis.name, value)
                     if len(axis.path) == 1:
                         config[axis.path[0]] = value
@@ -201,7 +201,8 @@ def _backend(config: Mapping[str, Any]) -> str:
     return str(config.get("backend", DEFAULT_BACKEND))
 
 
-def _named(axes: Sequence[_Axis], shared: Mapping[str, Any]) -> list[str]:
+def _backends_of(axes: Sequence[_Axis], shared: Mapping[str, Any]) -> list[str]:
+    """Return the engines of a sweep: those of its axis, or the study's only one."""
     given = next((axis.values for axis in axes if axis.name == "backend"), None)
     if given is not None:
         return [str(name) for name in given]
@@ -238,7 +239,7 @@ def _read_axes(
     scopes = list(dict.fromkeys(axis.backend for axis in axes if axis.backend))
     if scopes and "backend" not in {**shared, **sweep}:
         axes.insert(0, _Axis("backend", scopes, ("sweep",), indexed=False))
-    named = _named(axes, shared)
+    named = _backends_of(axes, shared)
     for axis in axes:
         # One of the two is a mistake, but which one is unknown, so neither is ignored.
         if axis.backend and axis.backend not in named:

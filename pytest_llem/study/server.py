@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pytest_llem.study.engines import VLLM_SIZES, EngineOptions, Needs, product_of_sizes, vllm_memory_share
+from pytest_llem.study.engine_options import EngineOptions, Needs
+from pytest_llem.study.engines import VLLM_SIZES, product_of_sizes, vllm_memory_share
 from pytest_llem.study.section import NullableSection, single_error
 
 if TYPE_CHECKING:  # which imports this module

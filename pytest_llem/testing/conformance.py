@@ -20,7 +20,6 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import Precision
 from pytest_llem.testing.experiments import (
     PAGE,
-    SMALL,
     Experiments,
     Run,
     RunExperiment,
@@ -78,7 +77,7 @@ class EngineConformance:
     batch_option: ClassVar[str] = "batch_size"
     batch_invariant: ClassVar[bool] = False
 
-    # ---- what the checks use ----
+    # ---- fixtures ----
 
     @pytest.fixture
     def experiments(
@@ -128,9 +127,7 @@ class EngineConformance:
 
     @pytest.mark.parametrize("tokens", [1, 5])
     def test_number_of_output_tokens_is_exact(self, experiments: Experiments, pairs: Run, tokens: int) -> None:
-        runs = (
-            [experiments(), pairs] if tokens == SMALL["max_output_tokens"] else [experiments(max_output_tokens=1)]
-        )
+        runs = [experiments(max_output_tokens=tokens), *([pairs] if tokens > 1 else [])]
         for run in runs:
             fail_if_reported(
                 run, "test_number_of_output_tokens_is_exact", "length_mode: fixed asks for that number"
@@ -335,7 +332,7 @@ class EngineConformance:
             ended = "a result" if error is None else first_line(error)
             fail(f"{method} failed and the experiment ended with {ended}, and has to report that error", "close")
 
-    # ---- what is left ----
+    # ---- processes and memory ----
 
     @pytest.mark.parametrize("fault", [None, "generate"], ids=["success", "exception"])
     def test_close_ends_all_processes(self, experiments: Experiments, fault: str | None) -> None:

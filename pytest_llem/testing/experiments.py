@@ -19,7 +19,7 @@ from pytest_llem.isolation.engine_probe import EngineAnswer
 from pytest_llem.measurement import observed_engine
 from pytest_llem.measurement.observed_engine import ObservedEngine
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 
 #: Runs one experiment and returns its result, as the fixture ``isolated_experiment`` does.

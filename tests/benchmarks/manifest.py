@@ -18,7 +18,7 @@ from itertools import cycle
 from pathlib import Path
 
 from pytest_llem.results.manifest import ManifestWriter
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry
 from pytest_llem.times import now
 
 BLOCK = 100

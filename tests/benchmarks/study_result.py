@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
-from pytest_llem.results.study_result import StudyResult, build_study_result
+from pytest_llem.results.manifest_records import Manifest, ManifestEntry
+from pytest_llem.results.points import PointResult
+from pytest_llem.results.study_result import StudyResult, StudySummary, build_study_result
 from pytest_llem.times import now
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "1.0"

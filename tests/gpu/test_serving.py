@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from tests.gpu.counters import Log, logging
 from tests.gpu.kills import FREE_BYTES, kill_in_window, used_bytes
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from pytest_llem.engines.protocol import BatchEngine, CacheMemory, EngineContext, ModelShape, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions, Needs
+from pytest_llem.study.engine_options import EngineOptions, Needs
 
 #: Ends a sequence if lengths are natural.
 EOS = 0

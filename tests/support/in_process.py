@@ -13,7 +13,7 @@ from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.testing import EngineConformance, experiments
 from pytest_llem.testing.experiments import Experiments

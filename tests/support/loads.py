@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.serving import LoadRecord, ProbeRecord
 from pytest_llem.study.load import LoadConfig
 from tests.support.study_results import point

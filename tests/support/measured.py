@@ -8,9 +8,9 @@ from typing import Any
 
 from pytest_llem.energy.account import Account
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.accounting import window_record
 from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
+from pytest_llem.measurement.records import window_record
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from pytest_llem.results.models import Manifest, ManifestEntry, PointResult, StudySummary
-from pytest_llem.results.study_result import StudyResult, build_study_result
+from pytest_llem.results.manifest_records import Manifest, ManifestEntry
+from pytest_llem.results.points import PointResult
+from pytest_llem.results.study_result import StudyResult, StudySummary, build_study_result
 from pytest_llem.times import now
 from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support import nvml

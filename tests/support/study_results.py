@@ -8,8 +8,9 @@ from typing import Any
 
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.models import PointResult, StudySummary
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
+from pytest_llem.results.study_result import StudySummary
 
 H100 = {
     "gpu": "NVIDIA H100 80GB HBM3",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_llem.engines.models import ModelSource
-from pytest_llem.engines.pytorch import generation, loading
+from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.tokenizer import text_config
 from pytest_llem.results.experiment import AdjustedSetting
 from pytest_llem.study.config import ExperimentConfig
@@ -110,7 +110,7 @@ def _others(
                 reason="this version of transformers has replaced it",
             )
     how = loading.compilation(options)
-    if how == {"mode": "reduce-overhead", "backend": "inductor"} and not loading.used_gpus(model):
+    if how == {"mode": "reduce-overhead", "backend": "inductor"} and not placement.used_gpus(model):
         yield AdjustedSetting(
             setting=f"{section}.torch_compile_mode",
             given="reduce-overhead",

@@ -28,7 +28,7 @@ from pytest_llem.engines.protocol import (
     RequestRecord,
     ShapeUnknownError,
 )
-from pytest_llem.engines.pytorch import generation, loading
+from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
 from pytest_llem.engines.requirements import unmet_by_pytorch
@@ -125,7 +125,7 @@ class PyTorchEngine(BatchEngine):
         self._config = config
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
-        self._indices = loading.possible_gpus(self._options)
+        self._indices = placement.possible_gpus(self._options)
         self._cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
         loading.check_compiler(self._options, self._indices)
         cache = self._options.cache_implementation or ""
@@ -172,7 +172,7 @@ class PyTorchEngine(BatchEngine):
         self.seed(config.random_seed)  # weights missing in the model's files are initialised at random
         self._prompts = PromptTokenizer(source, config, loading.origin(self._options))
         self._model = loading.load_model(source, config, self._device)
-        self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
+        self._device, self._indices = placement.input_device(self._model), placement.used_gpus(self._model)
         self.gpus = _uuids(self._indices)
         self._generation = self._generation_config(
             generation.SpecialTokens.of(self._model, self._prompts.tokenizer)
@@ -184,7 +184,7 @@ class PyTorchEngine(BatchEngine):
     def describe(self) -> EngineRecord:
         model, source, options = self._model, self._source, self._options
         assert source is not None, "load first"
-        gpus = loading.used_gpus(model)
+        gpus = placement.used_gpus(model)
         versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
         quantises = options.load_in_4bit or options.load_in_8bit
         if quantises or options.device_map is not None:

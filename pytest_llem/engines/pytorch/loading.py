@@ -1,13 +1,12 @@
-"""Load a transformers model with an experiment's settings, and find the devices that it is on."""
+"""Load a transformers model with an experiment's settings, and find out those with which it runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,19 +23,13 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from pytest_llem.engines.library_errors import library_errors_as_preflight, one_line
 from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
+from pytest_llem.engines.pytorch.checks import check_causal, check_modules, check_weights
+from pytest_llem.engines.pytorch.placement import device_id, device_map
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
-from pytest_llem.study.problems import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
-
-#: Values of ``device_map`` for which accelerate computes the map. Any other text names a device.
-COMPUTED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-#: Relative difference, due to rounding, of a token's logits when only later tokens differ.
-CAUSAL_TOLERANCE = 1e-3
 
 
 def origin(options: PyTorchConfig) -> dict[str, Any]:
@@ -96,121 +89,27 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
     if options.load_in_4bit or options.load_in_8bit:
         wanted["quantization_config"] = _quantisation(options)
     if options.device_map is not None:
-        wanted["device_map"] = _device_map(options)
+        wanted["device_map"] = device_map(options)
     if options.max_memory:
-        wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
+        wanted["max_memory"] = {device_id(key): size for key, size in options.max_memory.items()}
     with library_errors_as_preflight(f"model {config.model!r} cannot be loaded"):
         model, found = AutoModelForCausalLM.from_pretrained(
             source.location,
-            ignore_mismatched_sizes=True,  # _check_weights reports them: transformers would not name the weight
+            ignore_mismatched_sizes=True,  # check_weights reports them: transformers would not name the weight
             output_loading_info=True,
             **wanted,
         )
-    _check_weights(config.model_name, model, found)
+    check_weights(config.model_name, model, found)
     if isinstance(options.device_map, dict):
-        _check_modules(model, options.device_map)
+        check_modules(model, options.device_map)
     # bitsandbytes has placed its model, which cannot be moved.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
-    _check_causal(config.model_name, model)
+    check_causal(config.model_name, model)
     if how := compilation(options):
         _compile(model, how)
     return model
-
-
-def _check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -> None:
-    """Check that the weights of *model* are from its files: transformers initialises missing ones at random.
-
-    Warns of missing and of unused weights. If some are missing, the model is marked as having random weights.
-
-    Args:
-        name: The model's name in the study.
-        model: The loaded model.
-        found: transformers' loading info.
-
-    Raises:
-        PreflightError: None of its weights is in the files, or some have another shape.
-    """
-    architecture = type(model).__name__
-    if mismatched := sorted(found["mismatched_keys"]):
-        weight, given, expected = mismatched[0]
-        raise PreflightError(
-            f"model {name!r} cannot be loaded: {_count(mismatched)} in its files of another shape than in "
-            f"config.json: {weight} is {_shape(given)} and not {_shape(expected)}"
-        )
-    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    parameters = {parameter for parameter, _ in model.named_parameters()}
-    if parameters and parameters <= set(missing):
-        held = f", which hold {_some(unused)}" if unused else ""
-        raise PreflightError(
-            f"model {name!r} cannot be loaded: none of the {len(parameters)} weights of {architecture} is in its "
-            f"files{held}: see that config.json names their architecture"
-        )
-    if missing:
-        model.config.random_weights = True
-        warnings.warn(
-            f"{_count(missing)} of {architecture} missing in the files of model {name!r}, and random: "
-            f"{_some(missing)}",
-            stacklevel=2,
-        )
-    if unused:
-        warnings.warn(
-            f"{_count(unused)} in the files of model {name!r} not used by {architecture}: {_some(unused)}",
-            stacklevel=2,
-        )
-
-
-def _count(weights: Sequence[Any]) -> str:
-    return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
-
-
-def _some(weights: Sequence[str]) -> str:
-    more = f" and {len(weights) - 3} more" if len(weights) > 3 else ""
-    return ", ".join(weights[:3]) + more
-
-
-def _shape(sizes: Sequence[int]) -> str:
-    return "×".join(map(str, sizes))
-
-
-def _check_causal(name: str, model: Any) -> None:
-    """Check that no token of *model* depends on later ones: transformers also loads encoders, with a warning.
-
-    If neither the configuration nor a layer says that the model is causal, two prompts that differ in their last
-    token are run. This is needed for GPT-NeoX models, which are decoders and do not say so.
-
-    Raises:
-        PreflightError: The model is an encoder.
-    """
-    config = model.config
-    is_decoder = getattr(config, "is_decoder", getattr(config, "causal", True))  # "causal" is XLM's name for it
-    if is_decoder or any(getattr(module, "is_causal", False) for module in model.modules()):
-        return
-    try:
-        prompts = torch.tensor([[5, 6], [5, 7]], device=input_device(model))
-        with torch.inference_mode():
-            first, second = model(input_ids=prompts).logits[:, 0].float()
-    except Exception:  # a model may have code of its own; an error will be reported when it generates
-        return
-    if (first - second).abs().max() > CAUSAL_TOLERANCE * first.abs().max():
-        raise PreflightError(
-            f"model {name!r} is an encoder ({type(model).__name__}), whose tokens depend on later ones: name a "
-            "decoder, or set is_decoder: true in its config.json if it was trained as one"
-        )
-
-
-def _check_modules(model: Any, places: Mapping[str, int | str]) -> None:
-    """Check that *model* has the modules that *places* names: transformers ignores unknown ones.
-
-    Raises:
-        PreflightError: The model has no module of that name.
-    """
-    known = (*dict(model.named_modules()), *dict(model.named_parameters()))
-    for name in places:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise PreflightError(f"pytorch.device_map: {type(model).__name__} has no module {name!r}{hint}")
 
 
 def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
@@ -280,75 +179,3 @@ def _compile(model: Any, how: dict[str, str]) -> None:
         model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
     except RuntimeError as error:  # an unknown mode or backend
         raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
-
-
-def possible_gpus(options: PyTorchConfig) -> list[int]:
-    """Return the indices of the GPUs that the model may use. Meters need them before it is loaded.
-
-    Raises:
-        PreflightError: An option names a device that does not exist.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if options.device_map is None:
-        return [0] if count else []
-    placed = _device_map(options)
-    named = [("device_map", place) for place in placed.values()] if isinstance(placed, dict) else []
-    allowed = [("max_memory", _device(key)) for key in options.max_memory or {}]
-    indices = {field: set[int]() for field in ("device_map", "max_memory")}
-    for field, place in [*named, *allowed]:
-        if (index := _gpu(field, place, count)) is not None:
-            indices[field].add(index)
-    if isinstance(placed, dict):
-        return sorted(indices["device_map"])
-    return sorted(indices["max_memory"]) if allowed else list(range(count))
-
-
-def _gpu(field: str, place: Any, count: int) -> int | None:
-    """Return the index of the GPU that *place* names; None if it names another kind of device."""
-    if place == "disk":
-        return None
-    try:
-        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    except RuntimeError as error:
-        raise PreflightError(f"pytorch.{field}: {one_line(error)}") from error
-    index = (device.index or 0) if device.type == "cuda" else None
-    if index is not None and index >= count:
-        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} visible)")
-    return index
-
-
-def used_gpus(model: Any) -> list[int]:
-    """Return the indices of the GPUs that *model* is on."""
-    # Offloaded parameters do not show where they are used: the device map does.
-    placed = getattr(model, "hf_device_map", None) or {}
-    places = placed.values() if placed else {parameter.device for parameter in model.parameters()}
-    devices = [place if isinstance(place, int) else str(place) for place in places]
-    return sorted(
-        {
-            place if isinstance(place, int) else torch.device(place).index or 0
-            for place in devices
-            if isinstance(place, int) or place.startswith("cuda")
-        }
-    )
-
-
-def input_device(model: Any) -> torch.device:
-    """Return the device on which *model* expects its input ids."""
-    embeddings = model.get_input_embeddings()
-    device: torch.device = embeddings.weight.device
-    if device.type == "meta":  # offloaded: accelerate moves it to its device while it runs
-        place = embeddings._hf_hook.execution_device
-        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    return device
-
-
-def _device_map(options: PyTorchConfig) -> Any:
-    """Return the device map in accelerate's form: a value of COMPUTED_MAPS, or a mapping."""
-    given = options.device_map
-    if isinstance(given, dict):
-        return {module: _device(place) for module, place in given.items()}
-    return given if given in COMPUTED_MAPS else {"": _device(str(given))}
-
-
-def _device(place: int | str) -> int | str:
-    return int(place) if isinstance(place, str) and place.isdecimal() else place

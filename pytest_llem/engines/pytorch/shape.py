@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
-from pytest_llem.engines.pytorch import generation, loading
+from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.tokenizer import text_config
 
 #: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.
@@ -111,7 +111,7 @@ def _precision(weights: list[torch.Tensor]) -> str:
 
 def _one_token(model: Any) -> tuple[int, list[Any]]:
     """Run a token through *model*. Return its FLOPs, and its entry in each layer's KV cache."""
-    token = torch.zeros((1, 1), dtype=torch.long, device=loading.input_device(model))
+    token = torch.zeros((1, 1), dtype=torch.long, device=placement.input_device(model))
     try:
         # Plain matrix products for attention: torch does not count kernels with fewer KV heads than query heads.
         plain = sdpa_kernel(SDPBackend.MATH)

@@ -84,17 +84,19 @@ def sampling_arguments(config: ExperimentConfig, index: int = 0) -> dict[str, An
 def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the arguments of a study that vLLM does not have, or whose type is wrong: key path and message."""
     options = config.vllm or VLLMConfig()
-    engine = {one.name for one in dataclasses.fields(EngineArgs)} - ENGINE_FIELDS.keys()
+    engine = {one.name for one in dataclasses.fields(EngineArgs)}
     sampling = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    # Names of fields of the study are reported without vLLM, too.
+    sections = (
+        ("engine", options.engine, EngineArgs, engine, ENGINE_FIELDS),
+        ("sampling", options.sampling, SamplingParams, sampling, SAMPLING_FIELDS),
+    )
     fixed = config.measurement.length_mode == "fixed"
-    for section, given, known, kind in (
-        ("engine", options.engine, engine, EngineArgs),
-        ("sampling", options.sampling, sampling - SAMPLING_FIELDS.keys(), SamplingParams),
-    ):
-        hints = _hints(kind)
+    for section, given, kind, arguments, fields in sections:
+        hints, known = _hints(kind), arguments - fields.keys()
         for name, value in (given or {}).items():
-            if name in ENGINE_FIELDS if section == "engine" else name in SAMPLING_FIELDS:
-                continue  # reported without vLLM, too
+            if name in fields:
+                continue
             if name not in known:
                 hint = did_you_mean(name, tuple(sorted(known)))
                 yield ("vllm", section, name), f"vLLM has no such argument{hint}"

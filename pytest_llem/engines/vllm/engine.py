@@ -180,6 +180,7 @@ class VLLMEngine(BatchEngine):
     def describe(self) -> EngineRecord:
         found, source = self._engine.vllm_config, self._source
         model, cache, scheduler = found.model_config, found.cache_config, found.scheduler_config
+        sampling = sampling_arguments(self._config)
         versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
         versions["vllm"] = vllm.__version__
         if torch.version.cuda:
@@ -205,7 +206,7 @@ class VLLMEngine(BatchEngine):
                 "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
                 "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
                 "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
-                "sampling": _plain(sampling_arguments(self._config)),
+                "sampling": {name: given for name, given in sampling.items() if name != "output_kind"},  # no JSON
             },
             adjusted=list(self._adjusted(scheduler)),
             **source.provenance(),
@@ -330,10 +331,6 @@ class VLLMEngine(BatchEngine):
             with suppress(Exception):  # a process of vLLM may have died
                 self._engine.engine_core.shutdown(timeout=END_SECONDS)
             self._engine = None
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name != "output_kind"}
 
 
 @contextmanager

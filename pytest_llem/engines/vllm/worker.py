@@ -48,7 +48,7 @@ class WorkerExtension:
         return reset_peak_rss()
 
     def llem_peak_memory_bytes(self) -> int | None:
-        """Return the peak memory use since then, in bytes."""
+        """Return the peak memory use since :meth:`llem_reset_peak_memory`, in bytes; None if unknown."""
         return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else peak_rss_bytes()
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
-from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import ManifestEntry
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult, selected_points
 
 #: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.

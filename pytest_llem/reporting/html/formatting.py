@@ -9,7 +9,7 @@ from typing import Any
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.text import mean_text, number
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 
 #: Shown in place of a missing value.

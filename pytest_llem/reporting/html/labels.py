@@ -9,7 +9,7 @@ from typing import Any
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.text import short_texts
 from pytest_llem.results.loads import has_loads, load_of, varying_axes
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 from pytest_llem.study.identity import value_text
 
 #: Values that have a colour each: numbers, which are coloured along a scale, and others; values with a panel each.

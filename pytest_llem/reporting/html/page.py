@@ -31,8 +31,9 @@ from pytest_llem.reporting.text import counted, mean_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.models import PointResult, failures
+from pytest_llem.results.manifest_records import failures
 from pytest_llem.results.pareto import best, pareto_optimal
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 

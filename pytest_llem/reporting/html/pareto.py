@@ -10,8 +10,8 @@ from pytest_llem.reporting.html.formatting import neutral, shown
 from pytest_llem.reporting.html.labels import labels_of, marks_of
 from pytest_llem.reporting.html.plots import CUT, ByAxis, Plot, Range, bars, figure, range_of, short
 from pytest_llem.reporting.text import counted
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
+from pytest_llem.results.points import PointResult
 
 #: Up to so many points, all have a label if it does not overlap with others; of more, the Pareto-optimal ones.
 MAX_LABELLED = 40

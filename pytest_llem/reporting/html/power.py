@@ -10,7 +10,7 @@ from pytest_llem.reporting.html.contents import Contents, Power
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 _FULL_HEIGHT = {"yref": "paper", "y0": 0, "y1": 1}
 _DASHES = ("solid", "dot", "dash", "dashdot")

@@ -22,8 +22,9 @@ from pytest_llem.reporting.html.formatting import (
     unit_of,
 )
 from pytest_llem.reporting.html.labels import Axis, axis_text, labels_of
-from pytest_llem.results.models import ManifestEntry, PointResult
+from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.pareto import COST, best
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text

@@ -21,7 +21,7 @@ from pytest_llem.reporting.html.plots import (
     short,
 )
 from pytest_llem.reporting.text import counted
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 #: Up to so many lines, the legend names them.
 MAX_NAMED = 12

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from pytest_llem.reporting.html.labels import axes_data
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.text import pieces
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.points import PointResult
 
 
 def render_template(

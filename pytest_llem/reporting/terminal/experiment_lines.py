@@ -14,8 +14,8 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_referenc
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.reporting.text import number
+from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.results.metrics import Metric
-from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment

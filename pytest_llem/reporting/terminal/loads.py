@@ -22,8 +22,8 @@ from pytest_llem.results.loads import (
     load_series,
     slo_of,
 )
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.serving import ProbeRecord
 from pytest_llem.results.statistics import Summary
 

@@ -13,8 +13,8 @@ from pytest_llem.reporting.terminal.loads import figure_text, is_ranked, load_co
 from pytest_llem.reporting.terminal.tables import COLUMNS, Columns, plain_table, table_console
 from pytest_llem.reporting.text import escaped, markdown_row, mean_text, short_texts, wrapped
 from pytest_llem.results.loads import GOOD_COST, has_loads, is_search, load_of, varying_axes
-from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
+from pytest_llem.results.points import PointResult
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import short_names, value_text
 

@@ -15,7 +15,7 @@ from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.reporting.text import counted
 from pytest_llem.results.gpu_spread import gpu_spread
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.models import failures
+from pytest_llem.results.manifest_records import failures
 from pytest_llem.results.pareto import COST, SPEED
 from pytest_llem.results.quality_warnings import worst
 from pytest_llem.results.study_result import StudyResult, selected_points

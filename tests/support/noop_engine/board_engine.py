@@ -19,7 +19,7 @@ from noop_engine import NoopEngine, NoopOptions
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import Needs
+from pytest_llem.study.engine_options import Needs
 
 
 class BoardOptions(NoopOptions):

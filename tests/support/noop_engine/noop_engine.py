@@ -39,7 +39,7 @@ from pydantic import Field
 from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.engines import EngineOptions
+from pytest_llem.study.engine_options import EngineOptions
 
 Batch = Sequence[Sequence[int]]
 

@@ -1,4 +1,4 @@
-"""The manifest of a study, and the result of one of its points."""
+"""The state of a study's experiments, as the manifest records it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
-from pytest_llem.results.serving import DriftRecord, LoadRecord
-from pytest_llem.results.statistics import Summary
-from pytest_llem.results.verdicts import GateVerdict
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner", "load"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -152,95 +147,3 @@ def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
         key = (error.kind, error.type, error.phase, error.message, expected)
         found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
     return list(found.values())
-
-
-class StudySummary(Record):
-    """Totals of a study."""
-
-    total: int
-    """Number of selected experiments."""
-    completed: int
-    """Number of completed experiments."""
-    failed: int
-    """Number of failed experiments."""
-    replayed: int = 0
-    """Number of completed experiments whose result was taken from an earlier run."""
-    wall_seconds: float
-    """Time from the first start to the last end, in s."""
-    energy_j: float | None = None
-    """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
-    method: str | None = None
-    """Weakest method in that sum."""
-
-
-class CycleTurns(Record):
-    """The turns of a cycle that was interleaved with the other side of a comparison, pass by pass."""
-
-    cycle: int
-    """Number of the cycle."""
-    pair: str
-    """Id of the cycle and its counterpart on the other side."""
-    metrics: dict[str, list[float]]
-    """Values of a metric over each turn alone, by metric; without metrics that a turn has no value of."""
-
-
-class PointResult(Record):
-    """The result of one point over its cycles."""
-
-    id: str
-    """Id of the point, as in the items' ids without the cycle."""
-    axes: dict[str, Any]
-    """Values of the point's axes, by dotted key."""
-    config: dict[str, Any]
-    """Resolved configuration; once there are results, their ``effective_config``."""
-    config_hash: str
-    """Hash of the configuration."""
-    cycles: list[int] = Field(default_factory=list)
-    """Numbers of the completed cycles, in order."""
-    metrics: dict[str, Summary]
-    """Statistics by metric; their ``values`` are in the order of ``cycles``."""
-    result_digests: list[str] = Field(default_factory=list)
-    """SHA-256 of the result of each of ``cycles``, in their order, which shows whether two points are the same
-    measurement. Empty in results of schema 1.3 and older.
-    """
-    testbed: dict[str, Any] = Field(default_factory=dict)
-    """Testbed facts, which must match in a comparison."""
-    sut: dict[str, Any] = Field(default_factory=dict)
-    """System-under-test facts, which may differ in a comparison."""
-    contention: PointContention | None = None
-    """Contended cycles; null if no result records contention."""
-    turns: list[CycleTurns] = Field(default_factory=list)
-    """Turns of those cycles that were measured alternately, in order."""
-    not_repeated: str | None = None
-    """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
-    loads: list[LoadRecord] = Field(default_factory=list)
-    """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
-    gpus: list[list[str]] = Field(default_factory=list)
-    """UUIDs of the GPUs of each of ``cycles``, in their order; empty without GPUs."""
-    drifts: list[DriftRecord] = Field(default_factory=list)
-    """Drift of each server on which the point's load was the last one."""
-    verdicts: list[GateVerdict] = Field(default_factory=list)
-    """Verdicts of the point's gates."""
-    replay_mismatch: str | None = None
-    """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
-    has.
-    """
-
-    def summary_of(self, metric: str) -> Summary:
-        """Return the statistics of *metric*; without a value if the writing version did not know it."""
-        return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
-
-
-class TokenAgreement(Record):
-    """How far the greedy outputs of two engines agree for the same prompts, model and settings."""
-
-    point: str
-    """Id of a point."""
-    reference: str
-    """Id of the point of the study's first engine that it is compared with."""
-    share: float
-    """Tokens before the first difference of each request ÷ tokens, 0 to 1."""
-    requests: int
-    """Number of compared requests, of the first pass of the first cycle."""
-    tokens: int
-    """Number of their tokens."""

@@ -1,0 +1,51 @@
+"""Find the results of studies in folders, and read them one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pytest_llem.results.manifest import MANIFEST
+from pytest_llem.results.study_result import RESULT, StudyResult
+
+
+def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | str]]:
+    """Yield each result in *paths*, or why it cannot be read.
+
+    A path is a results directory, a saved result, or a folder that holds these at any depth. Hidden folders in it
+    are skipped. Only one result is in memory at a time.
+
+    Args:
+        paths: Folders and files.
+
+    Raises:
+        ValueError: A path does not exist, or no result is in it; the message starts with the path.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        places = [*_places(path)]
+        if not places:
+            raise ValueError(f"{path}: holds no results")
+        for place in places:
+            try:
+                yield place, StudyResult.load(place)
+            except ValueError as error:
+                yield place, str(error)
+            except OSError as error:
+                yield place, f"{error.filename or place}: {error.strerror or error}"
+
+
+def is_result(path: Path) -> bool:
+    """Return whether *path* is a file or a results directory, and not a folder that holds these."""
+    return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Yield the results directories and saved results in *path*, itself included."""
+    if is_result(path):
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        if child.suffix == ".json" or (child.is_dir() and not child.name.startswith(".")):
+            yield from _places(child)
