@@ -80,6 +80,16 @@ def test_sweep_examples_have_the_stated_points(tmp_path: Path) -> None:
     assert len([point for point in study.points if point.xfail]) == 4
 
 
+def test_no_two_tutorials_have_a_module_of_one_name() -> None:
+    """Their projects are installed into one environment, where the first one of that name would be imported."""
+    found: list[str] = []
+    for tutorial in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
+        names = re.findall(r"^```python\n# ([\w./]+)\n", tutorial.read_text(), re.M)
+        found += {name.removesuffix(".py").split("/")[0] for name in names}
+    assert {"answers", "my_script"} <= {*found}
+    assert len(found) == len({*found}), found
+
+
 @pytest.mark.slow
 def test_project_of_the_gate_tutorial_runs_and_can_fail(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
