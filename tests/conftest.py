@@ -59,7 +59,9 @@ for _name in (
     "pandas",
 ):
     if not re.search(r"pytest_llem\.(engines|measurement)\.|__main__", _name):
-        with contextlib.suppress(ImportError):  # of an extra that is not installed: pytest --help imports this file too
+        with contextlib.suppress(
+            ImportError
+        ):  # of an extra that is not installed
             importlib.import_module(_name)
 
 NOOP_STUDY = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,15 @@ def test_named_options_exist(pytester: pytest.Pytester) -> None:
     listed = set(re.findall(r"[\w-]+", pytester.runpytest_inprocess("--help", "-p", "llem").stdout.str()))
     assert len(named) > 10
     assert named <= listed
+
+
+@pytest.mark.slow
+def test_help_in_the_checkout_needs_no_extra() -> None:
+    """pytest imports ``tests/conftest.py`` for it, where users have installed the extra ``pytorch`` alone."""
+    code = "import sys; sys.modules['pandas'] = None; import pytest; sys.exit(pytest.main(['--help']))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "--llem-save=NAME" in run.stdout
 
 
 def test_sweep_examples_have_the_stated_points(tmp_path: Path) -> None:
