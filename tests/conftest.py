@@ -59,9 +59,7 @@ for _name in (
     "pandas",
 ):
     if not re.search(r"pytest_llem\.(engines|measurement)\.|__main__", _name):
-        with contextlib.suppress(
-            ImportError
-        ):  # of an extra that is not installed
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
             importlib.import_module(_name)
 
 NOOP_STUDY = {
