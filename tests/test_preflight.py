@@ -76,7 +76,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: no/python}",
-            "runner 'no/python' of engine 'pytorch' does not exist: name a Python interpreter, by its absolute",
+            "runner 'no/python' of engine 'pytorch' does not exist: name a Python interpreter (in runners:",
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: '~nobody-of-that-name/python'}",
