@@ -48,14 +48,16 @@ def _attribute(name: str) -> Any:
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
         raise LookupError(f"expected package.module:Class (got {name!r})")
     try:
-        found: Any = import_module(module_name)
+        module = import_module(module_name)
     except ImportError:
         raise
     except Exception as error:  # a user's module may raise anything while it is imported
         raise ImportError(f"{module_name} raises {type(error).__name__}: {error}") from error
+    found: Any = module
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise LookupError(f"there is no {attribute!r} in {module_name}")
+            # The file, since a module of the same name may come first in sys.path. Namespace packages have none.
+            raise LookupError(f"there is no {attribute!r} in {getattr(module, '__file__', None) or module_name}")
         found = getattr(found, attribute)
     return found
 

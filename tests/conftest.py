@@ -52,12 +52,15 @@ sys.dont_write_bytecode = False
 
 # pytester forgets what a run of pytest in this process imports, but an extension module cannot be imported twice.
 # So whatever a controller may import is imported here.
-for _module in pkgutil.walk_packages(pytest_llem.__path__, "pytest_llem."):
-    if not re.search(r"\.(engines|measurement)\.|__main__", _module.name):
-        with contextlib.suppress(ImportError):  # of an extra that is not installed, as on a machine for tests/gpu
-            importlib.import_module(_module.name)
-for _name in ("numpy", "scipy.stats", "pandas"):
-    importlib.import_module(_name)
+for _name in (
+    *(module.name for module in pkgutil.walk_packages(pytest_llem.__path__, "pytest_llem.")),
+    "numpy",
+    "scipy.stats",
+    "pandas",
+):
+    if not re.search(r"pytest_llem\.(engines|measurement)\.|__main__", _name):
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            importlib.import_module(_name)
 
 NOOP_STUDY = {
     "name": "noop",

@@ -28,7 +28,7 @@ MESSAGES = {
     "raises": "own_engine raises RuntimeError: no device",
     "exits": "importing it raises SystemExit: no",
     "crashes": "importing it ends Python (status 7)",
-    "no such class": "there is no 'Engine' in own_engine",
+    "no such class": "there is no 'Engine' in {folder}/own_engine.py",
     "no engine": "missing methods: close, describe, encode and 12 more",
 }
 
@@ -109,7 +109,8 @@ def test_engine_that_the_reference_cannot_import_is_reported(whole: Environment,
     crashing = f"{modules.pop('crashes')}:Engine"
     names = {fault: f"{module}:Engine" for fault, module in modules.items()}
     found = import_problems(whole.python, [*names.values()], [str(tmp_path)])
-    assert found == {name: MESSAGES[fault].replace("own_engine", modules[fault]) for fault, name in names.items()}
+    messages = {fault: message.format(folder=tmp_path) for fault, message in MESSAGES.items()}
+    assert found == {name: messages[fault].replace("own_engine", modules[fault]) for fault, name in names.items()}
     assert import_problems(whole.python, [crashing], [str(tmp_path)]) == {crashing: MESSAGES["crashes"]}
 
 

@@ -50,9 +50,7 @@ def test_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(file.read_text()) == study_schema(installed(ENGINE_GROUP))
 
 
-@pytest.mark.parametrize(
-    ("place", "error"), [("no/where.json", "No such file or directory"), ("", "Is a directory")]
-)
+@pytest.mark.parametrize(("place", "error"), [("no/where.json", "no such file or folder"), ("", "Is a directory")])
 def test_unwritable_file_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, error: str
 ) -> None:

@@ -77,7 +77,10 @@ def test_results_directory_has_a_table(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["table", str(tmp_path)]) == 2
-    out, error = capsys.readouterr()
-    assert (out, error.count("\n")) == ("", 1)
-    assert error.startswith(f"llem: {tmp_path}")
+    faults = {
+        tmp_path: "holds no manifest.json, so no results of a study",
+        tmp_path / "no": "no such file or folder",
+    }
+    for folder, fault in faults.items():
+        assert cli.main(["table", str(folder)]) == 2
+        assert capsys.readouterr() == ("", f"llem: {folder}: {fault}\n")

@@ -701,7 +701,7 @@ def test_tutorial_runs_and_its_sleep_is_a_regression(
     pytester.runpytest_subprocess(*options, "--llem-save=main", "--llem-save-partial").assert_outcomes(
         passed=3, deselected=3
     )
-    script, loop = pytester.path / "answers.py", "    for start in range(0, len(prompts), batch_size):\n"
+    script, loop = pytester.path / "my_script.py", "    for start in range(0, len(prompts), batch_size):\n"
     (added,) = (block for block in blocks(tutorial, "python") if "time.sleep" in block)
     assert loop in script.read_text()
     slower = script.read_text().replace(loop, textwrap.indent(added, "    "))

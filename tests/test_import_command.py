@@ -146,7 +146,7 @@ def test_outputs_of_llama_bench_are_the_same_points_in_every_format() -> None:
     [
         (["a.json", "b.json"], "b.json: has the same content as a.json: one run is not two"),
         (["a.json", "own.json"], "a.json of vllm bench serve, own.json of script: tools measure differently"),
-        (["missing.json"], "missing.json: cannot be read: No such file or directory"),
+        (["missing.json"], "missing.json: no such file or folder"),
         (["a.json", "--axis", "x"], "--axis x: must be NAME=JSON.path"),
         (["a.json", "-o", "full"], "full: exists already: give the name of a new folder"),
     ],

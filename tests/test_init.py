@@ -94,6 +94,12 @@ def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "llem: study.yaml: exists already, nothing was written\n"
 
 
+def test_file_that_pytest_would_not_collect_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "study.txt"]) == 2
+    assert capsys.readouterr().err == "llem: study.txt: the name of a study ends with .yaml or .yml\n"
+    assert [*folder.iterdir()] == []
+
+
 def test_llem_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "write a first study" in capsys.readouterr().out

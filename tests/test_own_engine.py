@@ -140,7 +140,8 @@ def test_process_finds_the_engine_by_the_python_path(pytester: pytest.Pytester, 
     ("name", "message"),
     [
         ("nothing.here:Engine", "No module named 'nothing'"),
-        ("mine.engine:Engin", "there is no 'Engin' in mine.engine"),
+        ("mine.engine:Engin", "there is no 'Engin' in {folder}/mine/engine.py"),
+        ("namespace:Engine", "there is no 'Engine' in namespace"),
         ("mine.engine:NOTHING", "missing methods: close, describe, encode and 12 more"),
         ("wanting:Engine", "No module named 'a_module_that_is_not_there'"),
         ("broken:Engine", "broken raises KeyError: 'NO_SUCH_'"),
@@ -154,8 +155,10 @@ def test_unusable_engine_is_reported_in_one_line(
     pytester: pytest.Pytester, own: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     pytester.syspathinsert()
+    (pytester.path / "namespace").mkdir()
     with pytest.raises(PreflightError) as caught:
         run_experiment({**FIELDS, "backend": name})
+    message = message.format(folder=pytester.path)
     assert str(caught.value).startswith(f"engine {name!r} cannot be used: {message}")
     assert "\n" not in str(caught.value)
 

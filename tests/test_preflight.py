@@ -76,7 +76,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: no/python}",
-            "runner 'no/python' of engine 'pytorch' does not exist: name a Python interpreter, by its absolute",
+            "runner 'no/python' of engine 'pytorch' does not exist: name a Python interpreter (in runners:",
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: '~nobody-of-that-name/python'}",
@@ -181,12 +181,13 @@ class TestAnotherInterpreter:
         names = ["mine:Engine", "bitsandbytes:Engine", "hidden:Engine"]
         text = f"model: m\nsweep: {{backend: {json.dumps(names)}}}"
         in_module = "there is no 'Engine' in"
-        assert reasons(tmp_path, text)[2] == f"engine 'hidden:Engine' cannot be used: {in_module} hidden"
+        hidden = tmp_path / "only_here" / "hidden.py"
+        assert reasons(tmp_path, text)[2] == f"engine 'hidden:Engine' cannot be used: {in_module} {hidden}"
         with_runner = f"{text}\nrunners: {json.dumps(dict.fromkeys(names, str(elsewhere.python)))}"
         where = f"cannot be used with {elsewhere.python}"
         assert reasons(tmp_path, with_runner) == [
             f"engine 'mine:Engine' {where}: mine raises AssertionError: imported",
-            f"engine 'bitsandbytes:Engine' {where}: {in_module} bitsandbytes",
+            f"engine 'bitsandbytes:Engine' {where}: {in_module} {elsewhere.site_packages}/bitsandbytes.py",
             "engine 'hidden:Engine': module 'hidden' not found (add its folder to the ini option pythonpath)",
         ]
 

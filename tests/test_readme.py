@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,15 @@ def test_named_options_exist(pytester: pytest.Pytester) -> None:
     assert named <= listed
 
 
+@pytest.mark.slow
+def test_help_in_the_checkout_needs_no_extra() -> None:
+    """pytest imports ``tests/conftest.py`` for it, where users have installed the extra ``pytorch`` alone."""
+    code = "import sys; sys.modules['pandas'] = None; import pytest; sys.exit(pytest.main(['--help']))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "--llem-save=NAME" in run.stdout
+
+
 def test_sweep_examples_have_the_stated_points(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "sweeps.md").read_text()
     simple, common, grammar = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
@@ -78,6 +89,16 @@ def test_sweep_examples_have_the_stated_points(tmp_path: Path) -> None:
     assert (backends.count("pytorch"), backends.count("vllm")) == (9, 8)
     assert [point.id for point in study.points if point.skip] == [study.points[-1].id]
     assert len([point for point in study.points if point.xfail]) == 4
+
+
+def test_no_two_tutorials_have_a_module_of_one_name() -> None:
+    """Their projects are installed into one environment, where the first one of that name would be imported."""
+    found: list[str] = []
+    for tutorial in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
+        names = re.findall(r"^```python\n# ([\w./]+)\n", tutorial.read_text(), re.M)
+        found += {name.removesuffix(".py").split("/")[0] for name in names}
+    assert {"answers", "my_script"} <= {*found}
+    assert len(found) == len({*found}), found
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ class TestInterpreterQuery:
             "x" * 9: "cannot be run (File name too long): name a Python interpreter",
             **dict.fromkeys(
                 ("dangling", "nowhere", "a\0b"),
-                "does not exist: name a Python interpreter, by its absolute path or relative to the study",
+                "does not exist: name a Python interpreter (in runners: absolute, or relative to the study)",
             ),
         }
 
@@ -459,7 +459,7 @@ class TestRunning:
         )
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
-        message = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter, by its *"
+        message = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter (in *"
         run.stdout.fnmatch_lines(
             [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {message}", f"preflight: {message}"]
         )

@@ -30,7 +30,10 @@ def reason(folder: Path, **study: Any) -> str:
     ("study", "expected"),
     [
         ({"precision": "fp16"}, "28:1: precision: does not reach the server: its command has no {precision}"),
-        ({"model": "m"}, "28:1: model: does not reach the server: its command has no {model}"),
+        (
+            {"model": "m"},
+            "1: model: does not reach the server: its command has no {model}: leave model out, or add",
+        ),
         ({"server": {"command": ["x", "{model}", PORT]}}, "server: the command takes {model}: give model in the"),
         ({"decoder": {"top_k": 5}}, "29:3: decoder.top_k: not every server takes it: give server.preset if yours"),
         ({"decoder": {"preset": "creative"}}, "decoder.repetition_penalty: not every server takes it"),
@@ -39,7 +42,7 @@ def reason(folder: Path, **study: Any) -> str:
         ({"measurement": {"prefill_split": True}}, "leave measurement.prefill_split out"),
         (
             {"server": {"args": {"seats": 2}}},
-            "server: args: 'seats' does not reach the server: its command",
+            "server: args: 'seats' does not reach the server: its command has no {seats}: leave seats out",
         ),
         ({"server": {"command": ["x", "{prt}", PORT]}}, "command[1]: unknown placeholder '{prt}' (did you mean"),
         (

@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             discard_output()
-        print_error(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file or folder" if missing else error.strerror or error
+        print_error(f"{error.filename or 'standard output'}: {reason}")
         return NOT_RUN
     except KeyboardInterrupt:
         print_error("interrupted")

@@ -94,7 +94,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from pytest_llem._plugin.declarations import YAML_SUFFIXES
+
     study = Path(options.file)
+    if study.suffix not in YAML_SUFFIXES:
+        print_error(f"{study}: the name of a study ends with {' or '.join(YAML_SUFFIXES)}")
+        return NOT_RUN
     written = {study: _study(study, options.model)}
     if options.ci is not None:
         written[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)

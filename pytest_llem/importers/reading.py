@@ -50,6 +50,8 @@ def read_text(file: Path) -> str:
                 size = f"{state.st_size / 1e6:,.0f} MB"
                 fail(file, f"has {size}, and at most {MAX_BYTES / 1e6:,.0f} MB can be imported: use a shorter run")
             content = opened.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        fail(file, "no such file or folder")
     except (OSError, ValueError) as error:
         if isinstance(error, ImportFileError):
             raise

@@ -141,7 +141,7 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
     start, source = _START.format(oldest=MIN_PYTHON), inspect.getsource(interpreter_probe)
     try:
         if not Path(python).exists():
-            return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
+            return "does not exist: name a Python interpreter (in runners: absolute, or relative to the study)"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
         command = [python, "-c", start, source, _MARKER, json.dumps(_question(modules))]

@@ -68,7 +68,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     A run whose process was killed since this machine was booted is ``interrupted``, whatever the file says.
 
     Raises:
-        ValueError: The manifest is missing, invalid, or has another major schema version.
+        ValueError: The directory or the manifest is missing, invalid, or has another major schema version.
         OSError: The manifest cannot be read.
     """
     directory = Path(directory)
@@ -81,6 +81,8 @@ def read_manifest(directory: str | Path) -> Manifest:
             newer = list(read_journal(directory / JOURNAL, manifest.journal_sequence))
             after = file.stat()
         except (FileNotFoundError, NotADirectoryError):
+            if not directory.exists():
+                raise ValueError(f"{directory}: no such file or folder") from None
             raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study") from None
         # The writer empties the journal after writing the manifest. If that happened between the two reads,
         # transitions are missing: read again.

@@ -129,7 +129,7 @@ class ServerConfig(EngineOptions):
         if "model" in used and config.model is None:
             raise ValueError("the command takes {model}: give model in the study")
         unused = {
-            name: "does not reach the server: its command has no {" + name + "}"
+            name: f"does not reach the server: its command has no {{{name}}}: leave {name} out, or add that"
             for name in ("model", "precision")
             if name not in used and not (name == "model" and self.is_attached)
         }

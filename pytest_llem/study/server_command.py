@@ -79,7 +79,8 @@ def fields_in_command(config: ExperimentConfig) -> set[str]:
         return found
     left = [name for name in server.args or {} if f"server.args.{name}" not in found]
     if left:
-        raise ValueError(f"args: {left[0]!r} does not reach the server: its command has no {{{left[0]}}}")
+        problem = f"{left[0]!r} does not reach the server: its command has no {{{left[0]}}}"
+        raise ValueError(f"args: {problem}: leave {left[0]} out, or add that")
     return found
 
 
