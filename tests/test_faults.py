@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import child as childs
-from pytest_llem.isolation import supervisor
+from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
@@ -34,6 +35,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 MakeJob = Callable[..., Job]
 Run = Callable[..., Outcome]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file become larger than *size* bytes, in this process and in those that it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +347,19 @@ class TestPytestIsKilled:
             wait_until(lambda: all(map(gone, _pids(pytester.path / "notes"))), 30)
         finally:
             worker.kill()
+
+
+def test_result_that_does_not_fit_on_the_disk_is_located(job: MakeJob, run: Run) -> None:
+    with file_size_limit(50_000):
+        error = _error(run(job(filler=100_000)))
+    assert (error.kind, error.type, error.traceback) == ("crash", "UnwritableError", None)
+    assert error.message.endswith("/result.json'")
+
+
+def test_file_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    with file_size_limit(50_000), pytest.raises(worker.UnwritableError, match=r"/result\.json'$"):
+        worker.write_whole(tmp_path / "result.json", "x" * 100_000)
+    assert not list(tmp_path.iterdir()), "the error, which is written next, may need the room"
 
 
 def test_sys_path_may_hold_paths(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

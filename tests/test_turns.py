@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -181,7 +182,8 @@ class TestFaults:
         options: list[dict[str, Any]] = [{}, {}]
         options[failing] = {"fault_at": fault, "at": 3}
         outcomes = pair(*(engine(report=str(tmp_path / "notes"), **one) for one in options))
-        assert _error(outcomes[failing]).kind == kind
+        error = _error(outcomes[failing])
+        assert (error.kind, error.phase) == (kind, "measuring alternately")
         other = _error(outcomes[1 - failing])
         assert other.kind == "partner"
         assert ("candidate", "reference")[failing] in other.message
@@ -205,6 +207,20 @@ class TestFaults:
         report = str(tmp_path / "notes")
         outcomes = pair(engine(report=report, kills=report), engine(report=report))
         assert [_error(one).kind for one in outcomes] == ["partner", "crash"]
+        assert _error(outcomes[1]).phase == "waiting for its turn"
+
+    def test_stopped_server_runs_again_after_a_fault(self, engine: MakeJob, forkservers: ForkServers) -> None:
+        faulty, spinning = engine(3, 0.5, seconds=0.05, fault_at="raise", at=15), engine(3, 0.5, spins=True)
+        with subprocess.Popen(["sleep", "600"], start_new_session=True) as server:
+            try:
+                outcomes = run_interleaved(
+                    Side("candidate", faulty, 180, forkservers),
+                    Side("reference", spinning, 180, forkservers, server=server.pid),
+                )
+                assert psutil.Process(server.pid).status() != psutil.STATUS_STOPPED
+            finally:
+                server.kill()
+        assert [_error(one).kind for one in outcomes] == ["exception", "partner"]
 
     def test_fault_before_the_turns_ends_both(self, pair: Pair, engine: MakeJob) -> None:
         outcomes = pair(engine(), engine(unknown=1))

@@ -70,6 +70,7 @@ def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -
         return one.conclude(failed), other.conclude(failed)
     finally:
         for side in (one, other):
+            side.resume()  # a server that is stopped could not end when it is asked to
             side.process.end()
 
 
@@ -85,6 +86,7 @@ class _Running:
         error: Why the process could not be started; None if it was.
         waiting: The last report that it waits for its turn.
         waits: Number of these reports.
+        has_turn: Whether it has been given a turn that it has not ended.
         is_stopped: Whether it is stopped by a signal while it waits.
         timed_out: Whether the time was up while it had something to do.
         every_s: Longest time between two calls of :meth:`tick`, in s.
@@ -97,6 +99,7 @@ class _Running:
     error: OSError | None = None
     waiting: Progress = field(default_factory=lambda: Progress(WAITING, 0, 1))
     waits: int = 0
+    has_turn: bool = False
     is_stopped: bool = False
     timed_out: bool = False
     every_s: float = MAX_WAIT
@@ -160,20 +163,21 @@ class _Running:
         """Let it measure while *other* waits, and return whether it has."""
         assert self.child is not None
         assert other.child is not None
-        before, was_stopped = self.waits, self._resume()
+        before, was_stopped, self.has_turn = self.waits, self.resume(), True
         self.child.send(Turn(other.side.server or other.child.pid or 0, was_stopped).order())
         if not self.wait(other, left, lambda: self.waits > before):
             return False
+        self.has_turn = False
         # One that was stopped has used no CPU for that reason, and is stopped again.
         if was_stopped or (self.waiting.waiting_cpus or 0.0) > MAX_WAITING_CPUS:
+            self.is_stopped = True  # first, as Ctrl-C may come in between
             self._signal(signal.SIGSTOP)
-            self.is_stopped = True
         return True
 
     def finish(self, left: float) -> None:
         """End its turns, and wait up to *left* s for its result."""
         assert self.child is not None
-        self._resume()
+        self.resume()
         self.child.send(END_OF_TURNS)
         self.timed_out = self.child.wait(left, until=lambda: self.is_done)
 
@@ -189,10 +193,12 @@ class _Running:
         outcome = self.process.outcome(self.side.timeout if self.timed_out else None)
         if outcome.result is not None:
             self.process.shut_down()
+        if outcome.error is not None and self.has_turn and outcome.error.phase == WAITING:
+            outcome.error.phase = IN_TURNS  # it does not report that its turn begins
         return outcome
 
-    def _resume(self) -> bool:
-        """Let it run again if it was stopped, and return whether it was."""
+    def resume(self) -> bool:
+        """Let it and its server run again if they were stopped, and return whether they were."""
         was_stopped, self.is_stopped = self.is_stopped, False
         if was_stopped:
             self._signal(signal.SIGCONT)

@@ -229,11 +229,23 @@ def run(
     write_whole(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 
 
+class UnwritableError(OSError):
+    """A file of the attempt could not be written, as on a full disk."""
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write *text* to *path* so that the file is either whole or missing."""
+    """Write *text* to *path* so that the file is either whole or missing.
+
+    Raises:
+        UnwritableError: The file could not be written.
+    """
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # leaves room for the error, which is shorter than a result
+        raise UnwritableError(error.errno, error.strerror, str(path)) from error
 
 
 def describe(error: BaseException, phase: str) -> dict[str, Any]:
@@ -248,11 +260,12 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         kind = "preflight"
     elif not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(one in message for one in _NO_MEMORY):
         kind = "oom"
-    elif "EngineCrashError" in names:
+    elif not names.isdisjoint({"EngineCrashError", "UnwritableError"}):
         kind = "crash"
     elif "LoadError" in names:
         kind = "load"
-    text = None if kind in ("preflight", "load") else _traceback(error)
+    is_explained = kind in ("preflight", "load") or isinstance(error, UnwritableError)
+    text = None if is_explained else _traceback(error)
     return {
         "kind": kind,
         "type": type(error).__name__,
