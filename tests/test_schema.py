@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 import pytest_llem
 from pytest_llem import registry
+from pytest_llem.docstrings import field_docstrings
 from pytest_llem.study.document import load_document
 from pytest_llem.study.grid import STUDY_KEYS
 from pytest_llem.study.loading import load_study
@@ -445,7 +446,7 @@ def test_schema_has_every_section() -> None:
 )  # fmt: skip
 def test_docstring_describes_every_field_and_its_default(model: type[Any], field: str) -> None:
     info = model.model_fields[field]
-    text = " ".join((info.description or "").split())
+    text = " ".join(field_docstrings(model)[field].split())
     assert text.endswith(".")
     if info.is_required():
         assert re.search(r"\bRequired\.", text)

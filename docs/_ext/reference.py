@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from pytest_llem._plugin import declarations
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.docstrings import field_docstrings
 from pytest_llem.doctor.records import Examination
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.reporting.html import write_report
@@ -137,7 +138,7 @@ def _marked() -> dict[str, str]:
         for document in (ExperimentConfig, ExecutionConfig, GatesConfig, BudgetConfig, Rule)
         for one in _models(document)
     )
-    texts = [field.description or "" for model in models for field in model.model_fields.values()]
+    texts = [text for model in models for text in field_docstrings(model).values()]
     return {" ".join(text.replace("``", "").split()): prose(text) for text in texts}
 
 
@@ -363,11 +364,12 @@ def records(document: type[BaseModel], without: type[BaseModel] | None = None) -
             yield ""
         yield prose((model.__doc__ or "").partition("\n\n")[0])
         yield ""
+        docstrings = field_docstrings(model)
         rows = (
             (
                 f'[]{{id="{model.__name__.lower()}.{name}"}}`{name}`',
                 _type(field.annotation),
-                prose(field.description),
+                prose(docstrings.get(name)),
             )
             for name, field in model.model_fields.items()
         )

@@ -18,9 +18,7 @@ class Record(BaseModel):
     """Base of everything that is written to a file."""
 
     # protected_namespaces=(): pydantic before 2.10 warns about fields named model_….
-    model_config = ConfigDict(
-        extra="ignore", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Document(Record):

@@ -32,7 +32,7 @@ class Metric(BaseModel):
         (40.52, 42.48)
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     value: float | None
     """Value in ``unit``; null if it is not available, never 0 instead."""

@@ -26,7 +26,7 @@ class Summary(BaseModel):
         'measured, cpu_package'
     """
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
     mean: float | None
     """Arithmetic mean, null if no cycle has a value."""

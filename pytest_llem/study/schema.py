@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.docstrings import field_docstrings
 from pytest_llem.study.budgets import BudgetConfig, LimitConfig
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import ENGINES
@@ -107,14 +108,15 @@ def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
 
 
 def _described(model: type[BaseModel], schema: Schema) -> Schema:
-    """Return pydantic's *schema* of *model* with descriptions from the model's docstring."""
+    """Return pydantic's *schema* of *model* with descriptions from the docstrings."""
     summary = (inspect.getdoc(model) or "").partition("\n\n")[0]
+    docstrings = field_docstrings(model)
     fields = {}
     for name, given in schema["properties"].items():
         field = {key: one for key, one in given.items() if key not in ("title", "description")}
         if issubclass(model, NullableSection) and name not in schema.get("required", ()):
             field = _or_null(field)
-        fields[name] = {"description": _plain(given["description"]), **field}
+        fields[name] = {"description": _plain(docstrings[name]), **field}
     kept = {key: one for key, one in schema.items() if key != "title"}
     return {**kept, "description": _plain(summary), "properties": fields}
 

@@ -21,9 +21,7 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """A frozen section of a study file that refuses unknown keys and does not coerce types."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class NullableSection(Section):
