@@ -82,11 +82,11 @@ class TestHubDatasetOfAnotherCommit:
 
 
 class TestNumbersOfAnotherBase:
-    """pyyaml#107: numbers with a leading 0 are read in base 8, numbers with colons in base 60."""
+    """pyyaml#107: numbers with a leading 0 are read in base 8, with 0b in base 2, and with colons in base 60."""
 
     @pytest.mark.parametrize(
         ("written", "read"),
-        [("010", "8"), ("-0_17", "-15"), ("1:30", "90"), ("1:00:00", "3600"), ("1:30.5", "90.5")],
+        [("010", "8"), ("-0_17", "-15"), ("0b10", "2"), ("1:30", "90"), ("1:00:00", "3600"), ("1:30.5", "90.5")],
     )
     def test_a_number_that_is_not_decimal_is_refused(
         self, write_study: Callable[..., Path], written: str, read: str

@@ -28,11 +28,13 @@ class TestbedDifferences:
 
     Attributes:
         blocking: Differences that stop the comparison of a metric.
+        candidate: Name of each of these facts, and its value in the candidate.
         warnings: The other differences.
         binding: Those of ``blocking`` that no option overrides.
     """
 
     blocking: tuple[str, ...]
+    candidate: tuple[str, ...]
     warnings: tuple[str, ...]
     binding: tuple[str, ...] = ()
 
@@ -42,6 +44,7 @@ def testbed_differences(candidate: PointResult, reference: PointResult, metric: 
     facts, reference_facts = _testbed(candidate, metric), _testbed(reference, metric)
     is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     blocking: list[str] = []
+    candidates: list[str] = []
     warnings: list[str] = []
     binding: list[str] = []
     for key, fact in TESTBED.items():
@@ -53,12 +56,17 @@ def testbed_differences(candidate: PointResult, reference: PointResult, metric: 
         unknown = value is None or reference_value is None
         if fact.concerns == "nothing" and unknown:
             continue
-        text = _difference(fact.name, value, reference_value, "unknown" if fact.optional else "none")
+        absent = "unknown" if fact.optional else "none"
+        text = _difference(fact.name, value, reference_value, absent)
         text += f" ({fact.note})" if fact.note else ""
-        (warnings if fact.concerns == "nothing" or (unknown and fact.optional) else blocking).append(text)
+        if fact.concerns == "nothing" or (unknown and fact.optional):
+            warnings.append(text)
+        else:
+            blocking.append(text)
+            candidates.append(f"{fact.name}: {_shown(value, absent)}")
         if fact.binding:
             binding.append(text)
-    return TestbedDifferences(tuple(blocking), tuple(warnings), tuple(binding))
+    return TestbedDifferences(tuple(blocking), tuple(candidates), tuple(warnings), tuple(binding))
 
 
 def _testbed(point: PointResult, metric: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from pydantic import ValidationError
 
@@ -28,7 +29,7 @@ from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.study.gates import DEFAULT_FAMILY, OPEN_LOOP_FAMILY, GatesConfig
 from pytest_llem.study.identity import axes_key
 
-#: Metrics in place of default ones, for engines and servers whose tokens are not known one by one.
+#: Metrics in place of default ones, for engines that do not count tokens, and servers that send several at a time.
 _INSTEAD = PER_REQUEST | PER_TOKEN_TIME
 
 
@@ -83,7 +84,8 @@ class MetricChange:
         first: First value after the change, or of the drift.
         last: The same value, or the last value of the drift.
         before: The judged value before ``first``; None for a drift from the first run on.
-        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except the commit.
+        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except the commit;
+            empty for a drift.
     """
 
     verdict: str
@@ -102,8 +104,8 @@ class MetricHistory:
         study: Name of the study.
         metric: Name of the metric in the catalogue.
         testbed: Key of the testbed; ``unknown`` if results did not record it.
-        differs: The testbed fact, with its value, by which the series differs from an earlier one of the point on
-            such a testbed.
+        differs: Of a series with the testbed key of an earlier one of its point: the testbed fact that differs
+            between them, with its value here. None for other series.
         values: Values in order.
         changes: Lasting changes in order.
     """
@@ -196,7 +198,8 @@ def history_of(
             margin = gates.delta_of(one.metric) if delta is None else delta
             series.append(one)
             family.append(_series(one.judged, math.log1p(margin)))
-    level = alpha if alpha is not None else settings[runs[-1].result.name].alpha if runs else GatesConfig().alpha
+    newest_gates = settings[runs[-1].result.name] if runs else GatesConfig()
+    level = newest_gates.alpha if alpha is None else alpha
     for one, changes in zip(series, find_changes(family, level), strict=True):
         one.changes = [_change(one, change) for change in changes]
     return History(runs, series, level, copies)
@@ -308,12 +311,13 @@ def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study
     """Append a value to the series of its testbed, and make that series if it is the first one."""
     point, differences = value.point, {}
     for at, (facts, history) in enumerate(groups):
-        found = testbed_differences(point, facts, metric).blocking
+        found = testbed_differences(point, facts, metric).candidate
         if not found:
             history.values.append(value)
+            # A fact that was unknown so far counts from here on.
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
-        differences[history.testbed] = found[0].partition(" in the candidate")[0]
+        differences[history.testbed] = found[0]
     testbed = testbed_of([point])
     key = testbed.key if testbed else "unknown"
     groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
@@ -332,17 +336,18 @@ def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None
 
 def _values(summary: Summary) -> list[float]:
     """Return the values of the cycles; of versions that did not keep them, the mean."""
-    known = [value for value in summary.values if value is not None]
-    return known or [summary.mean or 0.0]
+    assert summary.mean is not None
+    return [value for value in summary.values if value is not None] or [summary.mean]
 
 
 def _series(values: Sequence[Value], margin: float) -> Series:
+    """Return the logs of *values*, and which of them are of the same commit as the one before."""
     import numpy as np
 
     logs = [math.fsum(map(math.log, found)) / len(found) for found in (_values(one.summary) for one in values)]
     commits = [None if one.run.dirty else one.run.commit for one in values]
-    same = [one is not None and one == before for before, one in zip([None, *commits], commits, strict=False)]
-    return Series(np.array(logs), margin, np.array(same, dtype=bool))
+    same_commit = [False, *(one is not None and one == before for before, one in pairwise(commits))]
+    return Series(np.array(logs), margin, np.array(same_commit[: len(logs)], dtype=bool))
 
 
 def _change(history: MetricHistory, change: Change) -> MetricChange:

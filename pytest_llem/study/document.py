@@ -40,8 +40,8 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 #: Line breaks of YAML.
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
-#: Numbers that YAML 1.1 reads in base 8 or 60, unlike YAML 1.2 and JSON.
-_OTHER_BASE = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
+#: Numbers that YAML 1.1 reads in base 2, 8 or 60, unlike YAML 1.2 and JSON.
+_OTHER_BASE = re.compile(r"[-+]?0b.*|[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
 
 #: Keys that a message shows without quotes.
 _PLAIN_KEY = re.compile(r"[\w./+-]+")
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, closer to YAML 1.2: ``1e-4`` is a number; dates and ``=`` are strings.
 
     Attributes:
-        tagged: Explicit tags in the file and their positions. PyYAML would accept ``!!bool maybe``.
+        tagged: Explicit tags in the file and their positions. PyYAML would raise a KeyError for ``!!bool maybe``.
     """
 
     def __init__(self, text: str) -> None:
@@ -144,8 +144,9 @@ def load_document(path: Path) -> Document:
     """Return the content of *path*.
 
     Raises:
-        StudyError: The file cannot be read, is not valid YAML, is empty, or contains tags, duplicate or non-string
-            keys, or values that JSON cannot represent.
+        StudyError: The file cannot be read, is not valid YAML, is empty, too large or too deeply nested, or
+            contains tags, duplicate keys, keys that are neither text nor whole numbers, or values that JSON cannot
+            represent.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -191,7 +192,7 @@ def _parse(path: Path, text: str) -> Document:
         if reader.problems:
             raise StudyError(reader.problems)
         return Document(path, text, data, reader.marks, reader.written)
-    except StudyError:
+    except StudyError:  # a ValueError, which would be caught below
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -199,9 +200,9 @@ def _parse(path: Path, text: str) -> Document:
         _refuse(path, place, f"not valid YAML: {_yaml_error(error)}")
     except RecursionError:
         _refuse(path, (1, 1), _TOO_DEEP)
-    except (ValueError, OverflowError):  # uncaught in PyYAML: "\Uffffffff", a version of 5,000 digits
+    except (ValueError, OverflowError):  # uncaught in PyYAML: "\Uffffffff", a %YAML of 5,000 digits
         mark = loader.get_mark()
-        _refuse(path, (mark.line + 1, mark.column + 1), "not valid YAML: a number is too large")
+        _refuse(path, (mark.line + 1, mark.column + 1), "not valid YAML: an escape or a number is too large")
     finally:
         loader.dispose()
 
@@ -300,7 +301,7 @@ class _Reader:
         return data
 
     def _entries(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return key and value nodes by name; entries merged by ``<<`` come before the mapping's own entries."""
+        """Return key and value nodes by name; the mapping's own entries win over those merged by ``<<``."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         others: list[yaml.Node] = []
         for key, value in node.value:
