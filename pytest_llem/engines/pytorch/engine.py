@@ -16,13 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.engines.library_errors import library_errors_as_preflight
-from pytest_llem.engines.models import (
-    ModelSource,
-    context_length,
-    damaged_model,
-    resolve_model,
-    too_long,
-)
+from pytest_llem.engines.models import ModelSource, context_length, damaged_model, resolve_model, too_long
 from pytest_llem.engines.options import check_options
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
