@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.differences import ORIGIN, different_facts, testbed_differences
+from pytest_llem.gates.differences import ORIGIN, blocking_fact, different_facts
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
     PER_REQUEST,
@@ -308,12 +308,12 @@ def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study
     """Append a value to the series of its testbed, and make that series if it is the first one."""
     point, differences = value.point, {}
     for at, (facts, history) in enumerate(groups):
-        found = testbed_differences(point, facts, metric).blocking
-        if not found:
+        difference = blocking_fact(point, facts, metric)
+        if difference is None:
             history.values.append(value)
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
-        differences[history.testbed] = found[0].partition(" in the candidate")[0]
+        differences[history.testbed] = difference
     testbed = testbed_of([point])
     key = testbed.key if testbed else "unknown"
     groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))
