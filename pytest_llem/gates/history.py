@@ -184,6 +184,10 @@ def history_of(
 
     Raises:
         ValueError: The ``gates`` of a study's newest run are invalid.
+
+    Example:
+        >>> history = history_of([StudyResult.load(folder) for folder in Path("results").iterdir()])
+        >>> [(one.point, one.metric) for one in history.series if one.changes]
     """
     runs, copies = _unique_runs(results, metrics)
     runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))

@@ -54,6 +54,10 @@ def detectable(
 
     Returns:
         The change; None for fewer than two cycles on a side, or if not even a thousandfold change is detected.
+
+    Example:
+        >>> round(detectable(0.01, 5, 5, delta=0.02, alpha=0.01), 3)
+        0.05
     """
     if min(n, n_reference) < 2:
         return None
