@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -111,6 +112,41 @@ def test_pareto_matches_its_definition(figures: Any) -> None:
     alone = [place for place in known if sum(figures[one][2] == figures[place][2] for one in known) == 1]
     wanted = {place for place in known if place not in alone and not any(beats(one, place) for one in known)}
     assert pareto_optimal(points).first == wanted
+
+
+#: Values of a point's cycles: without spread, with overlapping intervals, and without an interval.
+CYCLES = st.sampled_from([[1.0] * 3, [2.0] * 3, [1.0, 2.0, 3.0], [1.9, 2.0, 2.1], [2.0]])
+
+
+@given(st.lists(st.tuples(CYCLES, CYCLES), max_size=6))
+def test_pareto_of_intervals_matches_its_definition(figures: list[tuple[list[float], list[float]]]) -> None:
+    points = [
+        point(
+            {"n": number},
+            output_tokens_per_second=speeds,
+            energy_per_output_token_j=summary(COST, costs, method="measured", boundary="gpu_board"),
+        )
+        for number, (speeds, costs) in enumerate(figures)
+    ]
+    best_values, worst_values = [], []
+    for one in points:
+        slow, fast = one.metrics["output_tokens_per_second"].ci95 or (-math.inf, math.inf)
+        cheap, dear = one.metrics[COST].ci95 or (-math.inf, math.inf)
+        best_values.append((-fast, cheap))
+        worst_values.append((-slow, dear))
+
+    def beaten(rivals: list[tuple[float, float]], values: list[tuple[float, float]]) -> set[int]:
+        return {
+            place
+            for place, one in enumerate(values)
+            for other, rival in enumerate(rivals)
+            if other != place and rival != one and rival[0] <= one[0] and rival[1] <= one[1]
+        }
+
+    perhaps, surely = beaten(best_values, worst_values), beaten(worst_values, best_values)
+    compared = len(points) > 1 and any(min(map(len, one)) > 1 for one in figures)
+    every = {*range(len(points))} if compared else set()
+    assert pareto_optimal(points) == (every - perhaps, every & (perhaps - surely))
 
 
 @pytest.mark.parametrize("figures", [[], [(None, None)]])

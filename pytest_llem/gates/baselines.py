@@ -55,6 +55,9 @@ def load(
 
     Raises:
         BaselineError: There is no result, or it is another study's, or it cannot be read, or is too old.
+
+    Example:
+        >>> load("main", Path(".llem/baselines"), "quickstart")
     """
     try:
         path = _result_file(given, folder, study, testbeds, only_fitting=only_fitting)

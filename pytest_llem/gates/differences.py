@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.matching import is_measured, named
-from pytest_llem.results.facts import CODE, TESTBED, flat
+from pytest_llem.results.facts import CODE, TESTBED, TestbedFact, flat
 from pytest_llem.results.points import PointResult
 from pytest_llem.study.problems import printable
 
@@ -28,25 +28,43 @@ class TestbedDifferences:
 
     Attributes:
         blocking: Differences that stop the comparison of a metric.
-        candidate: Name of each of these facts, and its value in the candidate.
         warnings: The other differences.
         binding: Those of ``blocking`` that no option overrides.
     """
 
     blocking: tuple[str, ...]
-    candidate: tuple[str, ...]
     warnings: tuple[str, ...]
     binding: tuple[str, ...] = ()
 
 
 def testbed_differences(candidate: PointResult, reference: PointResult, metric: str) -> TestbedDifferences:
     """Return the differences in the testbed facts of *metric* in two points that both have a value of it."""
-    facts, reference_facts = _testbed(candidate, metric), _testbed(reference, metric)
-    is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     blocking: list[str] = []
-    candidates: list[str] = []
     warnings: list[str] = []
     binding: list[str] = []
+    for fact, values, blocks in _different_testbed(candidate, reference, metric):
+        text = _difference(fact.name, *values) + (f" ({fact.note})" if fact.note else "")
+        (blocking if blocks else warnings).append(text)
+        if fact.binding:
+            binding.append(text)
+    return TestbedDifferences(tuple(blocking), tuple(warnings), tuple(binding))
+
+
+def blocking_fact(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
+    """Return the first testbed fact that stops the comparison of *metric*, and its value in the candidate.
+
+    None if the points may be compared.
+    """
+    found = _different_testbed(candidate, reference, metric)
+    return next((f"{fact.name}: {value}" for fact, (value, _), blocks in found if blocks), None)
+
+
+def _different_testbed(
+    candidate: PointResult, reference: PointResult, metric: str
+) -> Iterator[tuple[TestbedFact, tuple[str, str], bool]]:
+    """Yield each differing testbed fact of *metric*, both values as text, and whether it stops the comparison."""
+    facts, reference_facts = _testbed(candidate, metric), _testbed(reference, metric)
+    is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     for key, fact in TESTBED.items():
         value, reference_value = facts.get(key), reference_facts.get(key)
         if value == reference_value or (fact.concerns == "energy" and not is_energy):
@@ -57,16 +75,8 @@ def testbed_differences(candidate: PointResult, reference: PointResult, metric: 
         if fact.concerns == "nothing" and unknown:
             continue
         absent = "unknown" if fact.optional else "none"
-        text = _difference(fact.name, value, reference_value, absent)
-        text += f" ({fact.note})" if fact.note else ""
-        if fact.concerns == "nothing" or (unknown and fact.optional):
-            warnings.append(text)
-        else:
-            blocking.append(text)
-            candidates.append(f"{fact.name}: {_shown(value, absent)}")
-        if fact.binding:
-            binding.append(text)
-    return TestbedDifferences(tuple(blocking), tuple(candidates), tuple(warnings), tuple(binding))
+        blocks = fact.concerns != "nothing" and not (unknown and fact.optional)
+        yield fact, (_shown(value, absent), _shown(reference_value, absent)), blocks
 
 
 def _testbed(point: PointResult, metric: str) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def sut_differences(candidate: PointResult, reference: PointResult) -> Iterator[
     if not (is_measured(candidate) and is_measured(reference)):
         return
     for key, value, reference_value in _different_sut(candidate, reference):
-        yield _difference(key, value, reference_value, "none")
+        yield _difference(key, _shown(value, "none"), _shown(reference_value, "none"))
 
 
 def different_facts(candidate: PointResult, reference: PointResult) -> list[str]:
@@ -135,8 +145,8 @@ def over_points(found: Iterable[tuple[str, Iterable[str]]], points: int) -> list
     return [line if len(ids) == points else f"{line} [{named([*ids])}]" for line, ids in concerned.items()]
 
 
-def _difference(name: str, candidate: Any, reference: Any, absent: str) -> str:
-    return f"{name}: {_shown(candidate, absent)} in the candidate, {_shown(reference, absent)} in the reference"
+def _difference(name: str, candidate: str, reference: str) -> str:
+    return f"{name}: {candidate} in the candidate, {reference} in the reference"
 
 
 def _shown(value: Any, absent: str) -> str:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pydantic import ValidationError
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.differences import ORIGIN, different_facts, testbed_differences
+from pytest_llem.gates.differences import ORIGIN, blocking_fact, different_facts
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
     PER_REQUEST,
@@ -186,6 +186,10 @@ def history_of(
 
     Raises:
         ValueError: The ``gates`` of a study's newest run are invalid.
+
+    Example:
+        >>> history = history_of([StudyResult.load(folder) for folder in Path("results").iterdir()])
+        >>> [(one.point, one.metric) for one in history.series if one.changes]
     """
     runs, copies = _unique_runs(results, metrics)
     runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
@@ -311,13 +315,13 @@ def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study
     """Append a value to the series of its testbed, and make that series if it is the first one."""
     point, differences = value.point, {}
     for at, (facts, history) in enumerate(groups):
-        found = testbed_differences(point, facts, metric).candidate
-        if not found:
+        difference = blocking_fact(point, facts, metric)
+        if difference is None:
             history.values.append(value)
             # A fact that was unknown so far counts from here on.
             groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
             return
-        differences[history.testbed] = found[0]
+        differences[history.testbed] = difference
     testbed = testbed_of([point])
     key = testbed.key if testbed else "unknown"
     groups.append((point, MetricHistory(study, metric, key, differences.get(key), [value])))

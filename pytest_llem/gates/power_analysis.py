@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +53,10 @@ def detectable(
 
     Returns:
         The change; None for fewer than two cycles on a side, or if not even a thousandfold change is detected.
+
+    Example:
+        >>> round(detectable(0.01, 5, 5, delta=0.02, alpha=0.01), 3)
+        0.05
     """
     if min(n, n_reference) < 2:
         return None
@@ -125,16 +128,12 @@ def _paired_thresholds(n: int, alpha: float) -> tuple[Array, Array]:
 class CyclesNeeded(NamedTuple):
     """How many pairs of cycles a gate needs.
 
-    The numbers that are fixed in advance give the right verdict with probability :data:`POWER`.
-
     Attributes:
-        normal: If the number is fixed in advance and the spread is known, by the normal distribution; None above
+        fixed: If the number is fixed in advance, for the right verdict with probability :data:`POWER`; None above
             1,000.
-        fixed: If the number is fixed in advance and the spread is estimated, by Student's t; None above 1,000.
         sequential: Mean number with a schedule, by simulation. A run that ends undecided counts with the maximum.
     """
 
-    normal: int | None
     fixed: int | None
     sequential: float
 
@@ -168,11 +167,7 @@ def cycles_needed(
         bounds, level = ((margin - log_change) / spread, math.inf), alpha / family
     else:
         bounds, level = ((-margin - log_change) / spread, (margin - log_change) / spread), alpha
-    return CyclesNeeded(
-        _first_enough(lambda n: _power_normal(n, bounds, level) >= POWER),
-        _first_enough(lambda n: _power_t(n, bounds, level) >= POWER),
-        _simulated_mean(bounds, level, schedule),
-    )
+    return CyclesNeeded(_fixed_number(bounds, level), _simulated_mean(bounds, level, schedule))
 
 
 #: The verdict is right if the interval of the log ratio lies between these two values. They are relative to the
@@ -180,36 +175,22 @@ def cycles_needed(
 _Bounds = tuple[float, float]
 
 
-def _power_normal(n: int, bounds: _Bounds, level: float) -> float:
-    from scipy.special import ndtri
+def _fixed_number(bounds: _Bounds, level: float) -> int | None:
+    """Return the smallest number of pairs with the power :data:`POWER`; None above 1,000."""
+    found = bisect_left(range(2, MAX_CYCLES + 1), POWER, key=lambda n: _power(n, bounds, level)) + 2
+    return found if found <= MAX_CYCLES else None
 
-    return float(_probability_between(n, bounds, -ndtri(level) / math.sqrt(n)))
 
-
-def _power_t(n: int, bounds: _Bounds, level: float) -> float:
+def _power(n: int, bounds: _Bounds, level: float) -> float:
     """Return the power for a known spread, averaged over the distribution of the sample's spread."""
     import numpy as np
-    from scipy.special import chdtri, stdtrit
+    from scipy.special import chdtri, ndtr, stdtrit
 
     nodes, weights = _quadrature()
     half_width = -stdtrit(n - 1, level) * np.sqrt(chdtri(n - 1, nodes) / (n - 1) / n)
-    return float(np.sum(weights * _probability_between(n, bounds, half_width)))
-
-
-def _probability_between(n: int, bounds: _Bounds, half_width: Array) -> Array:
-    """Return the probability that the interval of the mean of n pairs lies between the bounds."""
-    import numpy as np
-    from scipy.special import ndtr
-
     low, high = bounds
     between = ndtr((high - half_width) * math.sqrt(n)) - ndtr((low + half_width) * math.sqrt(n))
-    return np.asarray(np.maximum(0.0, between))
-
-
-def _first_enough(is_enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest number of cycles that is enough; None if 1,000 are not."""
-    found = bisect_left(range(2, MAX_CYCLES + 1), True, key=is_enough) + 2
-    return found if found <= MAX_CYCLES else None
+    return float(np.sum(weights * np.maximum(0.0, between)))
 
 
 def _simulated_mean(bounds: _Bounds, level: float, schedule: Schedule) -> float:

@@ -45,6 +45,9 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
         BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or
             unsuitable (:func:`unsuitable_reason`).
         OSError: The file could not be written.
+
+    Example:
+        >>> save(StudyResult.load("results/quickstart_2026-01-31T12-00-00Z"), "main", Path(".llem/baselines"))
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")

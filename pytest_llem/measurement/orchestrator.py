@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,12 +157,10 @@ class ExperimentOrchestrator:
             finally:
                 engine.close()
 
-    @property
+    @cached_property
     def _identity(self) -> Identity:
-        if self.identity is not None:
-            return self.identity
         digest = config_hash(self.config)
-        return Identity(experiment_id=digest, config_hash=digest)
+        return self.identity or Identity(experiment_id=digest, config_hash=digest)
 
     def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
         """Load *engine*, whose model has been fetched, and measure."""
@@ -253,9 +252,7 @@ class ExperimentOrchestrator:
             tokens=driver.token_record(window, requests),
             engine=record,
             **driver.records(window),
-            adjusted=adjusted_settings(
-                config, self.identity.axes if self.identity else {}, record, requests, compilations()
-            ),
+            adjusted=adjusted_settings(config, self._identity.axes, record, requests, compilations()),
             environment=environment(engine.gpus, self.root),
             harness_cpu_seconds=observed.observers.harness_cpu_seconds,
             contention=observed.contention,
@@ -266,8 +263,6 @@ class ExperimentOrchestrator:
             started_at=started_at,
             completed_at=now(),
         )
-        expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
-        unexpected = [text for text in library if not any(part in text for part in expected)]
         result.warnings = find_warnings(
             result,
             [
@@ -280,14 +275,11 @@ class ExperimentOrchestrator:
                     prefill=prefill.account if prefill else None,
                 ),
                 *condition_warnings(repeats, observed.tracer),
-                *(QualityWarning.of("library_warning", text) for text in unexpected),
+                *_unexpected(library, engine),
             ],
         )
         sent = driver.sent(window, requests)
-        files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: sent.outputs_to_csv()}
-        if (power := window.power_csv()) is not None:
-            files["power.csv"] = power
-        return Measured(result, sent, files)
+        return Measured(result, sent, _files(sent, window))
 
     def _interleaving(self, driver: Driver[Any], observed: _Observed) -> InterleavingRecord | None:
         """Return the record of the turns; None if the window was not interrupted."""
@@ -335,7 +327,7 @@ class ExperimentOrchestrator:
                 config,
                 texts,
                 directory=self.directory,
-                cycle=self.identity.cycle if self.identity else 1,
+                cycle=self._identity.cycle,
                 on_progress=self.on_progress,
             )
         batch_engine = cast("BatchEngine", engine)
@@ -383,6 +375,21 @@ def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
         passes=turn.pass_fields["passes"],
         metrics={name: one.value for name, one in metrics.items() if one.value is not None},
     )
+
+
+def _unexpected(warnings: Sequence[str], engine: Engine) -> Iterator[QualityWarning]:
+    """Yield the warnings of libraries that the engine has not said to expect."""
+    expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
+    for text in warnings:
+        if not any(part in text for part in expected):
+            yield QualityWarning.of("library_warning", text)
+
+
+def _files(sent: Requests, window: Window) -> dict[str, str]:
+    """Return the contents of the files beside a result, by file name suffix."""
+    files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: sent.outputs_to_csv()}
+    power = window.power_csv()
+    return files if power is None else files | {"power.csv": power}
 
 
 def _processes(engine: Engine) -> Sequence[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -120,30 +118,3 @@ class Manifest(Document):
         count = Counter(entry.status for entry in self.experiments)
         self.completed, self.failed, self.skipped = count["completed"], count["failed"], count["skipped"]
         self.pending = count["pending"] + count["running"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Experiments that failed with the same error.
-
-    Attributes:
-        ids: Their ids.
-        error: The error of the first.
-        expected: Why they were expected to fail; None if they were not.
-    """
-
-    ids: list[str]
-    error: ErrorRecord
-    expected: str | None
-
-
-def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
-    """Return the distinct errors, each with the experiments that it occurred in."""
-    found: dict[tuple[Any, ...], Failure] = {}
-    for entry in entries:
-        if entry.error is None or entry.status not in ("failed", "skipped"):
-            continue
-        error, expected = entry.error, entry.reason if entry.status == "skipped" else None
-        key = (error.kind, error.type, error.phase, error.message, expected)
-        found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
-    return list(found.values())

@@ -20,6 +20,10 @@ def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | st
 
     Raises:
         ValueError: A path does not exist, or no result is in it; the message starts with the path.
+
+    Example:
+        >>> for path, result in read_results([Path("results")]):
+        ...     print(path, result if isinstance(result, str) else result.status)
     """
     for path in paths:
         if not path.exists():

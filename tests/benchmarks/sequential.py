@@ -301,7 +301,7 @@ def baselines(report: Report, paths: int) -> None:
 def theory(report: Report) -> None:
     """Print numbers of pairs by spread and change."""
     report.table(
-        "Pairs: normal theory · fixed by t, power 90 % · mean of the rule, for one gate and the first of 12",
+        "Pairs: fixed in advance, power 90 % · mean of the rule, for one gate and the first of 12",
         *("spread of a pair", "delta", "true change", "one gate", "first of 12"),
     )
     for spread, delta, change in _cases():
@@ -310,7 +310,7 @@ def theory(report: Report) -> None:
             found = cycles_needed(
                 spread, delta=delta, change=change, alpha=ALPHA, schedule=SCHEDULE, family=family
             )
-            cells.append(f"{found.normal} · {found.fixed} · {found.sequential:.1f}")
+            cells.append(f"{found.fixed} · {found.sequential:.1f}")
             if found.fixed is not None and found.sequential > 1.5 * found.fixed:
                 report.wrong.append(f"{spread}, {delta}, {change}: {cells[-1]}")
         report.row(f"{spread:.1%}", f"{delta:.0%}", f"{change:.0%}", *cells)

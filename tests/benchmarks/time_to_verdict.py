@@ -9,8 +9,8 @@ The candidate's engine is that of the reference, and busy for some per cent long
 compared: whole cycles that follow each other (``cycle``), turns of passes (``pass``), both with a fixed number of
 cycles, and turns of passes until the gates are decided (``auto``). Printed for each metric are the verdict, its
 interval, the wall time, the number of pairs, the standard deviation of a pair's log ratio, and the number of pairs
-that are needed in theory for that spread, this change and this delta, with a power of 90 %: by the normal
-distribution, and by the t-test. ``--section`` has the engine's options, ``--results`` keeps the runs' results.
+that are needed in theory for that spread, this change and this delta, with a power of 90 %. ``--section`` has the
+engine's options, ``--results`` keeps the runs' results.
 
 ``--load`` keeps one CPU busy half of the time in a process beside it.
 """
@@ -194,7 +194,7 @@ def show(results: Path, extra: float, how: str, seconds: float, options: argpars
         )
         print(
             f"{extra:4g} %  {how:<6} {verdict.metric:<10} {verdict.verdict:<13} {ratio:<21} {seconds:6.0f} "
-            f"{len(found):6} {sd:12.2%} {theory.normal or math.inf:10} {theory.fixed or math.inf:4}",
+            f"{len(found):6} {sd:12.2%} {theory.fixed or math.inf:10}",
             flush=True,
         )
 

@@ -22,7 +22,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import resolve_model
+from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.protocol import (
     BatchEngine,
     CacheMemory,
@@ -123,8 +123,12 @@ class VLLMEngine(BatchEngine):
         self._given = self._options.engine or {}
         self.expected_warnings = [*self._expected_warnings()]
         self._ids = count()
+        self._source: ModelSource
+        self._prompts: PromptTokenizer
         self._engine: Any = None
+        self._cache: list[_CacheUse] = []
         self._hit_rate: float | None = None
+        self._peak_is_known = False
 
     def _expected_warnings(self) -> Iterator[str]:
         if self._given.get("enforce_eager"):
@@ -150,7 +154,6 @@ class VLLMEngine(BatchEngine):
         with _refusals():
             has_tokenizer = self._prompts.tokenizer is not None
             arguments = EngineArgs(**engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer))
-            self._cache: list[_CacheUse] = []
             self._engine = self._start(arguments)
         gpus = self._call("llem_gpu")
         self.gpus = [gpu for gpu in gpus if gpu is not None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.planning.estimate import duration_text
+from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.contents import SHOWN, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
@@ -31,7 +32,6 @@ from pytest_llem.reporting.text import counted, mean_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.manifest_records import failures
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
