@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Power of all estimates in the plan.
 POWER = 0.9
 
-#: Larger minimum detectable effects, as relative changes, are reported as "nothing".
+#: Larger minimum detectable effects, as relative changes, are reported as "no change".
 MAX_REPORTED = 10.0
 
 #: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
@@ -69,7 +69,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             family=family,
             paired=reference is None,
         )
-        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
+        size = "no change" if change is None or change > MAX_REPORTED else f"{change:.1%}"
         effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
     cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
     if schedule is not None:
