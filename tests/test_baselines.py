@@ -82,7 +82,7 @@ def test_unusable_baseline_names_the_command_that_renews_it(
         file.write_text(file.read_text().replace('"schema_version": "2', '"schema_version": "7'))
     run = run_pytest("--llem-baseline=main", *(["--llem-baseline-max-age=0.001s"] if change == "age" else []))
     assert run.ret == pytest.ExitCode.INTERRUPTED
-    what = {"age": "days ago, and at most *", "schema": "schema version 7.*"}[change]
+    what = {"age": "seconds ago, and at most 0.001 seconds are allowed", "schema": "schema version 7.*"}[change]
     run.stdout.fnmatch_lines([f"*{what}; save it: pytest study.yaml -p llem --llem-save main"])
 
 

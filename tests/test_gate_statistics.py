@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pytest_llem import load_study
 from pytest_llem.gates.decisions import Contrast, Decision, Question, UndecidableError, contrast, decide
-from pytest_llem.gates.power_analysis import _distance, detectable
+from pytest_llem.gates.power_analysis import _distance, detectable, minimum_detectable_effects
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
 
@@ -396,6 +398,11 @@ class TestDetectable:
 
     def test_detectable_change_without_noise_is_delta(self) -> None:
         assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
+
+    def test_plan_says_that_no_change_is_detected(self, tmp_path: Path) -> None:
+        (tmp_path / "study.yaml").write_text("model: m\nexecution: {n_cycles: 2}\ngates: {alpha: 1.0e-6}\n")
+        lines = minimum_detectable_effects(load_study(tmp_path / "study.yaml"), None)
+        assert lines[1:] == ["  no change if cycles vary by 0.5%", "  no change if cycles vary by 2.0%"]
 
     @pytest.mark.parametrize(("n", "n_reference"), [(0, 5), (1, 5), (5, 1)])
     def test_no_change_is_detectable_below_two_cycles(self, n: int, n_reference: int) -> None:

@@ -490,7 +490,10 @@ class TestBaselines:
                 ("--llem-fail-on", "never"),
                 "ERROR: --llem-fail-on: must be one of regression, inconclusive (got 'never')",
             ),
-            (("--llem-against", "nowhere"), "ERROR: --llem-against: must be a Python interpreter (got 'nowhere')"),
+            (
+                ("--llem-against", "nowhere"),
+                "ERROR: --llem-against: must be git:REVISION or a Python interpreter (got 'nowhere')",
+            ),
         ],
     )
     def test_invalid_options_are_refused(self, study: Study, options: tuple[str, ...], message: str) -> None:

@@ -108,6 +108,9 @@ def test_data_frame_examples_run_on_a_results_directory(
     for block in blocks(page("how-to/pandas-and-csv.md"), "python"):
         exec(block, names)
     assert (len(names["points"]), len(names["experiments"])) == (4, 12)
+    columns = re.findall(r"`(energy\w+)`", page("how-to/pandas-and-csv.md"))
+    assert columns
+    assert {*columns} <= {*names["points"]}
     assert names["speed"].shape == (2, 2)
     assert names["speed"].loc["bf16", 8] == pytest.approx(102)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,10 @@ def test_old_baseline_is_refused(tmp_path: Path, started: str | None, problem: s
     else:
         with pytest.raises(BaselineError, match=re.escape(f"{file}: {problem}")):
             load("main", tmp_path, max_age=7 * 86400)
+
+
+def test_age_of_a_baseline_is_in_the_unit_of_its_limit(tmp_path: Path) -> None:
+    started = (datetime.now(UTC) - timedelta(hours=20)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    save(_on(H100, started_at=started), "main", tmp_path)
+    with pytest.raises(BaselineError, match=", 20 hours ago, and at most 12 hours are allowed"):
+        load("main", tmp_path, max_age=12 * 3600)

@@ -197,6 +197,22 @@ def test_dataset_that_is_shorter_than_its_load_is_an_error(run_pytest: RunPytest
     assert set(prompts(log)) == set(lines)
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "reason"),
+    [
+        ({}, (), "the study names no model"),
+        ({"model": "m"}, ("--log-file", "{model}.log"), "no tokenizer of model 'm' on this machine"),
+    ],
+)
+def test_unknown_vocabulary_is_reported_with_the_reason(
+    run_pytest: RunPytest, folder: Path, given: dict[str, str], options: tuple[str, ...], reason: str
+) -> None:
+    write_load_study(folder, *options, server={"vocab_size": None}, **given)
+    run = run_pytest()
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines([f"preflight: *vocabulary is not known ({reason}): give server.vocab_size, or *"])
+
+
 def test_conversations_are_sent_turn_by_turn_with_the_answers(
     run_pytest: RunPytest, results: Results, folder: Path
 ) -> None:

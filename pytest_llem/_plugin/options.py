@@ -286,7 +286,7 @@ def _against(config: pytest.Config) -> Path | None:
         return worktree_of(config, given.removeprefix(GIT)).python
     path = read_path("--llem-against", config.invocation_params.dir, given)
     if not path.is_file() or not os.access(path, os.X_OK):
-        raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
+        raise pytest.UsageError(f"--llem-against: must be git:REVISION or a Python interpreter (got {given!r})")
     return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
 
 

@@ -18,8 +18,8 @@ from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 from pytest_llem.times import now, seconds_between
 
-#: Seconds of a day.
-DAY = 86400
+#: Units of a baseline's age, in s, with their names.
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 class BaselineError(ValueError):
@@ -160,11 +160,12 @@ def _shown(folder: Path) -> str:
 
 
 def _too_old(result: StudyResult, max_age: float) -> str | None:
-    limit = f"at most {max_age / DAY:.3g} days are allowed"
+    unit, units = next(((unit, units) for unit, units in _UNITS if max_age >= unit), _UNITS[-1])
+    limit = f"at most {max_age / unit:.3g} {units} are allowed"
     try:
         age = seconds_between(result.started_at or "", now())
     except (TypeError, ValueError):  # of a version that did not record it
         return f"it is not known when it was measured, and {limit}"
     if result.started_at is None or age <= max_age:
         return None
-    return f"measured on {result.started_at[:10]}, {age / DAY:.3g} days ago, and {limit}"
+    return f"measured on {result.started_at[:10]}, {age / unit:.3g} {units} ago, and {limit}"

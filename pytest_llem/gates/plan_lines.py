@@ -11,7 +11,7 @@ from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
 
-#: Larger minimum detectable effects, as relative changes, are reported as "nothing".
+#: Larger minimum detectable effects, as relative changes, are reported as "no change".
 MAX_REPORTED = 10.0
 
 #: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
@@ -52,7 +52,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             family=family,
             paired=reference is None,
         )
-        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
+        size = "no change" if change is None or change > MAX_REPORTED else f"{change:.1%}"
         effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
     cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
     if schedule is not None:

@@ -106,14 +106,16 @@ class ServerEngine(Engine):
         if self._options.vocab_size is not None:
             return _vocabulary_of_size(self._options.vocab_size)
         folder = None if self._source is None else self._source.folder
-        if folder is not None and (found := _vocabulary_of(folder)) is not None:
-            return found
+        if folder is not None and (ids := _vocabulary_of(folder)) is not None:
+            return ids
         sizes = [size for one in self._models if isinstance(size := (one.get("meta") or {}).get("n_vocab"), int)]
         if sizes:
             return _vocabulary_of_size(sizes[0])
+        model = self._config.model
+        why = "the study names no model" if model is None else f"no tokenizer of model {model!r} on this machine"
         raise PreflightError(
-            "synthetic prompts are random token ids, and the size of the server's vocabulary is not known: "
-            "give server.vocab_size, or a dataset of texts"
+            "synthetic prompts are random token ids, and the size of the server's vocabulary is not known "
+            f"({why}): give server.vocab_size, or a dataset of texts"
         )
 
     @property
