@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from xdist import workermanage
@@ -76,6 +77,18 @@ NOOP_STUDY = {
 
 #: Variables of the outer run that the runs inside tests must not inherit.
 _OUTER_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """End the runs of pytest that a failed test has left: they may hold device leases, for which others wait."""
+    report = yield
+    if report.failed:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if "pytest" in child.cmdline():
+                    child.kill()
+    return report
 
 
 @pytest.fixture(scope="session")

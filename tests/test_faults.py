@@ -179,7 +179,6 @@ class TestHangs:
         self, job: MakeJob, fork: Run, hour_in: Callable[[str], HourIn]
     ) -> None:
         assert fork(job(), watcher=hour_in("fetching the model"), timeout=60).error is None
-        assert _error(fork(job(), watcher=hour_in("measuring"), timeout=60)).kind == "timeout"
 
     def test_fetching_the_model_has_a_limit_of_its_own(
         self, job: MakeJob, fork: Run, monkeypatch: pytest.MonkeyPatch

@@ -709,9 +709,9 @@ def test_it(isolated_experiment):
         )
         command = [sys.executable, "-m", "pytest", "-p", "llem", "test_it.py"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
-        wait_until(lambda: any((pytester.path / "notes").glob("*.json")), 30)
+        wait_until(lambda: any((pytester.path / "notes").glob("*.json")))
         os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == pytest.ExitCode.INTERRUPTED, output
         assert "KeyboardInterrupt" in output
         (note,) = (pytester.path / "notes").iterdir()
