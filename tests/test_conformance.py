@@ -294,6 +294,7 @@ def run_real(pytester: pytest.Pytester, noop_engine: None) -> RunPytest:
     return run
 
 
+@pytest.mark.slow
 def test_bigram_engine_of_the_page_conforms(run_real: RunPytest) -> None:
     run = run_real(BIGRAM)
     assert_conforms(run, passed=20)

@@ -40,7 +40,7 @@ from tests.support.processes import wait_until
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 LLEM = ("-p", "llem", "--llem-no-gaps")
 ESTIMATED = "energy is estimated from CPU time, not measured"
-ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
+ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential", "contended_retries": 0}
 
 #: Forking despite threads is safe here: libraries' threads are idle, and the child only takes locks and waits.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -531,7 +531,7 @@ def test_two_runs_do_not_overlap_and_one_reports_its_wait(
 ) -> None:
     write_study(sweep={"n": [1, 2]}, noop={"span": str(spans), "seconds": 0.3}, execution=ONE_CYCLE)
     runs = [_start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}") for name in "ab"]
-    outputs = [run.communicate(timeout=120)[0] for run in runs]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert not _overlap(spans, 4)
     for name, output, other in zip("ab", outputs, reversed(runs), strict=True):
@@ -616,7 +616,7 @@ def test_engine_that_may_use_any_gpu_owns_all(
         run = _start(pytester, "study.yaml", *LLEM)
         assert run.stdout is not None
         assert any(f"llem: waiting for {B}: pid {other.pid} " in line for line in run.stdout)
-    run.communicate(timeout=60)
+    run.communicate(timeout=300)
     [gap] = recorded()
     assert (gap.waited_for or "").startswith(f"{B}: pid {other.pid} runs study other")
 
@@ -791,7 +791,7 @@ def test_ctrl_c_ends_the_wait(
         run = _start(pytester, "study.yaml", *LLEM, *workers)
         wait_until(lambda: len(list(pytester.path.glob("waits-*"))) == 1)
         os.killpg(run.pid, signal.SIGINT)
-        run.communicate(timeout=60)
+        run.communicate(timeout=300)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert results.manifest["status"] == "interrupted"
     assert set(results.statuses().values()) == {"pending"}
@@ -813,7 +813,7 @@ def test_device_of_a_killed_run_is_free_at_once(
     wait_until(lambda: list(tmp_path.glob("*.json")))
     release_after(first.kill)
     second = pytester.runpytest_inprocess("study.yaml", *LLEM, "--llem-results-dir=second")
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
     second.assert_outcomes(passed=1)
     second.stdout.fnmatch_lines(
         [f"llem: waiting for cpu: pid {first.pid} runs study noop, experiment n=1 since *"]

@@ -873,7 +873,7 @@ class TestOutput:
         wait_until(lambda: script._trace.exists() and len(psutil.Process(process.pid).children()) >= 2)
         children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert (out, err) == ("", "llem: interrupted\n")
         # CPython ends by the signal if that came while an extension was imported: for a shell, it is 130 as well.
         assert process.returncode in (130, -signal.SIGINT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -438,18 +440,16 @@ def test_a_library_that_cannot_be_loaded_is_the_reason(tmp_path: Path) -> None:
     broken.mkdir()
     (broken / "libnvidia-ml.so.1").write_text("not a library")
     script = Script(tmp_path / "script", [])
-    env = nvml.environment(broken, script)
-    assert nvml.run(env, _no_nvml) == "NVML: nvmlInit: NVML Shared Library Not Found"
-
-
-def _no_nvml() -> str:
-    meter = NvmlMeter()
-    try:
-        meter.open([A])
-    except MeterUnavailableError as error:
-        meter.close()
-        return str(error)
-    raise AssertionError("it opened")
+    code = f"from pytest_llem.energy.nvml import NvmlMeter; NvmlMeter().open([{A!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=nvml.environment(broken, script),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = "MeterUnavailableError: NVML: nvmlInit: NVML Shared Library Not Found"
+    assert done.stderr.splitlines()[-1].endswith(message)
 
 
 def test_without_a_gpu_the_meter_refuses_to_open() -> None:

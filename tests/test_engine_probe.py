@@ -223,8 +223,11 @@ def test_cache_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: p
 
 def test_import_without_end_leaves_no_process(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     package.write(ENGINE, seconds=3600)
-    monkeypatch.setattr(engine_probe, "IMPORT_SECONDS", 1.5)
-    assert probe_engines(None, {package.name: []}, [str(package.folder)]) == {}
+    for seconds in (1.5, 15.0, 60.0):  # on a busy machine, Python itself may take a while to start
+        monkeypatch.setattr(engine_probe, "IMPORT_SECONDS", seconds)
+        assert probe_engines(None, {package.name: []}, [str(package.folder)]) == {}
+        if package.pids:
+            break
     [pid] = package.pids
     assert gone(pid)
 

@@ -102,14 +102,15 @@ import time, sys
 import pytest
 
 def test_it(energy_meter):
+    began = time.monotonic()
     with energy_meter() as m:
         assert m.energy_j is None and m.reason == "the block has not ended yet"
         time.sleep(0.3)
         assert 0.3 <= m.seconds
-    assert 0.3 <= m.seconds < 3
+    whole = time.monotonic() - began
+    assert 0.3 <= m.seconds <= whole
     tick = {TICK_MS / 1000}
-    low, high = m.seconds - 0.01, m.seconds + 5 * tick + 0.1
-    assert {WATTS} * low <= m.energy_j <= {WATTS} * high
+    assert {WATTS} * (0.3 - tick) <= m.energy_j <= {WATTS} * (whole + tick)
     assert (m.method, m.source, m.boundary) == ("measured", "nvml_total_energy", "gpu_board")
     assert m.reason is None
     assert 0 < m.uncertainty_j < {WATTS} * tick
@@ -401,20 +402,18 @@ def test_it(allow): pass
     def test_a_window_of_too_few_ticks_is_not_judged(
         self, run_subprocess: Run, scripted_gpus: Callable[..., Script]
     ) -> None:
-        scripted_gpus(nvml.ScriptedGpu(GPU, [(0, WATTS)], {"tick_ms": 20}))
+        scripted_gpus(nvml.ScriptedGpu(GPU, [(0, WATTS)], {"tick_ms": 200}))
         source = """
 import time, pytest
 @pytest.mark.energy_budget(joules=1e6)
-def test_short(): time.sleep(0.1)
-@pytest.mark.energy_budget(joules=1e6)
-def test_long(): time.sleep(0.45)  # 22 ticks
+def test_short(): time.sleep(0.3)
 """
         done = run_subprocess(source)
-        done.assert_outcomes(passed=1, failed=1)
+        done.assert_outcomes(failed=1)
         done.stdout.re_match_lines_random(
             [
-                r"its .* cannot be judged: 0\.1\d* s are \d ticks of the energy counter, and 20 are needed: "
-                r"have the test work for 0\.\d+ s or more"
+                r"its .* cannot be judged: \d[.\d]* s are \d+ ticks of the energy counter, and 20 are needed: "
+                r"have the test work for \d[.\d]* s or more"
             ]
         )
 
@@ -710,9 +709,9 @@ def test_it(isolated_experiment):
         )
         command = [sys.executable, "-m", "pytest", "-p", "llem", "test_it.py"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
-        wait_until(lambda: any((pytester.path / "notes").glob("*.json")), 30)
+        wait_until(lambda: any((pytester.path / "notes").glob("*.json")))
         os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == pytest.ExitCode.INTERRUPTED, output
         assert "KeyboardInterrupt" in output
         (note,) = (pytester.path / "notes").iterdir()

@@ -210,7 +210,7 @@ class TestTheServer:
         "at_import",
         [
             "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
-            "import time; os.fork() or (time.sleep(60), os._exit(0))",
+            "import time; os.fork() or (time.sleep(600), os._exit(0))",
         ],
         ids=["blocks signals", "leaves a child"],
     )
@@ -226,7 +226,7 @@ class TestTheServer:
             target=lambda: outcomes.append(run_isolated(jobs, forkservers=forkservers)), daemon=True
         )
         run.start()
-        run.join(60)
+        run.join(120)
         assert [outcome.error for outcome in outcomes] == [None]
 
     @pytest.mark.parametrize("value", ["None", "io.StringIO()"])

@@ -23,7 +23,7 @@ from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, CoolDown
 from pytest_llem.results.experiment import GapRecord
-from tests.conftest import OTHER_PLUGINS, Results
+from tests.conftest import FORKSERVER, OTHER_PLUGINS, Results
 from tests.support import nvml, sensors
 from tests.support.marks import slow
 from tests.support.nvml import Script, ScriptedGpu
@@ -359,7 +359,7 @@ def test_fixed_gap_is_kept_and_recorded(
     pytester: pytest.Pytester, write_study: WriteStudy, results: Results, gaps: ReadGaps
 ) -> None:
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.4})
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=3)
     first, *others = gaps()
     assert first == FIRST
     assert [(gap.reason, gap.note) for gap in others] == [("fixed", None)] * 2
@@ -393,7 +393,7 @@ def test_cycle_gap_precedes_each_new_cycle(
             "start_method": "forkserver",
         },
     )
-    pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=4)
     first, *others = gaps()
     assert first == FIRST
     assert [gap.reason == "fixed" and gap.seconds >= 0.1 for gap in others] == cycles
@@ -545,7 +545,7 @@ def test_skipped_experiments_have_no_gap(
                 item.add_marker(mark)
         """
     )
-    run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", "-p", "llem")
+    run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", "-p", "llem", FORKSERVER)
     run.assert_outcomes(passed=2, skipped=3)
     assert list(results.statuses().values()) == ["skipped", "completed", "skipped", "skipped"]
     assert gaps() == [FIRST]
@@ -554,7 +554,7 @@ def test_skipped_experiments_have_no_gap(
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
 def test_no_gap_where_nothing_runs(pytester: pytest.Pytester, write_study: WriteStudy, option: str) -> None:
     write_study(execution=AN_HOUR)
-    assert pytester.runpytest_inprocess("study.yaml", "-p", "llem", option).ret == 0
+    assert pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, option).ret == 0
 
 
 def test_time_limit_and_duration_do_not_count_the_gap(
@@ -582,7 +582,7 @@ def test_time_limit_and_duration_do_not_count_the_gap(
             note("start")
         """
     )
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--timeout=600")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "--timeout=600")
     run.assert_outcomes(passed=2)
     seen = (pytester.path / "seen").read_text().splitlines()
     assert seen == ["timer skipped", "start", "timer fixed", "start"], "the gap is over before either begins"
@@ -610,7 +610,7 @@ def test_rerun_has_no_gap(
             return True
         """
     )
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--reruns=1")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "--reruns=1")
     assert run.parseoutcomes() == {"passed": 2, "rerun": 1}
     first, again = gaps()
     assert first == FIRST
@@ -638,11 +638,11 @@ def test_ctrl_c_ends_the_gap(
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *workers]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
     # a second worker waits for the device at the same time
-    wait_until(lambda: list(pytester.path.glob("asleep-*")), 120)
+    wait_until(lambda: list(pytester.path.glob("asleep-*")))
     for _ in range(2):  # a third one may come when pytest has ended and Python's own handler is back
         os.killpg(run.pid, signal.SIGINT)
         time.sleep(0.05)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert results.manifest["status"] == "interrupted"
     counts = Counter(results.statuses().values())

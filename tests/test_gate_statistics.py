@@ -16,7 +16,8 @@ from scipy import stats
 
 from pytest_llem import load_study
 from pytest_llem.gates.decisions import Contrast, Decision, Question, UndecidableError, contrast, decide
-from pytest_llem.gates.power_analysis import _distance, detectable, minimum_detectable_effects
+from pytest_llem.gates.plan_lines import minimum_detectable_effects
+from pytest_llem.gates.power_analysis import _distance, detectable
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
 

@@ -10,6 +10,7 @@ import pytest
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal.summary import shown_from
 from pytest_llem.study.problems import did_you_mean
+from tests.conftest import FORKSERVER
 
 WriteStudy = Callable[..., Path]
 
@@ -96,7 +97,7 @@ def test_equal_failures_are_shown_once_with_their_count(
     pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study(**STUDY | {"noop": {"fault": "raise"}})
-    run = pytester.runpytest_inprocess("-p", "llem", "study.yaml")
+    run = pytester.runpytest_inprocess("-p", "llem", FORKSERVER, "study.yaml")
     run.assert_outcomes(failed=4)
     (line,) = (line for line in run.outlines if line.startswith("failed 4 times: "))
     assert line.startswith("failed 4 times: exception while ")

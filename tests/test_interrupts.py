@@ -44,7 +44,7 @@ def notes(pytester: pytest.Pytester) -> Path:
 
 XDIST = ("-n", "2")
 FORKSERVER = ("--llem-start-method", "forkserver")
-ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
+ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential", "contended_retries": 0}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
     for number in numbers:
         (os.killpg if whole_group else os.kill)(run.pid, number)
         time.sleep(0.05)  # the next one comes while results are written
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert all(gone(int(note.stem)) for note in notes.iterdir())
     assert "INTERNALERROR" not in output
@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_what_was_measured_before(
     run = start()
     wait_until(lambda: len(list(notes.iterdir())) == 2)
     os.killpg(run.pid, signal.SIGINT)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=300)
     assert results.statuses() == {"fault=none": "completed", "fault=hang": "failed"}
     assert "1 of 2 experiments completed, 1 interrupted" in output
     assert "1 passed" in output
@@ -136,7 +136,7 @@ def test_ctrl_c_while_the_last_result_is_written(
     run = start()
     wait_until((pytester.path / "finishing").exists)
     os.killpg(run.pid, signal.SIGINT)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=300)
     assert (run.returncode, results.manifest["status"]) == (0, "completed")
     assert results.study_result["summary"]["completed"] == 1
     assert "KeyboardInterrupt" not in output
@@ -159,7 +159,7 @@ def test_signal_while_collecting_writes_nothing(
     run = start()
     wait_until((pytester.path / "collecting").exists)
     os.killpg(run.pid, number)
-    run.communicate(timeout=60)
+    run.communicate(timeout=300)
     assert run.returncode == (pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -signal.SIGTERM)
     assert not (pytester.path / "results").exists()
 

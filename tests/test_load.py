@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.serving.checks import check_client, check_steady
+from pytest_llem.serving.checks import check_client
 from pytest_llem.serving.client import Client, Endpoint, LoadRequest
 from pytest_llem.serving.errors import (
     ClientBoundError,
@@ -25,7 +25,7 @@ from pytest_llem.serving.errors import (
 )
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop, constant, from_trace, poisson
-from tests.support.serving import mock_server, requests
+from tests.support.serving import all_in_flight, mock_server, requests
 
 Schedule = ClosedLoop | OpenLoop
 
@@ -35,7 +35,7 @@ def under_load(
     *server: str,
     dataset: Iterator[LoadRequest] | None = None,
     window: Callable[[Load], Awaitable[None]] = lambda load: load.hold(0.3),
-    timeout_seconds: float = 10.0,
+    timeout_seconds: float = 60.0,
     **options: Any,
 ) -> tuple[Load, float, float]:
     """Put a mock server under load; the drained load, and begin and end of its window."""
@@ -50,11 +50,16 @@ def under_load(
                 await window(load)
                 ended = time.monotonic()
             finally:
-                await load.drain(timeout=1)
+                await load.drain(timeout=60)
             return load, began, ended
 
     with mock_server(*(server or ("--step-ms", "2+0"))) as url:
         return asyncio.run(run(url))
+
+
+def requests_ended(number: int) -> Callable[[Load], Awaitable[None]]:
+    """Return a window in which *number* requests end."""
+    return lambda load: load.hold(0.0, min_finished=number)
 
 
 def test_closed_loop_keeps_its_concurrency_in_flight() -> None:
@@ -76,29 +81,23 @@ def test_steady_state_begins_when_every_slot_has_finished() -> None:
     assert began - first_starts[0] >= 0.2 * 7 / 8
 
 
-def test_slots_started_together_stay_in_lock_step() -> None:
-    """Prefills of one step wait for each other: TTFT is short only if slots are spread over a latency."""
-
-    def ttft(ramp_seconds: float | None) -> float:
-        dataset = requests(prompt_tokens=100, max_tokens=20)
-        options = ("--step-ms", "5+0", "--prefill-ms", "0.1")
-        load, began, ended = under_load(
-            ClosedLoop(8, ramp_seconds), *options, dataset=dataset, window=lambda load: load.hold(0.6)
-        )
-        within = [request.record.ttft_s for request in load.records if began <= request.sent <= ended]
-        return statistics.median(latency for latency in within if latency is not None)
-
-    assert ttft(ramp_seconds=0.0) > 1.5 * ttft(ramp_seconds=None)
+def test_slots_start_over_one_latency() -> None:
+    """Prefills of slots in lock-step would wait for each other."""
+    load, _, _ = under_load(ClosedLoop(8), "--step-ms", "5+0", window=requests_ended(8))
+    spans = [(request.sent, request.ended) for request in load.records]
+    latency = min(ended - sent for sent, ended in spans)
+    assert all_in_flight(spans, 8) - min(ended for _, ended in spans) >= 0.8 * latency
 
 
 def test_hold_waits_for_a_number_of_requests() -> None:
-    load, began, ended = under_load(ClosedLoop(2), window=lambda load: load.hold(0.01, min_finished=20))
+    load, began, ended = under_load(ClosedLoop(2), window=requests_ended(20))
     assert sum(began <= request.ended <= ended for request in load.records) >= 20
 
 
 def test_drain_cancels_what_does_not_end_in_time() -> None:
     async def drain(load: Load) -> None:
-        await load.hold(0.1)
+        while load.finished < 5 or load.in_flight < 4:  # with the ninth request, the server stalls
+            await asyncio.sleep(0.001)
         await load.drain(timeout=0.05)
 
     load, _, _ = under_load(
@@ -119,7 +118,7 @@ def test_conversation_keeps_its_slot() -> None:
             load = Load(client, conversations, ClosedLoop(2))
             await load.begin()
             await load.hold(0.1)
-            await load.drain(timeout=2)
+            await load.drain(timeout=60)
             return load
 
     with mock_server("--step-ms", "2+0") as url:
@@ -147,24 +146,6 @@ def test_open_loop_sends_at_the_times_of_its_arrivals() -> None:
     assert due == pytest.approx([first + number / 100 for number in range(len(due))])
     assert min(load.send_lags(began, ended)) >= 0
     assert all(request.sent >= (request.record.due or 0) for request in load.records)
-    check_steady(load.records, began, ended)
-
-
-def test_overload_is_not_steady_and_both_rates_are_reported() -> None:
-    schedule = OpenLoop(poisson(200.0, 1), ramp_seconds=0.1)
-    # One request at a time, of 8 steps of 2 ms: 62 requests/s.
-    load, began, ended = under_load(
-        schedule, "--step-ms", "2+0", "--max-batch", "1", window=lambda load: load.hold(0.6)
-    )
-    with pytest.raises(NotSteadyError) as caught:
-        check_steady(load.records, began, ended)
-    words = str(caught.value).split()
-    offered, served = (float(words[words.index(word) - 1]) for word in ("requests/s", "served:"))
-    seconds = ended - began
-    due = sum(began <= (request.record.due or 0) <= ended for request in load.records)
-    answered = sum(began <= request.ended <= ended for request in load.records)
-    assert (offered, served) == pytest.approx((due / seconds, answered / seconds), rel=0.01)
-    assert served < 80
 
 
 def test_open_loop_ends_at_its_maximum_in_flight() -> None:
@@ -240,25 +221,30 @@ def test_missing_trace_is_reported(tmp_path: Path) -> None:
 def test_fault_of_the_server_ends_the_load(fault: tuple[str, ...], error: type[LoadError], message: str) -> None:
     with pytest.raises(error, match=message):
         under_load(
-            ClosedLoop(4), "--step-ms", "1+0", *fault, window=lambda load: load.hold(5), timeout_seconds=0.3
+            ClosedLoop(4),
+            *("--step-ms", "1+0", *fault),
+            window=lambda load: load.hold(60),
+            timeout_seconds=0.3 if "--stall-after" in fault else 60,
         )
 
 
 def test_failed_requests_within_the_accepted_share_are_records() -> None:
-    load, _, _ = under_load(ClosedLoop(4), "--step-ms", "1+0", "--error-every", "10", max_error_rate=0.2)
+    options = ("--step-ms", "1+0", "--error-every", "10")
+    load, _, _ = under_load(ClosedLoop(4), *options, window=requests_ended(100), max_error_rate=0.2)
     errors = [request.record.error for request in load.records]
     assert 0.05 < sum(error is not None for error in errors) / len(errors) < 0.15
 
 
 def test_share_of_failed_requests_is_judged_at_the_end_of_the_window() -> None:
+    options = ("--step-ms", "1+0", "--error-every", "10")
     with pytest.raises(TooManyErrors, match=r"load.max_error_rate is 0\.05"):
-        under_load(ClosedLoop(4), "--step-ms", "1+0", "--error-every", "10", max_error_rate=0.05)
+        under_load(ClosedLoop(4), *options, window=requests_ended(50), max_error_rate=0.05)
 
 
 def test_owner_can_report_the_end_of_the_server() -> None:
     async def lose(load: Load) -> None:
         asyncio.get_running_loop().call_later(0.1, lost.set)
-        await load.hold(5)
+        await load.hold(60)
 
     lost = asyncio.Event()
     with pytest.raises(ServerGoneError, match="the server has ended"):

@@ -17,6 +17,7 @@ import pytest
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.serving.client import Client, Endpoint, LoadRequest, SentRequest
 from pytest_llem.serving.errors import LoadError
+from tests.support.narrow import not_none
 from tests.support.serving import entries, mock_server
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -83,16 +84,20 @@ def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 @pytest.mark.parametrize("token_ids", [True, False], ids=["ids", "texts"])
 def test_token_times_are_those_of_the_server(mock: tuple[str, Path], token_ids: bool) -> None:
     url, log = mock
-    [record] = sent(Endpoint(url, token_ids=token_ids), LoadRequest(0, [[1, 2, 3]], 20))
-    expected = entries(log)[-1]
-    assert record.error is None
-    assert (record.input_tokens, record.output_tokens) == (3, 20)
-    assert (record.output_ids is not None) == token_ids
-    delays = [seen - emitted for seen, emitted in zip(record.token_times, expected["tokens"], strict=True)]
+    found = sent(Endpoint(url, token_ids=token_ids), *[LoadRequest(0, [[1, 2, 3]], 20)] * 5)
+    token_delays, delays = [], []
+    for record, expected in zip(found, entries(log)[-5:], strict=True):
+        assert record.error is None
+        assert (record.input_tokens, record.output_tokens) == (3, 20)
+        assert (record.output_ids is not None) == token_ids
+        seen = zip(record.token_times, expected["tokens"], strict=True)
+        token_delays.append([at - emitted for at, emitted in seen])
+        delays.append(expected["received"] - not_none(record.sent))
+    assert min(map(min, token_delays)) >= 0
     assert min(delays) >= 0
-    assert statistics.median(delays) < 2e-3
-    assert record.sent is not None
-    assert 0 <= expected["received"] - record.sent < 0.1
+    # A busy machine delays some of the requests.
+    assert min(map(statistics.median, token_delays)) < 2e-3
+    assert min(delays) < 0.1
 
 
 def test_due_time_is_that_of_the_first_turn(mock: tuple[str, Path]) -> None:
@@ -238,11 +243,14 @@ def test_server_that_hangs_up_before_it_answers_is_an_error() -> None:
 
 
 def test_answer_that_takes_too_long_is_an_error() -> None:
-    pieces = [event("a", ids=[5])] * 100
-    record = answered(HEAD, *pieces, timeout_seconds=0.05)
-    assert record.error == "no complete answer within 0.05 s"
+    pieces = [event("a", ids=[5])] * 10_000
+    for timeout in (0.05, 0.5, 5.0):  # on a busy machine, nothing may arrive in the shortest one
+        record = answered(HEAD, *pieces, timeout_seconds=timeout)
+        assert record.error == f"no complete answer within {timeout:g} s"
+        if record.output_ids:
+            break
     assert record.output_ids is not None
-    assert 0 < len(record.output_ids) < 100
+    assert 0 < len(record.output_ids) < 10_000
 
 
 def test_refused_connection_is_an_error() -> None:
@@ -282,8 +290,8 @@ def test_cancelled_request_is_recorded_with_what_arrived(mock: tuple[str, Path])
         async with Client(Endpoint(mock[0], token_ids=True), connections=1) as client:
             turns: list[SentRequest] = []
             task = asyncio.create_task(client.exchange(LoadRequest(0, [[1]], 1000), turns))
-            await asyncio.sleep(0.1)
-            assert client.chunks_in_flight > 0
+            while not client.chunks_in_flight:
+                await asyncio.sleep(0.001)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             return turns[0].record

@@ -47,6 +47,17 @@ def test_gross_overload_is_found_in_short_windows_too(seconds: float, missed: in
     assert sum(is_steady(8.0, 12.0, seconds, seed) for seed in range(20)) <= missed
 
 
+def test_overload_is_reported_with_both_rates() -> None:
+    sent, began, ended = queue(8.0, 42.0, seed=1), 12.0, 42.0
+    with pytest.raises(NotSteadyError) as caught:
+        check_steady(sent, began, ended)
+    words = str(caught.value).split()
+    rates = [float(words[words.index(word) - 1]) for word in ("requests/s", "served:")]
+    offered = sum(began <= one.sent <= ended for one in sent)
+    served = sum(began <= one.ended <= ended for one in sent)
+    assert rates == pytest.approx([offered / 30, served / 30], rel=0.01)
+
+
 def test_load_within_the_capacity_is_steady() -> None:
     assert all(is_steady(2.0, 20.0, 30.0, seed) for seed in range(20))
 

@@ -299,7 +299,7 @@ def test_ctrl_c_ends_all_experiments(
     process = start("-n", "2")
     wait_until(lambda: len(stays(notes)) == 2)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert result_of(tmp_path).status == "interrupted"
     assert not [one for one in notes.iterdir() if psutil.pid_exists(int(one.name))]

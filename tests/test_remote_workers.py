@@ -83,7 +83,7 @@ class Cluster:
 
     def finish(self, run: subprocess.Popen[str]) -> str:
         """Return the output of a run that ends by itself."""
-        output, _ = run.communicate(timeout=150)
+        output, _ = run.communicate(timeout=300)
         assert "INTERNALERROR" not in output, output
         return output
 

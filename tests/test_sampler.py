@@ -279,7 +279,7 @@ def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path,
         parent.kill()
         parent.wait()
         try:
-            wait_until(lambda: gone(sampler), 10)
+            wait_until(lambda: gone(sampler), 30)
         finally:
             os.kill(child, signal.SIGKILL)
     finally:
@@ -305,7 +305,7 @@ def test_sampler_ends_when_standard_input_is_closed(env: Callable[..., Any]) -> 
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert not_none(process.stdout).readline().startswith(b"[")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, b"")
 
 

@@ -92,7 +92,7 @@ def _reader(python: Path, name: str, gpus: list[ScriptedGpu], env: dict[str, str
     process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == 0
     finally:
         process.kill()

@@ -26,8 +26,8 @@ class ForkServer:
     """A process that forks a process for each call.
 
     Args:
-        env: Its environment. Variables that are read at the start of a process (``LD_LIBRARY_PATH``,
-            ``PYTHONPATH``) hold for all calls. Others may differ from call to call.
+        env: Its environment. Variables that are read at the start of a process (``LD_LIBRARY_PATH``) hold for all
+            calls. Others may differ from call to call. Folders of a call's ``PYTHONPATH`` are searched as well.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -78,6 +78,8 @@ def _serve(listener: socket.socket) -> None:
                 listener.close()
                 os.environ.clear()
                 os.environ.update(env)
+                folders = env.get("PYTHONPATH", "").split(os.pathsep)
+                sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
                 function, arguments = pickle.load(stream)
                 pickle.dump(function(*arguments), stream)
                 return

@@ -1,15 +1,17 @@
 """A load generator and its server, each a real process, for tests of results of other tools.
 
-    python mini_bench.py OUT [--step S] [--requests N] [--slots N] [--startup S] [--own-server]
+    python mini_bench.py OUT [--step S] [--requests N] [--slots N] [--startup S] [--own-server | --made-up]
 
 Writes the JSON of a script (``llem_run``). With ``--own-server`` it starts a server and sends the requests there;
-otherwise it waits for each token itself.
+otherwise it waits for each token itself. With ``--made-up`` it writes the times of such a run without the waiting.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -76,6 +78,18 @@ def load(url: str | None, step: float, requests: int, slots: int) -> list[dict[s
     return found
 
 
+def made_up(step: float, requests: int, slots: int) -> list[dict[str, Any]]:
+    """Return the requests of a load that ends now and was never late."""
+    seconds = TOKENS * step
+    began = time.monotonic() - math.ceil(requests / slots) * seconds
+    found = []
+    for number in range(requests):
+        sent = began + number // slots * seconds
+        times = [sent + (token + 1) * step for token in range(TOKENS)]
+        found.append({"sent": sent, "token_times": times, "input_tokens": 4})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -84,6 +98,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--startup", type=float, default=0.0)
     parser.add_argument("--own-server", action="store_true")
+    parser.add_argument("--made-up", action="store_true")
     options = parser.parse_args()
     time.sleep(options.startup)
     server, url = None, None
@@ -93,7 +108,8 @@ def main() -> None:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
     try:
-        requests = load(url, options.step, options.requests, options.slots)
+        send = made_up if options.made_up else functools.partial(load, url)
+        requests = send(options.step, options.requests, options.slots)
     finally:
         if server is not None:
             server.kill()

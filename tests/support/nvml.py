@@ -19,8 +19,8 @@ from tests.support.forks import ForkServer
 SOURCE = Path(__file__).parent / "scripted_nvml.c"
 ROOT = SOURCE.parents[2]
 
-#: The running server, by the variables that it was started with.
-_servers: dict[tuple[str | None, str | None], ForkServer] = {}
+#: The running servers, by the LD_LIBRARY_PATH that each was started with.
+_servers: dict[str | None, ForkServer] = {}
 
 
 class BuildError(Exception):
@@ -163,13 +163,12 @@ def environment(library: Path, script: Script) -> dict[str, str]:
 def run(env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a module in a new process, as the loader reads LD_LIBRARY_PATH only at its start.
 
-    Processes are forked from one that was started with the same LD_LIBRARY_PATH and PYTHONPATH.
+    Processes are forked from one that was started with the same LD_LIBRARY_PATH.
     """
-    started_with = env.get("LD_LIBRARY_PATH"), env.get("PYTHONPATH")
-    if started_with not in _servers:
-        _close_servers()
-        _servers[started_with] = ForkServer(env)
-    return _servers[started_with].call(env, function, *arguments)
+    libraries = env.get("LD_LIBRARY_PATH")
+    if libraries not in _servers:
+        _servers[libraries] = ForkServer(env)
+    return _servers[libraries].call(env, function, *arguments)
 
 
 @atexit.register

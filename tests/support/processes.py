@@ -28,7 +28,7 @@ def children_called(name: str) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until *condition* holds; fail if it does not within *seconds*."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,6 +35,11 @@ def requests(prompt_tokens: int = 8, max_tokens: int = 8) -> Iterator[LoadReques
     """Yield requests of distinct prompts without end."""
     for index in count():
         yield LoadRequest(index, [[index % 1000, *range(prompt_tokens - 1)]], max_tokens)
+
+
+def all_in_flight(spans: Sequence[tuple[float, float]], slots: int) -> float:
+    """Return when all *slots* first had a request in flight, of the begin and end of each request."""
+    return min(began for began, _ in spans if sum(since <= began < until for since, until in spans) == slots)
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
