@@ -307,6 +307,11 @@ class Engine:
 
 
 class TestOwnEngine:
+    def test_model_of_a_function_is_left_to_it(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+        pytester.makepyfile(fns="def answer(model, prompt): ...")
+        file = study("model: my/model\nbackend: 'fns:answer'")
+        assert llem(file)[:2] == (0, ["left to the engine: my/model (by engine fns:answer)"])
+
     @pytest.mark.parametrize("folder", [".", "engines"])
     def test_user_engine_fetches_its_own_models(
         self, pytester: pytest.Pytester, study: Callable[..., str], folder: str

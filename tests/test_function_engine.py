@@ -106,6 +106,22 @@ def returns_empty_text(prompt: str) -> str:
     return ""
 
 
+def yields_halves(prompt: str) -> Iterator[str]:
+    yield from ("\ud83d", "\ude00", "x", "\ud83d")
+
+
+def yields_nothing(prompt: list[int]) -> Iterator[int]:
+    return iter(())
+
+
+def returns_bytes(prompt: str) -> bytes:
+    return b"ab"
+
+
+def returns_mapping(prompts: list[str]) -> dict[str, str]:
+    return {prompt: prompt for prompt in prompts}
+
+
 def returns_none(prompt):  # type: ignore[no-untyped-def]
     return None
 
@@ -320,9 +336,25 @@ def test_empty_text_is_a_failed_request() -> None:
     assert "the function returned an empty text" in not_none(result.metrics["seconds"].not_judged)
 
 
+def test_text_with_half_a_character_is_measured() -> None:
+    """JSON of a model's output may cut an emoji between its surrogates."""
+    result = measure(yields_halves, texts=True)
+    assert result.tokens.output_digest == hashlib.sha256(";".join(["\U0001f600x\ufffd"] * 2).encode()).hexdigest()
+
+
+def test_output_of_no_piece_was_not_returned_whole() -> None:
+    config = ExperimentConfig.model_validate({**FIELDS, "backend": name_of(yields_nothing)})
+    function = load_engine(name_of(yields_nothing))(config, EngineContext())
+    function.load()
+    function.requests([[1]], function.generate([[1]]))
+    assert function.no_latency is None
+
+
 @pytest.mark.parametrize(
     ("function", "texts", "message"),
     [
+        (returns_bytes, True, "must return a text, a list of token ids, or .* (got b'ab')"),
+        (returns_mapping, True, "must return a sequence with an output for each prompt (got {"),
         (returns_none, False, "must return a text, a list of token ids, or an iterator of either, .* (got null)"),
         (
             yields_both,
@@ -485,8 +517,11 @@ def test_only_a_function_in_the_source_is_imported_late(tmp_path: Path, monkeypa
         "several:dumps",
         "several:nothing",
         "no_such_module:answer",
+        "raising.module:answer",
         "noop",
     )
+    (tmp_path / "raising").mkdir()
+    (tmp_path / "raising" / "__init__.py").write_text("raise RuntimeError")
     assert not any(map(is_function, names))
     Path("prompts.txt").write_text("one\ntwo\n")
     result = run_experiment({**FIELDS, "backend": "several:answer", "dataset": "prompts.txt"})

@@ -77,7 +77,7 @@ def test_counter_and_integral_that_disagree() -> None:
 
 def test_window_of_few_ticks_is_not_compared_with_its_integral() -> None:
     (one,) = warnings(device(integral_j=150.0), tick=0.51)
-    assert one.startswith("the window holds 20 ticks of the energy counter, fewer than 20")
+    assert one.startswith("the window holds 19 ticks of the energy counter, fewer than 20")
     (one,) = warnings(device(integral_j=150.0), tick=0.5)
     assert one.startswith("energy counter and sampled power disagree")
 
@@ -95,6 +95,16 @@ def test_a_temperature_that_drifts(end: float) -> None:
     (one,) = warnings(device(start_temperature_c=60.0, end_temperature_c=end))
     assert one == f"temperature of GPU-1 went from 60 to {end:.0f} °C within the window"
     assert warnings(device(start_temperature_c=60.0)) == warnings(device(end_temperature_c=60.0)) == []
+
+
+def test_long_times_have_no_exponent() -> None:
+    [found] = warnings(device(throttled_seconds={"power": 1234.5}))
+    assert found == "throttled: GPU-1 for 1,234 s of the window by power"
+
+
+def test_almost_enough_ticks_are_rounded_down() -> None:
+    [found] = warnings(device(), tick=10 / 19.6)
+    assert found.startswith("the window holds 19 ticks of the energy counter, fewer than 20: ")
 
 
 def test_passes_that_drift_are_a_warning() -> None:

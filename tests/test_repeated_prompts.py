@@ -56,7 +56,7 @@ def test_no_gate_judges_an_engine_that_keeps_its_answers(
 ) -> None:
     result = run(noop={"size": size})
     (warning,) = [one for one in texts(result.warnings) if "cache" in one]
-    assert re.match(r"a batch took \d+ ms in the first pass and", warning)
+    assert re.match(r"a batch took [\d.,]+ ms in the first pass and", warning)
     reason = result.metrics["output_tokens_per_second"].not_judged
     assert warning == f"{reason}; no gate judges it: disable the engine's caches of prompts and answers"
     assert result.metrics["load_seconds"].not_judged is None
@@ -126,3 +126,9 @@ def test_single_delayed_run_is_not_taken_for_a_cache() -> None:
     assert repeats_are_faster(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None
     assert repeats_are_faster(window([0.25], [0.1], [0.1]), no_ttft) is None
     assert repeats_are_faster(window([9.0, 9.0]), requests([0.0])) is None
+
+
+def test_failed_requests_are_not_taken_for_a_cache() -> None:
+    answered, failed = record(4, [1], ttft_s=0.2), record(4, [], error="no answer")
+    one_each = Requests([[answered], [failed], [failed]], sizes=[1])
+    assert repeats_are_faster(window(*[[1.0]] * 3), one_each) is None

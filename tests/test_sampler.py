@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
-from pytest_llem.energy.sampler import PERIOD_S
+from pytest_llem.energy.sampler import PERIOD_S, _Telemetry
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.narrow import not_none
@@ -363,3 +363,16 @@ def test_sampler_imports_only_nvml_modules() -> None:
         "                'pytest_llem.hardware.sensors'], ours\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=nvml.ROOT)
+
+
+def test_telemetry_has_power_only_while_each_gpu_has_one() -> None:
+    reader, writer = os.pipe()
+    telemetry = _Telemetry(writer, 2)
+    seen = []
+    for number, (gpu, watts) in enumerate([(0, 300.0), (1, 200.0), (0, None), (0, 310.0)], start=1):
+        telemetry.update(gpu, watts=watts, celsius=60.0)
+        telemetry.send(10.0 * number)
+        seen.append(json.loads(os.read(reader, 1000)).get("power_w"))
+    os.close(reader)
+    os.close(writer)
+    assert seen == [None, 500.0, None, 510.0]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.gates.decisions import Decision, Question, UndecidableError, decide, paired_contrast
 from pytest_llem.gates.power_analysis import CyclesNeeded, cycles_needed
 from pytest_llem.gates.sequential import Schedule, is_precise, paired_looks, unpaired_looks
+from pytest_llem.judging.until_decided import UntilDecided
+from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
 from tests.support.pairs import ALPHA
 from tests.support.sequential import Run, until_decided
@@ -190,3 +194,44 @@ class TestPrecision:
     def test_negative_mean_is_precise_as_its_mirror_image(self) -> None:
         assert is_precise([-1.0, -1.01, -0.99, -1.0], 0.05)
         assert not is_precise([-1.0, -1.01, -0.99, -1.0], 0.001)
+
+
+def due_of(completed: dict[str, tuple[int, int]], looked: dict[str, int], order: str) -> dict[str, int]:
+    """Return the points to look at. Of each, *completed* cycles ended, and failed ones, are given."""
+    entries = [
+        ManifestEntry(
+            experiment_id=f"{name}-{cycle}",
+            config_hash=name,
+            config_summary=name,
+            cycle=cycle,
+            status="completed" if cycle <= done else "failed",
+        )
+        for name, (done, failed) in completed.items()
+        for cycle in range(1, done + failed + 1)
+    ]
+    execution = SimpleNamespace(min_cycles=4, max_cycles=12, cycle_order=order)
+    points = [SimpleNamespace(id=name, config_hash=name) for name in completed]
+    run: Any = SimpleNamespace(study=SimpleNamespace(execution=execution, points=points), entries=entries)
+    shared_state = SimpleNamespace(read=lambda *_: None)
+    config: Any = SimpleNamespace(stash={SHARED_STATE: shared_state})
+    plugin = UntilDecided(config, SimpleNamespace(runs={}))  # type: ignore[arg-type]
+    plugin._looked = {("s.yaml", name): n for name, n in looked.items()}
+    return plugin._due("s.yaml", run)
+
+
+@pytest.mark.parametrize(
+    ("completed", "looked", "order", "expected"),
+    [
+        ({"a": (4, 0), "b": (4, 0)}, {}, "interleaved", {"a": 4, "b": 4}),
+        ({"a": (5, 0), "b": (4, 0)}, {"a": 4, "b": 4}, "interleaved", {}),
+        ({"a": (9, 0), "b": (5, 0)}, {"a": 4, "b": 4}, "interleaved", {"a": 5, "b": 5}),  # a worker is ahead
+        ({"a": (9, 0), "b": (7, 0)}, {"a": 5, "b": 5}, "interleaved", {"a": 6, "b": 6}),  # 6 was passed over
+        ({"a": (5, 0), "b": (4, 1)}, {}, "interleaved", {"a": 5, "b": 4}),  # a failed cycle counts as ended
+        ({"a": (3, 0), "b": (0, 0)}, {}, "interleaved", {}),
+        ({"a": (4, 0), "b": (0, 0)}, {}, "sequential", {"a": 4}),
+    ],
+)
+def test_points_are_looked_at_once_all_have_ended_so_many_cycles(
+    completed: dict[str, tuple[int, int]], looked: dict[str, int], order: str, expected: dict[str, int]
+) -> None:
+    assert due_of(completed, looked, order) == expected

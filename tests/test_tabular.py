@@ -17,7 +17,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
-from pytest_llem.results.tabular import experiment_table, point_table
+from pytest_llem.results.tabular import dataframe, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
 from tests.conftest import NOOP_STUDY, ROOT, Results, RunPytest
 from tests.support.loads import SLO, load_point
@@ -179,6 +179,37 @@ def test_data_frame_has_few_columns_by_default(result: StudyResult) -> None:
     assert {"cycle", "status", SPEED} <= {*experiments.columns}
     assert len(experiments.columns) < 30
     assert "goodput_rps" not in points.columns
+
+
+def test_short_selection_says_how_each_energy_was_obtained(result: StudyResult) -> None:
+    for frame in (result.to_dataframe(), result.to_dataframe("experiment")):
+        for name in ("energy_j", "mean_power_w", COST):
+            assert {f"{name}_method", f"{name}_boundary", f"{name}_invalid"} <= {*frame.columns}
+
+
+def test_requests_of_different_files_and_axes_with_units(tmp_path: Path) -> None:
+    """An axis may be named as a time, and files of two versions may have different columns."""
+    contents = {"a": "pass,e2e_ms,error\n1,2.5,\n", "b": "pass,request,e2e_ms\nwindow,1,3.5\n"}
+    entries, points = [], []
+    for name, content in contents.items():
+        (tmp_path / f"{name}.requests.csv").write_text(content)
+        axes = {"load.slo.ttft_ms": None if name == "a" else 500}
+        points.append(point(axes, config_hash=name))
+        entries.append(
+            ManifestEntry(
+                experiment_id=name,
+                config_hash=name,
+                config_summary=name,
+                cycle=1,
+                status="completed",
+                result_file=f"{name}.json",
+            )
+        )
+    frame = dataframe(study_result(*points, experiments=entries), "request", directory=tmp_path)
+    assert frame["load.slo.ttft_ms"].tolist() == ["null", 500]
+    assert frame["pass"].tolist() == [1, "window"]
+    assert frame["e2e_ms"].tolist() == [2.5, 3.5]
+    assert frame["request"].tolist()[1] == 1
 
 
 def test_data_frame_of_loads_has_metrics_of_loads() -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pytest_llem import registry
@@ -14,9 +15,9 @@ from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
 from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import cached_snapshot, resolve_model
+from pytest_llem.engines.models import OTHER_WEIGHTS, cached_snapshot, resolve_model
 from pytest_llem.engines.options import check_options
-from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
@@ -79,6 +80,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
             line = f"{_fetch(need, folders)}: {need}"
         except PreflightError as error:
             complete = False
+            # The line already names what is not found.
             reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
             line = f"not available: {need}: {reason}"
         print(printable(line), flush=True)
@@ -93,7 +95,7 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
     for study in studies:
         for point in study.points:
             config = point.config
-            if point.skip is not None or config.backend == COMMAND:  # which finds its model itself
+            if point.skip is not None or config.backend == COMMAND:  # a command finds its model and dataset itself
                 continue
             if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
                 whole = HubDataset(
@@ -135,7 +137,7 @@ def _read(paths: Sequence[Path], settings: Settings) -> Iterator[StudyConfig]:
 
 
 def _fetch(need: Need, model_path: tuple[Path, ...]) -> str:
-    """Fetch a model or dataset, and return ``fetched`` or ``already here``.
+    """Fetch a model or dataset, and return what was done, such as ``fetched`` or ``already here``.
 
     Raises:
         PreflightError: It is not available.
@@ -160,7 +162,8 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
     for config in configs:
         check_options(engine, config)
         engine(config, context).fetch()
-    return "fetched"
+    # A function, for example, finds its model when it is called.
+    return "left to the engine" if getattr(engine, "fetch", None) is Engine.fetch else "fetched"
 
 
 def _dataset(dataset: HubDataset) -> str:
@@ -200,7 +203,7 @@ def _missing_weights(files: Iterable[Path]) -> str | None:
     indices = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
     index = next((by_name[name] for name in indices if name in by_name), None)
     if index is None:
-        found = any(name.endswith((".safetensors", ".bin")) for name in by_name)
+        found = any(fnmatch(name, pattern) for name in by_name for pattern in ("*.safetensors", *OTHER_WEIGHTS))
         return None if found else "it has weights neither in *.safetensors files nor in pytorch_model*.bin"
     shards = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     absent = sorted(shards - {*by_name})

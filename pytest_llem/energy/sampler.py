@@ -9,10 +9,11 @@ Standard output is a file, which cannot block. Each line is a sample of one GPU,
 call for its power on the monotonic clock in s; the GPU's index on the command line; its power in W; its
 temperature in °C; the clocks of its processors and of its memory in MHz; the power of its module in W; the CPU
 time of the sampler so far in s. Values are null if they were not read. A last line ``{"failed": …}`` contains the
-reason why there are no more samples.
+reason why there are no more samples, unless the sampler was killed or the file cannot be written.
 
 TELEMETRY_FD is the file descriptor of a pipe for the live telemetry: once a second a line with a JSON object,
-``power_w`` of all GPUs and ``temperature_c`` of the hottest. It is empty if nothing reads the telemetry.
+``power_w`` of all GPUs, if each was read, and ``temperature_c`` of the hottest. It is empty if nothing reads the
+telemetry.
 
 Only what NVML needs is imported, because every experiment starts a sampler.
 """
@@ -66,8 +67,8 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
             return
         requested = [gpu.partition("=") for gpu in gpus]
         handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid, _, _ in requested]
-        telemetry = None if telemetry_fd is None else _Telemetry(telemetry_fd)
-        period = due = time.monotonic()
+        telemetry = None if telemetry_fd is None else _Telemetry(telemetry_fd, len(gpus))
+        period_began = due = time.monotonic()
         for number in count(1):
             for index, (handle, (_, _, source)) in enumerate(zip(handles, requested, strict=True)):
                 slow = (number + index) % SLOW_EVERY == 0
@@ -76,9 +77,9 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
                 if telemetry is not None:
                     telemetry.update(index, watts=sample[2], celsius=sample[3])
             if telemetry is not None:
-                telemetry.send(due)
-            period = max(period + PERIOD_S, time.monotonic())
-            due = period + PERIOD_S * (number * GOLDEN % 1)
+                telemetry.send(time.monotonic())
+            period_began = max(period_began + PERIOD_S, time.monotonic())
+            due = period_began + PERIOD_S * (number * GOLDEN % 1)
             ready, _, _ = select.select(ends, [], [], max(0.0, due - time.monotonic()))
             if ready or os.getppid() != parent:
                 return
@@ -99,22 +100,23 @@ def _sample(nvml: Nvml, handle: Any, source: str, index: int, slow: bool) -> lis
 class _Telemetry:
     """Writes the GPUs' power and temperature to a pipe, without ever delaying the samples."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, gpus: int) -> None:
         self._fd = fd
+        self._gpus = gpus
         self._due = 0.0
-        self._watts: dict[int, float] = {}
+        self._watts: dict[int, float | None] = {}
         self._celsius: dict[int, float] = {}
 
     def update(self, gpu: int, watts: float | None, celsius: float | None) -> None:
-        if watts is not None:
-            self._watts[gpu] = watts
+        self._watts[gpu] = watts
         if celsius is not None:
             self._celsius[gpu] = celsius
 
     def send(self, now: float) -> None:
         status = {}
-        if self._watts:
-            status["power_w"] = sum(self._watts.values())
+        watts = [one for one in self._watts.values() if one is not None]
+        if len(watts) == self._gpus:
+            status["power_w"] = sum(watts)
         if self._celsius:
             status["temperature_c"] = max(self._celsius.values())
         if not status or now < self._due:
@@ -131,4 +133,9 @@ def _write(line: object) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if sys.argv[2] else None, sys.argv[3:])
+    try:
+        main(int(sys.argv[1]), int(sys.argv[2]) if sys.argv[2] else None, sys.argv[3:])
+    except Exception as error:
+        with suppress(OSError):
+            _write({"failed": f"{type(error).__name__}: {error}"})
+        raise

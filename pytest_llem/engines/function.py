@@ -6,7 +6,7 @@ import ast
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -70,7 +70,7 @@ def is_function(name: str) -> bool:
         spec = find_spec(module) if attribute else None
         get_source = getattr(spec.loader if spec else None, "get_source", None)
         tree = ast.parse((get_source and get_source(module)) or "")
-    except (ImportError, ValueError, SyntaxError):  # reported when the module is imported
+    except Exception:  # reported when the module is imported
         return False
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return any(isinstance(node, functions) and node.name == attribute for node in tree.body)
@@ -81,7 +81,7 @@ class _Output:
     """One output, and when it came.
 
     Attributes:
-        sent: Time of the call.
+        sent: Time of the call, from ``time.monotonic``, in s, as the other times.
         tokens: Token ids, or pieces of text.
         is_text: Whether the output is a text; None if it is empty.
         times: When each piece came, if the output came in pieces.
@@ -118,7 +118,8 @@ class FunctionEngine(BatchEngine):
                 raise PreflightError(f"engine {self.name!r} cannot be used: {error}") from error
             if getattr(engine, "signature", None) is None:
                 raise PreflightError(
-                    f"engine {self.name!r} is a function by its source only (got {shown(engine)})"
+                    f"engine {self.name!r} is a function in the module's source, but not in the module "
+                    f"(got {shown(engine)})"
                 )
             check_options(engine, config)
             self.signature, self.options = engine.signature, engine.options
@@ -159,7 +160,7 @@ class FunctionEngine(BatchEngine):
         if not self.signature.takes_all:
             return [self._received(self._function(batch[0]), sent)]
         answer = self._function(list(batch))
-        if isinstance(answer, str) or not isinstance(answer, Iterable):
+        if isinstance(answer, str | bytes | Mapping | Set) or not isinstance(answer, Iterable):
             raise self._error(f"must return a sequence with an output for each prompt (got {shown(answer)})")
         outputs = [self._received(one, sent) for one in answer]
         if len(outputs) != len(batch):
@@ -178,10 +179,10 @@ class FunctionEngine(BatchEngine):
                 found.tokens.append(_plain(piece))  # waits for a token that is still on the device
                 found.times.append(time.monotonic())
         else:
-            output = _plain(output)
-            if not isinstance(output, Sequence) or any(isinstance(one, str) for one in output):
-                raise self._wrong(output)
-            found.tokens = list(map(_plain, output))
+            ids = _plain(output)
+            if not isinstance(ids, Sequence) or isinstance(ids, bytes) or any(isinstance(one, str) for one in ids):
+                raise self._wrong(ids)
+            found.tokens = list(map(_plain, ids))
         found.ended = found.times[-1] if found.times else time.monotonic()
         kinds = {type(one) for one in found.tokens}
         if not kinds <= {str} and not kinds <= {int}:
@@ -200,7 +201,7 @@ class FunctionEngine(BatchEngine):
         return PreflightError(f"function {self.name!r} {message}")
 
     def requests(self, batch: Sequence[Any], generated: Sequence[_Output]) -> list[RequestRecord]:
-        if not all(one.times for one in generated):
+        if any(one.tokens and not one.times for one in generated):
             self.no_latency = _RETURNED_WHOLE
         if any(one.is_text for one in generated):
             self.no_tokens = TEXT_TOKENS_UNKNOWN
@@ -212,7 +213,8 @@ class FunctionEngine(BatchEngine):
         if not output.is_text:
             ids, times = output.tokens, output.times
             return RequestRecord(input_tokens, ids, output.sent, times, first, last_token=output.ended)
-        text = "".join(output.tokens)
+        # A pair of surrogates may have come in two pieces; a lone one is no text that can be stored.
+        text = "".join(output.tokens).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         error = None if text else "the function returned an empty text"
         return RequestRecord(
             input_tokens,

@@ -82,8 +82,8 @@ class EnergyBudget:
         if used.ticks is not None and used.ticks < MIN_TICKS:
             at_least = used.seconds / used.ticks * MIN_TICKS
             return (
-                f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and {MIN_TICKS} are needed"
-                f": have the test work for {at_least:.2g} s or more"
+                f"{used.seconds:.2g} s are {math.floor(used.ticks)} {resolution(used.method)}, "
+                f"and {MIN_TICKS} are needed: have the test work for {at_least:.2g} s or more"
             )
         return None
 

@@ -241,7 +241,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # leaves room for the error, which is shorter than a result
@@ -264,14 +264,15 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
         kind = "crash"
     elif "LoadError" in names:
         kind = "load"
+    own_phase = getattr(error, "phase", None) if kind == "load" else None
     is_explained = kind in ("preflight", "load") or isinstance(error, UnwritableError)
     text = None if is_explained else _traceback(error)
     return {
         "kind": kind,
         "type": type(error).__name__,
-        "message": _escaped(message[:MESSAGE_CAP]),
+        "message": _escaped(_cut(message, MESSAGE_CAP)),
         "traceback": _escaped(text) if text else None,
-        "phase": getattr(error, "phase", None) or phase,  # that of a LoadError
+        "phase": own_phase or phase,
     }
 
 
@@ -280,9 +281,14 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except BaseException:  # format_exception calls methods of the exception, which may raise anything
         text = "".join(traceback.format_tb(error.__traceback__))
-    if len(text) <= TRACEBACK_CAP:
+    return _cut(text, TRACEBACK_CAP)
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return *text* without its middle if it has more than *limit* characters."""
+    if len(text) <= limit:
         return text
-    half = TRACEBACK_CAP // 2
+    half = limit // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 

@@ -54,9 +54,10 @@ class UntilDecided:
             self._look(node.file, run, due)
 
     def _due(self, file: str, run: StudyRun) -> dict[str, int]:
-        """Return the points to look at now, and how many cycles they have completed, by their ids.
+        """Return the points to look at now, and after how many cycles, by their ids.
 
-        All points are looked at once a cycle has ended for all of them, so that results are read once in a cycle.
+        Points are looked at together, as soon as all have ended that many cycles, so that results are read once in
+        a cycle. With ``cycle_order: sequential`` each is looked at alone.
         """
         sides = [run, self._recorder.runs.get(run_key(file, REFERENCE))]
         cycles = [_cycles(side) for side in sides if side is not None]
@@ -65,13 +66,17 @@ class UntilDecided:
             for point in run.study.points
             if all(point.id in side for side in cycles) and not self._is_decided(file, point)
         ]
-        ended = {min(side[name].ended for side in cycles) for name in open_points}
-        if len(ended) > 1 and run.study.execution.cycle_order != "sequential":
-            return {}
-        sizes = Schedule(run.study.execution.min_cycles, run.study.execution.max_cycles).sizes
+        execution = run.study.execution
         completed = {name: min(side[name].completed for side in cycles) for name in open_points}
-        due = {name: n for name, n in completed.items() if n in sizes and n > self._looked.get((file, name), 0)}
-        self._looked |= {(file, name): n for name, n in due.items()}
+        if execution.cycle_order != "sequential":  # other workers may be ahead with some points
+            ended_by_all = min((side[name].ended for side in cycles for name in open_points), default=0)
+            completed = {name: min(number, ended_by_all) for name, number in completed.items()}
+        sizes = Schedule(execution.min_cycles, execution.max_cycles).sizes
+        due = {}
+        for name, number in completed.items():
+            n = max((size for size in sizes if size <= number), default=0)
+            if n > self._looked.get((file, name), 0):
+                due[name] = self._looked[file, name] = n
         return due
 
     def _is_decided(self, file: str, point: Point) -> bool:
@@ -89,27 +94,27 @@ class UntilDecided:
                 is_decided = all(one.verdict in _DECIDED for one in verdicts)
                 text = f"{'decided: ' if is_decided else ''}{'; '.join(map(_text, verdicts))}"
             else:
-                open_metrics = self._open_metrics(run, point)
-                is_decided, limit = not open_metrics, f"{run.study.execution.half_width:.1%}"
-                text = "decided" if is_decided else f"not yet within {limit}: {', '.join(open_metrics)}"
+                is_decided, text = _precision(run, point)
             if is_decided:
                 content = [n, f"decided after {n} cycles"]
                 with suppress(OSError):  # if it cannot be written, xdist's workers go on
                     self._config.stash[SHARED_STATE].put(file, f"{DECIDED}-{point.config_hash}", content)
             print_line(self._config, f"{point.id} after {n} cycles, {text}")
 
-    def _open_metrics(self, run: StudyRun, point: Point) -> list[str]:
-        """Return the metrics whose intervals are not narrow yet, of a point without comparison."""
-        study = run.study
-        budgets = {budget.metric for budget in study.budgets if budget.point == point.id}
-        result = next(one for one in run.summarise().points if one.id == point.id)
-        names = budgets or set(study.compared_metrics(point))
-        summaries = {name: result.metrics[name] for name in sorted(names) if result.metrics[name].n}
-        return [
-            name
-            for name, summary in summaries.items()
-            if not is_precise([one for one in summary.values if one is not None], study.execution.half_width)
-        ]
+
+def _precision(run: StudyRun, point: Point) -> tuple[bool, str]:
+    """Return whether all intervals of a point without comparison are narrow, and that as text."""
+    study = run.study
+    budgets = {budget.metric for budget in study.budgets if budget.point == point.id}
+    result = next(one for one in run.summarise().points if one.id == point.id)
+    names = budgets or set(study.compared_metrics(point))
+    values = {name: [one for one in result.metrics[name].values if one is not None] for name in sorted(names)}
+    known = {name: found for name, found in values.items() if found}
+    if not known:
+        return True, f"no value to decide by: {', '.join(values)}"
+    half_width = study.execution.half_width
+    too_wide = [name for name, found in known.items() if not is_precise(found, half_width)]
+    return not too_wide, f"not yet within {half_width:.1%}: {', '.join(too_wide)}" if too_wide else "decided"
 
 
 class _Cycles(NamedTuple):

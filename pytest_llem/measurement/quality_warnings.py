@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tracemalloc
@@ -152,15 +153,18 @@ def _idle_change(idle_power: IdlePowerRecord) -> Iterator[QualityWarning]:
     """Yield a warning if idle power changed: something else drew power, or the machine was not idle."""
     before, after = idle_power.idle_power_w, idle_power.after_w
     if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:
-        text = f"idle power changed from {before:.3g} W to {after:.3g} W: active_energy_j may be off by as much"
-        yield QualityWarning.of("idle_power_changed", text)
+        yield QualityWarning.of(
+            "idle_power_changed",
+            f"idle power changed from {_figure(before)} W to {_figure(after)} W: active_energy_j may be off by "
+            "the difference × its time",
+        )
 
 
 def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
     if account.ticks is not None and account.ticks < MIN_TICKS:
         yield QualityWarning.of(
             "few_ticks",
-            f"the {what} holds {account.ticks:.0f} {resolution(account.total.method)}, "
+            f"the {what} holds {math.floor(account.ticks)} {resolution(account.total.method)}, "
             f"fewer than {MIN_TICKS}: raise measurement.min_window_seconds",
         )
 
@@ -168,11 +172,11 @@ def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
 def _device_warnings(account: Account) -> Iterator[QualityWarning]:
     for device in account.devices:
         off = disagreement(device, account.seconds, account.tick_seconds)
-        if off is not None:
+        if off is not None and device.energy_j is not None and device.integral_j is not None:
             yield QualityWarning.of(
                 "counter_disagrees",
                 f"energy counter and sampled power disagree on {device.device}: "
-                f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
+                f"{_figure(device.energy_j, 4)} J and {_figure(device.integral_j, 4)} J ({off:+.1%})"
                 + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else ""),
             )
         if device.counter_reason:
@@ -191,7 +195,8 @@ def _device_warnings(account: Account) -> Iterator[QualityWarning]:
         for reason, seconds in (conditions.throttled_seconds or {}).items():
             if seconds > 0:
                 yield QualityWarning.of(
-                    "throttled", f"throttled: {device.device} for {seconds:.2g} s of the window by {reason}"
+                    "throttled",
+                    f"throttled: {device.device} for {_figure(seconds, 2)} s of the window by {reason}",
                 )
         start, end = conditions.start_temperature_c, conditions.end_temperature_c
         if start is not None and end is not None and abs(end - start) > MAX_WARMING_C:
@@ -222,7 +227,7 @@ def on_device(value: Any, depth: int = 3) -> bool:
 
 
 def active_tracer() -> str | None:
-    """Return a message about what traces Python in this thread; None if nothing does.
+    """Return a message about what traces Python; None if nothing does.
 
     Coverage tools, debuggers and profilers that follow subprocesses also trace an experiment's process.
     """
@@ -257,20 +262,38 @@ def repeats_are_faster(window: PassWindow, requests: Requests) -> str | None:
         requests: Its requests.
     """
     pass_seconds = [[seconds] for seconds in window.pass_seconds]
-    # One value for each batch: a delay affects all its requests.
-    first_tokens = [
-        statistics.median([request.ttft_s or 0.0 for request in batch]) for batch in requests.batches()
-    ]
-    number = len(first_tokens) // len(requests.passes)
-    ttft = [first_tokens[start : start + number] for start in range(0, len(first_tokens), number)]
-    for what, runs in (("a batch", window.call_seconds), ("a pass", pass_seconds), ("a first token", ttft)):
+    for what, runs in (
+        ("a batch", window.call_seconds),
+        ("a pass", pass_seconds),
+        ("a first token", _first_token_seconds(requests)),
+    ):
         if (medians := _medians_if_slower(runs)) is not None:
-            first, later = medians
+            first, later = (_figure(seconds * 1000, 4) for seconds in medians)
             return (
-                f"{what} took {first * 1000:.4g} ms in the first pass and {later * 1000:.4g} ms in later ones, "
+                f"{what} took {first} ms in the first pass and {later} ms in later ones, "
                 "which repeat its prompts: the engine may answer them from a cache"
             )
     return None
+
+
+def _first_token_seconds(requests: Requests) -> list[list[float]]:
+    """Return the TTFT of each batch of each pass, in s; nothing if a request, such as a failed one, has none.
+
+    A batch has one value, the median: a delay affects all its requests.
+    """
+    medians = []
+    for batch in requests.batches():
+        known = [request.ttft_s for request in batch if request.ttft_s is not None]
+        if len(known) < len(batch) or not known:
+            return []
+        medians.append(statistics.median(known))
+    number = max(1, len(medians) // len(requests.passes))
+    return [medians[start : start + number] for start in range(0, len(medians), number)]
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    """Return *value* with *digits* significant digits, and with all digits before the decimal point."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def _medians_if_slower(runs: Sequence[Sequence[float]]) -> tuple[float, float] | None:

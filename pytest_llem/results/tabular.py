@@ -39,8 +39,11 @@ _SHORT_OF_LOADS = (GOOD_COST, ATTAINMENT, GOODPUT, "requests_per_second", "ttft_
 #: Columns besides axes and metrics that a short selection has, in tables of points and of experiments.
 _SHORT_FACTS = ("study", "experiment", "point", "cycle", "cycles", "status", "error", "pareto_optimal", "verdict")
 
-#: Columns of ``requests.csv`` with text. All others have numbers.
-_TEXTS = ("pass", "error")
+#: What is said of an energy beside its value.
+_PROVENANCE = ("method", "boundary", "invalid")
+
+#: Columns of ``requests.csv`` with text, also if it could be read as a number.
+_TEXTS = ("error",)
 
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
@@ -155,7 +158,8 @@ def request_table(result: StudyResult, directory: Path) -> Table:
     """
     axes = _axes(result)
     points = {point.config_hash: point for point in result.points}
-    found = []
+    found: list[dict[str, Cell]] = []
+    measured: dict[str, None] = {}
     for entry in _entries(result):
         if entry.status != "completed" or entry.result_file is None:
             continue
@@ -169,13 +173,11 @@ def request_table(result: StudyResult, directory: Path) -> Table:
             "cycle": entry.cycle,
         }
         with file.open(encoding="utf-8", newline="") as lines:
-            found += [
-                experiment | {name: _read(name, text) for name, text in row.items()}
-                for row in csv.DictReader(lines)
-            ]
+            rows = csv.DictReader(lines)
+            measured |= dict.fromkeys(rows.fieldnames or ())
+            found += [experiment | {name: _read(name, text) for name, text in row.items()} for row in rows]
     units = {"input_tokens": "tokens", "output_tokens": "tokens"}
-    names = found[0] if found else ()
-    units |= {name: unit for name in names for unit in ("ms", "s") if name.endswith(f"_{unit}")}
+    units |= {name: unit for name in measured for unit in ("ms", "s") if name.endswith(f"_{unit}")}
     return _table(found, units)
 
 
@@ -183,7 +185,12 @@ def _read(name: str, text: str) -> Cell:
     """Return a cell of ``requests.csv``; an empty one has no value."""
     if not text:
         return None
-    return text if name in _TEXTS else int(text) if text.isdecimal() else float(text)
+    if name in _TEXTS:
+        return text
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:  # a phase of a load on a server in place of the number of a pass
+        return text
 
 
 def short_table(result: StudyResult, rows: Table) -> Table:
@@ -191,7 +198,7 @@ def short_table(result: StudyResult, rows: Table) -> Table:
     metrics = [*_SHORT, *(_SHORT_OF_LOADS if has_loads(result.points) else ())]
     shown = {*_SHORT_FACTS, *_axes(result)}
     shown |= {f"{name}{suffix}" for name in metrics for suffix in ("", "_ci95_low", "_ci95_high")}
-    shown |= {f"{name}_{what}" for name in (COST, GOOD_COST) for what in ("method", "boundary") if name in metrics}
+    shown |= {f"{name}_{what}" for name in metrics if _has_method(name) for what in _PROVENANCE}
     places = [place for place, name in enumerate(rows.columns) if name in shown]
     columns = [rows.columns[place] for place in places]
     units = {name: unit for name, unit in rows.units.items() if name in shown}
@@ -199,10 +206,9 @@ def short_table(result: StudyResult, rows: Table) -> Table:
 
 
 def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Table:
-    columns = list(rows[0]) if rows else []
-    return Table(
-        columns, [list(row.values()) for row in rows], {name: units[name] for name in columns if name in units}
-    )
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in columns] for row in rows]
+    return Table(columns, cells, {name: units[name] for name in columns if name in units})
 
 
 def _axes(result: StudyResult) -> list[str]:
@@ -239,10 +245,7 @@ def _spread(name: str, summary: Summary) -> dict[str, Cell]:
 
 
 def _provenance(name: str, summary: Summary | None) -> dict[str, Cell]:
-    return {
-        f"{name}_{what}": getattr(summary, what) if summary is not None else None
-        for what in ("method", "boundary", "invalid")
-    }
+    return {f"{name}_{what}": getattr(summary, what) if summary is not None else None for what in _PROVENANCE}
 
 
 def _entries(result: StudyResult) -> list[ManifestEntry]:
