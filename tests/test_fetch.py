@@ -229,6 +229,16 @@ class TestNoDownload:
         assert lines[1].startswith("not available: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
+    def test_model_of_a_server_is_fetched_by_name(
+        self, pytester: pytest.Pytester, study: Callable[..., str]
+    ) -> None:
+        (pytester.path / "m.gguf").touch()
+        (pytester.path / "local").mkdir()
+        server = "backend: server\nserver: {command: [serve, '{port}']}\nload: {concurrency: 1}\n"
+        file = study(f"{server}sweep: {{model: [m.gguf, ./local]}}")
+        assert llem(file) == (0, ["already here: m.gguf", "already here: ./local"], "")
+        assert llem(study(server)) == (0, [], "")
+
     def test_skipped_experiments_need_nothing(self, study: Callable[..., str]) -> None:
         file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
         assert llem(file) == (0, ["already here: ."], "")

@@ -219,6 +219,7 @@ class TestCommand:
         status, out, _ = llem("one")
         assert status == 0
         assert sum("needs 6 runs, has 1" in line for line in out) == 12
+        assert out[0] == "llama: 1 run of 1 commit, 2026-01-01"
 
     def test_unreadable_files_are_named_and_left_out(self, llem: Llem, tmp_path: Path) -> None:
         write(tmp_path / "all", results(unchanged, 7))

@@ -287,6 +287,15 @@ def test_result_of_an_earlier_version_has_a_report(tmp_path: Path) -> None:
     assert all(one.id in page.text for one in result.points)
 
 
+def test_table_of_one_experiment_is_named_in_the_singular(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "docs" / "example", tmp_path / "run")
+    result = json.loads((folder / "study_result.json").read_text())
+    result["experiments"] = result["experiments"][:1]
+    (folder / "study_result.json").write_text(json.dumps(result))
+    write_report(folder, tmp_path / "page.html")
+    assert "<caption>1 experiment</caption>" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.slow
 def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)

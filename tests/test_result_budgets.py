@@ -39,7 +39,12 @@ def test_each_budget_of_a_result_is_a_test(judge: Judge) -> None:
 def test_exceeded_budget_fails_with_its_value_and_place(judge: Judge, pytester: pytest.Pytester) -> None:
     done = judge("vllm_0.32.0.json", "--junit-xml=junit.xml", budgets="budgets:\n  ttft_p50_ms: 700\n")
     done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["*ttft_p50_ms*732*700*"])
+    done.stdout.fnmatch_lines(
+        [
+            "732 ms is beyond 700 ms *",
+            "FAILED vllm_0.32.0.json::budget[[]ttft_p50_ms-model=smol] - Failed: 732 *",
+        ]
+    )
     [case] = ElementTree.parse(pytester.path / "junit.xml").iter("testcase")
     assert case.get("name") == "budget[ttft_p50_ms-model=smol]"
     assert {one.get("name"): one.get("value") for one in case.iter("property")}["llem_verdict"] == "BEYOND"

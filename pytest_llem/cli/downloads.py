@@ -15,7 +15,7 @@ from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
 from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import OTHER_WEIGHTS, cached_snapshot, resolve_model
+from pytest_llem.engines.models import OTHER_WEIGHTS, cached_snapshot, local_file, resolve_model
 from pytest_llem.engines.options import check_options
 from pytest_llem.engines.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.engines.shipped import shipped_needs
@@ -25,6 +25,7 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError, printable
+from pytest_llem.study.server import SERVER
 from pytest_llem.workload.hub_dataset import cached_dataset, fetch_dataset
 from pytest_llem.workload.prompts import hub_dataset
 
@@ -102,6 +103,10 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
                     found.name, found.revision
                 )  # the whole dataset is fetched, whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
+            if config.backend == SERVER:  # it runs in sessions only, and finds the model by its name
+                if config.model is not None:
+                    by_name[Need(config.model)] = None
+                continue
             stated = shipped_needs(config)
             if stated is not None and stated.resolves_model and config.model is not None:
                 by_name[Need(config.model, stated.model_revision)] = None
@@ -172,6 +177,8 @@ def _dataset(dataset: HubDataset) -> str:
 
 
 def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str:
+    if local_file(name, model_path) is not None:
+        return "already here"
     source = resolve_model(name, model_path, revision, download=False)
     if source.kind in ("local", "model_path"):
         return "already here"

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_llem._plugin.stash import RESULTS
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.verdict_text import verdict_line
+from pytest_llem.gates.verdict_text import verdict_text
 from pytest_llem.importers.formats import read_runs
 from pytest_llem.measurement.imported_study import point_results, points_of
 from pytest_llem.results.points import PointResult
@@ -65,8 +65,8 @@ class BudgetItem(pytest.Item):
         verdict = judge_budget(self.gate.budget, self.gate.point, file=str(self.gate.file))
         self.user_properties += [("llem_verdict", verdict.verdict), ("llem_mean", verdict.mean)]
         if verdict.outcome == "failed":
-            pytest.fail(verdict_line(verdict), pytrace=False)
-        self.add_report_section("call", "llem", verdict_line(verdict))
+            pytest.fail(verdict_text(verdict), pytrace=False)
+        self.add_report_section("call", "llem", verdict_text(verdict))
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.gate.file, self.gate.budget.line - 1, self.name

@@ -127,6 +127,12 @@ def _local(name: str, model_path: Sequence[Path]) -> ModelSource | None:
     return None
 
 
+def local_file(name: str, model_path: Sequence[Path]) -> Path | None:
+    """Return the file of that name, such as a GGUF file that a server loads; None if there is none."""
+    places = (_expanded(name), *(directory / name for directory in model_path))
+    return next((place for place in places if place.is_file()), None)
+
+
 def _expanded(name: str) -> Path:
     try:
         return Path(name).expanduser()

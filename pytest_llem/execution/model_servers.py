@@ -16,7 +16,7 @@ import pytest
 from pytest_llem._plugin.node_ids import is_reference
 from pytest_llem._plugin.options import WORKTREE, Settings
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of, study_of_item
-from pytest_llem.engines.models import resolve_model
+from pytest_llem.engines.models import local_file, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.output import add_server_section
@@ -270,9 +270,8 @@ def _model_location(item: pytest.Item, config: ExperimentConfig) -> str | None:
     if config.model is None:
         return None
     model_path = Settings.from_config(item.config).model_path
-    for place in (Path(config.model).expanduser(), *(folder / config.model for folder in model_path)):
-        if place.is_file():  # such as a GGUF file
-            return str(place.absolute())
+    if (file := local_file(config.model, model_path)) is not None:
+        return str(file.absolute())
     try:
         source = resolve_model(config.model, model_path, None, download=False)
     except ModelNotFoundError:  # the server may find it

@@ -48,7 +48,8 @@ def span(runs: Sequence[Run]) -> str:
     """Return numbers of runs and commits, and the first and the last day, as text."""
     commits = counted(len({run.commit for run in runs if run.commit}), "commit")
     first, last = (printable(run.time[:10]) for run in (runs[0], runs[-1]))
-    return f"{counted(len(runs), 'run')} of {commits}" + (f", {first} to {last}" if first else "")
+    days = first if first == last else f"{first} to {last}"
+    return f"{counted(len(runs), 'run')} of {commits}" + (f", {days}" if first else "")
 
 
 def place_of(run: Run) -> str:
