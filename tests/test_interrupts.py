@@ -209,7 +209,7 @@ def test_session_without_studies_handles_no_signal(pytester: pytest.Pytester) ->
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
+@pytest.mark.parametrize(("option", "failed"), [("-x", 1), slow("--maxfail=2", 2)])
 def test_maxfail_is_not_reported_as_interrupt(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, option: str, failed: int
 ) -> None:

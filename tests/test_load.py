@@ -97,7 +97,7 @@ def test_hold_waits_for_a_number_of_requests() -> None:
 def test_drain_cancels_what_does_not_end_in_time() -> None:
     async def drain(load: Load) -> None:
         while load.finished < 5 or load.in_flight < 4:  # with the ninth request, the server stalls
-            await asyncio.sleep(0.001)
+            await load.hold(0.001)
         await load.drain(timeout=0.05)
 
     load, _, _ = under_load(

@@ -578,7 +578,9 @@ def test_long_table_is_cut_and_keeps_completed_points(
     run.stdout.fnmatch_lines(["2 more points in summary.csv", "1 of 3 experiments completed, 2 failed"])
 
 
-@pytest.mark.parametrize(("option", "kept"), [("-rfE", False), ("-ra", False), ("-rP", True), ("-rA", True)])
+@pytest.mark.parametrize(
+    ("option", "kept"), [("-rfE", False), slow("-ra", False), ("-rP", True), slow("-rA", True)]
+)
 def test_output_of_passed_experiments_is_kept_only_if_shown(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], option: str, kept: bool
 ) -> None:

@@ -351,8 +351,9 @@ def test_modules_imported_from_the_working_tree_are_found(tmp_path: Path, monkey
     assert imported_from(str(tmp_path), str(tmp_path / "worktree")) == ["of_the_candidate"]
 
 
-def test_link_to_the_working_tree_leads_to_the_worktree(repository: Path) -> None:
+def test_link_to_the_working_tree_leads_to_the_worktree(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the reference would import from the link, which has the candidate's code."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     link = repository / "temporary" / "link"
     link.symlink_to(repository)
     made = add_worktree(link, "main", [link])

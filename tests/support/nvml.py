@@ -163,11 +163,11 @@ def environment(library: Path, script: Script) -> dict[str, str]:
 def run(env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a module in a new process, as the loader reads LD_LIBRARY_PATH only at its start.
 
-    Processes are forked from one that was started with the same LD_LIBRARY_PATH.
+    Processes are forked from one that was started with the same LD_LIBRARY_PATH, and without a PYTHONPATH.
     """
     libraries = env.get("LD_LIBRARY_PATH")
     if libraries not in _servers:
-        _servers[libraries] = ForkServer(env)
+        _servers[libraries] = ForkServer({name: value for name, value in env.items() if name != "PYTHONPATH"})
     return _servers[libraries].call(env, function, *arguments)
 
 
