@@ -16,10 +16,10 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_files, stored_result, write_atomically
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, PointResult
 from pytest_llem.results.study_result import (
-    DESIGN,
     RESULT,
     StudyResult,
     build_study_result,
+    read_design,
     result_lost,
     write_result,
 )
@@ -58,7 +58,7 @@ class _Run:
         try:
             manifest = read_manifest(directory)
             file = directory / RESULT
-            return cls(directory, manifest, StudyResult.read(file if file.exists() else directory / DESIGN))
+            return cls(directory, manifest, StudyResult.read(file) if file.exists() else read_design(directory))
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
 
