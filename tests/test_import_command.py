@@ -145,6 +145,7 @@ def test_outputs_of_llama_bench_are_the_same_points_in_every_format() -> None:
     ("arguments", "message"),
     [
         (["a.json", "b.json"], "b.json: has the same content as a.json: one run is not two"),
+        (["a.json", "a.json", "--cycle-per", "file"], "a.json: is given twice: one run is not two"),
         (["a.json", "own.json"], "a.json of vllm bench serve, own.json of script: tools measure differently"),
         (["missing.json"], "missing.json: no such file or folder"),
         (["a.json", "--axis", "x"], "--axis x: must be NAME=JSON.path"),

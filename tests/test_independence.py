@@ -133,7 +133,7 @@ class TestCommands:
         one = save(study_result(_point("a", "b", "c")), "one", tmp_path)
         other = save(study_result(_point("c", "d", "e")), "other", tmp_path)
         assert cli.main(["aa", str(one), str(other), "--metric", "seconds"]) == 2
-        assert "not independent: both have the same measurement of 1 exp" in capsys.readouterr().err
+        assert "not independent: both have the same measurement of 1 experiment; " in capsys.readouterr().err
 
     def test_llem_compare_refuses_an_older_result_and_itself(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -115,6 +115,17 @@ def test_other_output_options_do_not_change_the_lines(
     assert "INTERNALERROR" not in text + done.stderr.str()
 
 
+def test_line_without_tokens_has_the_energy_of_a_pass(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
+) -> None:
+    pytester.makepyfile(own="def answer(prompt): return 'a text'")
+    (pytester.path / "prompts.txt").write_text("one\ntwo\n")
+    removed = dict.fromkeys(("max_input_tokens", "max_output_tokens", "model"))
+    write_study(**ONE_EXPERIMENT, **removed, backend="own:answer", dataset="prompts.txt")
+    _, found = lines("study.yaml", "-o", "pythonpath=.")
+    assert re.fullmatch(r"[\d,.e+-]+ J/pass \(estimated\), \d+\.\d s", found[0]["rest"]), found
+
+
 @pytest.mark.slow
 def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], lines: Lines) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]

@@ -26,6 +26,7 @@ from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.journal import Journal
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, read_manifest, stored_result
 from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.merge import merge
 from pytest_llem.times import now
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
@@ -359,6 +360,8 @@ def test_unfinished_run_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "study_result.json").unlink()
     with pytest.raises(ValueError, match=r"holds neither study_result\.json nor study_design\.json"):
         StudyResult.load(tmp_path)
+    with pytest.raises(ValueError, match=r"holds neither study_result\.json nor study_design\.json"):
+        merge([tmp_path], tmp_path / "merged", "reference", lambda merged: None)
     (tmp_path / "study_design.json").write_text(_design().model_dump_json())
     found = StudyResult.load(tmp_path)
     for point, then in zip(found.points, whole.points, strict=True):

@@ -301,6 +301,22 @@ class TestStudy:
         run_pytest(against, "-k", "experiment").assert_outcomes(passed=1)
         assert StudyResult.load(results.directory).points[0].turns == []
 
+    def test_reference_alone_has_no_empty_table(
+        self, run_pytest: RunPytest, write_study: Callable[..., Path], against: str
+    ) -> None:
+        write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "skip_preflight": True})
+        run = run_pytest(against, "-k", "reference")
+        run.assert_outcomes(passed=1)
+        run.stdout.fnmatch_lines(["*= llem: noop =*", "results: results/noop_*"], consecutive=True)
+
+    def test_pair_that_is_partly_selected_offers_no_resume(
+        self, run_pytest: RunPytest, write_study: Callable[..., Path], against: str
+    ) -> None:
+        """A comparison that is interleaved cannot be resumed."""
+        write_study(sweep={"n": [1]}, execution={"skip_preflight": True}, gates={"metrics": ["seconds"]})
+        run = run_pytest(against, "-k", "cycle=1 or regression")
+        run.stdout.fnmatch_lines(["*cannot be judged: 1 of 3 cycles selected: select all of them"])
+
 
 # ---- joined windows ----
 

@@ -109,6 +109,13 @@ class TestTimeBudget:
         run.assert_outcomes(skipped=4)
         run.stdout.fnmatch_lines(["*SKIPPED*time budget of 0 s: *left*"])
 
+    def test_gate_of_skipped_experiments_names_the_time_budget(
+        self, run_pytest: RunPytest, write_study: Callable[..., Path]
+    ) -> None:
+        write_study(sweep={"n": [1]}, budgets={"seconds": {"max": 100}})
+        run = run_pytest("--llem-time-budget=0.001")
+        run.stdout.fnmatch_lines(["*cannot be judged: no completed cycle; time budget of 0 s: 0 s are left"])
+
     @pytest.mark.parametrize("given", ["soon", "0", "-1m", "inf", "5w"])
     def test_invalid_budget_is_refused(self, auto: Auto, given: str) -> None:
         run = auto(QUIET, f"--llem-time-budget={given}")

@@ -213,7 +213,7 @@ class FunctionEngine(BatchEngine):
         if not output.is_text:
             ids, times = output.tokens, output.times
             return RequestRecord(input_tokens, ids, output.sent, times, first, last_token=output.ended)
-        # A pair of surrogates may have come in two pieces; a lone one is no text that can be stored.
+        # A pair of surrogates may have come in two pieces; a lone one cannot be stored.
         text = "".join(output.tokens).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         error = None if text else "the function returned an empty text"
         return RequestRecord(

@@ -86,7 +86,8 @@ def same_session(candidate: StudyResult, reference: StudyResult) -> str | None:
 def shared_experiments(candidate: StudyResult, reference: StudyResult) -> str | None:
     """Return an error message if two results share experiments; None if no shared experiment is known."""
     if shared := _digests(candidate) & _digests(reference):
-        return f"not independent: both have the same measurement of {len(shared)} experiments; {_WHAT_TO_DO}"
+        experiments = "1 experiment" if len(shared) == 1 else f"{len(shared)} experiments"
+        return f"not independent: both have the same measurement of {experiments}; {_WHAT_TO_DO}"
     if candidate == reference:
         return f"not independent: both are the same result; {_WHAT_TO_DO}"
     return same_session(candidate, reference)

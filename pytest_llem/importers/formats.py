@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
         name: Name of their format in :data:`FORMATS`; None to find it out for each.
 
     Raises:
-        ImportFileError: A file cannot be read, or is of none of the formats.
+        ImportFileError: A file is given twice, cannot be read, or is of none of the formats.
     """
+    expanded = [one for given in files for one in _expanded(given, files)]
+    for file, times in Counter(expanded).items():
+        if times > 1:
+            fail(file, "is given twice: one run is not two")
     runs: list[ToolRun] = []
     exports: list[Fields] = []
     records: list[list[Fields]] = []
-    for file in (one for given in files for one in _expanded(given, files)):
+    for file in expanded:
         text = read_text(file)
         if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
             runs += [run for row in llama_bench.rows(file, text) for run in llama_bench.read(row)]

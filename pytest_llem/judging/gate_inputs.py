@@ -21,14 +21,22 @@ class GateInputs:
         run: The study's run in this session; None if no experiment of it was selected.
         reference: The reference's run in this session; None if no experiment of it was selected.
         previous: Results of earlier sessions.
+        is_interleaved: Whether the session compares interleaved sides, which cannot be resumed.
     """
 
     def __init__(
-        self, study: StudyConfig, run: StudyRun | None, reference: StudyRun | None, previous: PreviousResults
+        self,
+        study: StudyConfig,
+        run: StudyRun | None,
+        reference: StudyRun | None,
+        previous: PreviousResults,
+        *,
+        is_interleaved: bool,
     ) -> None:
         self._study = study
         self._run, self._reference = run, reference
         self._previous = previous
+        self._is_interleaved = is_interleaved
 
     @cached_property
     def own(self) -> StudyResult | None:
@@ -58,14 +66,18 @@ class GateInputs:
         ``--lf`` selects failed cycles together with failed gates, and fewer cycles decide less.
         """
         found = {}
+        others = "" if self._is_interleaved else ", or take the others from an earlier run with --llem-resume"
         for run in filter(None, (self._run, self._reference)):
             for name, cycles in Counter(one.point.id for one in run.selected.values()).items():
                 if cycles < self._study.n_cycles:
-                    found[name] = (
-                        f"{cycles} of {self._study.n_cycles} cycles selected: select all of them, "
-                        "or take the others from an earlier run with --llem-resume"
-                    )
+                    found[name] = f"{cycles} of {self._study.n_cycles} cycles selected: select all of them{others}"
         return found
+
+    def skipped(self, point: str) -> str | None:
+        """Return why this session skipped an experiment of a point; None if it skipped none."""
+        entries = self._run.entries if self._run is not None else ()
+        skipped = (one for one in entries if one.config_summary == point and one.status == "skipped")
+        return next((one.reason for one in skipped), None)
 
     @cached_property
     def points(self) -> Mapping[str, JudgedPoint]:

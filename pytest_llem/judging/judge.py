@@ -134,7 +134,13 @@ class StudyGates:
         runs = {} if recorder is None else recorder.runs
         self._run = runs.get(file)
         self.study: StudyConfig = study_of(config, file)
-        self._results = GateInputs(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._previous)
+        self._results = GateInputs(
+            self.study,
+            self._run,
+            runs.get(run_key(file, REFERENCE)),
+            self._previous,
+            is_interleaved=self._settings.against is not None,
+        )
         self.comparison: Comparison | None = None
 
     @cached_property
@@ -213,7 +219,9 @@ class StudyGates:
             ):
                 return "its reference was not selected, but both have to be interleaved"
             measured, wanted = len(judged.point.cycles), self.study.min_cycles
-            is_short = 0 < measured < wanted and verdict.point not in self._results.partly_selected
+            if not measured:
+                return self._results.skipped(verdict.point)
+            is_short = measured < wanted and verdict.point not in self._results.partly_selected
             return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:
             return "no experiment of the point was selected, nor measured in an earlier run"

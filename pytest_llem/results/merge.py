@@ -17,10 +17,10 @@ from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_files, 
 from pytest_llem.results.manifest_records import EntryStatus, ErrorRecord, Manifest, ManifestEntry
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import (
-    DESIGN,
     RESULT,
     StudyResult,
     build_study_result,
+    read_design,
     result_lost,
     write_result,
 )
@@ -59,7 +59,7 @@ class _Run:
         try:
             manifest = read_manifest(directory)
             file = directory / RESULT
-            return cls(directory, manifest, StudyResult.read(file if file.exists() else directory / DESIGN))
+            return cls(directory, manifest, StudyResult.read(file) if file.exists() else read_design(directory))
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
 

@@ -288,11 +288,20 @@ def _load_unfinished(directory: Path) -> StudyResult:
         OSError: The results cannot be read.
     """
     manifest = read_manifest(directory)
+    return build_study_result(read_design(directory), manifest, directory)
+
+
+def read_design(directory: Path) -> StudyResult:
+    """Return the study without results of a run that has not ended.
+
+    Raises:
+        ValueError: *directory* has none, or it is not readable.
+        OSError: It cannot be read.
+    """
     try:
-        design = StudyResult.read(directory / DESIGN)
+        return StudyResult.read(directory / DESIGN)
     except FileNotFoundError:
         raise ValueError(f"{directory}: holds neither {RESULT} nor {DESIGN}") from None
-    return build_study_result(design, manifest, directory)
 
 
 def write_result(directory: Path, result: StudyResult) -> None:

@@ -147,8 +147,13 @@ class Lines:
 
 
 def _figures(metrics: Mapping[str, Metric]) -> str:
-    """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``."""
-    rate, cost = metrics[SPEED], metrics[COST]
+    """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``.
+
+    Without numbers of tokens, the energy is that of a pass.
+    """
+    rate, cost, unit = metrics[SPEED], metrics[COST], "J/output token"
+    if cost.value is None:
+        cost, unit = metrics["energy_j"], "J/pass"
     figures = [] if rate.value is None else [f"{number(rate.value)} tok/s"]
     if cost.value is None:
         figures.append("energy unavailable")
@@ -156,7 +161,7 @@ def _figures(metrics: Mapping[str, Metric]) -> str:
         how: str | None = "invalid" if cost.invalid else cost.method
         if cost.covers_engine is False:
             how = f"{how}, {cost.boundary}"
-        figures.append(f"{number(cost.value)} J/output token{'' if how == 'measured' else f' ({how})'}")
+        figures.append(f"{number(cost.value)} {unit}{'' if how == 'measured' else f' ({how})'}")
     if rate.not_judged:
         figures.append(f"not judged: {rate.not_judged}")
     return ", ".join(figures)

@@ -52,6 +52,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     result = run.result
     if result is None:
         return []
+    if not run.selected:  # only experiments of the reference
+        return [f"results: {shown_from(directory, run.directory)}"]
     lines = table_lines(result, width, ids=ids)
     lines += _gpu_lines(result)
     for one in result.token_agreement:
