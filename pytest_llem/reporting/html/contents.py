@@ -17,6 +17,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.points import PointResult
+from pytest_llem.results.serving import OUTSIDE_WINDOW
 from pytest_llem.results.study_result import StudyResult, selected_points
 
 #: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.
@@ -26,7 +27,7 @@ MAX_POINTS = 1000
 MAX_SAMPLES = 120_000
 
 #: Latency columns of ``requests.csv``, with their names on the page.
-KINDS = {
+LATENCY_COLUMNS = {
     "ttft_ms": "Time to first token",
     "itl_mean_ms": "Inter-token latency, mean of each request",
     "tpot_ms": "Time per output token after the first",
@@ -34,7 +35,7 @@ KINDS = {
 }
 
 #: Percentiles shown of each distribution.
-SHOWN = (5, 25, 50, 75, 95, 99)
+SHOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Contents:
         planned: Number of selected experiments of each point, by the hash of its configuration.
         cycles: The completed experiments of ``points``, in the order in which they started.
         power: The power samples of each cycle, by index of the point, in the order of the cycles.
-        latencies: The latencies of the requests of all cycles in ms, by index of the point and by column.
+        latencies: The latencies of the answered requests of all cycles in ms, by index of the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
         base_text: The file that the study's ``base:`` names; None if it is missing.
@@ -139,8 +140,8 @@ def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: i
     stem = directory / cycle.entry.result_file.removesuffix(".json")
     requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
     latencies = contents.latencies.setdefault(cycle.point, {})
-    for kind, values in read_latencies(requests or "").items():
-        latencies.setdefault(kind, []).extend(values)
+    for column, values in read_latencies(requests or "").items():
+        latencies.setdefault(column, []).extend(values)
     if samples := read_power(power or "", max_samples):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
@@ -154,20 +155,20 @@ def _text(file: Path) -> str | None:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv`` by column, without requests in ramp-up and drain."""
+    """Return the latencies in ms of a ``requests.csv`` by column, of the answered requests of the window."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
-        if row.get("pass") in ("ramp", "drain"):
+        if row.get("pass") in OUTSIDE_WINDOW or row.get("error") or _number(row.get("output_tokens")) == 0:
             continue
-        for kind in KINDS:
-            if (value := _number(row.get(kind))) is not None:
-                found.setdefault(kind, []).append(value)
+        for column in LATENCY_COLUMNS:
+            if (value := _number(row.get(column))) is not None:
+                found.setdefault(column, []).append(value)
     return found
 
 
 def percentiles(values: Sequence[float]) -> dict[int, float]:
-    """Return the percentiles :data:`SHOWN` of *values*, of which there is at least one."""
-    return dict(zip(SHOWN, map(float, np.percentile(values, SHOWN)), strict=True))
+    """Return the percentiles :data:`SHOWN_PERCENTILES` of *values*, of which there is at least one."""
+    return dict(zip(SHOWN_PERCENTILES, map(float, np.percentile(values, SHOWN_PERCENTILES)), strict=True))
 
 
 def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.html import rows
-from pytest_llem.reporting.html.contents import SHOWN, Contents
+from pytest_llem.reporting.html.contents import SHOWN_PERCENTILES, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
@@ -102,7 +102,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "cycles": rows.cycle_rows(contents, main),
         "power": power_rows(contents),
         "latencies": latency_rows(contents),
-        "percentiles": SHOWN,
+        "percentiles": SHOWN_PERCENTILES,
         "failures": failed[: rows.MAX_FAILURES],
         "failures_left_out": max(0, len(failed) - rows.MAX_FAILURES),
         "skips": rows.skips(result),
