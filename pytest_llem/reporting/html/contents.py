@@ -23,8 +23,10 @@ from pytest_llem.results.study_result import StudyResult, selected_points
 #: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
-#: Maximum number of power samples on a page, divided equally among the experiments.
+#: Maximum number of power samples on a page, divided equally among the cycles that are drawn, and the minimum of a
+#: cycle: fewer would not show the course of power. The page says of how many cycles power is left out.
 MAX_SAMPLES = 120_000
+MIN_SAMPLES = 60
 
 #: Latency columns of ``requests.csv``, with their names on the page.
 LATENCY_COLUMNS = {
@@ -78,7 +80,8 @@ class Contents:
         left_out: Number of selected points that are not on the page.
         planned: Number of selected experiments of each point, by the hash of its configuration.
         cycles: The completed experiments of ``points``, in the order in which they started.
-        power: The power samples of each cycle, by index of the point, in the order of the cycles.
+        power: The power samples of the first cycles of each point, by index of the point.
+        power_left_out: Number of cycles with power samples that are not in ``power``.
         latencies: The latencies of the answered requests of all cycles in ms, by index of the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
@@ -91,6 +94,7 @@ class Contents:
     planned: Mapping[str, int]
     cycles: list[Cycle] = field(default_factory=list)
     power: dict[int, list[Power]] = field(default_factory=dict)
+    power_left_out: int = 0
     latencies: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     study_text: str | None = None
@@ -106,10 +110,10 @@ def read_contents(directory: Path, result: StudyResult) -> Contents:
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
     contents.cycles = sorted(_cycles(contents), key=lambda cycle: cycle.entry.started_at or "")
-    # Fewer than 60 samples would not show the course of power.
-    max_samples = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
+    max_cycles = MAX_SAMPLES // MIN_SAMPLES // max(1, len(contents.points))
+    max_samples = MAX_SAMPLES // max(1, sum(cycle.place < max_cycles for cycle in contents.cycles))
     for cycle in sorted(contents.cycles, key=lambda cycle: (cycle.point, cycle.place)):
-        _add_cycle(contents, directory, cycle, max_samples)
+        _add_cycle(contents, directory, cycle, max_samples if cycle.place < max_cycles else 0)
     return contents
 
 
@@ -127,7 +131,7 @@ def _cycles(contents: Contents) -> Iterator[Cycle]:
 
 
 def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
-    """Add the provenance, latencies and power samples of *cycle* to *contents*."""
+    """Add the provenance, latencies and at most *max_samples* power samples of *cycle* to *contents*."""
     text = stored_result(directory, cycle.entry)
     if text is None:
         return
@@ -142,7 +146,9 @@ def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: i
     latencies = contents.latencies.setdefault(cycle.point, {})
     for column, values in read_latencies(requests or "").items():
         latencies.setdefault(column, []).extend(values)
-    if samples := read_power(power or "", max_samples):
+    if power is not None and not max_samples:
+        contents.power_left_out += 1
+    elif samples := read_power(power or "", max_samples):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
 

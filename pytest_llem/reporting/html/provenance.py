@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pytest_llem.reporting.text import number
+from pytest_llem.reporting.text import counted, number
 from pytest_llem.results.experiment import DeviceEnergy, ExperimentResult
 
 
@@ -73,7 +73,7 @@ class Provenance:
             for gpu in contention.gpus:
                 self._add_value("busy", gpu.busy_share)
         if result.concurrent is not None:
-            self._count("concurrent", f"{len(result.concurrent)} others" if result.concurrent else "none")
+            self._count("concurrent", counted(len(result.concurrent), "other") if result.concurrent else "none")
         if result.start is not None:
             self._count("start", result.start.method)
         for device in result.devices:
