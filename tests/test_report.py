@@ -381,7 +381,9 @@ def test_missing_value_is_a_dash_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_empty_result_has_a_report(tmp_path: Path) -> None:
-    page = page_of(_written(tmp_path))
+    file = _written(tmp_path)
+    assert '<div class="card "><dt>Experiments</dt>' in file.read_text()
+    page = page_of(file)
     for text in (
         "0 of 0",
         "No experiment has completed.",

@@ -186,7 +186,7 @@ def _done(result: StudyResult) -> Fact:
     left = sum(entry.status in ("pending", "running") for entry in result.experiments)
     numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
     about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
-    tone = "bad" if summary.failed else "good" if summary.completed == summary.total else ""
+    tone = "bad" if summary.failed else "good" if 0 < summary.completed == summary.total else ""
     return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
 
