@@ -68,7 +68,8 @@ def run_study(
         StudyError: The study file is invalid.
         StudyRunError: pytest ended without a result.
     """
-    from pytest_llem._plugin import results_dir_note  # imports pytest
+    # Here, so that pytest_llem.api imports no pytest: results are read without it.
+    from pytest_llem._plugin import results_dir_note
 
     path = Path(path).resolve()
     load_study(path)

@@ -21,6 +21,7 @@ import pytest
 
 from pytest_llem import cli
 from pytest_llem.doctor import gpus, host, software
+from pytest_llem.doctor.findings import findings
 from pytest_llem.doctor.records import Driver, Examination, GpuReport
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
@@ -401,6 +402,15 @@ class TestGpus:
         assert [one.severity for one in found.findings if one.about == "torch"] == [severity] * (
             severity is not None
         )
+
+    def test_torch_without_a_package_has_no_version_in_its_finding(
+        self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        imports(monkeypatch, torch_cuda="14.1")
+        _, found = doctor()
+        found.software.packages.clear()
+        (message,) = [one.message for one in findings(found, []) if one.about == "torch"]
+        assert message.startswith("torch is built for CUDA 14.1, but driver ")
 
     def test_engines_run_on_first_visible_gpu_or_on_all_candidates(self) -> None:
         first, second = GpuReport(index=0, uuid=A), GpuReport(index=1, uuid=B, first=True)

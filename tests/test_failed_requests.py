@@ -117,6 +117,11 @@ class TestReported:
         others = [QualityWarning.of("drift", "drift"), QualityWarning.of("throttled", "throttled")]
         assert worst([*others, warning], 1) == [warning]
 
+    def test_failed_and_impossibly_fast_requests_are_two_warnings(self) -> None:
+        requests = replace(_requests(_error, True, False), too_fast="1 µs for each token")
+        assert [one.code for one in requests.warnings()] == ["requests_failed", "impossibly_fast"]
+        assert (requests.not_judged or "").startswith("1 of 2 requests failed")
+
     def test_every_metric_of_the_window_is_not_judged(self, measured: Any) -> None:
         result = measured(_empty)
         unmarked = {name for name, one in result.metrics.items() if one.not_judged is None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from pytest_llem.gates.decisions import Contrast, Decision, Question, Undecidabl
 from pytest_llem.gates.plan_lines import minimum_detectable_effects
 from pytest_llem.gates.power_analysis import _distance, detectable
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
+from pytest_llem.study.design import StudyConfig
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
+from tests.support.study_results import point, study_result, summary
 
 PROPERTY = settings(deadline=None)  # other processes may slow down the machine
 
@@ -32,6 +35,11 @@ Better = Literal["lower", "higher"]
 
 def cycles(values: Any) -> Any:
     return dict(enumerate(values, start=1))
+
+
+def study_of(folder: Path, text: str) -> StudyConfig:
+    (folder / "study.yaml").write_text(f"model: m\n{text}")
+    return load_study(folder / "study.yaml")
 
 
 def compared(candidate: Any, reference: Any, *, paired: bool = False) -> Any:
@@ -401,9 +409,25 @@ class TestDetectable:
         assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
 
     def test_plan_says_that_no_change_is_detected(self, tmp_path: Path) -> None:
-        (tmp_path / "study.yaml").write_text("model: m\nexecution: {n_cycles: 2}\ngates: {alpha: 1.0e-6}\n")
-        lines = minimum_detectable_effects(load_study(tmp_path / "study.yaml"), None)
-        assert lines[1:] == ["  no change if cycles vary by 0.5%", "  no change if cycles vary by 2.0%"]
+        study = study_of(tmp_path, "execution: {n_cycles: 2}\ngates: {alpha: 1.0e-6}\n")
+        assert minimum_detectable_effects(study, None)[1:] == [
+            "  no change if cycles vary by 0.5% (typical, not measured)",
+            "  no change if cycles vary by 2.0% (typical, not measured)",
+        ]
+
+    def test_plan_names_each_metric_also_without_a_spread(self, tmp_path: Path) -> None:
+        study = study_of(tmp_path, "execution: {n_cycles: 3}\ngates: {metrics: [seconds, ttft_p50_ms]}\n")
+        seconds = summary("seconds", [1.0, 1.02, 0.98]).model_copy(update={"cv": 0.02})
+        reference = study_result(point({}, seconds=seconds, ttft_p50_ms=[]))
+        measured, unknown = minimum_detectable_effects(study, reference)[1:]
+        assert re.fullmatch(r"  [\d.]+% of seconds if cycles vary by 2.0%", measured)
+        assert unknown == "  unknown of ttft_p50_ms: the reference has no spread of it"
+
+    @pytest.mark.parametrize("n", [0, 1])
+    def test_plan_has_the_number_of_too_few_cycles(self, tmp_path: Path, n: int) -> None:
+        study = study_of(tmp_path, "execution: {n_cycles: 3}\n")
+        (line,) = minimum_detectable_effects(study, study_result(point({}, seconds=[1.0] * n)))
+        assert f"that needs 2 cycles, and the reference has {n} (" in line
 
     @pytest.mark.parametrize(("n", "n_reference"), [(0, 5), (1, 5), (5, 1)])
     def test_no_change_is_detectable_below_two_cycles(self, n: int, n_reference: int) -> None:

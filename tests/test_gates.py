@@ -464,7 +464,7 @@ class TestBaselines:
         run.stdout.fnmatch_lines(["  gates: up to 20 cycles against 4, judged 9 times, detect *(*Holm over 6):"])
         run = saved.run("--llem-baseline", "main", "--llem-cycles", "1")
         run.stdout.fnmatch_lines(
-            ["  gates: one cycle in the candidate decides nothing: every comparison will be INCONCLUSIVE *"]
+            ["  gates: no comparison can be decided: that needs 2 cycles, and the candidate has 1 (*"]
         )
         run.assert_outcomes(passed=2, skipped=6)
 

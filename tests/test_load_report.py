@@ -103,8 +103,12 @@ def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
     assert json.dumps("Energy per token within the SLO (J), measured")[1:-1] in page
 
 
-def test_latencies_of_ramp_and_drain_are_left_out() -> None:
-    text = "pass,ttft_ms\nramp,900\nwindow,10\nwindow,20\ndrain,800\n"
+def test_latencies_are_of_answered_requests_of_the_window() -> None:
+    rows = (
+        *("ramp,9,900,", "window,9,10,", "window,,20,", "drain,9,800,", "drift,9,700,"),
+        *("window,9,600,status 500", "window,0,500,"),
+    )
+    text = "\n".join(("pass,output_tokens,ttft_ms,error", *rows))
     assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
 
 

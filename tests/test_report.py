@@ -26,12 +26,14 @@ from pytest_llem.reporting.html.formatting import details, name_of, neutral, sho
 from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import ByAxis, range_of
+from pytest_llem.reporting.html.power import power_plot
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import as_json
 from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.verdicts import GateVerdict
 from tests.conftest import ROOT, Results
 from tests.support.study_results import point, study_result, summary
 
@@ -380,6 +382,7 @@ def test_missing_value_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     assert "no value: no meter <here>" in page.titles
     assert "– (no value: no meter <here>)" in page.text
     assert "No point has both tokens per second and energy per output token." in page.text
+    assert "1 metric without a value, and why" in page.text
     assert "Energy per output token (J) no meter <here>" in page.text
     assert "pareto" not in plots_of(file)
     assert "0.00 ±" not in page.text
@@ -387,7 +390,9 @@ def test_missing_value_is_a_dash_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_empty_result_has_a_report(tmp_path: Path) -> None:
-    page = page_of(_written(tmp_path))
+    file = _written(tmp_path)
+    assert '<div class="card "><dt>Experiments</dt>' in file.read_text()
+    page = page_of(file)
     for text in (
         "0 of 0",
         "No experiment has completed.",
@@ -426,6 +431,20 @@ def test_report_counts_points_beyond_its_limit(tmp_path: Path, monkeypatch: pyte
     page = page_of(_written(tmp_path, *points, experiments=entries))
     assert "1 more point is in study_result.json, but not on this page." in page.text
     assert "size=3" in page.text, "those with results come first"
+
+
+def test_power_is_drawn_for_as_many_cycles_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_llem.reporting.html import contents
+
+    example = ROOT / "docs" / "example"  # 4 points of 3 cycles
+    monkeypatch.setattr(contents, "MAX_SAMPLES", 4 * 2 * contents.MIN_SAMPLES)
+    found = contents.read_contents(example, StudyResult.load(example))
+    assert [[one.cycle for one in cycles] for cycles in found.power.values()] == [[1, 2]] * 4
+    drawn = [samples for cycles in found.power.values() for one in cycles for samples in one.samples.values()]
+    assert sum(map(len, drawn)) <= contents.MAX_SAMPLES
+    plot = power_plot(found)
+    assert plot is not None
+    assert plot.caption.endswith("Left out to keep the page small: the power of 4 later cycles.")
 
 
 def test_content_security_policy_allows_only_own_scripts(tmp_path: Path) -> None:
@@ -489,6 +508,34 @@ def test_best_point_of_each_energy_method_is_named(tmp_path: Path) -> None:
     text = page_of(_written(tmp_path, *points)).text
     assert "Least energy per output token 1.00 J ±0.0%, n = 3: #2 a=1, measured" in text
     assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "card", "tone"),
+    [
+        (("skipped", "skipped"), "none decided of 2 gates, 2 undecided", ""),
+        (("passed", "skipped"), "none failed of 2 gates, 1 undecided", ""),
+        (("passed", "passed"), "none failed of 2 gates", "good"),
+        (("failed", "skipped"), "1 failed of 2 gates, 1 undecided", "bad"),
+    ],
+)
+def test_card_of_gates_is_good_only_if_all_are_decided(
+    tmp_path: Path, outcomes: tuple[Any, ...], card: str, tone: str
+) -> None:
+    verdicts = [
+        GateVerdict(gate="budget", id="x", metric=COST, point="p", verdict="NOT JUDGED", outcome=one, unit="J")
+        for one in outcomes
+    ]
+    file = _written(tmp_path, point({"a": 1}, verdicts=verdicts))
+    assert f"Gates {card} " in page_of(file).text
+    assert f'<div class="card {tone}"><dt>Gates</dt>' in file.read_text()
+
+
+def test_subtitle_counts_models_and_planned_cycles(tmp_path: Path) -> None:
+    points = [point({"model": f"m{n}"}, config={"model": f"m{n}"}, **{SPEED: [1.0]}) for n in range(5)]
+    assert "model, 1 cycle each, of m0, m1, m2, m3 and 1 more model." in page_of(_written(tmp_path, *points)).text
+    planned = _written(tmp_path, *points, status="interrupted", measurement_protocol={"n_cycles": 3})
+    assert "model, 3 planned cycles each, of m0" in page_of(planned).text
 
 
 def test_sweep_plot_joins_points_that_differ_only_in_the_axis() -> None:

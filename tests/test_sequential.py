@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pytest_llem import load_study
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.gates.decisions import Decision, Question, UndecidableError, decide, paired_contrast
+from pytest_llem.gates.plan_lines import expected_cycles
 from pytest_llem.gates.power_analysis import CyclesNeeded, cycles_needed
 from pytest_llem.gates.sequential import Schedule, is_precise, paired_looks, unpaired_looks
 from pytest_llem.judging.until_decided import UntilDecided
@@ -174,6 +178,16 @@ class TestCyclesNeeded:
         assert found.fixed is None
         assert found.sequential > 9.5
         assert isinstance(found, CyclesNeeded)
+
+    def test_plan_expects_the_mean_of_pairs_of_two_noisy_cycles(self, tmp_path: Path) -> None:
+        (tmp_path / "study.yaml").write_text(
+            "model: m\nexecution: {n_cycles: auto, max_cycles: 40}\ngates: {metrics: [seconds]}\n"
+        )
+        lines = expected_cycles(load_study(tmp_path / "study.yaml"), None)
+        (planned,) = re.findall(r"no change: (\d+) cycles if cycles vary by 2.0% \(typical", "\n".join(lines))
+        candidate, reference = 0.02 * np.random.default_rng(13).standard_normal((2, 2000, 1, 40))
+        run = until_decided(candidate - reference, SCHEDULE, delta=0.02, alpha=ALPHA, metrics=1)
+        assert float(planned) == pytest.approx(run.cycles.mean(), rel=0.05)
 
 
 class TestPrecision:

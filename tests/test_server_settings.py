@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.results.serving import ServerRecord
+from pytest_llem.serving.engine import ServerEngine
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from tests.conftest import Results, RunPytest
@@ -54,6 +58,10 @@ def reason(folder: Path, **study: Any) -> str:
         (
             {"server": {"api": "chat"}},
             "api 'chat' sends texts, and synthetic prompts are token ids: use a",
+        ),
+        (
+            {"server": {"api": "chat", "command": ["x", "{model}", PORT]}},
+            "use a dataset of texts; the command takes {model}: give model in the study",
         ),
     ],
 )
@@ -103,6 +111,54 @@ def test_preset_sends_what_every_server_of_its_kind_takes(tmp_path: Path) -> Non
     server = {"preset": "vllm"}
     study = load_study(write_load_study(tmp_path, server=server, decoder={"top_k": 5, "repetition_penalty": 1.1}))
     assert Preflight(study, (), []).reason(study.points[0]) is None
+
+
+def preset_needs(folder: Path, preset: str, args: dict[str, Any]) -> Needs:
+    server = {"preset": preset, "command": None, "args": args}
+    config = load_study(write_load_study(folder, model="m", server=server)).points[0].config
+    assert config.server is not None
+    return config.server.needs(config, None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "args", "gpus"),
+    [
+        ("vllm", {"tensor_parallel_size": 2, "data_parallel_size": 3}, 6),
+        ("vllm", {"tensor-parallel-size": 2, "pipeline-parallel-size": "2"}, 4),
+        ("sglang", {"tp": 2, "pp_size": 2, "dp": 2}, 8),
+        ("sglang", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 2}, 8),
+        ("sglang", {"tp-size": 4, "dp-size": 2}, 8),
+        ("sglang", {"tp-size": 4, "dp-size": 2, "enable-dp-attention": True}, 4),
+        ("llama.cpp", {"parallel": 4}, 1),
+    ],
+)
+def test_parallel_sizes_of_presets_are_the_number_of_gpus(
+    tmp_path: Path, preset: str, args: dict[str, Any], gpus: int
+) -> None:
+    assert preset_needs(tmp_path, preset, args).gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("preset", "args", "share"),
+    [
+        ("vllm", {"gpu-memory-utilization": 0.5}, 0.5),
+        ("vllm", {"kv-cache-memory-bytes": 1}, None),
+        ("sglang", {"mem-fraction-static": 0.5}, 0.5),
+    ],
+)
+def test_memory_share_is_read_from_options_with_dashes(
+    tmp_path: Path, preset: str, args: dict[str, Any], share: float | None
+) -> None:
+    assert preset_needs(tmp_path, preset, args).memory_share == share
+
+
+def test_random_weights_are_read_from_options_with_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerEngine, "_ask", lambda self, path: None)
+    server = {"preset": "vllm", "command": None, "args": {"load-format": "dummy"}}
+    config = load_study(write_load_study(tmp_path, server=server)).points[0].config
+    context = EngineContext(server=ServerRecord(id="1", url="http://127.0.0.1:9"))
+    engine: Any = ServerEngine
+    assert engine(config, context).describe().random_weights
 
 
 def test_settings_that_do_not_reach_the_server_are_null(

@@ -149,6 +149,6 @@ def test_plan_says_how_many_cycles_are_expected(auto: Auto, pytester: pytest.Pyt
         [
             "llem: noop *: 2 points × up to 10 cycles, at most 20 experiments, shuffled, *",
             "  gates: 4 to 10 interleaved cycles, until decided (α 0.01, Holm over 2):",
-            "    a change of 20%: 4, a change of 10%: 4, *, no change: * cycles if pairs vary by 0.5%",
+            "    a change of 20%: 4, a change of 10%: 4, *, no change: * cycles if cycles vary by 0.5% *",
         ]
     )

@@ -103,6 +103,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
     """Yield the results in *paths*, and name files that cannot be read on standard error."""
+    from pytest_llem.reporting.text import counted
     from pytest_llem.results.result_folders import read_results
 
     unread = 0
@@ -114,7 +115,7 @@ def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
         if unread <= _MAX_NAMED:
             print_error(f"left out: {found}")
     if unread > _MAX_NAMED:
-        print_error(f"left out: {unread - _MAX_NAMED} more files")
+        print_error(f"left out: {counted(unread - _MAX_NAMED, 'more file')}")
 
 
 def _alpha(text: str) -> float:

@@ -92,10 +92,14 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
         yield Finding(
             severity="blocks" if other_major else "note",
             about="torch",
-            message=f"torch {torch} is built for CUDA {built}, "
-            f"but driver {driver.version} runs up to {driver.cuda}",
+            message=f"{_versioned('torch', torch)} is built for CUDA {built}, "
+            f"but {_versioned('driver', driver.version)} runs up to {driver.cuda}",
             advice="install a newer driver, or a torch build for an older CUDA" if other_major else None,
         )
+
+
+def _versioned(name: str, version: str | None) -> str:
+    return name if version is None else f"{name} {version}"
 
 
 def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterator[Finding]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator
 
 from pytest_llem.gates.eligibility import PER_TOKEN_TIME
 from pytest_llem.gates.power_analysis import POWER, cycles_needed, detectable
@@ -15,8 +15,9 @@ from pytest_llem.study.design import StudyConfig
 MAX_REPORTED = 10.0
 
 #: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
-#: reference has been measured.
+#: reference has been measured, and what the plan's lines add to them.
 TYPICAL = (0.005, 0.02)
+_NOT_MEASURED = "(typical, not measured)"
 
 #: Relative changes for which an expected number of cycles is shown, unless delta tolerates them.
 _SHOWN_CHANGES = (0.2, 0.1, 0.05)
@@ -33,14 +34,14 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
     family = len(study.family)
     n_reference = n if reference is None else _median_cycles(reference)
     if min(n, n_reference) < 2:
-        side = "candidate" if n < 2 else "reference"
+        side, fewest = ("candidate", n) if n < 2 else ("reference", n_reference)
         return [
-            f"gates: one cycle in the {side} decides nothing: every comparison will be INCONCLUSIVE "
+            f"gates: no comparison can be decided: that needs 2 cycles, and the {side} has {fewest} "
             "(execution.n_cycles, --llem-cycles)"
         ]
     schedule = Schedule(study.min_cycles, n) if study.execution.until_decided else None
-    effects = []
-    for metric, delta, cv in _spreads(study, reference):
+
+    def effect(delta: float, cv: float, of: str = "") -> str:
         change = detectable(
             cv,
             n,
@@ -53,7 +54,19 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             paired=reference is None,
         )
         size = "no change" if change is None or change > MAX_REPORTED else f"{change:.1%}"
-        effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
+        return f"{size}{of} if cycles vary by {cv:.1%}"
+
+    spreads = _spreads(study, reference)
+    if any(cv is not None for _, _, cv in spreads):
+        effects = [
+            f"unknown of {metric}: the reference has no spread of it"
+            if cv is None
+            else effect(delta, cv, f" of {metric}")
+            for metric, delta, cv in spreads
+        ]
+    else:
+        smallest = min(map(gates.delta_of, study.family))
+        effects = [f"{effect(smallest, cv)} {_NOT_MEASURED}" for cv in TYPICAL]
     cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
     if schedule is not None:
         cycles = f"up to {cycles}, judged {len(schedule.sizes)} times,"
@@ -61,23 +74,18 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
     return [f"gates: {cycles} detect a change of ({how}):", *(f"  {effect}" for effect in effects)]
 
 
-def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:
-    """Yield the name in the plan's line, delta and largest coefficient of variation of each compared metric.
-
-    If no spread is known, yield the typical ones, with an empty text and the smallest delta.
-    """
+def _spreads(study: StudyConfig, reference: StudyResult | None) -> list[tuple[str, float, float | None]]:
+    """Return name, delta and largest coefficient of variation (None if unknown) of each compared metric."""
     gates = study.gates
-    known = []
+    found = []
     for metric in dict.fromkeys(study.family):
         judged, cvs = metric, _variations(metric, reference)
         # A default gate judges another metric if the server sends several tokens at a time.
         if not cvs and gates.metrics is None and metric in PER_TOKEN_TIME:
             judged = PER_TOKEN_TIME[metric]
             cvs = _variations(judged, reference)
-        if cvs:
-            known.append((f" of {judged}", gates.delta_of(metric), max(cvs)))
-    delta = min(map(gates.delta_of, study.family))
-    yield from known or [("", delta, cv) for cv in TYPICAL]
+        found.append((judged, gates.delta_of(metric), max(cvs, default=None)))
+    return found
 
 
 def _variations(metric: str, reference: StudyResult | None) -> list[float]:
@@ -107,17 +115,22 @@ def expected_cycles(study: StudyConfig, duration: str | None) -> list[str]:
         f"gates: {schedule.min_cycles} to {schedule.max_cycles} interleaved cycles{each}, until decided "
         f"(α {gates.alpha:g}, Holm over {family}):"
     ]
-    for spread in TYPICAL:
+    for cv in TYPICAL:
         changes = {f"a change of {change:.0%}": change for change in _SHOWN_CHANGES if change > delta}
         if delta:
             changes["no change"] = 0.0
         parts = []
         for name, change in changes.items():
             needed = cycles_needed(
-                spread, delta=delta, change=change, alpha=gates.alpha, schedule=schedule, family=family
+                math.sqrt(2) * cv,  # a pair's log ratio has the noise of two cycles
+                delta=delta,
+                change=change,
+                alpha=gates.alpha,
+                schedule=schedule,
+                family=family,
             )
             too_many = needed.fixed is None or needed.fixed > schedule.max_cycles
             number = f"more than {schedule.max_cycles}" if too_many else f"{needed.sequential:.0f}"
             parts.append(f"{name}: {number}")
-        lines.append(f"  {', '.join(parts)} cycles if pairs vary by {spread:.1%}")
+        lines.append(f"  {', '.join(parts)} cycles if cycles vary by {cv:.1%} {_NOT_MEASURED}")
     return lines

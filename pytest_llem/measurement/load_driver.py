@@ -22,7 +22,7 @@ from pytest_llem.measurement.turns import Turns
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
-from pytest_llem.results.serving import DriftRecord, LoadRecord
+from pytest_llem.results.serving import PHASES, DriftRecord, LoadRecord
 from pytest_llem.results.statistics import total_of
 from pytest_llem.serving.client import Client, LoadRequest
 from pytest_llem.serving.engine import ServerEngine
@@ -149,9 +149,8 @@ class LoadDriver(Driver[LoadWindow]):
 
     def sent(self, window: LoadWindow, requests: Requests) -> Requests:
         """Return every request, by whether it was due in the ramp, the window or the drain, or measured drift."""
-        phases: dict[object, list[RequestRecord]] = {"ramp": [], "window": [], "drain": []}
-        if self._sent_again:
-            phases["drift"] = [*self._sent_again]
+        phases: dict[str, list[RequestRecord]] = {phase: [] for phase in PHASES}
+        phases["drift"] += self._sent_again
         for part in window.parts:
             for record in part.records:
                 due = record.start or part.began

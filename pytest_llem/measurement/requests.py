@@ -129,17 +129,22 @@ class Requests:
     @property
     def not_judged(self) -> str | None:
         """Reason why no gate may judge what was measured over these requests; None if one may."""
+        return self._failures or self.too_fast
+
+    @property
+    def _failures(self) -> str | None:
+        """How many requests failed, with the first error; None if none did."""
         if not self.failed:
-            return self.too_fast
+            return None
         errors = (request.error for request in self.all() if request.error)
         first = next((f": {' '.join(error.split())}" for error in errors), "")
         return f"{self.failed} of {self.total} requests failed or returned no token{first}"
 
     def warnings(self) -> Iterator[QualityWarning]:
         """Yield the quality warnings about the requests."""
-        if (reason := self.not_judged) is not None:
-            code = "requests_failed" if self.failed else "impossibly_fast"
-            yield QualityWarning.of(code, f"{reason}; no gate judges what was measured over them")
+        for code, reason in (("requests_failed", self._failures), ("impossibly_fast", self.too_fast)):
+            if reason is not None:
+                yield QualityWarning.of(code, f"{reason}; no gate judges what was measured over them")
         if self.deterministic is False:
             text = (
                 "outputs differ between passes with the same seed: kernels are not deterministic, or the engine "

@@ -27,11 +27,15 @@ def mean_text(summary: Summary) -> str:
     """Return a mean to three significant digits, with the half-width of its interval in percent if it has one."""
     if summary.mean is None:
         return "-"
-    text = number(summary.mean)
+    return " ".join(filter(None, (number(summary.mean), interval_text(summary))))
+
+
+def interval_text(summary: Summary) -> str:
+    """Return the half-width of a mean's interval in percent, ``±24%``; an empty text if it has none."""
     if summary.ci95 is None or not summary.mean:
-        return text
+        return ""
     half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)
-    return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
+    return f"±{half:.0%}" if half >= 0.1 else f"±{half:.1%}"
 
 
 def counted(n: int, noun: str) -> str:

@@ -9,6 +9,10 @@ from pydantic import Field
 from pytest_llem.results.document import Record
 from pytest_llem.results.metrics import Method
 
+#: Phases of a load, as in ``requests.csv``, and those that no metric covers.
+PHASES = ("ramp", "window", "drain", "drift")
+OUTSIDE_WINDOW = {*PHASES} - {"window"}
+
 
 class DriftRecord(Record):
     """The first load on a server, measured again as the last one: how far the server has changed meanwhile."""

@@ -80,7 +80,7 @@ class ServerEngine(Engine):
                 "sampling": self._fields(),
             },
             **({} if source is None else source.provenance()),
-            random_weights=(options.args or {}).get("load_format") == "dummy"
+            random_weights=options.underscored_args.get("load_format") == "dummy"
             or (source is not None and source.random_weights),
         )
 

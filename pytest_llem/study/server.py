@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -21,6 +22,16 @@ PresetName = Literal["vllm", "sglang", "llama.cpp"]
 #: Fields of ``decoder`` that every OpenAI-compatible server takes, and those that the servers of presets take too.
 _COMMON_FIELDS = {"temperature", "do_sample", "top_p"}
 _PRESET_FIELDS = {*_COMMON_FIELDS, "top_k", "min_p", "repetition_penalty", "min_new_tokens"}
+
+#: Options by which the servers of presets split or copy a model over GPUs, under all of their names.
+_SGLANG_COPIES = ("dp", "dp_size", "data_parallel_size")
+_SIZES: dict[str, Sequence[str]] = {
+    "vllm": VLLM_SIZES,
+    "sglang": (
+        *("tp", "tp_size", "tensor_parallel_size", "pp", "pp_size", "pipeline_parallel_size"),
+        *_SGLANG_COPIES,
+    ),
+}
 
 Gpus = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[list[str], Field(min_length=1)],
@@ -118,16 +129,37 @@ class ServerConfig(EngineOptions):
         """Whether the server runs already, and is not started for the experiment."""
         return self.url is not None
 
+    @property
+    def underscored_args(self) -> dict[str, Any]:
+        """``args`` with underscores in their names, where a study may have dashes."""
+        return {name.replace("-", "_"): value for name, value in (self.args or {}).items()}
+
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
         from pytest_llem.study.server_command import fields_in_command
 
         used = fields_in_command(config)
-        texts_only = self.api == "chat" and not config.has_texts
-        if texts_only:
-            raise ValueError("api 'chat' sends texts, and synthetic prompts are token ids: use a dataset of texts")
+        if problems := "; ".join(self._problems(config, used)):
+            raise ValueError(problems)
         assert config.load is not None
+        return Needs(
+            gpus=self._gpus(),
+            sequences=config.load.concurrency if isinstance(config.load.concurrency, int) else None,
+            compiles=self.preset in ("vllm", "sglang"),
+            memory_share=self._memory_share(),
+            unused=self._unused(config, used),
+        )
+
+    def _problems(self, config: ExperimentConfig, used: Container[str]) -> Iterator[str]:
+        """Yield why an experiment cannot run, if its command takes the fields *used*."""
+        if self.api == "chat" and not config.has_texts:
+            yield "api 'chat' sends texts, and synthetic prompts are token ids: use a dataset of texts"
         if "model" in used and config.model is None:
-            raise ValueError("the command takes {model}: give model in the study")
+            yield "the command takes {model}: give model in the study"
+        if config.prompt_format == "chat":
+            yield "prompt_format 'chat': a server applies its own chat template: use server.api: chat"
+
+    def _unused(self, config: ExperimentConfig, used: Container[str]) -> dict[str, str]:
+        """Return the fields that do not reach the server, if its command takes the fields *used*, and why."""
         unused = {
             name: f"does not reach the server: its command has no {{{name}}}: leave {name} out, or add that"
             for name in ("model", "precision")
@@ -144,28 +176,23 @@ class ServerConfig(EngineOptions):
             unused["server.vocab_size"] = "has no effect: only synthetic prompts are drawn from a vocabulary"
             unused["max_input_tokens"] = "a server gets texts whole"
             unused["dataset_order"] = "a server gets the texts in their order"
-        if config.prompt_format == "chat":
-            raise ValueError("prompt_format 'chat': a server applies its own chat template: use server.api: chat")
         unused["prompt_format"] = "a server applies its own chat template: use server.api"
-        return Needs(
-            gpus=self._gpus(),
-            sequences=config.load.concurrency if isinstance(config.load.concurrency, int) else None,
-            compiles=self.preset in ("vllm", "sglang"),
-            memory_share=self._memory_share(),
-            unused=unused,
-        )
+        return unused
 
     def _gpus(self) -> int | None:
         if isinstance(self.gpus, int):
             return self.gpus
         if isinstance(self.gpus, list):
             return len(self.gpus)
-        sizes = {"vllm": VLLM_SIZES, "sglang": ("tp", "tp_size", "pp_size", "dp_size")}
-        return product_of_sizes(self.args or {}, sizes.get(self.preset or "", ()))
+        args = self.underscored_args
+        sizes = _SIZES.get(self.preset or "", ())
+        if self.preset == "sglang" and args.get("enable_dp_attention"):  # the copies share the tp_size GPUs
+            sizes = [name for name in sizes if name not in _SGLANG_COPIES]
+        return product_of_sizes(args, sizes)
 
     def _memory_share(self) -> float | None:
         """Return the share of a GPU's memory that the server reserves; None if it takes what it needs."""
-        args = self.args or {}
+        args = self.underscored_args
         if self.preset == "vllm":
             return vllm_memory_share(args)
         given = args.get("mem_fraction_static", 0.88) if self.preset == "sglang" else None

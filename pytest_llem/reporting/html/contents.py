@@ -17,16 +17,19 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.points import PointResult
+from pytest_llem.results.serving import OUTSIDE_WINDOW
 from pytest_llem.results.study_result import StudyResult, selected_points
 
 #: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
-#: Maximum number of power samples on a page, divided equally among the experiments.
+#: Maximum number of power samples on a page, divided equally among the cycles that are drawn, and the minimum of a
+#: cycle: fewer would not show the course of power. The page says of how many cycles power is left out.
 MAX_SAMPLES = 120_000
+MIN_SAMPLES = 60
 
 #: Latency columns of ``requests.csv``, with their names on the page.
-KINDS = {
+LATENCY_COLUMNS = {
     "ttft_ms": "Time to first token",
     "itl_mean_ms": "Inter-token latency, mean of each request",
     "tpot_ms": "Time per output token after the first",
@@ -34,7 +37,7 @@ KINDS = {
 }
 
 #: Percentiles shown of each distribution.
-SHOWN = (5, 25, 50, 75, 95, 99)
+SHOWN_PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Contents:
         left_out: Number of selected points that are not on the page.
         planned: Number of selected experiments of each point, by the hash of its configuration.
         cycles: The completed experiments of ``points``, in the order in which they started.
-        power: The power samples of each cycle, by index of the point, in the order of the cycles.
-        latencies: The latencies of the requests of all cycles in ms, by index of the point and by column.
+        power: The power samples of the first cycles of each point, by index of the point.
+        power_left_out: Number of cycles with power samples that are not in ``power``.
+        latencies: The latencies of the answered requests of all cycles in ms, by index of the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
         base_text: The file that the study's ``base:`` names; None if it is missing.
@@ -90,6 +94,7 @@ class Contents:
     planned: Mapping[str, int]
     cycles: list[Cycle] = field(default_factory=list)
     power: dict[int, list[Power]] = field(default_factory=dict)
+    power_left_out: int = 0
     latencies: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     study_text: str | None = None
@@ -105,10 +110,10 @@ def read_contents(directory: Path, result: StudyResult) -> Contents:
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
     contents.cycles = sorted(_cycles(contents), key=lambda cycle: cycle.entry.started_at or "")
-    # Fewer than 60 samples would not show the course of power.
-    max_samples = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
+    max_cycles = MAX_SAMPLES // MIN_SAMPLES // max(1, len(contents.points))
+    max_samples = MAX_SAMPLES // max(1, sum(cycle.place < max_cycles for cycle in contents.cycles))
     for cycle in sorted(contents.cycles, key=lambda cycle: (cycle.point, cycle.place)):
-        _add_cycle(contents, directory, cycle, max_samples)
+        _add_cycle(contents, directory, cycle, max_samples if cycle.place < max_cycles else 0)
     return contents
 
 
@@ -126,7 +131,7 @@ def _cycles(contents: Contents) -> Iterator[Cycle]:
 
 
 def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
-    """Add the provenance, latencies and power samples of *cycle* to *contents*."""
+    """Add the provenance, latencies and at most *max_samples* power samples of *cycle* to *contents*."""
     text = stored_result(directory, cycle.entry)
     if text is None:
         return
@@ -139,9 +144,11 @@ def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: i
     stem = directory / cycle.entry.result_file.removesuffix(".json")
     requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
     latencies = contents.latencies.setdefault(cycle.point, {})
-    for kind, values in read_latencies(requests or "").items():
-        latencies.setdefault(kind, []).extend(values)
-    if samples := read_power(power or "", max_samples):
+    for column, values in read_latencies(requests or "").items():
+        latencies.setdefault(column, []).extend(values)
+    if power is not None and not max_samples:
+        contents.power_left_out += 1
+    elif samples := read_power(power or "", max_samples):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
 
@@ -154,20 +161,20 @@ def _text(file: Path) -> str | None:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv`` by column, without requests in ramp-up and drain."""
+    """Return the latencies in ms of a ``requests.csv`` by column, of the answered requests of the window."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
-        if row.get("pass") in ("ramp", "drain"):
+        if row.get("pass") in OUTSIDE_WINDOW or row.get("error") or _number(row.get("output_tokens")) == 0:
             continue
-        for kind in KINDS:
-            if (value := _number(row.get(kind))) is not None:
-                found.setdefault(kind, []).append(value)
+        for column in LATENCY_COLUMNS:
+            if (value := _number(row.get(column))) is not None:
+                found.setdefault(column, []).append(value)
     return found
 
 
 def percentiles(values: Sequence[float]) -> dict[int, float]:
-    """Return the percentiles :data:`SHOWN` of *values*, of which there is at least one."""
-    return dict(zip(SHOWN, map(float, np.percentile(values, SHOWN)), strict=True))
+    """Return the percentiles :data:`SHOWN_PERCENTILES` of *values*, of which there is at least one."""
+    return dict(zip(SHOWN_PERCENTILES, map(float, np.percentile(values, SHOWN_PERCENTILES)), strict=True))
 
 
 def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:

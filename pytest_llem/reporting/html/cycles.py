@@ -59,7 +59,7 @@ def cycles_plot(contents: Contents) -> Plot | None:
         f"{drift if _RELATIVE in values else ''}The table of experiments has the main figures of each."
     )
     if len(plotted) < len(metrics):
-        caption += f" {len(metrics) - len(plotted)} more metrics are left out to keep the page small."
+        caption += f" Left out to keep the page small: {counted(len(metrics) - len(plotted), 'more metric')}."
     selects = [
         Select("metric", [title_of(metric) for metric in plotted]),
         Select("values", values),

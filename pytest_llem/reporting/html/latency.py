@@ -1,10 +1,10 @@
-"""Plot and tabulate the latencies of each point over all requests of all its cycles."""
+"""Plot and tabulate the latencies of each point over the answered requests of all its cycles."""
 
 from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.contents import KINDS, SHOWN, Contents, percentiles
+from pytest_llem.reporting.html.contents import LATENCY_COLUMNS, SHOWN_PERCENTILES, Contents, percentiles
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of, ticks_of
 from pytest_llem.reporting.html.plots import ByAxis, Json, Plot, Select, figure, short
@@ -13,8 +13,8 @@ from pytest_llem.reporting.text import counted
 
 def latency_plot(contents: Contents) -> Plot | None:
     """Return the plot, or None if no request has a latency."""
-    kinds = [kind for kind in KINDS if any(one.get(kind) for one in contents.latencies.values())]
-    if not kinds:
+    columns = [name for name in LATENCY_COLUMNS if any(one.get(name) for one in contents.latencies.values())]
+    if not columns:
         return None
     title, ticks = ticks_of(contents.points)
     chosen = sorted(contents.latencies)
@@ -29,8 +29,8 @@ def latency_plot(contents: Contents) -> Plot | None:
     if not across:
         point_axis["autorange"] = "reversed"
     layers: dict[str, Json] = {}
-    for place, kind in enumerate(kinds):
-        layers[str(place)] = _boxes(contents, kind, chosen, across=across)
+    for place, column in enumerate(columns):
+        layers[str(place)] = _boxes(contents, column, chosen, across=across)
     latency_axis: Json = {"title": {"text": "ms"}, "rangemode": "tozero"}
     base = figure(
         [],
@@ -41,28 +41,28 @@ def latency_plot(contents: Contents) -> Plot | None:
         yaxis=latency_axis if across else point_axis,
     )
     caption = (
-        "Over all requests of all cycles of each point: the box spans the 25th to the 75th percentile, its line "
-        "is the median, and the whiskers span the 5th to the 95th percentile. Requests of one batch are not "
-        "independent of each other. The table below has the figures."
+        "Over all answered requests of all cycles of each point: the box spans the 25th to the 75th percentile, "
+        "its line is the median, and the whiskers span the 5th to the 95th percentile. Requests of one batch are "
+        "not independent of each other. The table below has the figures."
     )
-    selects = [Select("latency", [KINDS[kind] for kind in kinds])]
+    selects = [Select("latency", [LATENCY_COLUMNS[column] for column in columns])]
     by_axis = ByAxis("one", has_panels=False)
     return Plot("latency", "Latency distributions", caption, base, selects, layers, by_axis)
 
 
 def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
-    """Return rows of latency, point, number of requests, and the percentiles of ``SHOWN`` in ms."""
+    """Return rows of latency, point, number of requests, and :data:`SHOWN_PERCENTILES` in ms."""
     rows, labels = [], labels_of(contents.points)
-    for kind, name in KINDS.items():
+    for column, name in LATENCY_COLUMNS.items():
         for index, one in sorted(contents.latencies.items()):
-            if values := one.get(kind):
+            if values := one.get(column):
                 figures = [f"{figure:.4g}" for figure in percentiles(values).values()]
                 rows.append((name, labels[index], len(values), figures))
     return rows
 
 
-def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) -> Json:
-    known = {index: percentiles(values) for index in chosen if (values := contents.latencies[index].get(kind))}
+def _boxes(contents: Contents, column: str, chosen: list[int], *, across: bool) -> Json:
+    known = {index: percentiles(values) for index in chosen if (values := contents.latencies[index].get(column))}
     places, labels = list(known), labels_of(contents.points)
     ends = {name: [short(found[p]) for found in known.values()] for name, p in _ENDS.items()}
     box = go.Box(
@@ -86,10 +86,11 @@ def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) ->
         y=medians if across else places,
         marker={"size": 9, "color": "var(--accent)", "symbol": "line-ns" if not across else "line-ew"},
         customdata=[
-            [neutral(labels[index]), *(f"{found[p]:.4g}" for p in SHOWN)] for index, found in known.items()
+            [neutral(labels[index]), *(f"{found[p]:.4g}" for p in SHOWN_PERCENTILES)]
+            for index, found in known.items()
         ],
         hovertemplate="<b>%{customdata[0]}</b><br>"
-        + "<br>".join(f"p{p}: %{{customdata[{place}]}} ms" for place, p in enumerate(SHOWN, 1))
+        + "<br>".join(f"p{p}: %{{customdata[{place}]}} ms" for place, p in enumerate(SHOWN_PERCENTILES, 1))
         + "<extra></extra>",
     )
     missing = len(contents.points) - len(known)

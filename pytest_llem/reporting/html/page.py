@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.html import rows
-from pytest_llem.reporting.html.contents import SHOWN, Contents
+from pytest_llem.reporting.html.contents import SHOWN_PERCENTILES, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
@@ -28,14 +29,14 @@ from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_powe
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
-from pytest_llem.reporting.text import counted, mean_text, number
+from pytest_llem.reporting.text import counted, interval_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.points import PointResult
-from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
+from pytest_llem.results.verdicts import GateVerdict
 
 #: What the status of an incomplete run means.
 _STATUS = {
@@ -102,7 +103,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "cycles": rows.cycle_rows(contents, main),
         "power": power_rows(contents),
         "latencies": latency_rows(contents),
-        "percentiles": SHOWN,
+        "percentiles": SHOWN_PERCENTILES,
         "failures": failed[: rows.MAX_FAILURES],
         "failures_left_out": max(0, len(failed) - rows.MAX_FAILURES),
         "skips": rows.skips(result),
@@ -129,9 +130,11 @@ def _subtitle(contents: Contents) -> str:
     if axes:
         text += f" over {', '.join(axes[:6])}{' and more' if len(axes) > 6 else ''}"
     if isinstance(cycles, int):
-        text += f", {counted(cycles, 'cycle')} each"
+        are_complete = all(len(point.cycles) == cycles for point in result.points)
+        text += f", {counted(cycles, 'cycle' if are_complete else 'planned cycle')} each"
     if models:
-        text += f", of {', '.join(models[:4])}{f' and {len(models) - 4} more models' if len(models) > 4 else ''}"
+        more = f" and {counted(len(models) - 4, 'more model')}" if len(models) > 4 else ""
+        text += f", of {', '.join(models[:4])}{more}"
     return text
 
 
@@ -141,11 +144,7 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
     facts = [_done(result)]
     verdicts = [verdict for point in result.points for verdict in point.verdicts]
     if verdicts:
-        bad = sum(verdict.outcome == "failed" for verdict in verdicts)
-        open_ = sum(verdict.outcome == "skipped" for verdict in verdicts)
-        about = f"of {counted(len(verdicts), 'gate')}" + (f", {open_} undecided" if open_ else "")
-        figure_ = f"{bad} failed" if bad else "none failed"
-        facts.append(Fact("Gates", figure_, about, "bad" if bad else "good"))
+        facts.append(_gates(verdicts))
     for one in result.token_agreement:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
         facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
@@ -173,10 +172,12 @@ def _best_loads(points: list[PointResult]) -> Iterator[Fact]:
             yield Fact(f"{what[0].upper()}{what[1:]}", load, ", ".join(filter(None, (server, about))))
 
 
-def _interval(summary: Summary) -> str:
-    """Return the interval and the number of cycles: ``±24%, n = 3: ``."""
-    half = mean_text(summary).partition(" ")[2]
-    return f"{f'{half}, ' if half else ''}n = {summary.n}: "
+def _gates(verdicts: Sequence[GateVerdict]) -> Fact:
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    failed, undecided = outcomes["failed"], outcomes["skipped"]
+    figure = f"{failed} failed" if failed else "none decided" if undecided == len(verdicts) else "none failed"
+    about = f"of {counted(len(verdicts), 'gate')}" + (f", {undecided} undecided" if undecided else "")
+    return Fact("Gates", figure, about, "bad" if failed else "" if undecided else "good")
 
 
 def _done(result: StudyResult) -> Fact:
@@ -185,7 +186,7 @@ def _done(result: StudyResult) -> Fact:
     left = sum(entry.status in ("pending", "running") for entry in result.experiments)
     numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
     about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
-    tone = "bad" if summary.failed else "good" if summary.completed == summary.total else ""
+    tone = "bad" if summary.failed else "good" if 0 < summary.completed == summary.total else ""
     return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
 
@@ -203,10 +204,11 @@ def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
 def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact:
     one = points[place].metrics[metric]
     assert one.mean is not None
+    interval = ", ".join(filter(None, (interval_text(one), f"n = {one.n}")))
     return Fact(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-        f"{_interval(one)}{labels_of(points)[place]}{f', {one.method}' if one.method else ''}",
+        f"{interval}: {labels_of(points)[place]}{f', {one.method}' if one.method else ''}",
         "estimated" if one.method == "estimated" else "",
     )
 

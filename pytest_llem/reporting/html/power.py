@@ -10,6 +10,7 @@ from pytest_llem.reporting.html.contents import Contents, Power
 from pytest_llem.reporting.html.formatting import neutral
 from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.points import PointResult
 
 _FULL_HEIGHT = {"yref": "paper", "y0": 0, "y1": 1}
@@ -28,6 +29,9 @@ def power_plot(contents: Contents) -> Plot | None:
         "The power sampled in each cycle of a point. The shaded span is the measured window: it begins at 0, and "
         "a dashed line shows where the window of each cycle ends."
     )
+    if contents.power_left_out:
+        left_out = counted(contents.power_left_out, "later cycle")
+        caption += f" Left out to keep the page small: the power of {left_out}."
     base = figure(
         [],
         xaxis={"title": {"text": "seconds since the window began"}},
