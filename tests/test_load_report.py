@@ -103,6 +103,11 @@ def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
     assert json.dumps("Energy per token within the SLO (J), measured")[1:-1] in page
 
 
+def test_latencies_after_a_very_long_error_are_read() -> None:
+    text = f"pass,ttft_ms,error\nwindow,10,\nwindow,,{'x' * 140_000}\nwindow,20,\n"
+    assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
+
+
 def test_latencies_of_ramp_and_drain_are_left_out() -> None:
     text = "pass,ttft_ms\nramp,900\nwindow,10\nwindow,20\ndrain,800\n"
     assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}

@@ -234,14 +234,14 @@ class UnwritableError(OSError):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write *text* to *path* so that the file is either whole or missing.
+    """Write *text* to *path* so that the file is either whole or missing. Lone surrogates are escaped.
 
     Raises:
         UnwritableError: The file could not be written.
     """
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # leaves room for the error, which is shorter than a result
