@@ -67,17 +67,28 @@ def test_run_without_a_result_raises_with_output_of_pytest(write_study: Callable
         run_study(path, select="nothing=1", quiet=True)
 
 
-def test_ctrl_c_leaves_the_result_of_the_study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+@pytest.mark.parametrize(
+    ("send", "number", "status"), [(os.killpg, signal.SIGINT, -signal.SIGINT), (os.kill, signal.SIGTERM, 3)]
+)
+def test_interrupted_run_study_leaves_the_result_of_the_study(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    send: Callable[[int, int], None],
+    number: int,
+    status: int,
 ) -> None:
+    """Ctrl-C reaches pytest itself. It has to be interrupted if another exception ends the call."""
     (notes := pytester.path / "notes").mkdir()
     write_study(noop={"report": str(notes)}, sweep={"noop.fault": ["hang"]}, execution={"n_cycles": 1})
-    code = "import pytest_llem; pytest_llem.run_study('study.yaml', quiet=True)"
-    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    code = (
+        "import signal, sys, pytest_llem; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); "
+        "pytest_llem.run_study('study.yaml', quiet=True)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(notes.iterdir()))
-    os.killpg(run.pid, signal.SIGINT)
-    _, output = run.communicate(timeout=300)
-    assert output.rstrip().endswith("KeyboardInterrupt")
+    send(run.pid, number)
+    assert run.wait(timeout=300) == status
     assert results.study_result["status"] == "interrupted"
 
 

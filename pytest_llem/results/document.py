@@ -22,7 +22,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
 
     def model_dump_json(self, **options: Any) -> str:
-        """Return the record as JSON. Lone surrogates are escaped: UTF-8 has none."""
+        """Return the record as JSON. Lone surrogates, which UTF-8 cannot hold, are escaped."""
         try:
             return super().model_dump_json(**options)
         except PydanticSerializationError:

@@ -36,7 +36,7 @@ REFRESH_PAUSE = 100
 def write_atomically(path: Path, text: str) -> str:
     """Write *text* to *path* so that after a crash the file is either the old one or the new one, complete.
 
-    Lone surrogates, which UTF-8 has none for, are escaped.
+    Lone surrogates, which UTF-8 cannot hold, are escaped.
 
     Returns:
         SHA-256 of the written bytes, in hex.
