@@ -227,6 +227,8 @@ def test_stored_files_of_another_path_are_not_read(tmp_path: Path) -> None:
     entry.result_file = "../secret.json"
     assert stored_files(tmp_path / "run", entry) == {}
     assert stored_file(tmp_path / "run", entry, "requests.csv") is None
+    entry.config_hash, entry.result_file = "*", "experiments/*-c1.json"
+    assert stored_files(tmp_path / "run", entry) == {}
 
 
 def test_another_attempt_keeps_nothing_of_the_one_before(tmp_path: Path) -> None:
