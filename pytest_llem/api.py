@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pytest_llem.study.loading import load_study
 
 
 class StudyRunError(RuntimeError):
-    """pytest ended without a StudyResult; the message ends with pytest's output.
+    """pytest ended without a StudyResult; with ``quiet=True`` the message ends with pytest's output.
 
     Example:
         try:
@@ -34,7 +35,7 @@ def run_study(
     *,
     select: str | None = None,
     results_dir: str | Path | None = None,
-    model_path: Sequence[str | Path] = (),
+    model_path: str | Path | Sequence[str | Path] = (),
     carbon_intensity: float | None = None,
     pue: float | None = None,
     pytest_args: Sequence[str] = (),
@@ -56,56 +57,66 @@ def run_study(
         results_dir: Parent of the study's results folder, relative to the current directory. None uses the study's
             ``output_dir``, else the ini option ``llem_results_dir``, else ``results``, each relative to pytest's
             rootdir.
-        model_path: Folders that hold models by name, searched before the Hugging Face hub. Empty uses the ini
-            option ``llem_model_path``.
+        model_path: Folder, or folders, that hold models by name, searched before the Hugging Face hub. Empty uses
+            the ini option ``llem_model_path``.
         carbon_intensity: Emissions of the electricity, in gCO2e per kWh. None uses the ini option
             ``llem_carbon_intensity``.
         pue: Power usage effectiveness of the site, 1 or more. None uses the ini option ``llem_pue``.
-        pytest_args: Further arguments for pytest.
+        pytest_args: Further arguments for pytest, such as ``["-x", "--llem-resume"]``.
         quiet: Do not show pytest's output.
 
     Raises:
         StudyError: The study file is invalid.
         StudyRunError: pytest ended without a result.
+        TypeError: *pytest_args* is a string.
+        KeyboardInterrupt: Ctrl-C was pressed. pytest has written the results so far.
     """
     # Here, so that pytest_llem.api imports no pytest: results are read without it.
     from pytest_llem._plugin import results_dir_note
 
-    path = Path(path).resolve()
+    if isinstance(pytest_args, str):
+        arguments = shlex.split(pytest_args)
+        raise TypeError(f"pytest_args must be a list of arguments: {arguments} (got {pytest_args!r})")
+    path = Path(path).expanduser().resolve()
     load_study(path)
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "-p", results_dir_note.__name__]
     if results_dir is not None:
         command += ["--llem-results-dir", str(Path(results_dir).expanduser().resolve())]
     if select is not None:
         command += ["-k", select]
-    if model_path:
+    if folders := _folders(model_path):
         # pytest splits ini options of type "paths" as a shell splits words.
-        folders = shlex.join(str(Path(folder).resolve()) for folder in model_path)
-        command += ["-o", f"llem_model_path={folders}"]
+        command += ["-o", f"llem_model_path={shlex.join(map(str, folders))}"]
     for name, value in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
         if value is not None:
             command += ["-o", f"{name}={value}"]
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder, "note")
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*command, *pytest_args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if quiet else None,
             stderr=subprocess.STDOUT if quiet else None,
             env={**os.environ, results_dir_note.VARIABLE: str(note)},
             text=True,
-            check=False,
         )
+        try:
+            stdout, _ = process.communicate()
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # Ctrl-C has reached pytest, too
+                process.send_signal(signal.SIGINT)
+            process.communicate()  # while pytest writes what it has; another Ctrl-C ends the wait
+            raise
         if not note.is_file():
-            output = f":\n{done.stdout}" if done.stdout else ", see its output above"
-            raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{output}")
+            output = f":\n{stdout}" if stdout else ", see its output above"
+            raise StudyRunError(f"pytest ended with status {process.returncode} and left no result{output}")
         return StudyResult.load(Path(note.read_text(encoding="utf-8"), "study_result.json"))
 
 
 def run_experiment(
     config: ExperimentConfig | Mapping[str, Any],
     *,
-    model_path: Sequence[str | Path] = (),
+    model_path: str | Path | Sequence[str | Path] = (),
     carbon_intensity: float | None = None,
     pue: float = 1.0,
 ) -> ExperimentResult:
@@ -120,7 +131,7 @@ def run_experiment(
 
     Args:
         config: The experiment, or its fields.
-        model_path: Folders that hold models by name, searched before the Hugging Face hub.
+        model_path: Folder, or folders, that hold models by name, searched before the Hugging Face hub.
         carbon_intensity: Emissions of the electricity, in gCO2e per kWh. None leaves ``gco2e_g`` null.
         pue: Power usage effectiveness of the site, 1 or more.
 
@@ -134,6 +145,13 @@ def run_experiment(
 
     if not isinstance(config, ExperimentConfig):
         config = ExperimentConfig.model_validate(config)
-    context = EngineContext(model_path=tuple(map(Path, model_path)))
-    carbon = None if carbon_intensity is None else Carbon(carbon_intensity, pue)
+    context = EngineContext(model_path=_folders(model_path))
+    factors = Carbon(carbon_intensity or 0.0, pue)
+    carbon = None if carbon_intensity is None else factors
     return ExperimentOrchestrator(config, context=context, carbon=carbon).run().result
+
+
+def _folders(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """Return the absolute paths of one folder or of several."""
+    paths = [given] if isinstance(given, str | Path) else given
+    return tuple(Path(path).expanduser().resolve() for path in paths)

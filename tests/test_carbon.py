@@ -53,8 +53,9 @@ def test_run_experiment_takes_intensity_and_pue(noop_engine: None) -> None:
     assert energy is not None
     assert figures["gco2e_g"].value == pytest.approx(energy * 2 * 1e-4)
     assert figures["gco2e_g"].method == figures["energy_j"].method
-    with pytest.raises(ValueError, match=r"^PUE must be a number, at least 1 \(got 0\.5\)$"):
-        run_experiment(EXPERIMENT, carbon_intensity=360, pue=0.5)
+    for intensity in (360, None):
+        with pytest.raises(ValueError, match=r"^PUE must be a number, at least 1 \(got 0\.5\)$"):
+            run_experiment(EXPERIMENT, carbon_intensity=intensity, pue=0.5)
 
 
 ONE = {"sweep": {"precision": ["bf16"]}, "execution": {"n_cycles": 1}}

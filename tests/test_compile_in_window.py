@@ -25,7 +25,11 @@ LENGTHS = {"n": 6, "input_len": {"min": 1, "max": 9}, "seed": 3}
 
 def run(**changes: Any) -> Any:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
-    fields |= {"baseline": {"enabled": False}, "warmup": {"n_warmup": 2, "max_prompts": 5}, "dataset": LENGTHS}
+    fields |= {
+        "baseline": {"enabled": False},
+        "warmup": {"n_warmup": 2, "max_prompts": 5, "window_size": 3, "min_prompts": 3},
+        "dataset": LENGTHS,
+    }
     study = ExperimentConfig.model_validate({**fields, **changes})
     return ExperimentOrchestrator(study).run().result
 
@@ -242,7 +246,7 @@ def test_static_cache_and_mixed_prompt_lengths_do_not_compile_in_window() -> Non
             "torch_compile": True,
             "torch_compile_backend": "eager",
         },
-        warmup={"n_warmup": 2, "max_prompts": 5},
+        warmup={"n_warmup": 2, "max_prompts": 5, "window_size": 3, "min_prompts": 3},
         energy={"backend": None},
     )
     result = ExperimentOrchestrator(study).run().result

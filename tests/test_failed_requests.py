@@ -13,7 +13,8 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.measurement.requests import BEFORE_WINDOW, MAX_ERROR, Requests
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.cycles import summarise
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.points import PointResult
@@ -96,6 +97,22 @@ class TestCounted:
         ).latency_metrics()
         assert found["ttft_p99_ms"].value == pytest.approx(10)
 
+    def test_failed_request_is_not_a_different_output(self) -> None:
+        same, failed = (_requests(_error, True, one).passes[0] for one in (True, False))
+        assert Requests([same, same]).deterministic is True
+        assert Requests([same, failed]).deterministic is None
+        assert Requests([same, _requests(_empty, True, False).passes[0]]).deterministic is None
+
+    def test_outputs_after_a_failed_request_are_written(self) -> None:
+        rows = [*read_csv(_requests(_error, True, False, True).outputs_to_csv().splitlines(keepends=True))]
+        assert [(row["request"], row["output_ids"]) for row in rows] == [("0", "7 7 7"), ("2", "7 7 7")]
+
+    def test_unknown_token_counts_are_the_reason_for_a_missing_latency(self) -> None:
+        answered = RequestRecord(4, sent=0.0, token_times=[1.0, 1.5, 2.0])
+        found = Requests([[answered] * 4]).latency_metrics()
+        assert found["ttft_p50_ms"].value == 1000
+        assert found["itl_p50_ms"].reason == "the number of output tokens is unknown"
+
     def test_no_request_failed_if_all_are_answered(self, measured: Any) -> None:
         result = measured(None)
         assert result.tokens.failed_requests == 0
@@ -110,6 +127,14 @@ class TestCounted:
 
 
 class TestReported:
+    def test_long_error_is_cut_to_one_line(self) -> None:
+        requests = _requests(lambda one: replace(one, error="<p>\r\n" + "\ud800" * 140_000), False, True)
+        (failed, answered) = read_csv(requests.to_csv(None).splitlines(keepends=True))
+        assert failed["error"].startswith("<p> \\ud800\\ud800")
+        assert len(failed["error"]) < 6 * MAX_ERROR
+        assert (answered["error"], answered["ttft_ms"]) == ("", "10.0000")
+        assert len(requests.not_judged or "") < 6 * MAX_ERROR + 100
+
     def test_failed_requests_are_the_first_warning(self, measured: Any) -> None:
         result = measured(_error)
         warning = result.warnings[0]

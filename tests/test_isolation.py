@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation.child import CappedOutput, Child
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.isolation.outcome import Outcome, collect
+from pytest_llem.isolation.worker import RESULT, write_whole
 from pytest_llem.measurement.progress import Progress
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results
 from tests.support.marks import slow
@@ -53,6 +60,19 @@ class Watching:
 
     def tick(self) -> None:
         self.ticks += 1
+
+
+def test_answers_are_collected_as_they_are(tmp_path: Path) -> None:
+    requests = Requests(
+        [[RequestRecord(1, output_text="one\r\ntwo\rthree"), RequestRecord(1, output_text="\ud800")]]
+    )
+    assert len(requests.output_digest() or "") == 64
+    write_whole(tmp_path / "outputs.csv", requests.outputs_to_csv())
+    write_whole(tmp_path / RESULT, "{}")
+    child = cast("Child", SimpleNamespace(output=CappedOutput()))
+    text = collect(tmp_path, child, None, None).files["outputs.csv"]
+    rows = [row["output_text"] for row in read_csv(io.StringIO(text, newline=""))]
+    assert rows == ["one\r\ntwo\rthree", "\\ud800"]
 
 
 def test_result_files_and_phases_are_returned(job: MakeJob, run: Run) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_study
+from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_experiment, run_study
 from pytest_llem.api import StudyRunError
+from pytest_llem.engines.protocol import PreflightError
+from tests.conftest import Results
+from tests.support.processes import wait_until
 
 
 def test_run_study_returns_the_result_of_the_selection(
@@ -59,6 +67,46 @@ def test_run_without_a_result_raises_with_output_of_pytest(write_study: Callable
         run_study(path, select="nothing=1", quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("send", "number", "status"), [(os.killpg, signal.SIGINT, -signal.SIGINT), (os.kill, signal.SIGTERM, 3)]
+)
+def test_interrupted_run_study_leaves_the_result_of_the_study(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    send: Callable[[int, int], None],
+    number: int,
+    status: int,
+) -> None:
+    """Ctrl-C reaches pytest itself. It has to be interrupted if another exception ends the call."""
+    (notes := pytester.path / "notes").mkdir()
+    write_study(noop={"report": str(notes)}, sweep={"noop.fault": ["hang"]}, execution={"n_cycles": 1})
+    code = (
+        "import signal, sys, pytest_llem; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); "
+        "pytest_llem.run_study('study.yaml', quiet=True)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any(notes.iterdir()))
+    send(run.pid, number)
+    assert run.wait(timeout=300) == status
+    assert results.study_result["status"] == "interrupted"
+
+
+def test_arguments_of_pytest_in_one_string_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a list of arguments: \['-x', '-q'\] \(got '-x -q'\)"):
+        run_study("study.yaml", pytest_args="-x -q")
+
+
+def test_home_folder_in_paths_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bad.yaml").write_text("modle: x\n")
+    with pytest.raises(StudyError, match="modle: unknown key"):
+        run_study("~/bad.yaml")
+    for given in ("~/models", ["~/models"]):
+        with pytest.raises(PreflightError, match=rf"{tmp_path}/models\)"):
+            run_experiment({"model": "owner/name", "n": 1}, model_path=given)
+
+
 def test_model_path_reaches_the_experiment(pytester: pytest.Pytester) -> None:
     (pytester.path / "study.yaml").write_text("model: owner/name\nexecution: {n_cycles: 1}\n")
     result = run_study("study.yaml", model_path=["a b", "c's"], quiet=True)
@@ -91,6 +139,18 @@ def test_load_reads_a_newer_minor_version(tmp_path: Path, finished_results: Path
     newer = {**written, "schema_version": "2.9", "something_new": 1}
     (tmp_path / "newer.json").write_text(json.dumps(newer))
     assert StudyResult.load(tmp_path / "newer.json").name == "noop"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_ouput_tokens": None}, "unknown key 'max_ouput_tokens'"),
+        ({"backend": "my", "my": 5}, r"section 'my' is not a mapping \(got 5\)"),
+    ],
+)
+def test_wrong_keys_of_a_configuration_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ExperimentConfig.model_validate({"model": "m", **changes})
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ PHASES = {
     "sweep": {"precision": ["bf16", "fp32"]},
     "noop": {"seconds": 0.6, "fetch": 1.2},
     "n": 1,
-    "warmup": {"n_warmup": 1, "max_prompts": 4, "cv_threshold": 1e-12},
+    "warmup": {"n_warmup": 1, "max_prompts": 4, "window_size": 2, "min_prompts": 2, "cv_threshold": 1e-12},
     "measurement": {"min_window_seconds": 2.5},
     "execution": {
         "n_cycles": 1,

@@ -103,6 +103,11 @@ def test_report_names_best_load_within_slo(tmp_path: Path) -> None:
     assert json.dumps("Energy per token within the SLO (J), measured")[1:-1] in page
 
 
+def test_latencies_after_a_very_long_error_are_read() -> None:
+    text = f"pass,output_tokens,ttft_ms,error\nwindow,9,10,\nwindow,9,,{'x' * 140_000}\nwindow,9,20,\n"
+    assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
+
+
 def test_latencies_are_of_answered_requests_of_the_window() -> None:
     rows = (
         *("ramp,9,900,", "window,9,10,", "window,,20,", "drain,9,800,", "drift,9,700,"),

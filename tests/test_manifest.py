@@ -24,7 +24,15 @@ from pytest_llem.results import study_result
 from pytest_llem.results.cycles import summarise as summarise_cycles
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.journal import Journal
-from pytest_llem.results.manifest import JOURNAL, ManifestWriter, read_manifest, stored_result
+from pytest_llem.results.manifest import (
+    JOURNAL,
+    ManifestWriter,
+    read_manifest,
+    stored_file,
+    stored_files,
+    stored_result,
+    write_atomically,
+)
 from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry
 from pytest_llem.results.merge import merge
 from pytest_llem.times import now
@@ -202,6 +210,45 @@ def test_deleted_results_are_not_completed(tmp_path: Path, seldom: None) -> None
     first, second = read_manifest(tmp_path).experiments[:2]
     assert stored_result(tmp_path, first) is None
     assert stored_result(tmp_path, second) == '{"result of": "n=1"}'
+
+
+def test_stored_files_keep_carriage_returns(tmp_path: Path) -> None:
+    writer = _start(tmp_path, 1)
+    writer.running("n=0")
+    writer.completed("n=0", "{}", {"outputs.csv": 'a\r\n"b\rc"\n'})
+    assert stored_files(tmp_path, writer.entry("n=0")) == {"outputs.csv": 'a\r\n"b\rc"\n'}
+
+
+def test_stored_files_of_another_path_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret.requests.csv").write_text("secret")
+    writer = _start(tmp_path / "run", 1)
+    writer.running("n=0")
+    _complete(writer, "n=0")
+    entry = writer.entry("n=0")
+    entry.result_file = "../secret.json"
+    assert stored_files(tmp_path / "run", entry) == {}
+    assert stored_file(tmp_path / "run", entry, "requests.csv") is None
+    entry.config_hash, entry.result_file = "*", "experiments/*-c1.json"
+    assert stored_files(tmp_path / "run", entry) == {}
+
+
+def test_another_attempt_keeps_nothing_of_the_one_before(tmp_path: Path) -> None:
+    writer = _start(tmp_path, 1)
+    entry = writer.entry("n=0")
+    writer.running("n=0")
+    writer.completed("n=0", "{}", {"requests.csv": "1", "power.csv": "1"}, worker="gw1", device="cpu")
+    writer.running("n=0")
+    assert (entry.worker, entry.device) == (None, None)
+    writer.completed("n=0", "{}", {"requests.csv": "2"})
+    assert stored_files(tmp_path, entry) == {"requests.csv": "2"}
+
+
+def test_lone_surrogates_are_escaped_in_every_file(tmp_path: Path) -> None:
+    """JSON of a server may hold one, and so may the name of a file."""
+    write_atomically(tmp_path / "text", "a\ud800")
+    assert (tmp_path / "text").read_text() == "a\\ud800"
+    error = ERROR.model_copy(update={"message": "a\ud800"})
+    assert ErrorRecord.model_validate_json(error.model_dump_json()).message == "a\\ud800"
 
 
 def test_missing_directory_raises_each_time(tmp_path: Path, seldom: None) -> None:

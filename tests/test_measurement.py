@@ -293,6 +293,30 @@ def test_warm_up_may_be_switched_off(clock: list[float]) -> None:
     assert warm_up(engine, [1], WarmupConfig(enabled=False), lambda run, most: None) is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"window_size": 30},
+            "window_size 30 .* max_prompts 20 allows 15 .* max_prompts to 35,",
+        ),
+        ({"min_prompts": 6, "n_warmup": 3, "max_prompts": 8}, "min_prompts 6 .* allows 5 .* max_prompts to 9,"),
+    ],
+)
+def test_warm_up_that_can_never_settle_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmupConfig(**changes)
+    WarmupConfig(**changes, convergence_detection=False)
+    WarmupConfig(n_warmup=1, max_prompts=3)  # as in studies for LLenergyMeasure: the defaults are not refused
+
+
+def test_shortest_warm_up_that_can_settle_does(clock: list[float]) -> None:
+    config = WarmupConfig(window_size=6, n_warmup=3, max_prompts=9)
+    engine: Any = Engine(clock, [1.0] * 9)
+    record = not_none(warm_up(engine, [1], config, lambda run, most: None))
+    assert (record.runs, record.converged) == (9, True)
+
+
 def test_an_unsettled_warm_up_is_a_warning() -> None:
     warmup = {"n_warmup": 1, "max_prompts": 6, "cv_threshold": 1e-9}
     result = run(warmup=warmup).result

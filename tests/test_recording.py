@@ -380,7 +380,7 @@ def test_hook_may_fail_the_run(
 def test_warning_names_the_experiments_it_concerns(
     run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
-    warmup = {"n_warmup": 1, "max_prompts": 3, "cv_threshold": 1e-9}
+    warmup = {"n_warmup": 1, "max_prompts": 3, "window_size": 2, "min_prompts": 2, "cv_threshold": 1e-9}
     write_study(sweep={"warmup.enabled": [False, True], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
     run_pytest().assert_outcomes(passed=4)
     unsettled, estimated = StudyResult.load(results.directory).warnings

@@ -125,6 +125,8 @@ def test_weights_missing_in_the_files_are_initialised_identically(tmp_path: Path
         ([[[1, 2], [3]], [[1, 2], [3]], [[1, 2], [4]]], False),
         ([[[1, 2], [3]], [[3], [1, 2]]], False),
         ([[[1, 2]], [[1]]], False),
+        ([[[1, 2], [3]], [[1, 2], None]], None),
+        ([[[1, 2], None], [[1, 2], [3]], [[1, 2], [4]]], False),
     ],
 )
 def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bool | None) -> None:

@@ -76,7 +76,10 @@ def test_server_that_slows_down_is_reported(
     assert third["after"]["tpot_p50_ms"] > third["before"]["tpot_p50_ms"]
     assert "<dt>Drift</dt>" in (folder / "page.html").read_text()
     requests = next(results.directory.rglob(f"{results.manifest['experiments'][2]['config_hash']}*requests.csv"))
-    assert {"window", "drift"} <= {line.partition(",")[0] for line in requests.read_text().splitlines()}
+    phases = [line.partition(",")[0] for line in requests.read_text().splitlines()]
+    assert {"ramp", "window", "drift"} <= {*phases}
+    outputs = requests.with_name(requests.name.replace("requests", "outputs")).read_text().splitlines()
+    assert len(outputs) == 1 + phases.count("window"), "the outputs are those of the window"
 
 
 @pytest.mark.parametrize(

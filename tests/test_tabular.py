@@ -16,6 +16,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import dataframe, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
@@ -273,3 +274,9 @@ def test_run_writes_summary_and_experiments_csv(
     assert requests.attrs["units"]["e2e_ms"] == "ms"
     summary = result.to_dataframe().set_index("noop.fault")
     assert summary.loc["none", "output_tokens_per_second"] == result.points[0].metrics[SPEED].mean
+
+
+def test_long_cells_and_line_ends_are_read_back() -> None:
+    rows = [("a", "b"), ("one\rtwo\r\nthree", "x" * 140_000)]
+    [row] = read_csv(io.StringIO(to_csv(rows), newline=""))
+    assert tuple(row.values()) == rows[1]

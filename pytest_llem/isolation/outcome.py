@@ -73,8 +73,9 @@ def collect(attempt: Path, child: Child, timeout: float | None, killed_before: i
     output = child.output.text()
     try:
         if (result := attempt / worker.RESULT).is_file():  # it is whole, as it is renamed only once written
-            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.EXTRA_FILES)}
-            return Outcome(result.read_text(encoding="utf-8"), files, output=output)
+            # Bytes, since reading text would replace the carriage returns in answers.
+            files = {file.name: file.read_bytes().decode() for file in attempt.glob(worker.EXTRA_FILES)}
+            return Outcome(result.read_bytes().decode(), files, output=output)
         if (error := attempt / worker.ERROR).is_file():
             record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
             return Outcome(error=record, output=output)

@@ -234,7 +234,7 @@ class UnwritableError(OSError):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write *text* to *path* so that the file is either whole or missing.
+    """Write *text* to *path* so that the file is either whole or missing. Lone surrogates are escaped.
 
     Raises:
         UnwritableError: The file could not be written.

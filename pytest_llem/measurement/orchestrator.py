@@ -279,7 +279,7 @@ class ExperimentOrchestrator:
             ],
         )
         sent = driver.sent(window, requests)
-        return Measured(result, sent, _files(sent, window))
+        return Measured(result, sent, _files(sent, requests, window))
 
     def _interleaving(self, driver: Driver[Any], observed: _Observed) -> InterleavingRecord | None:
         """Return the record of the turns; None if the window was not interrupted."""
@@ -385,9 +385,15 @@ def _unexpected(warnings: Sequence[str], engine: Engine) -> Iterator[QualityWarn
             yield QualityWarning.of("library_warning", text)
 
 
-def _files(sent: Requests, window: Window) -> dict[str, str]:
-    """Return the contents of the files beside a result, by file name suffix."""
-    files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: sent.outputs_to_csv()}
+def _files(sent: Requests, requests: Requests, window: Window) -> dict[str, str]:
+    """Return the contents of the files beside a result, by file name suffix.
+
+    Args:
+        sent: Every request that was sent.
+        requests: Those of the window, of which outputs are kept.
+        window: The window.
+    """
+    files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: requests.outputs_to_csv()}
     power = window.power_csv()
     return files if power is None else files | {"power.csv": power}
 

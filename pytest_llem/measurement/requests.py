@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from itertools import chain, islice
 
 from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.results.csv_files import to_csv
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile, total_of
@@ -19,6 +18,9 @@ from pytest_llem.study.config import ExperimentConfig
 
 #: Number of output tokens, or characters of text, that are written to a file for comparisons between engines.
 MAX_OUTPUT_TOKENS = 100_000
+
+#: Number of characters of a request's error that are written or reported. A server's may be a whole page.
+MAX_ERROR = 1_000
 
 #: Metrics that are measured before the window.
 BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
@@ -137,7 +139,7 @@ class Requests:
         if not self.failed:
             return None
         errors = (request.error for request in self.all() if request.error)
-        first = next((f": {' '.join(error.split())}" for error in errors), "")
+        first = next((f": {_one_line(error)}" for error in errors), "")
         return f"{self.failed} of {self.total} requests failed or returned no token{first}"
 
     def warnings(self) -> Iterator[QualityWarning]:
@@ -154,41 +156,49 @@ class Requests:
 
     @property
     def deterministic(self) -> bool | None:
-        """Whether every pass gave the same outputs; None if there is one pass, or if outputs are unknown."""
-        first, *others = ([_output(request) for request in one] for one in self.passes)
-        return None if None in first or not others else all(one == first for one in others)
+        """Whether every pass gave the same outputs; None if that is unknown, as after one pass."""
+        by_prompt = [{_output(request) for request in same} for same in zip(*self.passes, strict=False)]
+        if any(len(outputs - {None}) > 1 for outputs in by_prompt):
+            return False
+        return None if len(self.passes) == 1 or any(None in outputs for outputs in by_prompt) else True
 
     def output_digest(self) -> str | None:
         """Return the SHA-256 of the first pass's output ids, or of its texts; None if outputs are unknown."""
         outputs = [_output(request) for request in self.passes[0]]
         if None in outputs:
             return None
-        return hashlib.sha256(";".join(output for output in outputs if output is not None).encode()).hexdigest()
+        text = ";".join(output for output in outputs if output is not None)
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     def latency_metrics(self) -> dict[str, Metric]:
         """Return TTFT, ITL, TPOT, E2E and queue percentiles over all answered requests of the window, in ms."""
         served = [request for request in self.all() if request.is_served]
         tokens = [request.output_tokens for request in served]
-        longer = sum(count is None or count > 1 for count in tokens)
+        longer = sum(count is not None and count > 1 for count in tokens)
         gaps: list[float | None] = [gap for request in served for gap in request.itl_s]
-        samples = {
+        total = total_of(tokens)
+        samples: dict[str, tuple[list[float | None], int | None]] = {
             "ttft": ([request.ttft_s for request in served], len(served)),
-            "itl": (gaps, (total_of(tokens) or 0) - len(served)),
-            "tpot": ([request.tpot_s for request in served], longer),
+            "itl": (gaps, None if total is None else total - len(served)),
+            "tpot": ([request.tpot_s for request in served], None if total is None else longer),
             "e2e": ([request.e2e_s for request in served], len(served)),
             "queue": ([request.queue_s for request in served], len(served)),
         }
         found = {}
         for kind, (values, expected) in samples.items():
             known = [value for value in values if value is not None]
-            reason = None if len(known) == expected > 0 else self._no_latency_reason(kind, len(known), expected)
+            is_complete = known and len(known) == expected
+            reason = None if is_complete else self._no_latency_reason(kind, len(known), expected)
             for p in PERCENTILES:
                 name = f"{kind}_p{p}_ms"
                 found[name] = _latency(name, known, p) if reason is None else metric(name, None, reason=reason)
         return found
 
-    def _no_latency_reason(self, kind: str, given: int, expected: int) -> str:
-        """Return why there is no latency of a *kind*, if the engine gave only some of the values or none."""
+    def _no_latency_reason(self, kind: str, given: int, expected: int | None) -> str:
+        """Return why there is no latency of a *kind*, if the engine gave only some of the values or none.
+
+        *expected* is None if the number of output tokens is unknown.
+        """
         if self.no_tokens and kind in ("itl", "tpot"):
             return self.no_tokens
         if kind == "queue" and not given:
@@ -199,6 +209,8 @@ class Requests:
             )
         if self.no_latency or not given:
             return self.no_latency or _MISSING[kind]
+        if expected is None:
+            return "the number of output tokens is unknown"
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"
 
     def to_csv(self, began: float | None) -> str:
@@ -207,23 +219,20 @@ class Requests:
         Args:
             began: Start of the window on the clock of the requests, in s; None if they are on no common clock.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(self._rows(began))
-        return text.getvalue()
+        return to_csv([COLUMNS, *self._rows(began)])
 
     def outputs_to_csv(self) -> str:
-        """Return the outputs of the first pass as CSV, up to :data:`MAX_OUTPUT_TOKENS`."""
-        text, tokens = io.StringIO(), 0
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("request", "output_ids", "output_text"))
+        """Return the known outputs of the first pass as CSV, up to :data:`MAX_OUTPUT_TOKENS`."""
+        rows: list[Sequence[object]] = [("request", "output_ids", "output_text")]
+        tokens = 0
         for index, request in enumerate(self.passes[0]):
+            if _output(request) is None:
+                continue
             tokens += request.output_tokens or len(request.output_text or "")
-            if _output(request) is None or tokens > MAX_OUTPUT_TOKENS:
+            if tokens > MAX_OUTPUT_TOKENS:
                 break
-            writer.writerow((index, " ".join(map(str, request.output_ids or ())), request.output_text))
-        return text.getvalue()
+            rows.append((index, " ".join(map(str, request.output_ids or ())), request.output_text))
+        return to_csv(rows)
 
     def _rows(self, began: float | None) -> Iterator[Sequence[object]]:
         numbers = self.numbers or range(1, 1 + len(self.passes))
@@ -239,13 +248,23 @@ class Requests:
                     request.output_tokens,
                     *(None if s is None else f"{s * 1000:.4f}" for s in latencies),
                     *(None if at is None or began is None else f"{at - began:.6f}" for at in times),
-                    request.error,
+                    None if request.error is None else _one_line(request.error),
                 )
 
 
 def _output(request: RequestRecord) -> str | None:
-    """Return a request's output as text: its token ids, separated by commas, or its text; None if unknown."""
+    """Return a request's output as text: its token ids, separated by commas, or its text; None if unknown.
+
+    That of a failed request is unknown: it may have ended early.
+    """
+    if not request.is_served:
+        return None
     return request.output_text if request.output_ids is None else ",".join(map(str, request.output_ids))
+
+
+def _one_line(error: str) -> str:
+    """Return the beginning of an error, as one line that any file can hold."""
+    return " ".join(error[:MAX_ERROR].split()).encode(errors="backslashreplace").decode()
 
 
 def _latency(name: str, values: Sequence[float], p: int) -> Metric:

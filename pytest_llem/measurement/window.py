@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 import sys
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account
+from pytest_llem.results.csv_files import to_csv
 
 #: Fields of ``PowerSample`` that are columns of ``power.csv``, and all columns.
 POWER_FIELDS = ("power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz")
@@ -63,14 +62,12 @@ class Window:
         """
         if not self.account.samples:
             return None
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(POWER_COLUMNS)
+        rows: list[Sequence[object]] = [POWER_COLUMNS]
         for sample in self.account.samples:
             values = (getattr(sample, name) for name in POWER_FIELDS)
             cells = ("" if value is None else f"{value:g}" for value in values)
-            writer.writerow([f"{sample.at - self.began:.4f}", sample.device, *cells])
-        return text.getvalue()
+            rows.append([f"{sample.at - self.began:.4f}", sample.device, *cells])
+        return to_csv(rows)
 
 
 #: The first run of a batch has compiled something if it takes this many times as long as later runs, and this many

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 #: Major.minor. A minor version only adds fields.
 SCHEMA_VERSION = "2.0"
@@ -19,6 +20,23 @@ class Record(BaseModel):
 
     # protected_namespaces=(): pydantic before 2.10 warns about fields named model_….
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+
+    def model_dump_json(self, **options: Any) -> str:
+        """Return the record as JSON. Lone surrogates, which UTF-8 cannot hold, are escaped."""
+        try:
+            return super().model_dump_json(**options)
+        except PydanticSerializationError:
+            plain = type(self).model_validate(_without_surrogates(self.model_dump()))
+            return super(Record, plain).model_dump_json(**options)
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Return *value* with the lone surrogates of all strings in it as escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(one) for key, one in value.items()}
+    return [*map(_without_surrogates, value)] if isinstance(value, list | tuple) else value
 
 
 class Document(Record):

@@ -6,6 +6,7 @@ that a transition costs the same however many experiments there are. Both are va
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import time
@@ -21,15 +22,21 @@ from pytest_llem.times import now
 #: File names of the whole state, and of the transitions since it was written.
 MANIFEST, JOURNAL = "manifest.json", "manifest.journal"
 
-#: The whole manifest is written after this number of transitions per entry, …
+#: Folder of the experiments' files, and suffix of a result there.
+_EXPERIMENTS, _RESULT = "experiments", "json"
+
+#: Limits the size of the journal: the whole manifest is written after this number of transitions per entry.
 REFRESH_SHARE = 1 / 64
 
-#: … or after this multiple of the time that the last whole write took.
+#: Limits the time that whole writes take, here to 1 %: the whole manifest is also written after this multiple of
+#: the time that the last whole write took.
 REFRESH_PAUSE = 100
 
 
 def write_atomically(path: Path, text: str) -> str:
     """Write *text* to *path* so that after a crash the file is either the old one or the new one, complete.
+
+    Lone surrogates, which UTF-8 cannot hold, are escaped.
 
     Returns:
         SHA-256 of the written bytes, in hex.
@@ -37,7 +44,7 @@ def write_atomically(path: Path, text: str) -> str:
     Raises:
         OSError: The file could not be written; *path* is unchanged.
     """
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -120,9 +127,9 @@ def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
 
     A path that is not the experiment's own file is not read: the manifest may come from anyone.
     """
-    if entry.status != "completed" or entry.result_file is None or entry.result_file != _result_file(entry):
+    file = stored_file(directory, entry, _RESULT)
+    if file is None:
         return None
-    file = Path(directory) / entry.result_file
     try:
         content = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(content).hexdigest() == entry.result_sha256:
@@ -132,22 +139,35 @@ def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
     return None
 
 
-def _result_file(entry: ManifestEntry) -> str | None:
-    """Return the path of the result of *entry*, relative to the manifest; None if it would leave the folder."""
-    stem = f"{entry.config_hash}-c{entry.cycle}"
-    return f"experiments/{stem}.json" if Path(stem).name == stem else None
+def stored_file(directory: str | Path, entry: ManifestEntry, suffix: str) -> Path | None:
+    """Return the path of a file of a completed *entry*, which need not exist, by its suffix (``requests.csv``).
+
+    It is None if the manifest names another file than the experiment's own as its result.
+    """
+    is_own = Path(stem := _stem(entry)).name == stem and entry.result_file == _path(entry, _RESULT)
+    return Path(directory, _path(entry, suffix)) if entry.status == "completed" and is_own else None
+
+
+def _stem(entry: ManifestEntry) -> str:
+    return f"{entry.config_hash}-c{entry.cycle}"
+
+
+def _path(entry: ManifestEntry, suffix: str) -> str:
+    """Return the path of a file of *entry*, relative to the manifest."""
+    return f"{_EXPERIMENTS}/{_stem(entry)}.{suffix}"
 
 
 def stored_files(directory: str | Path, entry: ManifestEntry) -> dict[str, str]:
     """Return the further files of a completed *entry*: text by suffix (``requests.csv``)."""
-    if entry.result_file is None:
+    result = stored_file(directory, entry, _RESULT)
+    if result is None:
         return {}
-    result = Path(directory) / entry.result_file
     found = {}
-    for file in result.parent.glob(f"{result.stem}.*"):
+    for file in result.parent.glob(f"{glob.escape(result.stem)}.*"):
         with suppress(OSError, ValueError):  # not written by pytest-llem
             if file != result and file.is_file():
-                found[file.name.removeprefix(f"{result.stem}.")] = file.read_text(encoding="utf-8")
+                # Bytes, since reading text would replace the carriage returns in answers.
+                found[file.name.removeprefix(f"{result.stem}.")] = file.read_bytes().decode()
     return found
 
 
@@ -171,6 +191,7 @@ class ManifestWriter:
         self._file = directory / MANIFEST
         self._journal = Journal(directory / JOURNAL)
         self._unwritten: dict[str, ManifestEntry] = {}
+        self._suffixes: dict[str, tuple[str, ...]] = {}  # of the further files of each experiment
         self._transitions = 0  # since the manifest was written whole
         self._refreshed = self._refresh_took = 0.0
         self._lock: DirectoryLock | None = None
@@ -195,6 +216,7 @@ class ManifestWriter:
             entry.completed_at = entry.error = entry.reason = None
             entry.result_file = entry.result_sha256 = None
             entry.replayed_from = entry.replay_mismatch = None
+            entry.worker = entry.device = None
             entry.attempt += 1
 
     def completed(
@@ -208,7 +230,7 @@ class ManifestWriter:
         replayed_from: str | None = None,
         replay_mismatch: str | None = None,
     ) -> None:
-        """Save an experiment's result, then record that it is completed.
+        """Save an experiment's result, then record that it is completed. Files of an earlier attempt are removed.
 
         Args:
             experiment_id: Id of the experiment.
@@ -224,13 +246,16 @@ class ManifestWriter:
                 written.
         """
         found = self.entry(experiment_id)
-        stem = f"experiments/{found.config_hash}-c{found.cycle}"
-        (self.directory / "experiments").mkdir(exist_ok=True)
+        (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
+        for suffix in set(self._suffixes.get(experiment_id, ())) - files.keys():
+            (self.directory / _path(found, suffix)).unlink(missing_ok=True)
+        self._suffixes[experiment_id] = tuple(files)
         for suffix, content in files.items():
-            write_atomically(self.directory / f"{stem}.{suffix}", content)
-        digest = write_atomically(self.directory / f"{stem}.json", result)
+            write_atomically(self.directory / _path(found, suffix), content)
+        result_file = _path(found, _RESULT)
+        digest = write_atomically(self.directory / result_file, result)
         with self._transition(experiment_id, "completed") as entry:
-            entry.result_file, entry.result_sha256 = f"{stem}.json", digest
+            entry.result_file, entry.result_sha256 = result_file, digest
             entry.worker, entry.device = worker, device
             entry.replayed_from, entry.replay_mismatch = replayed_from, replay_mismatch
             entry.error = None
@@ -273,11 +298,11 @@ class ManifestWriter:
         self._count(status, 1)
         self._unwritten[experiment_id] = entry
         self._transitions += 1
-        write, fallback = (self._refresh, self._append) if self._is_due() else (self._append, self._refresh)
+        is_due = self._is_due()
         try:
-            write()
-        except OSError:
-            fallback()
+            self._refresh() if is_due else self._append()
+        except OSError:  # the other file may be writable
+            self._append() if is_due else self._refresh()
 
     def _count(self, status: EntryStatus, change: int) -> None:
         counter = "pending" if status == "running" else status

@@ -5,15 +5,15 @@ A missing value is None, never 0. The name of every metric's column includes its
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
+from pytest_llem.results.manifest import stored_file
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 from pytest_llem.results.points import PointResult
@@ -65,11 +65,7 @@ class Table:
 
     def to_csv(self) -> str:
         """Return CSV text: a missing value is an empty cell, a boolean is ``true`` or ``false``."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
-        return text.getvalue()
+        return to_csv([self.columns, *([_csv_cell(cell) for cell in row] for row in self.rows)])
 
 
 def point_table(result: StudyResult) -> Table:
@@ -161,10 +157,8 @@ def request_table(result: StudyResult, directory: Path) -> Table:
     found: list[dict[str, Cell]] = []
     measured: dict[str, None] = {}
     for entry in _entries(result):
-        if entry.status != "completed" or entry.result_file is None:
-            continue
-        file = (directory / entry.result_file).with_suffix(".requests.csv")
-        if not file.exists():
+        file = stored_file(directory, entry, "requests.csv")
+        if file is None or not file.exists():
             continue
         experiment: dict[str, Cell] = {
             "study": result.name,
@@ -173,9 +167,9 @@ def request_table(result: StudyResult, directory: Path) -> Table:
             "cycle": entry.cycle,
         }
         with file.open(encoding="utf-8", newline="") as lines:
-            rows = csv.DictReader(lines)
-            measured |= dict.fromkeys(rows.fieldnames or ())
-            found += [experiment | {name: _read(name, text) for name, text in row.items()} for row in rows]
+            for row in read_csv(lines):
+                measured |= dict.fromkeys(row)
+                found.append(experiment | {name: _read(name, text) for name, text in row.items()})
     units = {"input_tokens": "tokens", "output_tokens": "tokens"}
     units |= {name: unit for name in measured for unit in ("ms", "s") if name.endswith(f"_{unit}")}
     return _table(found, units)

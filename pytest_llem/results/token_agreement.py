@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.document import Record
 from pytest_llem.results.experiment import ExperimentResult
 
@@ -71,8 +72,9 @@ class GreedyOutputs:
         """Return the output token ids of each request of the first pass; empty without a file of them."""
         file = (self._directory / result_file).with_suffix(f".{OUTPUTS}")
         found: dict[str, list[str]] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError, csv.Error), file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
+        unreadable = suppress(OSError, ValueError, KeyError, TypeError, csv.Error)
+        with unreadable, file.open(encoding="utf-8", newline="") as lines:
+            for row in read_csv(lines):
                 if row["output_ids"]:
                     found[row["request"]] = row["output_ids"].split()
         return found

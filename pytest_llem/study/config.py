@@ -104,11 +104,28 @@ class WarmupConfig(Section):
     window_size: int = Field(5, ge=2)
     """Number of latencies in that check. Default 5."""
     min_prompts: int = Field(5, ge=1)
-    """Minimum number of runs before latencies can count as steady. Default 5."""
+    """Minimum number of runs of the median batch before latencies can count as steady. Default 5."""
     max_prompts: int = Field(20, ge=1)
-    """Maximum number of runs until latencies are steady; the result warns if they are not. Default 20."""
+    """Maximum number of runs until latencies are steady, those of the longest batch included; the result warns if
+    they are not. The first ``2 · n_warmup`` runs take place in any case. Default 20.
+    """
     thermal_floor_seconds: float = Field(0.0, ge=0)
     """Minimum time under load, in seconds. Default 0."""
+
+    @model_validator(mode="after")
+    def _can_converge(self) -> WarmupConfig:
+        # The defaults are not refused: studies for LLenergyMeasure with few runs warm up without settling.
+        fields = type(self).model_fields
+        given = [(getattr(self, name), name) for name in ("window_size", "min_prompts")]
+        needed, name = max((one for one in given if one[0] != fields[one[1]].default), default=(0, ""))
+        latencies = max(self.n_warmup, self.max_prompts - self.n_warmup)
+        if self.enabled and self.convergence_detection and needed > latencies:
+            raise ValueError(
+                f"{name} {needed} cannot be reached: max_prompts {self.max_prompts} allows {latencies} runs of "
+                f"the median batch, beside {self.n_warmup} of the longest: "
+                f"raise max_prompts to {self.n_warmup + needed}, or lower {name}"
+            )
+        return self
 
 
 #: Number of consecutive parts of an idle power measurement; their scatter is its uncertainty.
@@ -292,12 +309,14 @@ class ExperimentConfig(Section):
             error = InitErrorDetails(type=kind, loc=("model",), input=None)
             raise ValidationError.from_exception_data(type(self).__name__, [error])
         extra = self.model_extra or {}
-        for name, section in (*((name, getattr(self, name)) for name in ENGINES), *extra.items()):
-            if name == self.backend or section is None:
-                continue
-            if not isinstance(section, dict | BaseModel):
+        for name, section in extra.items():
+            if name == self.backend and not isinstance(section, dict | None):
+                raise ValueError(f"section {name!r} is not a mapping (got {section!r})")
+            if name != self.backend and not isinstance(section, dict):
                 raise ValueError(f"unknown key {name!r}")
-            raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
+        for name in (*ENGINES, *extra):
+            if name != self.backend and (name in extra or getattr(self, name) is not None):
+                raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
         if (self.backend == SERVER) != (self.load is not None):
             raise ValueError(
                 "backend 'server' needs a load: load.concurrency, load.rate or load.trace"

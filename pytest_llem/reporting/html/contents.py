@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pytest_llem.reporting.html.provenance import Provenance
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.manifest_records import ManifestEntry
@@ -202,7 +203,7 @@ def _thinned(samples: list[tuple[float, float]], max_samples: int) -> list[tuple
 
 def _rows(text: str) -> Iterator[Mapping[str, str | None]]:
     try:
-        yield from csv.DictReader(io.StringIO(text))
+        yield from read_csv(io.StringIO(text))
     except csv.Error:
         return
 
