@@ -192,8 +192,9 @@ def test_requests_of_different_files_and_axes_with_units(tmp_path: Path) -> None
     """An axis may be named as a time, and files of two versions may have different columns."""
     contents = {"a": "pass,e2e_ms,error\n1,2.5,\n", "b": "pass,request,e2e_ms\nwindow,1,3.5\n"}
     entries, points = [], []
+    (tmp_path / "experiments").mkdir()
     for name, content in contents.items():
-        (tmp_path / f"{name}.requests.csv").write_text(content)
+        (tmp_path / "experiments" / f"{name}-c1.requests.csv").write_text(content)
         axes = {"load.slo.ttft_ms": None if name == "a" else 500}
         points.append(point(axes, config_hash=name))
         entries.append(
@@ -203,7 +204,7 @@ def test_requests_of_different_files_and_axes_with_units(tmp_path: Path) -> None
                 config_summary=name,
                 cycle=1,
                 status="completed",
-                result_file=f"{name}.json",
+                result_file=f"experiments/{name}-c1.json",
             )
         )
     frame = dataframe(study_result(*points, experiments=entries), "request", directory=tmp_path)
