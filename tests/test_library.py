@@ -144,7 +144,7 @@ def test_load_reads_a_newer_minor_version(tmp_path: Path, finished_results: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_ouput_tokens": None}, "unknown key 'max_ouput_tokens'"),
+        ({"max_ouput_tokens": 5}, "unknown key 'max_ouput_tokens'"),
         ({"backend": "my", "my": 5}, r"section 'my' is not a mapping \(got 5\)"),
     ],
 )

@@ -55,9 +55,9 @@ def test_example_plan_line_is_correct() -> None:
 
 def test_example_error_message_is_correct(pytester: pytest.Pytester) -> None:
     text = (ROOT / "studies" / "quickstart.yaml").read_text()
-    (pytester.path / "study.yaml").write_text(text.replace("  precision: [", "  precison: ["))
-    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
-    (line,) = re.findall(r"^study\.yaml:.*$", FIRST_STUDY, re.M)
+    (pytester.mkdir("studies") / "quickstart.yaml").write_text(text.replace("  precision: [", "  precison: ["))
+    run = pytester.runpytest_inprocess("studies/quickstart.yaml", "-p", "llem")
+    (line,) = re.findall(r"^studies/quickstart\.yaml:.*$", FIRST_STUDY, re.M)
     run.stdout.fnmatch_lines([line])
 
 

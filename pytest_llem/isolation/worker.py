@@ -270,7 +270,7 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "type": type(error).__name__,
-        "message": _escaped(_cut(message, MESSAGE_CAP)),
+        "message": _escaped(message[:MESSAGE_CAP]),
         "traceback": _escaped(text) if text else None,
         "phase": own_phase or phase,
     }
@@ -281,14 +281,9 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except BaseException:  # format_exception calls methods of the exception, which may raise anything
         text = "".join(traceback.format_tb(error.__traceback__))
-    return _cut(text, TRACEBACK_CAP)
-
-
-def _cut(text: str, limit: int) -> str:
-    """Return *text* without its middle if it has more than *limit* characters."""
-    if len(text) <= limit:
+    if len(text) <= TRACEBACK_CAP:
         return text
-    half = limit // 2
+    half = TRACEBACK_CAP // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 

@@ -308,9 +308,10 @@ class ExperimentConfig(Section):
             kind = "string_type" if "model" in self.model_fields_set else "missing"
             error = InitErrorDetails(type=kind, loc=("model",), input=None)
             raise ValidationError.from_exception_data(type(self).__name__, [error])
-        extra = self.model_extra or {}
+        # An entry of a study may take back a section of the whole study by null.
+        extra = {name: section for name, section in (self.model_extra or {}).items() if section is not None}
         for name, section in extra.items():
-            if name == self.backend and not isinstance(section, dict | None):
+            if name == self.backend and not isinstance(section, dict):
                 raise ValueError(f"section {name!r} is not a mapping (got {section!r})")
             if name != self.backend and not isinstance(section, dict):
                 raise ValueError(f"unknown key {name!r}")
