@@ -39,7 +39,7 @@ _SHORT_OF_LOADS = (GOOD_COST, ATTAINMENT, GOODPUT, "requests_per_second", "ttft_
 #: Columns besides axes and metrics that a short selection has, in tables of points and of experiments.
 _SHORT_FACTS = ("study", "experiment", "point", "cycle", "cycles", "status", "error", "pareto_optimal", "verdict")
 
-#: What is said of an energy beside its value.
+#: Suffixes of the columns that describe how an energy was obtained.
 _PROVENANCE = ("method", "boundary", "invalid")
 
 #: Columns of ``requests.csv`` with text, also if it could be read as a number.
