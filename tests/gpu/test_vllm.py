@@ -50,13 +50,14 @@ def test_sigkill_of_pytest_in_the_window_frees_the_gpu(
     assert kill_in_window(study, tmp_path, gpu, found) > 2**33, "the model is loaded"
 
 
+@pytest.mark.parametrize("shape", ["1b", "8b"])
 def test_one_study_measures_pytorch_and_vllm(
-    study: Callable[..., StudyResult], llama_8b: Path, found: Found
+    study: Callable[..., StudyResult], request: pytest.FixtureRequest, found: Found, shape: str
 ) -> None:
     result = study(
         "engines",
         "--llem-start-method=spawn",  # vLLM's CUDA build starts a thread when it is imported
-        model=str(llama_8b),
+        model=str(request.getfixturevalue(f"llama_{shape}")),
         **POINT,
         measurement={"min_window_seconds": 8},
         sweep={"backend": ["pytorch", "vllm"]},
