@@ -214,7 +214,7 @@ def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_gpu_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
-    """A step may be anywhere between two samples 0.1 s apart: an uncertainty of ±2.5 % here."""
+    """The more power changes from sample to sample, the larger is the uncertainty."""
     watts = {"constant": 70.0, "step": 300.0, "steps": 90.0, "ramp": 200.0}
     sources: dict[str, list[str]] = {"nvml_power_instant": [], "nvml_power_usage": ["fail 186 3", "fail 185 3"]}
     gpus = [
@@ -234,7 +234,7 @@ def test_gpu_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
         slack_s = seen.within[1] - seen.within[0] - device.seconds
         exact_j = gpu.energy_j(*seen.within) - slack_s * _watts_around(gpu)
         assert device.energy_j == pytest.approx(exact_j, abs=2.5 * device.uncertainty_j)
-        assert 0 < device.uncertainty_j < 0.1 * device.energy_j
+        assert 0 < device.uncertainty_j < (0.02 if courses[gpu.uuid] == "constant" else 0.25) * device.energy_j
         if courses[gpu.uuid] == "constant":
             assert device.energy_j == pytest.approx(70 * device.seconds, rel=1e-6)
     assert seen.users == 0

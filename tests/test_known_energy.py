@@ -209,9 +209,12 @@ def test_gpu_with_mig_has_no_energy_and_warns_first(gpu: Callable[..., Any]) -> 
 def test_counter_throttling_and_temperature_warnings_worst_first(
     gpu: Callable[..., Any],
 ) -> None:
-    """The counter is 10 % too high, and the GPU is throttled by power for half of the time."""
+    """The counter is twice too high, and the GPU is throttled by power for half of the time.
+
+    Power changes every quarter of a second: a smaller error could be one of sampling.
+    """
     result, drawn = gpu(
-        {"counter_gain": 1.1},
+        {"counter_gain": 2},
         rules=["throttle power 0 0.5", "temperature 0 40"],
         tail="temperature NOW 40\ntemperature NOW+1.5 70 ramp\n",
         measurement={"min_window_seconds": 2.0},
@@ -226,9 +229,9 @@ def test_counter_throttling_and_temperature_warnings_worst_first(
     [device] = result["devices"]
     # On a busy machine the sampler samples less often, and has a larger uncertainty.
     blur = 3 * device["integral_uncertainty_j"] / device["energy_j"]
-    assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 1.1, abs=max(0.03, blur))
+    assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 2, abs=max(0.03, blur))
     known = known_energy_j(drawn, result["window"]["passes"])
-    assert result["metrics"]["energy_j"]["value"] == pytest.approx(1.1 * known, rel=0.02), "it is the counter's"
+    assert result["metrics"]["energy_j"]["value"] == pytest.approx(2 * known, rel=0.02), "it is the counter's"
     seconds = result["window"]["window_seconds"]
     assert result["metrics"]["throttled_seconds"]["value"] == pytest.approx(seconds / 2, abs=0.1)
     conditions = device["conditions"]

@@ -75,6 +75,15 @@ def test_power_step_is_within_the_uncertainty() -> None:
         assert abs(found.energy_j - (100 * step + 500 * (3 - step))) <= 1.8 * found.uncertainty_j
 
 
+def test_power_in_step_with_the_drivers_samples_is_within_the_uncertainty() -> None:
+    """Work of 10 ms every 0.2 s, of which the driver reports every second peak: more samples do not help."""
+    samples = [Power(0.1 * number, 700.0 if number % 4 == 0 else 124.0) for number in range(401)]
+    found = integrate(samples, 0.0, 40.0)
+    true_j = 40 * (124 + (700 - 124) * 0.05)
+    assert found.energy_j > 1.5 * true_j
+    assert abs(found.energy_j - true_j) <= 3 * found.uncertainty_j
+
+
 @pytest.mark.parametrize(
     ("at", "reason"),
     [

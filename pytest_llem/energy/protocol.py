@@ -101,7 +101,7 @@ class DeviceReading(_Finite):
         gain_error: Relative constant error against a wall meter. It is kept apart because it cancels in a
             comparison of two energies of one device.
         integral_j: Energy from sampled power, in J, as a check of a counter.
-        integral_uncertainty_j: Standard uncertainty of ``integral_j`` from sampling at intervals, in J.
+        integral_uncertainty_j: Standard uncertainty of ``integral_j`` from sampling, in J.
         integral_reason: Why a counter has no ``integral_j``: the sampler failed, or power cannot be read.
         counter_reason: Why power was sampled although the device has an energy counter.
         conditions: Temperature, clocks and throttling of the device.
@@ -131,8 +131,9 @@ class DeviceReading(_Finite):
 def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
     """Return the reading of one device over several windows, as of one window.
 
-    Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at the
-    edges are independent, and their squares are summed.
+    Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at a
+    counter's edges are independent, and their squares are summed. Errors of sampled power are summed themselves: at
+    the start of each window it still shows the power of the pause before.
     """
     first = readings[0]
     missing = next((one for one in readings if one.energy_j is None), None)
@@ -140,9 +141,11 @@ def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
         missing or first,
         energy_j=total_of(one.energy_j for one in readings),
         seconds=total_of(one.seconds for one in readings),
-        uncertainty_j=_root_sum_square(one.uncertainty_j for one in readings),
+        uncertainty_j=(total_of if first.method == "sampled" else _root_sum_square)(
+            one.uncertainty_j for one in readings
+        ),
         integral_j=total_of(one.integral_j for one in readings),
-        integral_uncertainty_j=_root_sum_square(one.integral_uncertainty_j for one in readings),
+        integral_uncertainty_j=total_of(one.integral_uncertainty_j for one in readings),
         integral_reason=next((one.integral_reason for one in readings if one.integral_reason), None),
         conditions=_join_conditions([(one.conditions, one.seconds) for one in readings]),
     )

@@ -394,7 +394,7 @@ class DeviceEnergy(Record):
     integral_j: float | None = None
     """Integral of sampled power, in J, if both counter and power can be read."""
     integral_uncertainty_j: float | None = None
-    """Standard uncertainty of ``integral_j`` from the time between samples, in J."""
+    """Standard uncertainty of ``integral_j`` from sampling, in J."""
     integral_reason: str | None = None
     """Why ``integral_j`` is null, if power was sampled."""
     counter_reason: str | None = None
