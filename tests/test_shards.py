@@ -19,8 +19,8 @@ import yaml
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.saving import save
 from pytest_llem.results.manifest import read_manifest
+from pytest_llem.study.design import Shard
 from pytest_llem.study.loading import load_study
-from pytest_llem.study.shards import Shard
 from tests.conftest import NOOP_STUDY, OTHER_PLUGINS, Results, RunPytest
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.processes import wait_until
