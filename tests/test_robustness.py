@@ -16,10 +16,10 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.machine.device_lock import SharedLock
 from pytest_llem.machine.device_locks import CPU, owned
 from pytest_llem.machine.device_queue import QueuePosition, Ticket
 from pytest_llem.machine.owner import FOLDER, Owner, holder
-from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host

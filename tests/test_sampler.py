@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llem.energy.gpu import NoIntegralError, Power, integrate
 from pytest_llem.energy.nvml import NvmlMeter
-from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.energy.sampler import PERIOD_S, _Telemetry
 from tests.support import nvml

@@ -11,8 +11,17 @@ from statistics import fmean
 from typing import NamedTuple
 
 from pytest_llem.energy.account import MAX_DISAGREEMENT
-from pytest_llem.energy.gpu import COUNTER, DeviceSnapshot, MeteredGpu, conditions, find_gpu, take_snapshot
-from pytest_llem.energy.power import NoIntegralError, Power, integrate
+from pytest_llem.energy.gpu import (
+    COUNTER,
+    DeviceSnapshot,
+    MeteredGpu,
+    NoIntegralError,
+    Power,
+    conditions,
+    find_gpu,
+    integrate,
+    take_snapshot,
+)
 from pytest_llem.energy.protocol import (
     Conditions,
     DeviceReading,
