@@ -1,7 +1,8 @@
-"""Implement the pytest hooks that are needed in every run.
+"""Implement the pytest hooks that are needed in every run, and fixtures for ordinary tests.
 
 This module is loaded in every pytest run of its environment, so it imports only pytest and the standard library
-until a study file is found. The hooks that only studies need are in ``session`` and are registered then.
+until a study file is found or a fixture is used. The hooks that only studies need are in ``session`` and are
+registered then.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from pytest_llem._plugin.declarations import (
     is_any_option_given,
 )
 from pytest_llem._plugin.stash import OTHER_YAML, SELECTED_AXES, STUDIES
-from pytest_llem.fixtures import energy_meter as energy_meter
-from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 
 if TYPE_CHECKING:
     from execnet import XSpec
     from xdist.workermanage import WorkerController
+
+    from pytest_llem.energy.metering import EnergyMeter
+    from pytest_llem.execution.isolated import IsolatedExperiment
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -161,3 +163,38 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
     with metered(item):
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def energy_meter() -> EnergyMeter:
+    """Measure the energy of a block: ``with energy_meter() as m: …``, then ``m.energy_j`` in J and ``m.seconds``.
+
+    ``m.method`` is how the energy was read. ``m.energy_j`` is None if no meter can be read; ``m.reason`` says why.
+    ``energy_meter(backend="nvml")`` chooses a meter.
+
+    Example:
+        def test_energy_of_summary(energy_meter):
+            with energy_meter() as m:
+                summarize(TEXT)
+            assert m.energy_j < 50
+    """
+    from pytest_llem.energy.metering import EnergyMeter
+
+    return EnergyMeter()
+
+
+@pytest.fixture(scope="session")
+def isolated_experiment(pytestconfig: pytest.Config) -> IsolatedExperiment:
+    """Run an experiment in a new process: ``isolated_experiment({"model": …})`` returns an ExperimentResult.
+
+    A failed experiment raises ``pytest_llem.ExperimentError``. Paths are relative to rootdir; ``timeout=`` is in
+    seconds.
+
+    Example:
+        def test_throughput(isolated_experiment):
+            result = isolated_experiment({"model": "builtin:tiny-llama", "n": 8})
+            assert result.metrics["output_tokens_per_second"].value > 100
+    """
+    from pytest_llem.execution.isolated import IsolatedExperiment
+
+    return IsolatedExperiment(pytestconfig)

@@ -40,6 +40,9 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 #: Runs pytest with options; ``files`` are what it collects.
 RunPytest = Callable[..., pytest.RunResult]
 
+#: Writes a study of the engine ``noop`` with changed fields, and returns its path.
+WriteStudy = Callable[..., Path]
+
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
 
@@ -204,7 +207,7 @@ def run(servers: ForkServers | None) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def write_study(pytester: pytest.Pytester, noop_engine: None) -> Callable[..., Path]:
+def write_study(pytester: pytest.Pytester, noop_engine: None) -> WriteStudy:
     """Return a function that writes a study of the engine ``noop`` with changed fields; None removes a field."""
 
     def write(name: str = "study.yaml", /, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support import figures
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.marks import slow
@@ -39,7 +39,7 @@ def main(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 def test_other_plugins_see_both_sides_interleaved(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], main: Environment
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, main: Environment
 ) -> None:
     """The items are in the order in which they run, as --sw continues from a place in that order."""
     pytester.makepyfile(own_engine=ENGINE.format(size=1_000_000))
@@ -57,7 +57,7 @@ def test_other_plugins_see_both_sides_interleaved(
 def test_both_sides_are_measured_and_compared_in_pairs(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     main: Environment,
     workers: tuple[str, ...],
@@ -90,7 +90,7 @@ def test_both_sides_are_measured_and_compared_in_pairs(
         assert (verdict.n, verdict.reference_n) == (2, 2)
 
 
-def test_order_of_the_sides_alternates_by_cycle(run_pytest: RunPytest, write_study: Callable[..., Path]) -> None:
+def test_order_of_the_sides_alternates_by_cycle(run_pytest: RunPytest, write_study: WriteStudy) -> None:
     write_study(sweep={"noop.size": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "interleaved"})
     run = run_pytest(AGAINST, "--co", "-q")
     order = [line.partition("::")[2].partition("-c")[::2] for line in run.outlines if "cycle=" in line]
@@ -103,7 +103,7 @@ def test_order_of_the_sides_alternates_by_cycle(run_pytest: RunPytest, write_stu
 
 
 def test_pairs_separate_drift_from_change(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     """Both sides drift by 20 % over the cycles. One takes 6 % more in every cycle."""
     pytester.makeconftest(figures.conftest())
@@ -122,7 +122,7 @@ def test_pairs_separate_drift_from_change(
 
 @pytest.fixture
 def drift(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> Callable[..., pytest.RunResult]:
     """Run a study whose sessions differ by a factor, which must not be taken for a change."""
     pytester.makeconftest(figures.conftest())
@@ -169,7 +169,7 @@ def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytes
 
 @pytest.mark.slow
 def test_resume_is_not_offered_after_interrupted_comparison(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     text = figures.conftest() + (
         "def run(job, **options):\n"
@@ -187,7 +187,7 @@ def test_resume_is_not_offered_after_interrupted_comparison(
 
 
 def test_reference_that_cannot_run_is_reported_in_the_plan(
-    run_pytest: RunPytest, write_study: Callable[..., Path], tmp_path: Path
+    run_pytest: RunPytest, write_study: WriteStudy, tmp_path: Path
 ) -> None:
     empty = Environment(tmp_path / "empty")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})
@@ -196,7 +196,7 @@ def test_reference_that_cannot_run_is_reported_in_the_plan(
 
 
 def test_plan_lists_experiments_of_both_sides(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
     run = run_pytest(AGAINST, "--co", "--llem-plan", "plan.json")
@@ -214,7 +214,7 @@ def test_plan_lists_experiments_of_both_sides(
     ],
 )
 def test_conflicting_options_are_refused(
-    run_pytest: RunPytest, write_study: Callable[..., Path], options: tuple[str, ...], message: str
+    run_pytest: RunPytest, write_study: WriteStudy, options: tuple[str, ...], message: str
 ) -> None:
     write_study()
     run = run_pytest(AGAINST, *options)

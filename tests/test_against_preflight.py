@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.isolation.engine_probe import probe_engines
+from tests.conftest import WriteStudy
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.marks import slow
 
@@ -47,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 @pytest.fixture
-def against(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., pytest.RunResult]:
+def against(pytester: pytest.Pytester, write_study: WriteStudy) -> Callable[..., pytest.RunResult]:
     """Run a study of a user's own engine against an interpreter, and check that nothing was measured."""
 
     def run(
@@ -138,7 +139,7 @@ def test_installed_engine_whose_import_fails_is_refused(
 
 @pytest.mark.parametrize("reason", ["skip", slow("xfail")])
 def test_skipped_experiments_import_no_engine(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], whole: Environment, reason: str
+    pytester: pytest.Pytester, write_study: WriteStudy, whole: Environment, reason: str
 ) -> None:
     pytester.makepyfile(broken_engine=BROKEN["raises"], own_engine=ENGINE)
     write_study(

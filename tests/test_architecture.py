@@ -53,7 +53,7 @@ def test_ordinary_run_imports_only_the_plugin_modules(pytester: pytest.Pytester)
 
         def test_modules():
             own = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["_plugin", "_plugin.declarations", "_plugin.stash", "fixtures", "hookspecs", "plugin"]
+            light = ["_plugin", "_plugin.declarations", "_plugin.stash", "hookspecs", "plugin"]
             assert own == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from pytest_llem._plugin import baseline
 from pytest_llem._plugin.baseline import local_testbeds
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus
-from tests.conftest import RunPytest
+from tests.conftest import RunPytest, WriteStudy
 from tests.support.study_results import saved_file
 
 STUDY: dict[str, Any] = {
@@ -26,7 +24,7 @@ SAVE = ("--llem-save=main", "--llem-save-force")
 
 
 @pytest.fixture
-def study(write_study: Callable[..., Path]) -> None:
+def study(write_study: WriteStudy) -> None:
     write_study(**STUDY)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 
 REASON = "3 experiments in a row failed (execution.max_consecutive_failures)"
 
 
 @pytest.fixture
-def write(write_study: Callable[..., Path]) -> Callable[..., None]:
+def write(write_study: WriteStudy) -> Callable[..., None]:
     """Write a study with these faults in this order."""
 
     def write(*faults: str, limit: int | None = 3, **changes: Any) -> None:
@@ -59,9 +58,7 @@ def test_workers_stop_after_consecutive_failures(
     assert run.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_default_limit_is_five_failures(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
-) -> None:
+def test_default_limit_is_five_failures(run_pytest: RunPytest, write_study: WriteStudy, results: Results) -> None:
     faults = [f"raise{' ' * number}" for number in range(8)]
     write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1})
     run_pytest().assert_outcomes(failed=5, skipped=3)
@@ -74,7 +71,7 @@ def test_limit_of_null_never_stops(run_pytest: RunPytest, write: Callable[..., N
 
 
 def test_preflight_refusals_do_not_count_as_failures(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(
         sweep={"backend": ["noop", "none.of:That", "none.of:This"]},
@@ -94,7 +91,7 @@ def test_expected_failures_do_not_count(
 
 
 def test_other_study_of_the_run_continues(
-    run_pytest: RunPytest, write: Callable[..., None], write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write: Callable[..., None], write_study: WriteStudy, results: Results
 ) -> None:
     write("raise", "raise", "none", limit=2)
     write_study("other.yaml", name="other", sweep={"n": [1, 2]}, execution={"n_cycles": 1})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from pytest_llem import run_experiment, run_study
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.metrics import metric
-from tests.conftest import FORKSERVER, NOOP_STUDY, Results
+from tests.conftest import FORKSERVER, NOOP_STUDY, Results, WriteStudy
 
 EXPERIMENT = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
 ENERGY = metric("energy_j", 7.2e6, method="measured", source="m", boundary="gpu_board", uncertainty=3.6e5)
@@ -68,7 +67,7 @@ def one_result(directory: Path) -> Any:
 
 
 def test_the_ini_file_reaches_the_experiment_and_no_hash(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(**ONE)
     pytester.makeini("[pytest]\nllem_carbon_intensity = 3.6e6\nllem_pue = 1.5\n")
@@ -90,7 +89,7 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(
 
 
 @pytest.mark.slow
-def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pytester: pytest.Pytester) -> None:
+def test_run_study_takes_intensity_and_pue(write_study: WriteStudy, pytester: pytest.Pytester) -> None:
     result = run_study(write_study(**ONE), results_dir="out", carbon_intensity=3.6e6, pue=2, quiet=True)
     (point,) = result.points
     energy = point.metrics["energy_j"].mean
@@ -110,7 +109,7 @@ def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pyt
     ],
 )
 def test_a_wrong_ini_option_is_a_usage_error_of_one_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], ini: str, message: str
+    pytester: pytest.Pytester, write_study: WriteStudy, ini: str, message: str
 ) -> None:
     write_study(**ONE)
     pytester.makeini(f"[pytest]\n{ini}\n")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pytest_llem.collection.items import is_skipped
-from tests.conftest import FORKSERVER, Results
+from tests.conftest import FORKSERVER, Results, WriteStudy
 from tests.support.marks import slow
 
 IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
@@ -24,17 +22,13 @@ def collected(run: pytest.RunResult) -> list[str]:
     return [line for line in run.outlines if "::" in line]
 
 
-def test_a_file_of_any_name_is_a_study_when_named(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_a_file_of_any_name_is_a_study_when_named(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study("anything.yml", execution=IN_ORDER)
     run = pytester.runpytest_inprocess("anything.yml", "-p", "llem", "--collect-only", "-q")
     assert collected(run) == [f"anything.yml::experiment[{one}]" for one in IDS]
 
 
-def test_only_study_files_of_a_directory_are_collected(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_only_study_files_of_a_directory_are_collected(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study("one.study.yaml", execution=IN_ORDER)
     write_study("two.yaml", execution=IN_ORDER)
     (pytester.path / "lone.study.yaml").write_text("model: none\nbackend: noop\n")
@@ -52,7 +46,7 @@ def test_only_study_files_of_a_directory_are_collected(
 
 
 def test_yaml_collected_by_another_plugin_is_not_a_study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study("theirs.yaml")
     pytester.makeconftest(
@@ -77,7 +71,7 @@ def test_yaml_collected_by_another_plugin_is_not_a_study(
 
 @pytest.mark.parametrize("autoload", [True, slow(False)])
 def test_option_p_llem_works_with_and_without_autoload(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, autoload: bool
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, autoload: bool
 ) -> None:
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
@@ -87,7 +81,7 @@ def test_option_p_llem_works_with_and_without_autoload(
 
 
 def test_a_pasted_id_runs_that_experiment(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study()
     run = pytester.runpytest_inprocess(
@@ -99,7 +93,7 @@ def test_a_pasted_id_runs_that_experiment(
 
 @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_a_typo_in_one_study_is_a_located_collection_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+    pytester: pytest.Pytester, write_study: WriteStudy, workers: tuple[str, ...]
 ) -> None:
     write_study("good.yaml", **ONE_EXPERIMENT)
     (pytester.path / "studies").mkdir()
@@ -118,9 +112,7 @@ def test_a_typo_in_one_study_is_a_located_collection_error(
     assert workers or not (pytester.path / "results").exists(), "no experiment ran"
 
 
-def test_an_items_location_is_its_line_in_the_study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_an_items_location_is_its_line_in_the_study(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     path = write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
     line = path.read_text().splitlines().index("sweep:") + 1
     pytester.makeconftest(
@@ -136,7 +128,7 @@ def test_an_items_location_is_its_line_in_the_study(
 
 
 def test_study_items_keep_their_order_and_ordinary_tests_theirs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study()
     pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass")
@@ -160,7 +152,7 @@ def test_study_items_keep_their_order_and_ordinary_tests_theirs(
 
 
 def test_selection_by_axis_runs_exactly_that(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"noop.size": [1, 10], "n": [1, 2]}, execution=IN_ORDER)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-k", "size=1 and not n=2")
@@ -170,7 +162,7 @@ def test_selection_by_axis_runs_exactly_that(
 
 @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_an_unknown_axis_is_refused(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+    pytester: pytest.Pytester, write_study: WriteStudy, workers: tuple[str, ...]
 ) -> None:
     write_study()
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
@@ -186,9 +178,7 @@ def test_axis_in_k_is_refused_without_a_study(pytester: pytest.Pytester) -> None
     run.stderr.fnmatch_lines(["ERROR: -k: unknown axis size: no study was collected"])
 
 
-def test_last_failed_failed_first_and_deselect(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_last_failed_failed_first_and_deselect(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "n": [1, 2]}, execution=IN_ORDER)
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=2, failed=2)
     ids = {fault: [f"study.yaml::experiment[n={n}-fault={fault}]" for n in (1, 2)] for fault in ("none", "raise")}
@@ -204,9 +194,7 @@ def test_last_failed_failed_first_and_deselect(
     )
 
 
-def test_a_late_conftest_cannot_reorder_a_study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_a_late_conftest_cannot_reorder_a_study(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study("a.study.yaml", sweep={"n": [1, 2, 3]}, execution=IN_ORDER)
     (pytester.mkpydir("late") / "conftest.py").write_text(
         "import pytest\n@pytest.hookimpl(wrapper=True)\n"
@@ -219,7 +207,7 @@ def test_a_late_conftest_cannot_reorder_a_study(
 
 
 def test_a_study_that_a_conftest_collects_runs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study("study.llem", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     with (pytester.path / "conftest.py").open("a") as file:
@@ -234,7 +222,7 @@ def test_a_study_that_a_conftest_collects_runs(
 
 
 def test_a_study_runs_without_the_cache_plugin(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(**ONE_EXPERIMENT)
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-p", "no:cacheprovider").assert_outcomes(
@@ -264,9 +252,7 @@ def test_help_lists_the_options_and_ini_options(pytester: pytest.Pytester) -> No
         run.stdout.fnmatch_lines([f"*{option} (*"])
 
 
-def test_doubly_quiet_collection_prints_only_the_count(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_doubly_quiet_collection_prints_only_the_count(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study()
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only", "-qq")
     assert [line for line in run.outlines if line] == ["study.yaml: 8"]
@@ -284,7 +270,7 @@ def test_output_of_ordinary_runs_is_unchanged(pytester: pytest.Pytester, monkeyp
 
 
 def test_results_are_written_without_a_terminal_reporter(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "-p", "no:terminal")
@@ -294,7 +280,7 @@ def test_results_are_written_without_a_terminal_reporter(
 
 @pytest.mark.slow
 def test_a_study_outside_rootdir_runs_but_not_under_xdist(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     path = write_study(**ONE_EXPERIMENT)
     inner = pytester.path / "inner"
@@ -310,7 +296,7 @@ def test_a_study_outside_rootdir_runs_but_not_under_xdist(
 
 
 def test_a_study_may_be_run_from_another_working_directory(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**ONE_EXPERIMENT)
     (pytester.path / "deep").mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pytest_llem.study.engines import CommandConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.identity import DESIGN_VERSION, config_hash
 from pytest_llem.study.load import LoadConfig, SloConfig
 from pytest_llem.study.server import ServerConfig
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 
 #: File with the defaults of the current design version.
 DEFAULTS = Path(__file__).parent / "golden" / "defaults.json"
@@ -87,7 +87,7 @@ def _defaults(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 
 def test_resume_reports_a_design_hashed_by_another_version(
-    write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, monkeypatch: pytest.MonkeyPatch
+    write_study: WriteStudy, run_pytest: RunPytest, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 1})
     run_pytest().assert_outcomes(passed=1)

@@ -39,7 +39,7 @@ from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.gates import Budget, GatesConfig
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.proc import Proc
 from tests.support.study_results import H100, point, study_result
 from tests.support.warned import texts
@@ -483,7 +483,7 @@ class Study:
 
 
 @pytest.fixture
-def study(pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Study:
+def study(pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> Study:
     return Study(pytester, write_study, monkeypatch)
 
 
@@ -532,7 +532,7 @@ def test_xdist_workers_share_the_count_of_repeats() -> None:
 
 
 def test_a_study_that_computes_nothing_is_unknown_and_not_repeated(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "start_method": "forkserver"})
     pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
@@ -682,7 +682,7 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
 @pytest.mark.parametrize(("load_average", "warned"), [(7.33, True), (0.2, False)])
 def test_the_plan_warns_of_a_load_above_the_cpus(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     monkeypatch: pytest.MonkeyPatch,
     load_average: float,
     warned: bool,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 
 LLAMA_70B = from_config(
@@ -197,13 +195,13 @@ def line(result: pytest.RunResult) -> str:
 
 
 class TestInThePlan:
-    def test_plan_shows_the_deadline(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_shows_the_deadline(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " s · deadline 6 min each · needs about 0.5 GiB" in line(result)
 
     def test_plan_shows_the_shortest_and_the_longest_deadline(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
@@ -213,35 +211,33 @@ class TestInThePlan:
         assert " · deadline 6 min–2.1 h each · " in line(result)
 
     def test_plan_shows_the_deadline_of_a_single_experiment(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**{**TINY, "sweep": None})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6 min · " in line(result)
 
     def test_plan_shows_the_deadline_of_an_unknown_model(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study()
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert line(result).endswith(", time unknown · deadline 2.0 h each · memory unknown")
 
-    def test_plan_marks_a_given_deadline(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
-    ) -> None:
+    def test_plan_marks_a_given_deadline(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**{**TINY, "execution": {"experiment_timeout_seconds": 1234.5}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 1,234.5 s each (given) · " in line(result)
 
     def test_plan_has_no_deadline_where_nothing_is_started(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(runners={"noop": "docker"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert "deadline" not in line(result)
 
     def test_plan_file_has_the_deadline_of_each_experiment(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(
             **{
@@ -271,15 +267,13 @@ class TestOption:
     @pytest.mark.parametrize("how", [["--llem-timeout", "90"], ["-o", "llem_timeout=90"]])
     @pytest.mark.parametrize("given", [None, 5])
     def test_option_and_ini_value_win_over_the_study(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str], given: int | None
+        self, pytester: pytest.Pytester, write_study: WriteStudy, how: list[str], given: int | None
     ) -> None:
         write_study(**{**TINY, "execution": {"n_cycles": 1, "experiment_timeout_seconds": given}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert " · deadline 90 s each (given) · " in line(result)
 
-    def test_command_line_wins_over_the_ini_file(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
-    ) -> None:
+    def test_command_line_wins_over_the_ini_file(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**TINY)
         pytester.makeini("[pytest]\nllem_timeout = 90\n")
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-timeout", "0.25")
@@ -293,7 +287,7 @@ class TestOption:
     def test_slow_experiment_is_ended_at_the_deadline(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         sweep: dict[str, Any] | None,
         workers: tuple[str, ...],
@@ -316,7 +310,7 @@ class TestOption:
 
 
 def test_experiment_gets_the_deadline_of_the_plan(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(job: Job, timeout: float | None, **_: object) -> Outcome:
         return Outcome(error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}"))

@@ -14,7 +14,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.results import manifest
 from pytest_llem.results.manifest import read_manifest, stored_result
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.marks import slow
 
 #: Runs code when the second of three experiments ends, before its result is written, and when the third starts.
@@ -48,7 +48,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run_pytest: RunPytest
+    pytester: pytest.Pytester, write_study: WriteStudy, run_pytest: RunPytest
 ) -> Callable[..., pytest.RunResult]:
     """Run the study with Python code that runs at its second and third experiment."""
 

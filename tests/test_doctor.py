@@ -21,9 +21,9 @@ import pytest
 
 from pytest_llem import cli
 from pytest_llem.doctor import gpus, host, software
+from pytest_llem.doctor.examine import used_gpus
 from pytest_llem.doctor.findings import findings
 from pytest_llem.doctor.records import Driver, Examination, GpuReport
-from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.machine.owner import FOLDER, Owner, note_file
 from pytest_llem.reporting.terminal.doctor import lines as table_of

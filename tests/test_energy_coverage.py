@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ from pytest_llem.results.metrics import metric
 from pytest_llem.results.pareto import best
 from pytest_llem.results.tabular import point_table
 from pytest_llem.study.gates import Budget, GatesConfig
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.measured import pass_window, window_warnings
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result, summary
@@ -78,7 +78,7 @@ def rising_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 )
 def test_budget_on_cpu_energy_of_cuda_engine(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     rising_package: None,
     energy: dict[str, str],

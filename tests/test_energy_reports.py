@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ from pytest_llem.results.cycles import summarise
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.findings import Findings
 from pytest_llem.study.gates import GatesConfig
-from tests.conftest import NOOP_STUDY, RunPytest
+from tests.conftest import NOOP_STUDY, RunPytest, WriteStudy
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.nvml import Script
@@ -74,7 +74,7 @@ EMISSIONS: dict[str, Any] = {
 
 
 def test_emissions_of_other_carbon_intensity_are_not_compared(
-    write_study: Callable[..., Path], pytester: pytest.Pytester, run_pytest: RunPytest
+    write_study: WriteStudy, pytester: pytest.Pytester, run_pytest: RunPytest
 ) -> None:
     write_study(**EMISSIONS, gates={"metrics": ["gco2e_g"]})
     pytester.makeini("[pytest]\nllem_carbon_intensity = 400\n")
@@ -91,7 +91,7 @@ def test_emissions_of_other_carbon_intensity_are_not_compared(
 
 
 def test_mean_of_two_carbon_intensities_is_not_judged(
-    write_study: Callable[..., Path], pytester: pytest.Pytester, run_pytest: RunPytest
+    write_study: WriteStudy, pytester: pytest.Pytester, run_pytest: RunPytest
 ) -> None:
     write_study(**EMISSIONS, budgets={"gco2e_g": 1e6})
     pytester.makeini("[pytest]\nllem_carbon_intensity = 400\n")

@@ -22,9 +22,9 @@ from pytest_llem.measurement.engine_reports import (
     recorded_passes,
     too_fast,
 )
-from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.pass_window import measure
+from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from tests.conftest import NOOP_STUDY

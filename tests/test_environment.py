@@ -21,7 +21,7 @@ from pytest_llem.hardware.environment import environment
 from pytest_llem.results import environment as host
 from pytest_llem.results.environment import cpu_model, is_virtual, processor
 from pytest_llem.results.git import working_tree
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ RunStudy = Callable[..., pytest.RunResult]
 @pytest.fixture
 def run(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     repository: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     results: Results,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from pytest_llem.results.quality_warnings import QualityWarning, worst
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import Budget, GatesConfig
-from tests.conftest import NOOP_STUDY, Results
+from tests.conftest import NOOP_STUDY, Results, WriteStudy
 from tests.support.marks import slow
 from tests.support.measured import output_ids, record
 from tests.support.study_results import H100, study_result
@@ -216,7 +215,7 @@ class TestJudged:
 
 
 def test_study_with_failed_requests_fails(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     """A real case: every second record was empty, and both budgets were WITHIN."""
     pytester.makepyfile(

@@ -27,7 +27,7 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
@@ -232,7 +232,7 @@ class TestKilled:
 
     @pytest.mark.slow
     def test_kill_by_the_oom_killer_is_oom(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, start_method: str
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, start_method: str
     ) -> None:
         """pytest and the experiment share the limit, as in a container. Only the experiment is killed."""
         write_study(
@@ -312,7 +312,7 @@ class TestMuch:
 
     @pytest.mark.slow
     def test_output_of_400_mb_is_not_held_in_memory(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         """The peak memory of the pytest process is far below the size of the output."""
         write_study(noop={"fault": "pour"}, sweep={"n": [1]}, execution={"n_cycles": 1})
@@ -338,7 +338,7 @@ class TestPytestIsKilled:
     def test_no_process_and_no_file_outlives_pytest(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         monkeypatch: pytest.MonkeyPatch,
         fault: str,
         start_method: str,
@@ -363,7 +363,7 @@ class TestPytestIsKilled:
 
     @pytest.mark.slow
     def test_no_experiment_outlives_xdists_controller(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], start_method: str
+        self, pytester: pytest.Pytester, write_study: WriteStudy, start_method: str
     ) -> None:
         """The experiment ends even if the worker is suspended and so cannot notice."""
         (pytester.path / "notes").mkdir()
@@ -428,9 +428,7 @@ def test_nothing_is_left_if_file_descriptors_run_out(
 
 
 @pytest.mark.slow
-def test_pytest_sleeps_while_an_experiment_runs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_pytest_sleeps_while_an_experiment_runs(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     """For half a second of the experiment, pytest's main thread sleeps and hardly wakes up."""
     notes = pytester.mkdir("notes")
     write_study(noop={"seconds": 3, "report": str(notes)}, sweep={"n": [1]}, execution={"n_cycles": 1})

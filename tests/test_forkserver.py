@@ -22,7 +22,7 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 from tests.support.processes import children_called, gone, wait_until
 
@@ -375,7 +375,7 @@ class TestItsEnd:
     def test_server_does_not_outlive_a_session_that_is_ended(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         temporary: Path,
         number: signal.Signals,
         workers: tuple[str, ...],
@@ -397,7 +397,7 @@ class TestItsEnd:
     def test_server_ends_with_the_session(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         temporary: Path,
         workers: tuple[str, ...],
     ) -> None:
@@ -450,7 +450,7 @@ def test_each_interpreter_has_a_server_of_its_own(forkservers: ForkServers, job:
 
 @pytest.mark.slow
 def test_each_study_has_a_server_of_its_own(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     """A study with start method spawn has none."""
     for name, method in (("a.yaml", "forkserver"), ("b.yaml", "forkserver"), ("c.yaml", "spawn")):
@@ -479,7 +479,7 @@ class TestOption:
         "how", [["--llem-start-method", "forkserver"], ["-o", "llem_start_method=forkserver"]]
     )
     def test_option_and_ini_value_win_over_the_study(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, how: list[str]
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "start_method": "spawn"})
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", *how)
@@ -490,16 +490,14 @@ class TestOption:
         assert results.read(entry["result_file"])["start"]["method"] == "forkserver"
 
     def test_default_start_method_is_spawn(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.stdout.no_fnmatch_line("*forkserver*")
         assert results.study_result["measurement_protocol"]["start_method"] == "spawn"
 
-    def test_start_method_changes_no_hash(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
-    ) -> None:
+    def test_start_method_changes_no_hash(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         hashes = set()
         for method in ("spawn", "forkserver"):
             write_study(execution={"start_method": method})

@@ -7,14 +7,13 @@ import re
 import shutil
 import textwrap
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import OTHER_PLUGINS, Results, RunPytest
+from tests.conftest import OTHER_PLUGINS, Results, RunPytest, WriteStudy
 from tests.support import figures
 from tests.support.study_results import saved_file
 
@@ -28,7 +27,7 @@ class Study:
     """A study of two points whose experiments take no time and return values that the test sets."""
 
     def __init__(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, run: RunPytest
     ) -> None:
         self.pytester, self._write, self.results, self.run = pytester, write_study, results, run
         self.root = pytester.path
@@ -64,9 +63,7 @@ class Study:
 
 
 @pytest.fixture
-def study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run_pytest: RunPytest
-) -> Study:
+def study(pytester: pytest.Pytester, write_study: WriteStudy, results: Results, run_pytest: RunPytest) -> Study:
     return Study(pytester, write_study, results, run_pytest)
 
 
@@ -418,7 +415,7 @@ class TestBaselines:
         run.stderr.fnmatch_lines(["ERROR: --llem-save: no experiment is selected, so there is nothing to save"])
 
     def test_two_studies_of_one_name_are_not_saved(
-        self, study: Study, run_pytest: RunPytest, write_study: Callable[..., Path]
+        self, study: Study, run_pytest: RunPytest, write_study: WriteStudy
     ) -> None:
         study.write()
         write_study("second.yaml", sweep={"noop.size": [3]})

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentResult, run_experiment
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.observers import WindowObservers
-from tests.conftest import NOOP_STUDY, Results
+from tests.conftest import NOOP_STUDY, Results, WriteStudy
 from tests.support.marks import slow
 
 
@@ -88,7 +87,7 @@ BUSY = """
 @pytest.mark.slow
 def test_result_has_the_processor_time_of_pytest(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     busy: bool,
     workers: tuple[str, ...],

@@ -20,7 +20,7 @@ from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, 
 from pytest_llem.machine.idle_power_no_context import SECONDS, measure_without_context, no_context_meter
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.nvml import Script
@@ -228,7 +228,7 @@ def _reads(script: Script) -> int:
 @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_each_gpu_is_measured_once_before_the_first_experiment(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     baselines: ReadBaselines,
     gpus: Script,
     workers: tuple[str, ...],
@@ -252,7 +252,7 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
 
 @pytest.mark.slow
 def test_idle_machine_is_not_measured_where_nothing_needs_it(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
+    pytester: pytest.Pytester, write_study: WriteStudy, gpus: Script
 ) -> None:
     """A measurement would take an hour."""
     study = {**STUDY, "sweep": {"n": [1]}, "execution": NO_GAPS}
@@ -269,7 +269,7 @@ def test_idle_machine_is_not_measured_where_nothing_needs_it(
 
 @pytest.mark.slow
 def test_resume_does_not_measure_the_idle_machine_again(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
+    pytester: pytest.Pytester, write_study: WriteStudy, gpus: Script
 ) -> None:
     write_study(**{**STUDY, "sweep": {"n": [1]}}, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.1))
@@ -284,7 +284,7 @@ def test_resume_does_not_measure_the_idle_machine_again(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_measurement(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script, results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, gpus: Script, results: Results
 ) -> None:
     write_study(**{**STUDY, "sweep": {"n": [1]}}, execution=NO_GAPS)
     pytester.makeconftest(_shorter(3600))

@@ -14,6 +14,7 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.gates.saving import save
 from pytest_llem.results.points import PointResult
 from pytest_llem.study.gates import GatesConfig
+from tests.conftest import WriteStudy
 from tests.support import made_up
 from tests.support.study_results import point, study_result
 
@@ -49,7 +50,7 @@ class TestPoints:
 
 @pytest.fixture
 def run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., pytest.RunResult]:
     """Run a study of one point and three cycles in this process; its experiments take no time."""
     made_up.experiments(monkeypatch, lambda job: {"seconds": 1 + 0.001 * job.identity["cycle"]})

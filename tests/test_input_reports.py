@@ -18,7 +18,7 @@ from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from pytest_llem.workload.files import read_file
 from pytest_llem.workload.prompts import Texts, build_workload
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.marks import slow
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
@@ -45,7 +45,7 @@ class TestHubDatasetOfAnotherCommit:
         return put
 
     @pytest.fixture
-    def changes(self, write_study: Callable[..., Path]) -> Callable[[str], list[str]]:
+    def changes(self, write_study: WriteStudy) -> Callable[[str], list[str]]:
         """Return a function that returns the changes since a result of a dataset was measured."""
         result = ExperimentResult.model_validate_json(min(GOLDEN.glob("*.json")).read_text())
         result.inputs = InputsRecord(modules={}, distributions={})
@@ -89,7 +89,7 @@ class TestNumbersOfAnotherBase:
         [("010", "8"), ("-0_17", "-15"), ("0b10", "2"), ("1:30", "90"), ("1:00:00", "3600"), ("1:30.5", "90.5")],
     )
     def test_a_number_that_is_not_decimal_is_refused(
-        self, write_study: Callable[..., Path], written: str, read: str
+        self, write_study: WriteStudy, written: str, read: str
     ) -> None:
         path = write_study()
         path.write_text(path.read_text() + f"noop: {{level: {written}}}\n")
@@ -99,9 +99,7 @@ class TestNumbersOfAnotherBase:
             str(refused.value)
         )
 
-    def test_numbers_with_one_meaning_in_all_yaml_versions_are_accepted(
-        self, write_study: Callable[..., Path]
-    ) -> None:
+    def test_numbers_with_one_meaning_in_all_yaml_versions_are_accepted(self, write_study: WriteStudy) -> None:
         path = write_study(sweep={"n": [1]})
         path.write_text(path.read_text() + "noop: {a: 0, b: 00, c: 0.5, d: 007.5, e: '010', f: 0x10, g: 1_000}\n")
         given = load_study(path).points[0].config.model_dump()["noop"]
@@ -151,7 +149,7 @@ def pytest_llem_experiment_finished(result):
 
 @pytest.mark.parametrize("edited", [True, slow(False)])
 def test_points_with_different_prompts_of_a_dataset_are_reported(
-    write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, edited: bool
+    write_study: WriteStudy, run_pytest: RunPytest, results: Results, edited: bool
 ) -> None:
     path = write_study(
         dataset="prompts.txt",
@@ -169,7 +167,7 @@ def test_points_with_different_prompts_of_a_dataset_are_reported(
 
 
 def test_results_directory_not_encodable_in_the_locale_is_reported(
-    write_study: Callable[..., Path], run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch
+    write_study: WriteStudy, run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(name="ünï", sweep={"n": [1]}, execution={"n_cycles": 1})
     mkdir = os.mkdir

@@ -28,7 +28,7 @@ from pytest_llem.planning.model_files import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
 from pytest_llem.workload.files import read_file
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.decoders import SIZES, decoder
 from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
 
@@ -182,7 +182,7 @@ class TestDamagedFiles:
         ],
     )
     def test_damaged_model_file_is_a_preflight_error(
-        self, plain_model: str, name: str, content: bytes | int, damage: str, write_study: Callable[..., Path]
+        self, plain_model: str, name: str, content: bytes | int, damage: str, write_study: WriteStudy
     ) -> None:
         file = Path(plain_model, name)
         file.write_bytes(file.read_bytes()[:content] if isinstance(content, int) else content)
@@ -227,7 +227,7 @@ class TestCacheFolder:
         assert tiny_llama() == folder
 
     def test_plan_notes_the_temporary_folder(
-        self, temporary: Path, write_study: Callable[..., Path], pytester: pytest.Pytester
+        self, temporary: Path, write_study: WriteStudy, pytester: pytest.Pytester
     ) -> None:
         write_study(model="builtin:tiny-llama", backend="pytorch", sweep={"n": [1]}, execution={"n_cycles": 1})
         found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only")
@@ -307,7 +307,7 @@ class TestUnreachableHub:
             thread.join()
 
     def test_unreachable_hub_is_asked_once_per_session(
-        self, connections: list[object], write_study: Callable[..., Path]
+        self, connections: list[object], write_study: WriteStudy
     ) -> None:
         study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
         shared_state, preflight = SharedState(), Preflight(study, (), [])
@@ -319,7 +319,7 @@ class TestUnreachableHub:
     def test_experiments_do_not_ask_an_unreachable_hub(
         self,
         connections: list[object],
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         run_pytest: RunPytest,
         results: Results,
     ) -> None:
@@ -332,7 +332,7 @@ class TestUnreachableHub:
         assert "not in the Hugging Face cache (the Hugging Face hub cannot be reached: " in message
 
     def test_a_run_without_the_hub_does_not_ask_it(
-        self, connections: list[object], write_study: Callable[..., Path], run_pytest: RunPytest
+        self, connections: list[object], write_study: WriteStudy, run_pytest: RunPytest
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
         run_pytest().assert_outcomes(passed=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
@@ -68,7 +68,7 @@ ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential", "contended_retries": 0}
 )
 def test_signal_ends_the_experiment_and_is_in_the_manifest(
     start: Start,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     notes: Path,
     numbers: list[signal.Signals],
@@ -97,7 +97,7 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured_before(
-    start: Start, write_study: Callable[..., Path], results: Results, notes: Path
+    start: Start, write_study: WriteStudy, results: Results, notes: Path
 ) -> None:
     write_study(
         noop={"report": str(notes)},
@@ -115,7 +115,7 @@ def test_ctrl_c_keeps_what_was_measured_before(
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_last_result_is_written(
-    start: Start, write_study: Callable[..., Path], pytester: pytest.Pytester, results: Results
+    start: Start, write_study: WriteStudy, pytester: pytest.Pytester, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -144,7 +144,7 @@ def test_ctrl_c_while_the_last_result_is_written(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_while_collecting_writes_nothing(
-    start: Start, write_study: Callable[..., Path], pytester: pytest.Pytester, number: signal.Signals
+    start: Start, write_study: WriteStudy, pytester: pytest.Pytester, number: signal.Signals
 ) -> None:
     write_study()
     pytester.makeconftest(
@@ -165,7 +165,7 @@ def test_signal_while_collecting_writes_nothing(
 
 
 @pytest.mark.slow
-def test_existing_signal_handlers_are_kept(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_existing_signal_handlers_are_kept(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so. At the end all handlers are restored."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -211,7 +211,7 @@ def test_session_without_studies_handles_no_signal(pytester: pytest.Pytester) ->
 
 @pytest.mark.parametrize(("option", "failed"), [("-x", 1), slow("--maxfail=2", 2)])
 def test_maxfail_is_not_reported_as_interrupt(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, option: str, failed: int
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, option: str, failed: int
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution=ONE_CYCLE)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", option)
@@ -222,7 +222,7 @@ def test_maxfail_is_not_reported_as_interrupt(
 
 @pytest.mark.slow
 def test_maxfail_under_xdist_is_not_reported_as_interrupt(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", *(f"none {number}" for number in range(7))]}, execution=ONE_CYCLE)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-x", *XDIST, *FORKSERVER)

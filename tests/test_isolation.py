@@ -26,7 +26,7 @@ from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.experiment import ExperimentResult
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
@@ -113,7 +113,7 @@ def test_every_experiment_has_a_process_of_its_own(job: MakeJob, run: Run, tmp_p
 
 
 def test_experiments_import_no_pytest_and_pytest_no_torch(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     (pytester.path / "notes").mkdir()
     write_study(noop={"report": str(pytester.path / "notes")}, sweep={"n": [1]}, execution={"n_cycles": 1})
@@ -268,7 +268,7 @@ def test_capped_output_that_fits_is_whole() -> None:
 
 @pytest.mark.slow
 def test_experiment_ends_with_its_xdist_worker(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     """The experiment fails, and the worker's replacement runs the others."""
     (pytester.path / "notes").mkdir()
@@ -303,7 +303,7 @@ def test_experiment_ends_with_its_xdist_worker(
 
 
 def test_timeout_of_the_study_ends_the_experiment(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(
         noop={"seconds": 5}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 0.5}
@@ -313,9 +313,7 @@ def test_timeout_of_the_study_ends_the_experiment(
     assert results.manifest["experiments"][0]["error"]["kind"] == "timeout"
 
 
-def test_failed_experiments_traceback_is_shown(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_failed_experiments_traceback_is_shown(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(

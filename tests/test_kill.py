@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_llem import StudyResult, run_study
 from pytest_llem.api import StudyRunError
+from tests.conftest import WriteStudy
 from tests.support.kills import kills, write_study
 
 
@@ -33,9 +33,7 @@ def test_kill_while_writing_loses_no_finished_experiment(tmp_path: Path) -> None
     assert max(one["completed"] for one in seen) >= 50
 
 
-def test_killed_run_is_an_error_and_can_be_loaded(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_killed_run_is_an_error_and_can_be_loaded(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     path = write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -60,9 +58,7 @@ def test_killed_run_is_an_error_and_can_be_loaded(
 
 
 @pytest.mark.slow
-def test_concurrent_runs_have_their_own_directories(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_concurrent_runs_have_their_own_directories(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     path = write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "--llem-run-id", "same"]
     running = [

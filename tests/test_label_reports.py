@@ -24,7 +24,7 @@ from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.environment import variables
 from pytest_llem.results.experiment import EngineRecord, ExperimentResult
 from pytest_llem.study.loading import load_study
-from tests.conftest import NOOP_STUDY, Results, RunPytest
+from tests.conftest import NOOP_STUDY, Results, RunPytest, WriteStudy
 from tests.support.study_results import point
 from tests.support.tiny import GREEDY, PROMPTS, TINY, engine, generate
 
@@ -199,7 +199,7 @@ class TestTracer:
     @pytest.mark.slow
     def test_experiment_under_a_tracer_is_not_judged(
         self,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         run_pytest: RunPytest,
         results: Results,
         monkeypatch: pytest.MonkeyPatch,

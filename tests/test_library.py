@@ -18,13 +18,11 @@ from pydantic import ValidationError
 from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_experiment, run_study
 from pytest_llem.api import StudyRunError
 from pytest_llem.engines.protocol import PreflightError
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.processes import wait_until
 
 
-def test_run_study_returns_the_result_of_the_selection(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_run_study_returns_the_result_of_the_selection(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     path = write_study()
     result = run_study(path, select="size=2", results_dir=pytester.path / "out", quiet=True)
     assert isinstance(result, StudyResult)
@@ -33,7 +31,7 @@ def test_run_study_returns_the_result_of_the_selection(
 
 
 @pytest.mark.slow
-def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(
         """
@@ -48,7 +46,7 @@ def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: 
 
 
 @pytest.mark.slow
-def test_failed_experiments_are_in_the_result(write_study: Callable[..., Path]) -> None:
+def test_failed_experiments_are_in_the_result(write_study: WriteStudy) -> None:
     path = write_study(sweep={"noop.fault": ["raise", "none"]}, execution={"n_cycles": 1})
     result = run_study(path, quiet=True)
     assert (result.summary.completed, result.summary.failed) == (1, 1)
@@ -61,7 +59,7 @@ def test_wrong_study_is_reported_before_pytest_starts(pytester: pytest.Pytester)
         run_study("bad.yaml")
 
 
-def test_run_without_a_result_raises_with_output_of_pytest(write_study: Callable[..., Path]) -> None:
+def test_run_without_a_result_raises_with_output_of_pytest(write_study: WriteStudy) -> None:
     path = write_study()
     with pytest.raises(StudyRunError, match=r"(?s)status 4.*no collected study has an axis nothing"):
         run_study(path, select="nothing=1", quiet=True)
@@ -72,7 +70,7 @@ def test_run_without_a_result_raises_with_output_of_pytest(write_study: Callable
 )
 def test_interrupted_run_study_leaves_the_result_of_the_study(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     send: Callable[[int, int], None],
     number: int,

@@ -6,11 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 
 LINE = re.compile(
@@ -36,7 +35,7 @@ def lines(pytester: pytest.Pytester) -> Lines:
 
 
 def test_each_experiment_has_a_line_after_its_dot(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
+    pytester: pytest.Pytester, write_study: WriteStudy, lines: Lines
 ) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass", test_then="def test_c(): pass")
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
@@ -58,7 +57,7 @@ def test_each_experiment_has_a_line_after_its_dot(
 
 @pytest.mark.slow
 def test_controller_writes_the_lines_under_xdist(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
+    pytester: pytest.Pytester, write_study: WriteStudy, lines: Lines
 ) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass")
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
@@ -71,7 +70,7 @@ def test_controller_writes_the_lines_under_xdist(
 
 @pytest.mark.parametrize("workers", [(), slow(("-n", "1"))], ids=["serial", "xdist"])
 def test_verbose_shows_each_line_below_its_test(
-    write_study: Callable[..., Path], lines: Lines, workers: tuple[str, ...]
+    write_study: WriteStudy, lines: Lines, workers: tuple[str, ...]
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
     done, found = lines("study.yaml", "-v", *workers)
@@ -84,9 +83,7 @@ def test_verbose_shows_each_line_below_its_test(
 
 
 @pytest.mark.parametrize("quiet", ["-q", "-p no:terminal"])
-def test_quiet_runs_have_no_lines(
-    write_study: Callable[..., Path], lines: Lines, results: Results, quiet: str
-) -> None:
+def test_quiet_runs_have_no_lines(write_study: WriteStudy, lines: Lines, results: Results, quiet: str) -> None:
     write_study(**ONE_EXPERIMENT)
     done, found = lines("study.yaml", *quiet.split())
     assert done.ret == 0
@@ -104,9 +101,7 @@ def test_quiet_runs_have_no_lines(
         "--color=yes -rA --durations=3 --show-capture=no -o console_output_style=times -p no:logging",
     ],
 )
-def test_other_output_options_do_not_change_the_lines(
-    write_study: Callable[..., Path], lines: Lines, options: str
-) -> None:
+def test_other_output_options_do_not_change_the_lines(write_study: WriteStudy, lines: Lines, options: str) -> None:
     write_study(**ONE_EXPERIMENT)
     done, _ = lines("study.yaml", *options.split())
     assert done.ret == 0
@@ -116,7 +111,7 @@ def test_other_output_options_do_not_change_the_lines(
 
 
 def test_line_without_tokens_has_the_energy_of_a_pass(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
+    pytester: pytest.Pytester, write_study: WriteStudy, lines: Lines
 ) -> None:
     pytester.makepyfile(own="def answer(prompt): return 'a text'")
     (pytester.path / "prompts.txt").write_text("one\ntwo\n")
@@ -127,7 +122,7 @@ def test_line_without_tokens_has_the_energy_of_a_pass(
 
 
 @pytest.mark.slow
-def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_line_of_a_failure_has_the_reason(write_study: WriteStudy, lines: Lines) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]
     write_study(
         sweep={"noop.fault": faults},
@@ -148,7 +143,7 @@ def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], line
     assert max(map(len, by_name.values())) < 170
 
 
-def test_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_skipped_experiment_has_no_line_and_is_counted(write_study: WriteStudy, lines: Lines) -> None:
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL, skip=[{"where": {"n": 2}, "reason": "too slow"}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=2, skipped=1)
@@ -156,7 +151,7 @@ def test_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[...
 
 
 def test_experiment_that_fails_in_setup_has_a_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
+    pytester: pytest.Pytester, write_study: WriteStudy, lines: Lines
 ) -> None:
     pytester.makeconftest("def pytest_runtest_setup(item):\n    assert 'n=2' not in item.name, 'not this one'")
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
@@ -167,7 +162,7 @@ def test_experiment_that_fails_in_setup_has_a_line(
     ]
 
 
-def test_dots_of_gates_are_on_a_separate_line(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_dots_of_gates_are_on_a_separate_line(write_study: WriteStudy, lines: Lines) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL, budgets=[{"metric": "output_tokens", "max": 1e9}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=4)
@@ -175,7 +170,7 @@ def test_dots_of_gates_are_on_a_separate_line(write_study: Callable[..., Path], 
     assert [line for line in done.outlines if re.fullmatch(r"\.\. +\[100%\]", line)]
 
 
-def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_replayed_experiments_have_no_lines(write_study: WriteStudy, lines: Lines) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
     lines("study.yaml")
     done, found = lines("study.yaml", "--llem-resume", "--llem-run-id", "again")
@@ -185,7 +180,7 @@ def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], li
 
 @pytest.mark.slow
 def test_results_are_kept_if_the_output_pipe_closes(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     """pytest itself gives up, and what was measured is kept."""
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)

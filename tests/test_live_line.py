@@ -22,7 +22,7 @@ from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.terminal import Screen, watch
@@ -88,7 +88,7 @@ def _phases(seen: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("rows", [slow(40), 5], ids=["high", "low"])  # a low one has the line at its lower edge
 def test_live_line_counts_down_below_pytests_line_and_is_erased(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, rows: int
+    pytester: pytest.Pytester, write_study: WriteStudy, run: Run, rows: int
 ) -> None:
     write_study(**STUDY)
     pytester.makepyfile(test_plain="def test_one(): pass\ndef test_two(): pass")
@@ -104,7 +104,7 @@ def test_live_line_counts_down_below_pytests_line_and_is_erased(
 
 
 @pytest.mark.slow
-def test_phases_progress_and_time_left_are_shown(write_study: Callable[..., Path], run: Run) -> None:
+def test_phases_progress_and_time_left_are_shown(write_study: WriteStudy, run: Run) -> None:
     write_study(**PHASES)
     status, lines, seen = run("study.yaml", columns=200)
     assert status == 0
@@ -121,7 +121,7 @@ def test_phases_progress_and_time_left_are_shown(write_study: Callable[..., Path
 
 
 @pytest.mark.slow
-def test_verbose_shows_the_live_line_below_each_test(write_study: Callable[..., Path], run: Run) -> None:
+def test_verbose_shows_the_live_line_below_each_test(write_study: WriteStudy, run: Run) -> None:
     write_study(**STUDY)
     status, lines, seen = run("study.yaml", "-v", columns=120)
     assert status == 0
@@ -136,7 +136,7 @@ def test_verbose_shows_the_live_line_below_each_test(write_study: Callable[..., 
 
 @pytest.mark.slow
 def test_live_line_is_cut_in_a_narrow_terminal(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run
+    pytester: pytest.Pytester, write_study: WriteStudy, run: Run
 ) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     _, _, seen = run("study.yaml", "--no-header", "--no-summary", columns=18)
@@ -147,7 +147,7 @@ def test_live_line_is_cut_in_a_narrow_terminal(
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["-q"], slow(["-n", "1"])], ids=["quiet", "xdist"])
 def test_quiet_and_xdist_have_no_live_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, arguments: list[str]
+    pytester: pytest.Pytester, write_study: WriteStudy, run: Run, arguments: list[str]
 ) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     status, lines, seen = run("study.yaml", *arguments)
@@ -160,7 +160,7 @@ def test_quiet_and_xdist_have_no_live_line(
 @pytest.mark.parametrize("term", ["dumb", slow("")])
 def test_dumb_terminal_gets_plain_lines(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
     term: str,
@@ -174,7 +174,7 @@ def test_dumb_terminal_gets_plain_lines(
     assert len([line for line in lines if re.match(r"\. llem: 1/1 n=1: ", line)]) == 1
 
 
-def test_no_live_line_without_a_terminal(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_no_live_line_without_a_terminal(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**ONE_EXPERIMENT)
     done = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     assert not [line for line in done.outlines if LIVE.match(line)]
@@ -183,7 +183,7 @@ def test_no_live_line_without_a_terminal(pytester: pytest.Pytester, write_study:
 
 @pytest.mark.parametrize("option", ["-s", slow("--capture=tee-sys")])
 @pytest.mark.slow
-def test_output_of_the_experiment_stays_intact(write_study: Callable[..., Path], run: Run, option: str) -> None:
+def test_output_of_the_experiment_stays_intact(write_study: WriteStudy, run: Run, option: str) -> None:
     write_study(**ONE_EXPERIMENT, noop={"fault": "say", "seconds": 0.4}, measurement={"min_window_seconds": 1.5})
     status, lines, seen = run("study.yaml", option)
     assert status == 0
@@ -198,7 +198,7 @@ def test_output_of_the_experiment_stays_intact(write_study: Callable[..., Path],
 @pytest.mark.slow
 def test_no_color_is_respected(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,7 +223,7 @@ def test_no_color_is_respected(
 @pytest.mark.slow
 def test_power_and_temperature_come_from_the_sampler(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     run: Run,
     results: Results,
     monkeypatch: pytest.MonkeyPatch,
@@ -278,7 +278,7 @@ def test_power_and_temperature_come_from_the_sampler(
     ids=["gap", "window"],
 )
 def test_ctrl_c_erases_the_live_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, study: dict[str, Any], shown: str
+    pytester: pytest.Pytester, write_study: WriteStudy, run: Run, study: dict[str, Any], shown: str
 ) -> None:
     write_study(**study)
     pytester.makeconftest(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
+from tests.conftest import WriteStudy
 from tests.support import made_up
 from tests.support.loads import SLO, load_point, load_record
 
@@ -149,7 +149,7 @@ def test_probes_of_search_are_listed() -> None:
 
 
 def test_junit_has_figures_of_load(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = {"energy_per_good_token_j": 0.25, "goodput_rps": 12.5, "slo_attainment": None}
     made_up.experiments(monkeypatch, lambda job: figures)

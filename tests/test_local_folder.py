@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from pytest_llem.local_folder import file_system, lock_problem
 from pytest_llem.machine.device_locks import try_locks
 from pytest_llem.machine.owner import FOLDER
 from pytest_llem.results.manifest import read_manifest
-from tests.conftest import RunPytest
+from tests.conftest import RunPytest, WriteStudy
 
 MOUNTS = """\
 overlay / overlay rw 0 0
@@ -70,7 +69,7 @@ def test_leases_are_in_a_local_folder_if_there_are_no_locks(lockless: Path) -> N
 
 
 def test_run_without_locks_says_so_and_writes_its_results(
-    lockless: Path, run_pytest: RunPytest, write_study: Callable[..., Path]
+    lockless: Path, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = run_pytest(f"--llem-results-dir={lockless / 'results'}")

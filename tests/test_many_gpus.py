@@ -20,7 +20,7 @@ import yaml
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.execution.placement import narrowed
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.hardware.topology import best_connected, nvlinks
+from pytest_llem.hardware.gpus import best_connected, nvlinks
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_locks import owned

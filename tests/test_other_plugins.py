@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import OTHER_PLUGINS, Results
+from tests.conftest import OTHER_PLUGINS, Results, WriteStudy
 from tests.support import tavern
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
@@ -68,7 +68,7 @@ class TestShuffling:
     def test_only_ordinary_tests_are_shuffled(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         enable_plugins: Callable[..., None],
         shuffled: Callable[[int], list[str]],
         collected: Callable[..., list[str]],
@@ -98,7 +98,7 @@ class TestShuffling:
     def test_a_shuffled_study_runs_in_its_own_order(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         shuffled: Callable[[int], list[str]],
     ) -> None:
@@ -119,7 +119,7 @@ class TestShuffling:
     def test_xdist_workers_agree_on_the_order(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         enable_plugins: Callable[..., None],
     ) -> None:
@@ -141,7 +141,7 @@ class TestReruns:
     def test_an_experiment_that_fails_once_has_a_result(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         workers: tuple[str, ...],
     ) -> None:
@@ -164,7 +164,7 @@ class TestReruns:
         run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
 
     def test_an_experiment_that_always_fails_has_failed(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--reruns", "2")
@@ -179,7 +179,7 @@ class TestReruns:
         run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
 
     def test_result_of_a_rerun_replaces_the_first(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         """If only a fixture's teardown fails, the rerun's result replaces the first one."""
         write_study(sweep={"n": [1]}, execution=ONCE)
@@ -216,7 +216,7 @@ class TestTimeouts:
 
     @pytest.mark.parametrize("method", ["signal", slow("thread")])
     def test_timeout_that_is_not_reached_has_no_effect(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, method: str
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, method: str
     ) -> None:
         write_study(sweep={"n": [1]}, execution=ONCE)
         options = ("--timeout=300", f"--timeout-method={method}")
@@ -226,7 +226,7 @@ class TestTimeouts:
 
     @pytest.mark.slow
     def test_a_reached_timeout_fails_the_item_and_leaves_no_process(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         notes = pytester.path / "notes"
         notes.mkdir()
@@ -260,7 +260,7 @@ class TestTimeouts:
 
     @pytest.mark.slow
     def test_timeout_method_thread_ends_pytest_and_the_experiment(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         """The manifest, which is not finished, shows the experiment that was running."""
         (pytester.path / "notes").mkdir()
@@ -332,7 +332,7 @@ class TestTavern:
         self,
         run: Callable[..., pytest.RunResult],
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         asked: list[str],
     ) -> None:
@@ -350,7 +350,7 @@ class TestTavern:
         self,
         run: Callable[..., pytest.RunResult],
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         asked: list[str],
         named: bool,
     ) -> None:

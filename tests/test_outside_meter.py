@@ -13,7 +13,7 @@ import yaml
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.energy.account import Meters
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.marks import slow
 from tests.support.pages import blocks, files, page
 from tests.support.warned import texts
@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
 
 @pytest.fixture
 def run(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, write_study: WriteStudy, results: Results
 ) -> Callable[..., Any]:
     """Run a study with the wattmeter, and return pytest's result and the meter's calls."""
     monkeypatch.syspath_prepend(FOLDER)
@@ -93,7 +93,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
     run: Callable[..., Any],
     experiments: Callable[..., Any],
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     workers: tuple[str, ...],
 ) -> None:
@@ -226,7 +226,7 @@ def test_example_meter_without_its_counter_is_refused(counter: Path) -> None:
 
 
 def test_example_meter_works_in_a_study(
-    counter: Path, write_study: Callable[..., Path], run_pytest: RunPytest, results: Results
+    counter: Path, write_study: WriteStudy, run_pytest: RunPytest, results: Results
 ) -> None:
     fields = files(page("how-to/own-meter.md"))["metered.yaml"]
     write_study(**{**STUDY, "energy": yaml.safe_load(fields)["energy"]})

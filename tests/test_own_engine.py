@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,7 @@ from pytest_llem import ExperimentConfig, registry, run_experiment
 from pytest_llem.engines.protocol import BatchEngine, Engine, PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
-from tests.conftest import NOOP_STUDY, Results, RunPytest
+from tests.conftest import NOOP_STUDY, Results, RunPytest, WriteStudy
 from tests.support.pages import files, page
 
 ENGINE = """
@@ -95,7 +93,7 @@ def own(pytester: pytest.Pytester, noop_engine: None) -> None:
 
 @pytest.mark.slow
 def test_study_runs_an_engine_named_by_its_class(
-    pytester: pytest.Pytester, own: None, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, own: None, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(
         backend="mine.engine:Engine",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 
 TINY = {
@@ -50,7 +49,7 @@ def plan_lines(result: pytest.RunResult) -> list[str]:
 
 
 def test_plan_shows_counts_time_and_excluded_combinations(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study(**TINY)
     line, left_out = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
@@ -65,17 +64,13 @@ def test_plan_shows_counts_time_and_excluded_combinations(
     )
 
 
-def test_plan_shows_unknown_estimates_as_unknown(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_plan_shows_unknown_estimates_as_unknown(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study()
     [line] = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
     assert line.endswith("8 experiments, shuffled, time unknown · deadline 2.0 h each · memory unknown")
 
 
-def test_plan_shows_the_number_of_selected_experiments(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_plan_shows_the_number_of_selected_experiments(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**TINY)
     whole = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))[0]
     part = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "cycle=1"))[0]
@@ -85,7 +80,7 @@ def test_plan_shows_the_number_of_selected_experiments(
 
 @pytest.mark.parametrize("workers", [[], slow(["-n", "2"])], ids=["serial", "xdist"])
 def test_plan_is_printed_once_and_written_before_experiments_run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
+    pytester: pytest.Pytester, write_study: WriteStudy, workers: list[str]
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
     result = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-plan", "plan.json", *workers)
@@ -95,7 +90,7 @@ def test_plan_is_printed_once_and_written_before_experiments_run(
     assert len(json.loads((pytester.path / "plan.json").read_text())["experiments"]) == 2
 
 
-def test_quiet_runs_print_no_plan(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_quiet_runs_print_no_plan(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**TINY)
     for quiet in ("-q", "-qq"):
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", quiet)
@@ -104,7 +99,7 @@ def test_quiet_runs_print_no_plan(pytester: pytest.Pytester, write_study: Callab
 
 class TestPlanFile:
     def test_plan_file_lists_experiments_in_run_order(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**TINY)
         pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json")
@@ -126,7 +121,7 @@ class TestPlanFile:
         assert plan["estimated_memory_bytes"] > 2**29
 
     def test_plan_file_does_not_overwrite_a_study(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         study = write_study("one.study.yaml")
         before = study.read_text()
@@ -137,7 +132,7 @@ class TestPlanFile:
         assert study.read_text() == before
 
     def test_plan_file_lists_only_selected_experiments(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study()
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json", "-k", "size=2"]
@@ -149,7 +144,7 @@ class TestPlanFile:
         assert plan["estimated_memory_bytes"] is None
 
     def test_plan_counts_the_start_of_a_forkserver_once(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**{**TINY, "sweep": {"n": [1, 2, 3]}})
         seconds = {}
@@ -161,7 +156,7 @@ class TestPlanFile:
         assert seconds["spawn"] - seconds["forkserver"] == pytest.approx(6 * STARTUP_SECONDS - forks)
 
     def test_plan_file_of_several_studies_is_a_usage_error(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study("a.yaml", name="a")
         write_study("b.yaml", name="b")
@@ -188,7 +183,7 @@ class TestPlanFile:
 
     @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])
     def test_a_broken_or_planned_study_counts_as_collected(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, workers: list[str]
     ) -> None:
         write_study(sweep={"n": [1]})
         run = pytester.runpytest_inprocess
@@ -200,7 +195,7 @@ class TestPlanFile:
         assert "no study was collected" not in looked.stdout.str() + broken.stdout.str()
 
     def test_plan_file_that_cannot_be_written_is_a_usage_error(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(sweep={"n": [1]})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--llem-plan", "no/plan.json")
@@ -213,7 +208,7 @@ BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}
 
 class TestMaxExperiments:
     def test_too_large_study_is_refused_with_count_and_time(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
@@ -225,21 +220,17 @@ class TestMaxExperiments:
             ]
         )
 
-    def test_time_of_an_unknown_model_is_unknown(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
-    ) -> None:
+    def test_time_of_an_unknown_model_is_unknown(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**{**BIG, "backend": "noop", "model": "none"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["*--llem-yes runs them all; they take an unknown time"])
 
-    def test_llem_yes_lifts_the_limit(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_llem_yes_lifts_the_limit(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
         result.stdout.fnmatch_lines(["collected 600 items"])
 
-    def test_ini_option_changes_the_limit(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
-    ) -> None:
+    def test_ini_option_changes_the_limit(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
         write_study(**BIG)
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-o"]
         pytester.runpytest(*arguments, "llem_max_experiments=600").stdout.fnmatch_lines(["collected 600 items"])
@@ -247,7 +238,7 @@ class TestMaxExperiments:
         result.stdout.fnmatch_lines(["*more than llem_max_experiments (10)*"])
 
     def test_llem_yes_does_not_lift_the_absolute_limit(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         values = list(range(1, 1001))
         write_study(**{**TINY, "sweep": {"n": values, "max_input_tokens": values, "max_output_tokens": values}})
@@ -257,7 +248,7 @@ class TestMaxExperiments:
         )
 
     def test_other_errors_are_reported_with_the_limit(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(**BIG, name="a/b")
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
@@ -272,7 +263,7 @@ def collected(result: pytest.RunResult) -> list[str]:
 class TestOverrides:
     @pytest.mark.parametrize("how", [["--llem-cycles", "3"], ["-o", "llem_cycles=3"]])
     def test_n_cycles_can_be_overridden(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, how: list[str]
     ) -> None:
         write_study(sweep={"n": [1]})
         ids = collected(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-q", *how))
@@ -280,7 +271,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("how", [["--llem-order", "{}"], ["-o", "llem_order={}"]])
     def test_the_cycle_order_can_be_overridden(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, how: list[str]
     ) -> None:
         write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "shuffled"})
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-q"]
@@ -292,7 +283,7 @@ class TestOverrides:
         assert interleaved == ["n=1-cycle=1", "n=2-cycle=1", "n=1-cycle=2", "n=2-cycle=2"]
 
     def test_the_command_line_wins_over_the_ini_file(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(sweep={"n": [1]})
         pytester.makeini("[pytest]\nllem_cycles = 3\nllem_order = sequential\n")
@@ -346,7 +337,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
     def test_strict_makes_excluded_combinations_errors(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, how: list[str]
     ) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
@@ -357,7 +348,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])
     def test_no_gaps_removes_idle_time(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, how: list[str]
     ) -> None:
         write_study(
             sweep={"n": [1, 2]},

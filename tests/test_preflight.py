@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,7 @@ from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.runner_environment import how_to_install
 from pytest_llem.study.loading import load_study
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.environments import EVERYTHING, Environment
 
 CPU = Host(memory_bytes=16 * 2**30)
@@ -266,7 +265,7 @@ def test_model_larger_than_the_memory_is_reported(tmp_path: Path) -> None:
 
 
 def test_failing_preflight_is_in_the_plan_and_other_points_run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(
         backend=None,
@@ -297,9 +296,7 @@ def test_failing_preflight_is_in_the_plan_and_other_points_run(
 
 
 @pytest.mark.slow
-def test_xdist_workers_preflight_too(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
-) -> None:
+def test_xdist_workers_preflight_too(pytester: pytest.Pytester, write_study: WriteStudy, results: Results) -> None:
     write_study(runners={"noop": "docker"}, sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     result = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-n", "2")
     result.assert_outcomes(failed=2)
@@ -307,7 +304,7 @@ def test_xdist_workers_preflight_too(
 
 
 def test_no_gap_before_an_experiment_that_fails_preflight(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(
         runners={"noop": "docker"},
@@ -317,9 +314,7 @@ def test_no_gap_before_an_experiment_that_fails_preflight(
     pytester.runpytest("study.yaml", "-p", "llem").assert_outcomes(failed=3)
 
 
-def test_only_selected_experiments_are_checked(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_only_selected_experiments_are_checked(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(backend=None, sweep={"backend": ["noop", "tensorrt"]}, execution={"n_cycles": 1})
     result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "backend=noop")
     result.stdout.no_fnmatch_line("*preflight*")

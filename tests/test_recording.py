@@ -7,22 +7,20 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal import summary as terminal
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.marks import slow
 
 
 def test_every_experiment_is_an_item_and_is_recorded(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     workers: tuple[str, ...],
 ) -> None:
@@ -60,7 +58,7 @@ def test_every_experiment_is_an_item_and_is_recorded(
 
 
 def test_table_shows_results_and_their_directory(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study()
     run = run_pytest()
@@ -81,7 +79,7 @@ def test_table_shows_results_and_their_directory(
 
 
 def test_failed_experiment_is_recorded_and_the_rest_runs(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results, workers: tuple[str, ...]
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "none", "kill"]}, execution={"n_cycles": 1})
     run = run_pytest(*workers)
@@ -111,7 +109,7 @@ def test_failed_experiment_is_recorded_and_the_rest_runs(
 
 
 def test_manifest_is_current_while_the_study_runs(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
@@ -140,7 +138,7 @@ def test_manifest_is_current_while_the_study_runs(
 
 
 def test_deselected_experiments_are_recorded_as_deselected(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results, workers: tuple[str, ...]
 ) -> None:
     write_study()
     run = run_pytest("-k", "size=2 and cycle=1", *workers)
@@ -153,9 +151,7 @@ def test_deselected_experiments_are_recorded_as_deselected(
     assert re.findall(r"^(?:[P~] +)?(bf16|fp32) +1 ", table, re.MULTILINE) == ["bf16", "fp32"]
 
 
-def test_junit_holds_metrics(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
-) -> None:
+def test_junit_holds_metrics(pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy) -> None:
     write_study(execution={"n_cycles": 1})
     run_pytest("--junitxml=junit.xml").assert_outcomes(passed=4)
     case = ET.parse(pytester.path / "junit.xml").find(".//testcase")
@@ -166,7 +162,7 @@ def test_junit_holds_metrics(
 
 
 def test_two_studies_and_an_ordinary_test_run_together(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study("a.yaml", name="a")
     write_study("b.yaml", name="b", sweep={"n": [1]}, execution={"n_cycles": 1})
@@ -178,7 +174,7 @@ def test_two_studies_and_an_ordinary_test_run_together(
 
 
 def test_runs_of_the_same_id_get_directories_of_their_own(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     for _ in range(2):
@@ -189,7 +185,7 @@ def test_runs_of_the_same_id_get_directories_of_their_own(
 
 
 def test_results_directory_from_ini_and_option(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeini("[pytest]\nllem_results_dir = from-ini")
@@ -201,7 +197,7 @@ def test_results_directory_from_ini_and_option(
 
 @pytest.mark.parametrize("run_id", ["../up", "a/b", "", ".."])
 def test_run_id_with_path_separators_is_refused(
-    run_pytest: RunPytest, write_study: Callable[..., Path], run_id: str
+    run_pytest: RunPytest, write_study: WriteStudy, run_id: str
 ) -> None:
     write_study()
     run = run_pytest(f"--llem-run-id={run_id}")
@@ -210,7 +206,7 @@ def test_run_id_with_path_separators_is_refused(
 
 
 def test_unusable_results_directory_is_refused_before_the_run(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study()
     (pytester.path / "results").write_text("a file in the way")
@@ -220,7 +216,7 @@ def test_unusable_results_directory_is_refused_before_the_run(
 
 
 def test_result_that_cannot_be_saved_is_a_failure(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
@@ -247,7 +243,7 @@ def test_result_that_cannot_be_saved_is_a_failure(
 def test_result_changed_during_the_run_is_reported_as_lost(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     change: str,
 ) -> None:
@@ -272,7 +268,7 @@ def test_result_changed_during_the_run_is_reported_as_lost(
 
 
 def test_deleted_results_directory_fails_the_run(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -302,7 +298,7 @@ def test_deleted_results_directory_fails_the_run(
 def test_hook_may_fail_an_item(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     gate: str,
     workers: tuple[str, ...],
@@ -324,7 +320,7 @@ def test_hook_may_fail_an_item(
 
 
 def test_hook_failure_fails_the_run_despite_xfail(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], workers: tuple[str, ...]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, workers: tuple[str, ...]
 ) -> None:
     write_study(
         sweep={"n": [1, 2]},
@@ -346,7 +342,7 @@ def test_hook_failure_fails_the_run_despite_xfail(
 
 
 def test_failing_hook_keeps_another_exit_status(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -366,7 +362,7 @@ def test_failing_hook_keeps_another_exit_status(
 
 
 def test_hook_may_fail_the_run(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest("def pytest_llem_study_finished(study_result, directory): raise ValueError('too dear')")
@@ -378,7 +374,7 @@ def test_hook_may_fail_the_run(
 
 
 def test_warning_names_the_experiments_it_concerns(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     warmup = {"n_warmup": 1, "max_prompts": 3, "window_size": 2, "min_prompts": 2, "cv_threshold": 1e-9}
     write_study(sweep={"warmup.enabled": [False, True], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
@@ -396,7 +392,7 @@ def test_warning_names_the_experiments_it_concerns(
 def test_experiment_is_identified_independently_of_item_name(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
@@ -417,7 +413,7 @@ def test_experiment_is_identified_independently_of_item_name(
 def test_ordinary_test_of_the_same_name_is_not_an_experiment(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     workers: tuple[str, ...],
 ) -> None:
@@ -431,7 +427,7 @@ def test_ordinary_test_of_the_same_name_is_not_an_experiment(
 
 
 def test_study_in_a_directory_with_colons(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study("s.study.yaml", sweep={"n": [1]}, execution={"n_cycles": 1})
     (pytester.path / "a::b").mkdir()
@@ -441,7 +437,7 @@ def test_study_in_a_directory_with_colons(
 
 
 def test_nan_metric_fails_only_its_experiment(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["nan", "none"]}, execution={"n_cycles": 1})
     run = run_pytest()
@@ -450,7 +446,7 @@ def test_nan_metric_fails_only_its_experiment(
 
 
 def test_existing_results_directory_gets_no_gitignore(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = run_pytest("--llem-results-dir=.")
@@ -460,7 +456,7 @@ def test_existing_results_directory_gets_no_gitignore(
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
 def test_setup_plan_and_setup_only_record_nothing(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], option: str
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, option: str
 ) -> None:
     write_study()
     run_pytest(option)
@@ -468,7 +464,7 @@ def test_setup_plan_and_setup_only_record_nothing(
 
 
 def test_user_properties_of_other_plugins_are_kept(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -487,7 +483,7 @@ def test_user_properties_of_other_plugins_are_kept(
 
 
 def test_failing_fixture_is_recorded_as_the_experiments_error(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -505,7 +501,7 @@ def test_failing_fixture_is_recorded_as_the_experiments_error(
 
 @pytest.mark.slow
 def test_study_changed_while_xdist_starts_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study()
     pytester.makeconftest(
@@ -526,7 +522,7 @@ def test_study_changed_while_xdist_starts_is_a_usage_error(
 
 @pytest.mark.slow
 def test_table_on_a_terminal_without_unicode(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     write_study(execution={"n_cycles": 1})
@@ -536,7 +532,7 @@ def test_table_on_a_terminal_without_unicode(
 
 
 def test_collect_only_runs_and_writes_nothing(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy
 ) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     run = run_pytest("--collect-only", "-q")
@@ -551,7 +547,7 @@ def test_collect_only_runs_and_writes_nothing(
 def test_results_contain_no_host_user_or_token(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -567,7 +563,7 @@ def test_long_table_is_cut_and_keeps_completed_points(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
     monkeypatch: pytest.MonkeyPatch,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution={"n_cycles": 1})
     monkeypatch.setattr(terminal, "MAX_POINTS", 1)
@@ -582,7 +578,7 @@ def test_long_table_is_cut_and_keeps_completed_points(
     ("option", "kept"), [("-rfE", False), slow("-ra", False), ("-rP", True), slow("-rA", True)]
 )
 def test_output_of_passed_experiments_is_kept_only_if_shown(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], option: str, kept: bool
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, option: str, kept: bool
 ) -> None:
     write_study(sweep={"noop.fault": ["shout"]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -605,7 +601,7 @@ def test_output_of_passed_experiments_is_kept_only_if_shown(
 def test_failing_teardown_keeps_the_measurement(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     ending: str,
 ) -> None:
@@ -632,7 +628,7 @@ def test_failing_teardown_keeps_the_measurement(
 def test_session_continues_after_any_exception_of_a_hook(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     results: Results,
     hook: str,
     raised: str,
@@ -649,7 +645,7 @@ def test_session_continues_after_any_exception_of_a_hook(
     "plugin", ["debugging", *map(slow, ("setuponly", "setupplan", "capture", "junitxml", "skipping"))]
 )
 def test_run_without_one_of_pytests_own_plugins(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, plugin: str
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results, plugin: str
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = run_pytest("-p", f"no:{plugin}")

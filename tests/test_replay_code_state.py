@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.points import PointResult
 from pytest_llem.study.loading import load_study
-from tests.conftest import NOOP_ENGINE, Results
+from tests.conftest import NOOP_ENGINE, Results, WriteStudy
 
 ENGINE = """\
 import my_kernels
@@ -37,7 +36,7 @@ GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 class Project:
     """A study of a user's own engine, which imports a module beside it."""
 
-    def __init__(self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> None:
+    def __init__(self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results) -> None:
         self.pytester, self._write, self.results = pytester, write_study, results
         self.path = pytester.path
         (self.path / "my_engine.py").write_text(ENGINE)
@@ -74,7 +73,7 @@ class Project:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> Project:
+def project(pytester: pytest.Pytester, write_study: WriteStudy, results: Results) -> Project:
     return Project(pytester, write_study, results)
 
 

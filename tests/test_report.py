@@ -34,7 +34,7 @@ from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import ROOT, Results
+from tests.conftest import ROOT, Results, WriteStudy
 from tests.support.study_results import point, study_result, summary
 
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
@@ -97,7 +97,7 @@ def plots_of(file: Path) -> dict[str, Any]:
 
 
 def test_report_path_is_relative_to_the_invocation_directory(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "below").mkdir()
@@ -116,9 +116,7 @@ def test_report_path_is_relative_to_the_invocation_directory(
 
 
 @pytest.mark.slow
-def test_xdist_controller_writes_report_with_failures(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_xdist_controller_writes_report_with_failures(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(
         sweep={"precision": ["bf16"]},
         experiments=[{"noop": {"fault": "raise"}}],
@@ -134,7 +132,7 @@ def test_xdist_controller_writes_report_with_failures(
 
 
 @pytest.mark.slow
-def test_interrupted_run_has_a_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_interrupted_run_has_a_report(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**QUICK)
     pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -143,9 +141,7 @@ def test_interrupted_run_has_a_report(pytester: pytest.Pytester, write_study: Ca
     assert "This run is interrupted." in page_of(pytester.path / "page.html").text
 
 
-def test_each_of_several_studies_has_its_own_report(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_each_of_several_studies_has_its_own_report(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     for name in ("one", "two"):
         write_study(f"{name}.yaml", name=name, **ONE_EXPERIMENT)
     run = pytester.runpytest_inprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -160,7 +156,7 @@ def test_reports_of_studies_with_the_same_name_are_numbered() -> None:
     assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
 
 
-def test_collect_only_writes_no_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_collect_only_writes_no_report(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**QUICK)
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
     assert not (pytester.path / "page.html").exists()
@@ -168,7 +164,7 @@ def test_collect_only_writes_no_report(pytester: pytest.Pytester, write_study: C
 
 @pytest.mark.slow
 def test_plotly_and_jinja_are_not_imported_without_report(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: WriteStudy
 ) -> None:
     write_study(**ONE_EXPERIMENT)
     pytester.makeconftest(
@@ -201,7 +197,7 @@ def test_plotly_and_jinja_are_not_imported_without_report(
     ],
 )
 def test_impossible_report_file_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], file: str, message: str
+    pytester: pytest.Pytester, write_study: WriteStudy, file: str, message: str
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir()
@@ -213,9 +209,7 @@ def test_impossible_report_file_is_a_usage_error(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_report_folder_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_read_only_report_folder_is_a_usage_error(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir(mode=0o555)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "folder/page.html")
@@ -224,7 +218,7 @@ def test_read_only_report_folder_is_a_usage_error(
 
 
 def test_missing_report_extra_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
@@ -236,7 +230,7 @@ def test_missing_report_extra_is_a_usage_error(
 
 
 def test_results_are_kept_if_report_becomes_unwritable(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(**ONE_EXPERIMENT)
     pytester.makeconftest(
@@ -255,7 +249,7 @@ def test_results_are_kept_if_report_becomes_unwritable(
 
 
 def test_results_are_kept_if_report_raises_unexpected_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a mistake")
@@ -299,7 +293,7 @@ def test_table_of_one_experiment_is_named_in_the_singular(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """

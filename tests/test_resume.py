@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.planning.preflight import Preflight
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.processes import wait_until
 
 
@@ -25,7 +24,7 @@ class Study:
     """A study in whose first run two of four points failed."""
 
     def __init__(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, run: RunPytest
     ) -> None:
         self.pytester, self._write, self.results, self.run = pytester, write_study, results, run
         self.notes = pytester.path / "notes"
@@ -66,14 +65,12 @@ class Study:
 
 
 @pytest.fixture
-def study(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run_pytest: RunPytest
-) -> Study:
+def study(pytester: pytest.Pytester, write_study: WriteStudy, results: Results, run_pytest: RunPytest) -> Study:
     return Study(pytester, write_study, results, run_pytest)
 
 
 @pytest.fixture
-def finished(study: Study, write_study: Callable[..., Path], finished_results: Path) -> Path:
+def finished(study: Study, write_study: WriteStudy, finished_results: Path) -> Path:
     """Results directory of a study with eight completed experiments."""
     write_study()
     directory = study.results.root / finished_results.name
@@ -307,7 +304,7 @@ class TestTamperedResults:
         assert result["gap"]["waited_seconds"] is not None, "it had the device"
 
     def test_study_without_selected_experiments_is_not_refused(
-        self, study: Study, run_pytest: RunPytest, finished: Path, write_study: Callable[..., Path]
+        self, study: Study, run_pytest: RunPytest, finished: Path, write_study: WriteStudy
     ) -> None:
         write_study("other.yaml", name="other", sweep={"noop.size": [1]}, execution={"n_cycles": 1})
         write_study(sweep={"n": [3]}, execution={"n_cycles": 1})
@@ -350,7 +347,7 @@ class TestRefusals:
         assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
 
     def test_other_design_is_refused_unless_forced(
-        self, study: Study, finished: Path, write_study: Callable[..., Path], workers: tuple[str, ...]
+        self, study: Study, finished: Path, write_study: WriteStudy, workers: tuple[str, ...]
     ) -> None:
         write_study(sweep={"precision": ["bf16", "fp32"], "noop.size": [2, 3, 4]})
         self._refused(
@@ -364,7 +361,7 @@ class TestRefusals:
             assert len(study.measured()) == 8, "the common points are replayed"
 
     def test_refusal_names_the_field_that_differs(
-        self, study: Study, finished: Path, write_study: Callable[..., Path]
+        self, study: Study, finished: Path, write_study: WriteStudy
     ) -> None:
         write_study(max_output_tokens=5)
         self._refused(
@@ -382,7 +379,7 @@ class TestRefusals:
         assert all("size=2" in one for one in study.measured()), "those were measured on another CPU"
 
     def test_newest_run_of_the_same_design_is_replayed(
-        self, study: Study, finished: Path, write_study: Callable[..., Path]
+        self, study: Study, finished: Path, write_study: WriteStudy
     ) -> None:
         write_study(sweep={"n": [2]}, execution={"n_cycles": 1})
         study.run().assert_outcomes(passed=1)
@@ -429,7 +426,7 @@ class TestRefusals:
         self._refused(run, "--llem-resume-from: *manifest.json: name the directory that holds it")
 
     def test_results_of_another_study_are_refused(
-        self, study: Study, finished: Path, write_study: Callable[..., Path]
+        self, study: Study, finished: Path, write_study: WriteStudy
     ) -> None:
         write_study(name="other", sweep={"n": [2]})
         run = study.run("--llem-resume-from", f"results/{finished.name}")

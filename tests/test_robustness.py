@@ -16,10 +16,10 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.machine.device_lock import SharedLock
 from pytest_llem.machine.device_locks import CPU, owned
 from pytest_llem.machine.device_queue import QueuePosition, Ticket
 from pytest_llem.machine.owner import FOLDER, Owner, holder
-from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
@@ -31,6 +31,7 @@ from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.times import now
+from tests.conftest import WriteStudy
 from tests.support.marks import slow
 from tests.support.tiny import config
 
@@ -170,7 +171,7 @@ def _time(text: str | None) -> datetime:
 
 
 class TestMissingEngine:
-    def test_no_install_hint_for_a_library_without_an_engine(self, write_study: Callable[..., Path]) -> None:
+    def test_no_install_hint_for_a_library_without_an_engine(self, write_study: WriteStudy) -> None:
         study = load_study(write_study(backend="tensorrt", sweep={"n": [1]}))
         assert Preflight(study, (), []).reason(study.points[0]) == (
             "engine 'tensorrt' is not installed here (there are: noop, pytorch, server, vllm): the library "
@@ -292,7 +293,7 @@ class TestRunStudy:
     def test_run_study_uses_pytests_results_directory(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         monkeypatch: pytest.MonkeyPatch,
         ini: str,
         output_dir: str | None,

@@ -30,7 +30,7 @@ from pytest_llem.planning.runner_environment import (
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
@@ -283,7 +283,7 @@ class TestRunning:
     def test_engine_of_another_environment_runs(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         elsewhere: Environment,
         notes: Callable[..., Any],
@@ -321,7 +321,7 @@ class TestRunning:
         assert not [text for text in message if str(elsewhere.folder) in text]
 
     def test_engine_of_another_environment_needs_a_runner(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(backend="faraway", sweep={"n": [1]})
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
@@ -330,7 +330,7 @@ class TestRunning:
     def test_experiment_needs_only_the_workers_requirements(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         tmp_path_factory: pytest.TempPathFactory,
     ) -> None:
@@ -356,7 +356,7 @@ class TestRunning:
     def test_two_environments_in_one_study(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         elsewhere: Environment,
         notes: Callable[..., Any],
@@ -378,7 +378,7 @@ class TestRunning:
     def test_failures_in_another_environment_are_reported(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         elsewhere: Environment,
         notes: Callable[..., Any],
@@ -403,7 +403,7 @@ class TestRunning:
     def test_own_engine_class_is_found_from_another_environment(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         elsewhere: Environment,
         notes: Callable[..., Any],
@@ -424,7 +424,7 @@ class TestRunning:
         assert [note["prefix"] for note in notes()] == [str(elsewhere.folder)]
 
     def test_interpreter_is_asked_once_in_a_session(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], elsewhere: Environment
+        self, pytester: pytest.Pytester, write_study: WriteStudy, elsewhere: Environment
     ) -> None:
         real = shlex.quote(str(elsewhere.python))
         python = script(pytester.path / "python", f'echo "$1 $2" >> asked; exec {real} "$@"')
@@ -436,7 +436,7 @@ class TestRunning:
         assert sorted(asked) == ["-P -m"] * 4 + ["-c "] * 2
 
     def test_interpreter_is_not_asked_where_nothing_runs_there(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+        self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         python = script(pytester.path / "python", "touch asked; exit 1")
         write_study(
@@ -449,7 +449,7 @@ class TestRunning:
         assert not (pytester.path / "asked").exists()
 
     def test_missing_interpreter_fails_preflight_and_others_run(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         write_study(
             backend=None,
@@ -468,7 +468,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("text", [None, "exit 1"])
     def test_wrong_interpreter_fails_without_preflight(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, text: str | None
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, text: str | None
     ) -> None:
         """With skip_preflight, a wrong path or a program that is not Python must fail quickly."""
         if text:
@@ -483,7 +483,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_interpreter_that_is_asked_does_not_outlive_pytest(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], number: signal.Signals
+        self, pytester: pytest.Pytester, write_study: WriteStudy, number: signal.Signals
     ) -> None:
         script(pytester.path / "fake", "sleep 1000 & echo $$ $! > pids.tmp; mv pids.tmp pids; wait; sleep 1000")
         write_study(sweep={"n": [1]}, runners={"noop": "fake"})
@@ -521,7 +521,7 @@ def other_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Env
 
 @pytest.mark.slow
 def test_results_have_the_transformers_version_they_ran_with(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, other_transformers: Environment
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, other_transformers: Environment
 ) -> None:
     """Each result records the version of transformers that it ran with."""
     changes = {

@@ -18,12 +18,11 @@ from pydantic_core import PydanticUndefined
 
 import pytest_llem
 from pytest_llem import registry
-from pytest_llem.docstrings import field_docstrings
 from pytest_llem.study.document import load_document
 from pytest_llem.study.grid import STUDY_KEYS
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.study.schema import study_schema
+from pytest_llem.study.schema import field_docstrings, study_schema
 from pytest_llem.study.section import Section
 from tests.conftest import NOOP_STUDY, ROOT
 from tests.support.pages import blocks

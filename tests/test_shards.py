@@ -19,9 +19,9 @@ import yaml
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.saving import save
 from pytest_llem.results.manifest import read_manifest
+from pytest_llem.study.design import Shard
 from pytest_llem.study.loading import load_study
-from pytest_llem.study.shards import Shard
-from tests.conftest import NOOP_STUDY, OTHER_PLUGINS, Results, RunPytest
+from tests.conftest import NOOP_STUDY, OTHER_PLUGINS, Results, RunPytest, WriteStudy
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.processes import wait_until
 
@@ -54,7 +54,7 @@ def _shown(result: StudyResult) -> dict[str, Any]:
 
 
 @pytest.fixture
-def write(write_study: Callable[..., Path]) -> Callable[..., Path]:
+def write(write_study: WriteStudy) -> Callable[..., Path]:
     """Write a study of four points with a budget that each meets."""
 
     def write(**changes: Any) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 
 ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(ENGINE_GROUP)]))
@@ -135,7 +134,7 @@ class TestBase:
         assert errors(tmp_path, "base: common.yaml\n") == ["common.yaml:1:1: cannot be read: Permission denied"]
 
     def test_results_keep_the_study_file_and_its_base(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results
     ) -> None:
         (pytester.path / "common.yaml").write_text("n: 2\n")
         path = write_study(base="common.yaml", n=None, sweep=None, execution={"n_cycles": 1})
@@ -357,7 +356,7 @@ class TestRules:
 
     @pytest.mark.parametrize("workers", [[], slow(["-n", "2"])], ids=["serial", "xdist"])
     def test_pytest_skips_and_expects_failures(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[str]
+        self, pytester: pytest.Pytester, write_study: WriteStudy, results: Results, workers: list[str]
     ) -> None:
         write_study(
             sweep={"noop.fault": ["raise", "none", "exit", "garbage"]},

@@ -7,7 +7,6 @@ import io
 import math
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import dataframe, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import NOOP_STUDY, ROOT, Results, RunPytest
+from tests.conftest import NOOP_STUDY, ROOT, Results, RunPytest, WriteStudy
 from tests.support.loads import SLO, load_point
 from tests.support.study_results import point, study_result
 
@@ -252,7 +251,7 @@ def test_result_of_an_older_version_has_rows() -> None:
 
 
 def test_run_writes_summary_and_experiments_csv(
-    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "precision": ["bf16"]})
     run_pytest("-k", "not (fault=raise and cycle=2)")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import Results
+from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow
 
 ONCE = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.fixture
-def printing_study(write_study: Callable[..., Path]) -> None:
+def printing_study(write_study: WriteStudy) -> None:
     """Write a study of one experiment that prints a line and one that fails."""
     write_study(sweep={"noop.fault": ["say", "raise"]}, execution=ONCE)
 
@@ -56,7 +54,7 @@ class TestOutput:
         run.assert_outcomes(passed=1, failed=1)
 
 
-def test_output_of_failed_experiment_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_output_of_failed_experiment_is_shown(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
@@ -64,7 +62,7 @@ def test_output_of_failed_experiment_is_shown(pytester: pytest.Pytester, write_s
 
 @pytest.mark.slow
 def test_pdb_opens_at_failure_and_study_continues(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--pdb"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 
 OTHER = """
 from noop_engine import NoopEngine
@@ -19,7 +18,7 @@ class Other(NoopEngine):
 
 
 @pytest.fixture
-def both(pytester: pytest.Pytester, noop_engine: None, write_study: Callable[..., Path]) -> Callable[..., None]:
+def both(pytester: pytest.Pytester, noop_engine: None, write_study: WriteStudy) -> Callable[..., None]:
     """Write a study of two engines, whose answers are given, with greedy decoding by default."""
     pytester.makepyfile(other=OTHER)
 

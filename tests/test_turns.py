@@ -32,7 +32,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord
 from pytest_llem.results.points import CycleTurns, PointResult
 from pytest_llem.study.loading import load_study
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 from tests.support.narrow import not_none
 from tests.support.processes import gone, wait_until
@@ -244,7 +244,7 @@ class TestFaults:
     def test_end_of_pytest_ends_both(
         self,
         pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         monkeypatch: pytest.MonkeyPatch,
         against: str,
         number: signal.Signals,
@@ -274,7 +274,7 @@ class TestStudy:
         self,
         pytester: pytest.Pytester,
         run_pytest: RunPytest,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         against: str,
     ) -> None:
@@ -293,7 +293,7 @@ class TestStudy:
     def test_point_whose_partner_is_not_selected_is_measured_alone(
         self,
         run_pytest: RunPytest,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         results: Results,
         against: str,
     ) -> None:
@@ -302,7 +302,7 @@ class TestStudy:
         assert StudyResult.load(results.directory).points[0].turns == []
 
     def test_reference_alone_has_no_empty_table(
-        self, run_pytest: RunPytest, write_study: Callable[..., Path], against: str
+        self, run_pytest: RunPytest, write_study: WriteStudy, against: str
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "skip_preflight": True})
         run = run_pytest(against, "-k", "reference")
@@ -310,7 +310,7 @@ class TestStudy:
         run.stdout.fnmatch_lines(["*= llem: noop =*", "results: results/noop_*"], consecutive=True)
 
     def test_pair_that_is_partly_selected_offers_no_resume(
-        self, run_pytest: RunPytest, write_study: Callable[..., Path], against: str
+        self, run_pytest: RunPytest, write_study: WriteStudy, against: str
     ) -> None:
         """A comparison that is interleaved cannot be resumed."""
         write_study(sweep={"n": [1]}, execution={"skip_preflight": True}, gates={"metrics": ["seconds"]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.execution.stopping import begin_time_budget, elapsed_seconds
-from tests.conftest import Results, RunPytest
+from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support import figures
 
 Auto = Callable[..., pytest.RunResult]
@@ -23,7 +22,7 @@ QUIET = "(1 + 0.003 * (-1) ** cycle)"
 
 
 @pytest.fixture
-def auto(pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]) -> Auto:
+def auto(pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy) -> Auto:
     """Return a function that runs a study until decided, with an expression for ``seconds``."""
     pytester.makeconftest(figures.conftest())
 
@@ -110,7 +109,7 @@ class TestTimeBudget:
         run.stdout.fnmatch_lines(["*SKIPPED*time budget of 0 s: *left*"])
 
     def test_gate_of_skipped_experiments_names_the_time_budget(
-        self, run_pytest: RunPytest, write_study: Callable[..., Path]
+        self, run_pytest: RunPytest, write_study: WriteStudy
     ) -> None:
         write_study(sweep={"n": [1]}, budgets={"seconds": {"max": 100}})
         run = run_pytest("--llem-time-budget=0.001")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.facts import sut_facts
 from pytest_llem.study.gates import GatesConfig
-from tests.conftest import RunPytest
+from tests.conftest import RunPytest, WriteStudy
 from tests.support.measured import record
 from tests.support.study_results import point, saved_file, study_result
 
@@ -55,7 +54,7 @@ class TestLatencies:
         assert Requests([[RECORD] * wanted]).latency_metrics()[f"ttft_p{p}_ms"].not_judged is None
 
     def test_budget_on_tail_of_few_requests_is_not_judged(
-        self, write_study: Callable[..., Path], run_pytest: RunPytest
+        self, write_study: WriteStudy, run_pytest: RunPytest
     ) -> None:
         limits = {"ttft_p50_ms": 1000, "ttft_p99_ms": 1000}
         write_study(sweep={"n": [2]}, execution={"n_cycles": 1}, budgets=limits)
@@ -67,7 +66,7 @@ class TestLatencies:
 class TestBaseline:
     @pytest.mark.slow
     def test_failed_comparison_does_not_replace_its_baseline(
-        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+        self, write_study: WriteStudy, run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
         """A regression that replaced its own baseline would fail only once, and pass in every later run."""
         study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
@@ -94,7 +93,7 @@ class TestBaseline:
         assert saved.read_text() != before
 
     def test_comparison_without_selected_gates_is_reported(
-        self, write_study: Callable[..., Path], run_pytest: RunPytest
+        self, write_study: WriteStudy, run_pytest: RunPytest
     ) -> None:
         """Without a message, such a run would pass whatever the baseline holds."""
         write_study(sweep={"n": [2]}, execution={"n_cycles": 2}, gates={"metrics": ["seconds"]})
@@ -104,7 +103,7 @@ class TestBaseline:
         assert message not in run_pytest("--llem-baseline=main", "-k", "regression").outlines
 
     def test_run_without_a_point_does_not_replace_its_baseline(
-        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+        self, write_study: WriteStudy, run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
         study = {"execution": {"n_cycles": 1}, "gates": {"metrics": ["seconds"]}}
         write_study(**study, sweep={"n": [2, 3]})
@@ -160,7 +159,7 @@ class TestPartOfAPoint:
     @pytest.mark.slow
     def test_retry_of_a_failed_cycle_does_not_make_its_gates_pass(
         self,
-        write_study: Callable[..., Path],
+        write_study: WriteStudy,
         run_pytest: RunPytest,
         pytester: pytest.Pytester,
     ) -> None:
@@ -185,7 +184,7 @@ class TestPartOfAPoint:
 
     @pytest.mark.slow
     def test_gate_alone_judges_the_last_run_despite_a_failed_cycle(
-        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+        self, write_study: WriteStudy, run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
         """An older run is complete and passes."""
         flag = pytester.path / "broken"

@@ -26,8 +26,8 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_request import request_devices
-from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult

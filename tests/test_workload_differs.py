@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
+from tests.conftest import WriteStudy
 from tests.support import made_up
 from tests.support.study_results import point, study_result, summary
 
@@ -132,7 +132,7 @@ class TestText:
 
 
 def test_a_baseline_of_fewer_tokens_turns_red(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kind as a user met it: only max_output_tokens has changed, and the exit status was 0."""
 

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 
 from pytest_llem._plugin import declarations
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.docstrings import field_docstrings
 from pytest_llem.doctor.records import Examination
 from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.reporting.html import write_report
@@ -29,7 +28,7 @@ from pytest_llem.study.budgets import BudgetConfig
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
-from pytest_llem.study.schema import study_schema
+from pytest_llem.study.schema import field_docstrings, study_schema
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -28,9 +28,8 @@ from pytest_llem._plugin.option_values import (
 
 if TYPE_CHECKING:
     from pytest_llem.planning.worktree import Worktree
-    from pytest_llem.study.design import StudyConfig
+    from pytest_llem.study.design import Shard, StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
-    from pytest_llem.study.shards import Shard
 
 #: Prefix of a git revision in ``--llem-against``.
 GIT = "git:"
@@ -265,7 +264,7 @@ def _carbon(config: pytest.Config) -> dict[str, float] | None:
 
 
 def _shard(config: pytest.Config) -> Shard | None:
-    from pytest_llem.study.shards import Shard
+    from pytest_llem.study.design import Shard
 
     given = config.getoption("llem_shard")
     try:

@@ -132,8 +132,8 @@ def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
     """Return the reading of one device over several windows, as of one window.
 
     Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at a
-    counter's edges are independent, and their squares are summed. Errors of sampled power are summed themselves: at
-    the start of each window it still shows the power of the pause before.
+    counter's edges are independent, and their squares are summed. Errors of sampled power are summed themselves:
+    at the start of each window it still shows the power of the pause before.
     """
     first = readings[0]
     missing = next((one for one in readings if one.energy_j is None), None)

@@ -18,8 +18,7 @@ from pytest_llem._plugin.node_ids import file_of
 from pytest_llem._plugin.shared_state import COOL, USED, SharedState
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, is_skipped, run_of, study_of_item
-from pytest_llem.execution.device_lease import LEASE, DeviceLease
-from pytest_llem.execution.draining import DrainingProcesses
+from pytest_llem.execution.device_lease import LEASE, DeviceLease, DrainingProcesses
 from pytest_llem.execution.experiment import start_early
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
 from pytest_llem.execution.interleaving import was_measured_with_partner

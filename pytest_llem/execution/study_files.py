@@ -15,11 +15,10 @@ from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.options import Settings
 from pytest_llem.execution.session_facts import import_path
 from pytest_llem.gates.baselines import BaselineError, resolve
-from pytest_llem.study.base import with_base
 from pytest_llem.study.dataset import FILE_TYPES
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.document import load_document
-from pytest_llem.study.loading import load_study
+from pytest_llem.study.loading import load_study, with_base
 from pytest_llem.study.problems import StudyError
 from pytest_llem.workload.prompts import hub_dataset
 

@@ -16,10 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.machine.device_lock import DeviceLock
+from pytest_llem.machine.device_lock import DeviceLock, SharedLock
 from pytest_llem.machine.device_queue import QueuePosition, Ticket, is_waited_for, waiting_tickets
 from pytest_llem.machine.owner import Owner, last_owner, locks_folder
-from pytest_llem.machine.shared_lock import SharedLock
 
 #: Name of the CPU as a device.
 CPU = "cpu"

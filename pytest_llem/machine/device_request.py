@@ -8,8 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, is_cpu_build, visible_gpus
-from pytest_llem.hardware.topology import Links, best_connected, nvlinks
+from pytest_llem.hardware.gpus import (
+    Gpu,
+    Links,
+    VisibleGpus,
+    best_connected,
+    gpus_for,
+    is_cpu_build,
+    nvlinks,
+    visible_gpus,
+)
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.machine.device_locks import CPU
 from pytest_llem.study.engine_options import Needs

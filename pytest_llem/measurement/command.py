@@ -21,11 +21,11 @@ from pytest_llem.importers.steady import Rates, rates_between
 from pytest_llem.measurement import accounting, records
 from pytest_llem.measurement.accounting import Served, energy_metrics
 from pytest_llem.measurement.imported_runs import ImportedRuns, timed_requests
-from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import energy_warnings, find_warnings
+from pytest_llem.measurement.records import Measured
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import emissions
 from pytest_llem.results.environment import package_version

@@ -33,7 +33,6 @@ from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.library_warnings import library_warnings
-from pytest_llem.measurement.measured import Measured
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
 from pytest_llem.measurement.prefill import prefill_metrics
@@ -44,6 +43,7 @@ from pytest_llem.measurement.quality_warnings import (
     energy_warnings,
     find_warnings,
 )
+from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.turns import Turns

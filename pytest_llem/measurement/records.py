@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
-from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
+from pytest_llem.results.experiment import DeviceEnergy, ExperimentResult, TokenRecord, WindowRecord
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.times import utc
@@ -79,3 +79,18 @@ def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[st
         place = data[section] if section else data
         place[key] = "natural" if name == "measurement.length_mode" else None
     return data
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The outcome of an experiment.
+
+    Attributes:
+        result: The result to save.
+        requests: The requests that were sent; None if a command's file has none.
+        files: Contents of the files to save with the result, by file name suffix.
+    """
+
+    result: ExperimentResult
+    requests: Requests | None
+    files: Mapping[str, str]

@@ -16,7 +16,6 @@ from pytest_llem.serving.errors import (
     ServerGoneError,
     TooManyErrors,
 )
-from pytest_llem.serving.heartbeat import Heartbeat
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop
 
 #: A share of failed requests is compared with its limit before the load has ended, once this many have finished.
@@ -24,6 +23,12 @@ _MIN_JUDGED = 20
 
 #: Number of finished requests after which an open loop can be steady.
 _MIN_RAMP_REQUESTS = 10
+
+#: Interval at which the lateness of the event loop is seen, in s.
+_HEARTBEAT_SECONDS = 0.01
+
+#: Iterations of the event loop from the arrival of data until the task that waits for it has run.
+_ITERATIONS = 3
 
 
 class Load:
@@ -327,3 +332,30 @@ class Load:
         while not condition():
             self._progress.clear()
             await self._progress.wait()
+
+
+class Heartbeat:
+    """Knows how late the event loop is: a timer that is overdue has not been run, or was run just now."""
+
+    def start(self) -> None:
+        # The loop's clock is that of time.monotonic.
+        self._due, self._late = monotonic() + _HEARTBEAT_SECONDS, 0.0
+        self._timer = asyncio.get_running_loop().call_at(self._due, self._beat)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def lateness(self) -> float:
+        """Return how late the event loop is now, in s."""
+        return max(self._late, monotonic() - self._due, 0.0)
+
+    def _beat(self) -> None:
+        late = monotonic() - self._due
+        self.start()
+        self._keep(late, _ITERATIONS)
+
+    def _keep(self, late: float, iterations: int) -> None:
+        """Stay late for the tasks that only now, with the timer or after it, see what arrived meanwhile."""
+        self._late = late if iterations else 0.0
+        if iterations:
+            asyncio.get_running_loop().call_soon(self._keep, late, iterations - 1)

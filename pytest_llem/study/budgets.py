@@ -12,8 +12,8 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
 from pytest_llem.study.gates import Budget, MetricName, metric_fault
-from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem
+from pytest_llem.study.rules import PointSelector
 from pytest_llem.study.section import NullableSection
 from pytest_llem.study.section_errors import section_problems
 from pytest_llem.study.unreachable_gates import describe_points, unreachable_gates
