@@ -602,14 +602,14 @@ def test_output_of_passed_experiments_is_kept_only_if_shown(
 
 
 @pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
-def test_failing_teardown_keeps_the_measurement(
+def test_failing_teardown_keeps_the_result_or_error(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
     write_study: Callable[..., Path],
     results: Results,
     ending: str,
 ) -> None:
-    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    write_study(sweep={"noop.fault": ["none", "raise"]}, execution={"n_cycles": 1, "max_consecutive_failures": 2})
     pytester.makeconftest(
         f"""
         import pytest
@@ -620,9 +620,11 @@ def test_failing_teardown_keeps_the_measurement(
             {ending}
         """
     )
-    run_pytest()
-    assert results.statuses() == {"n=1": "completed"}
+    run = run_pytest()
+    assert results.statuses() == {"fault=none": "completed", "fault=raise": "failed"}
     assert len(results.study_result["result_files"]) == 1
+    assert [one["error"]["type"] for one in results.manifest["experiments"] if one["error"]] == ["ValueError"]
+    assert "experiments in a row failed" not in run.stdout.str(), "one failure is counted once"
 
 
 @pytest.mark.parametrize(

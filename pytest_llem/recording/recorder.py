@@ -130,7 +130,7 @@ class Recorder:
                 )
             return
         key, run, experiment = found
-        if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
+        if report.when == "teardown" and run.has_ended(experiment):  # its result or error stands
             return
         try:
             self._record(key, experiment, payload, report)
@@ -349,12 +349,11 @@ def page_files(file: Path, names: Sequence[str]) -> list[Path]:
     """
     if len(names) == 1:
         return [file]
-    seen: Counter[str] = Counter()
-    found = []
+    found: list[Path] = []
     for name in names:
-        seen[name] += 1
-        number = f"-{seen[name]}" if seen[name] > 1 else ""
-        found.append(file.with_name(f"{file.stem}-{name}{number}{file.suffix}"))
+        numbered = (name, *(f"{name}-{number}" for number in range(2, len(names) + 1)))
+        pages = (file.with_name(f"{file.stem}-{one}{file.suffix}") for one in numbered)
+        found.append(next(page for page in pages if page not in found))
     return found
 
 
