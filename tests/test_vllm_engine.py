@@ -513,10 +513,13 @@ def test_weights_that_vllm_moved_into_its_kernels_have_no_size(load: Make) -> No
 
 
 def test_setting_that_vllm_changed_is_reported() -> None:
-    one = config({"max_num_seqs": 64, "hf_overrides": {"fake_max_num_seqs": 2}})
-    found = measure(one).result
-    [adjusted] = [one for one in found.adjusted if one.setting.startswith("vllm.")]
-    assert (adjusted.setting, adjusted.given, adjusted.effective) == ("vllm.engine.max_num_seqs", 64, 2)
+    given = {"max_num_seqs": 64, "kv_cache_dtype": "fp8", "block_size": 32, "gpu_memory_utilization": 0.5}
+    found = measure(config({**given, "hf_overrides": {"fake_max_num_seqs": 2}})).result
+    adjusted = [one for one in found.adjusted if one.setting.startswith("vllm.")]
+    assert [(one.setting, one.given, one.effective) for one in adjusted] == [
+        ("vllm.engine.max_num_seqs", 64, 2),
+        ("vllm.engine.kv_cache_dtype", "fp8", "auto"),
+    ]
     assert found.engine.settings["max_num_seqs"] == 2
 
 

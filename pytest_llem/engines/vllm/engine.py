@@ -188,38 +188,40 @@ class VLLMEngine(BatchEngine):
         versions["vllm"] = vllm.__version__
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
+        settings = {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": model.quantization,
+            "max_model_len": model.max_model_len,
+            "enforce_eager": model.enforce_eager,
+            "architecture": next(iter(model.architectures or []), None),
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "enable_chunked_prefill": scheduler.enable_chunked_prefill,
+            "enable_prefix_caching": cache.enable_prefix_caching,
+            "prefix_cache_hit_rate": self._hit_rate,
+            "kv_cache_dtype": str(cache.cache_dtype),
+            "block_size": cache.block_size,
+            "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
+            "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
+            "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
+            "sampling": {name: given for name, given in sampling.items() if name != "output_kind"},  # no JSON
+        }
         return EngineRecord(
             name="vllm",
             versions={name: version for name, version in versions.items() if version},
             device="cuda" if self.gpus else "cpu",
             device_names=[current_platform.get_device_name(at) for at in range(len(self.gpus))],
-            settings={
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "quantization": model.quantization,
-                "max_model_len": model.max_model_len,
-                "enforce_eager": model.enforce_eager,
-                "architecture": next(iter(model.architectures or []), None),
-                "max_num_seqs": scheduler.max_num_seqs,
-                "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-                "enable_chunked_prefill": scheduler.enable_chunked_prefill,
-                "enable_prefix_caching": cache.enable_prefix_caching,
-                "prefix_cache_hit_rate": self._hit_rate,
-                "kv_cache_dtype": str(cache.cache_dtype),
-                "block_size": cache.block_size,
-                "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
-                "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
-                "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
-                "sampling": {name: given for name, given in sampling.items() if name != "output_kind"},  # no JSON
-            },
-            adjusted=list(self._adjusted(scheduler)),
+            settings=settings,
+            adjusted=list(self._adjusted(settings)),
             **source.provenance(),
             random_weights=source.random_weights or self._random_weights,
         )
 
-    def _adjusted(self, scheduler: Any) -> Iterator[AdjustedSetting]:
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            given, effective = self._given.get(name), getattr(scheduler, name)
-            if given is not None and given != effective:
+    def _adjusted(self, settings: dict[str, Any]) -> Iterator[AdjustedSetting]:
+        """Yield the arguments that vLLM replaced, mostly with no more than a warning in its log."""
+        for name, given in self._given.items():
+            effective = settings.get(name)
+            if None not in (given, effective) and given != effective:
                 yield AdjustedSetting(
                     setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
                 )
