@@ -219,6 +219,19 @@ def test_unusable_results_directory_is_refused_before_the_run(
     run.stderr.fnmatch_lines(["ERROR: *results: results cannot be written: *"])
 
 
+def test_run_that_cannot_start_leaves_nothing_to_resume(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+) -> None:
+    fields = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
+    write_study("a.yaml", name="a", **fields)
+    write_study("b.yaml", name="b", output_dir="file/x", **fields)
+    (pytester.path / "file").touch()
+    assert run_pytest(files=["a.yaml"]).ret == 0
+    assert run_pytest(files=["a.yaml", "b.yaml"]).ret == pytest.ExitCode.USAGE_ERROR
+    assert results.directory.is_dir(), "the only one"
+    run_pytest("--llem-resume", "-v", files=["a.yaml"]).stdout.fnmatch_lines(["*REPLAYED*"])
+
+
 def test_result_that_cannot_be_saved_is_a_failure(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:

@@ -54,6 +54,8 @@ _REASONS = {
     "hw_thermal": 0x40,
     "hw_power_brake": 0x80,
     "display": 0x100,
+    "board_limit": 0x200,
+    "reliability": 0x400,
 }
 
 #: Plausible values in °C and in W: others are ignored. A GPU that is on never draws 0 W.

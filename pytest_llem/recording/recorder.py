@@ -334,8 +334,9 @@ def _open_runs(
                 str(settings.shard) if settings.shard else None,
             )
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
-            for run in runs.values():
-                run.finish("aborted")
+            # --llem-resume would find these runs, which have no results, instead of earlier ones.
+            for run in reversed(runs.values()):  # references are inside
+                run.discard()
             raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
     return runs
 

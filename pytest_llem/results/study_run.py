@@ -175,7 +175,8 @@ class StudyRun:
 
     def discard(self) -> None:
         """Close the manifest and remove the directory, and its parent if nothing else is in it."""
-        self.writer.finish("aborted")
+        with suppress(OSError):  # the disk is full
+            self.writer.finish("aborted")
         shutil.rmtree(self.directory, ignore_errors=True)
         parent = self.directory.parent
         if [one.name for one in parent.iterdir()] == [".gitignore"]:
