@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -361,6 +362,13 @@ def test_start_of_vllm_is_reported_in_phases() -> None:
     made.load()
     made.close()
     assert phases == ["starting vLLM", "loading weights", "profiling memory", "compiling", "warming up vLLM"]
+
+
+def test_log_record_that_cannot_be_formatted_does_not_stop_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    from pytest_llem.engines.vllm.start import StartRecords
+
+    StartRecords().handle(logging.LogRecord("vllm", logging.INFO, "", 1, "%d tokens", ("many",), None))
+    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_warning_about_a_setting_of_the_study_is_left_out() -> None:
