@@ -15,8 +15,10 @@ import pytest
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saving import save
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, lines, markdown
 from pytest_llem.reporting.text import escaped
+from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
@@ -347,6 +349,17 @@ def test_no_interval_is_too_wide_for_the_table() -> None:
     assert shown[4].split()[0] == "output_tokens_per_second"
     assert shown[4].split()[5] == "<0.001–>1000"
     assert max(map(len, shown[:5])) <= WIDTH
+
+
+def test_texts_of_a_result_cannot_begin_a_line() -> None:
+    contended = PointContention(contended=[1], reasons=["by\n::error::"])
+    evil = study_result(
+        point({"x": 1}, seconds=STEADY, contention=contended), pytest_llem_version="1\n::error::\x1b[31m"
+    )
+    plain = study_result(point({"x": 1}, seconds=STEADY))
+    found = compare(plain, evil, GatesConfig(metrics=["seconds"]), name="m")
+    assert r"reference: m, measured with pytest-llem 1\n::error::\x1b[31m" in lines(found, WIDTH)
+    assert r"contended: by\n::error::" in verdict_line(found.verdicts[0])
 
 
 def test_new_and_missing_points_are_listed() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_llem.gates.decisions import MAX_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.problems import printable
 
 #: Numbers of significant digits to try. 17 distinguish all floats.
 _DIGITS = range(3, 18)
@@ -15,7 +16,7 @@ _DIGITS = range(3, 18)
 def verdict_line(verdict: GateVerdict) -> str:
     """Return point, metric, value and limit or ratio of *verdict* on one line, in this order."""
     about = f"{verdict.point}: {verdict.metric}" if verdict.metric else verdict.point
-    return f"{about}: {verdict_text(verdict)}"
+    return printable(f"{about}: {verdict_text(verdict)}")  # its reason may be from another machine's result
 
 
 def verdict_text(verdict: GateVerdict) -> str:

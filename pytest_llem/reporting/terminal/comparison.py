@@ -16,6 +16,7 @@ from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.reporting.text import counted, escaped, markdown_row, number, wrapped
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.problems import printable
 
 #: Rows of a table. If there are more verdicts, it has the worst.
 MAX_ROWS = 60
@@ -55,7 +56,8 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
         found += _by_point(rows, width)
     if left_out:
         found.append(_more(left_out))
-    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+    found += [*([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+    return [*map(printable, found)]  # texts of a committed file could be commands of a terminal or of a CI
 
 
 def _by_point(rows: Sequence[GateVerdict], width: int) -> Iterator[str]:
