@@ -98,8 +98,8 @@ def power_w(nvml: Nvml, handle: Any, source: PowerSource, scope: int = GPU_SCOPE
     Args:
         nvml: An open NVML.
         handle: NVML's handle of the GPU.
-        source: The current power, the average over a second, or ``nvmlDeviceGetPowerUsage``, which
-            :func:`averages_power` tells apart.
+        source: The current power, the average over a second, or ``nvmlDeviceGetPowerUsage``, which is the former
+            up to GA100 and the latter on later GPUs.
         scope: ``GPU_SCOPE`` or ``MODULE_SCOPE``; ignored by ``nvmlDeviceGetPowerUsage``.
     """
     field = _POWER_FIELDS.get(source)
