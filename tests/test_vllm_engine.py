@@ -492,6 +492,13 @@ def test_prefix_cache_is_cleared_at_each_pass(load: Make) -> None:
     assert rate == pytest.approx(2 / 10), "the repeated prompt's 3 tokens but the last, of 10, in each pass"
 
 
+def test_prefix_cache_that_vllm_does_not_clear_is_an_error(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load(config({"enable_prefix_caching": True}))
+    monkeypatch.setattr(made._engine, "reset_prefix_cache", lambda: False)
+    with pytest.raises(RuntimeError, match="vLLM could not clear its prefix cache before a pass"):
+        made.seed(0)
+
+
 def test_prefix_cache_hit_rate_is_the_windows_only() -> None:
     """Neither warm-up nor the window of the prompts alone counts. All prompts are different."""
     measurement = {"min_window_seconds": 0, "prefill_split": True}
@@ -529,6 +536,8 @@ def test_setting_that_vllm_changed_is_reported() -> None:
         ("vllm.engine.kv_cache_dtype", "fp8", "auto"),
     ]
     assert found.engine.settings["max_num_seqs"] == 2
+    chosen = measure(config({"kv_cache_dtype": "auto", "quantization": None})).result
+    assert not [one for one in chosen.adjusted if one.setting.startswith("vllm.")]
 
 
 def test_answer_that_does_not_fit_the_given_context_is_refused(load: Make) -> None:

@@ -221,7 +221,7 @@ class VLLMEngine(BatchEngine):
         """Yield the arguments that vLLM replaced, mostly with no more than a warning in its log."""
         for name, given in self._given.items():
             effective = settings.get(name)
-            if None not in (given, effective) and given != effective:
+            if given not in (None, "auto", -1) and effective not in (None, given):  # these let vLLM choose
                 yield AdjustedSetting(
                     setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
                 )
@@ -263,10 +263,15 @@ class VLLMEngine(BatchEngine):
         return sum(map(len, batch.prompts))  # vLLM pads nothing
 
     def seed(self, seed: int) -> None:
-        """Forget cached prompts, which every pass repeats. Each request has a seed of its own."""
+        """Forget cached prompts, which every pass repeats. Each request has a seed of its own.
+
+        Raises:
+            RuntimeError: vLLM has not forgotten them, so that this pass would be faster than the first.
+        """
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
             with _crashes():
-                self._engine.reset_prefix_cache()
+                if not self._engine.reset_prefix_cache():
+                    raise RuntimeError("vLLM could not clear its prefix cache before a pass: its output says why")
 
     def generate(self, batch: Batch) -> list[Answer]:
         with _crashes():
