@@ -74,14 +74,14 @@ def test_folder_of_baselines_is_from_option_or_ini(
 def test_unusable_baseline_names_the_command_that_renews_it(
     study: None, run_pytest: RunPytest, pytester: pytest.Pytester, change: str
 ) -> None:
-    assert run_pytest(*SAVE).ret == 0
-    file = saved_file(pytester.path, "main", "noop")
+    assert run_pytest("--llem-save=v1.2", "--llem-save-force").ret == 0
+    file = saved_file(pytester.path, "v1.2", "noop")
     if change == "schema":
         file.write_text(file.read_text().replace('"schema_version": "2', '"schema_version": "7'))
-    run = run_pytest("--llem-baseline=main", *(["--llem-baseline-max-age=0.001s"] if change == "age" else []))
+    run = run_pytest("--llem-baseline=v1.2", *(["--llem-baseline-max-age=0.001s"] if change == "age" else []))
     assert run.ret == pytest.ExitCode.INTERRUPTED
     what = {"age": "seconds ago, and at most 0.001 seconds are allowed", "schema": "schema version 7.*"}[change]
-    run.stdout.fnmatch_lines([f"*{what}; save it: pytest study.yaml -p llem --llem-save main"])
+    run.stdout.fnmatch_lines([f"*{what}; save it: pytest study.yaml -p llem --llem-save v1.2"])
 
 
 def test_invalid_age_is_refused(study: None, run_pytest: RunPytest) -> None:

@@ -15,13 +15,15 @@ import pytest
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saving import save
+from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, lines, markdown
 from pytest_llem.reporting.text import escaped
+from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
 from tests.support.marks import slow
-from tests.support.study_results import H100, point, saved_file, study_result
+from tests.support.study_results import H100, point, saved_file, study_result, summary
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
@@ -203,14 +205,17 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
         ),
         (("main", "no/where"), "no/where: no such file or folder"),
         (("main", "broken.json"), "broken.json: not a StudyResult: the file: Invalid JSON"),
-        (("main", "same", "--alpha", "0.7"), "gates: alpha: Input should be less than 0.5"),
-        (("main", "same", "--delta", "-1"), "gates: delta"),
+        (("main", "same", "--alpha", "0.7"), "--alpha: must be less than 0.5 (got 0.7)"),
+        (("main", "same", "--delta", "-1"), "--delta: must be at least 0 (got -1.0)"),
+        (("main", "newer.json"), "newer.json: gates.metrics: no metric of that name (got 'new'): give --metric"),
     ],
 )
 def test_unusable_input_is_one_line_and_status_2(
     saved: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     Path("broken.json").write_text("no")
+    newer = _result(1, measurement_protocol={"n_cycles": 5, "gates": {"metrics": ["new"]}})
+    Path("newer.json").write_text(newer.model_dump_json())
     status, out, error = _llem(capsys, *arguments)
     assert (status, out) == (2, "")
     assert error.startswith(f"llem: {message}")
@@ -287,6 +292,38 @@ def test_rows_of_many_points_are_cut() -> None:
     assert len(json.loads(as_json(found))["verdicts"]) == 150
 
 
+def test_no_regression_is_cut_while_a_row_of_another_verdict_is_shown() -> None:
+    candidate, reference = _result(*[1.2] * 25), _result(*[1] * 25)
+    for one in (candidate, reference):
+        for each in one.points:
+            each.metrics["output_tokens_per_second"] = summary("output_tokens_per_second", STEADY)
+    shown = lines(compare(candidate, reference, GatesConfig(), name="main"), WIDTH)
+    assert sum(line.endswith("REGRESSION") for line in shown) == 50
+    assert "and 15 SAME" in shown
+
+
+def test_estimated_energy_is_marked_in_its_row() -> None:
+    values = summary("energy_per_output_token_j", STEADY, method="estimated", boundary="cpu_package")
+    config = {"precision": "bf16", "energy": {"allow_estimated": True}}
+    given = study_result(point({"x": 1}, config=config, energy_per_output_token_j=values))
+    found = compare(given, given, GatesConfig(metrics=["energy_per_output_token_j"]), name="main")
+    shown = lines(found, WIDTH)
+    row = next(place for place, line in enumerate(shown) if line.endswith("SAME"))
+    assert shown[row + 1] == "    estimated"
+    assert r"| energy\_per\_output\_token\_j (estimated) |" in markdown(found)
+
+
+def test_numbers_of_the_table_and_its_notes_are_not_rounded_off() -> None:
+    speeds = {"output_tokens_per_second": [999.7, 999.7], "requests_per_second": [1.0, 1.0]}
+    slow_ones = {"output_tokens_per_second": [1.0, 1.0], "requests_per_second": [1.0, 1.0]}
+    gates = GatesConfig(metrics=[*speeds], alpha=0.0125, delta=0.0125)
+    shown = lines(
+        compare(study_result(point({}, **speeds)), study_result(point({}, **slow_ones)), gates, name="x"), WIDTH
+    )
+    assert any(line.split()[1:5] == ["1.00", "→", "1,000", "1,000"] for line in shown)
+    assert any("alpha 0.0125 by Holm over 2 gates, delta 1.25 %" in line for line in shown)
+
+
 def test_long_lists_are_cut() -> None:
     record = ComparisonRecord(
         reference="main",
@@ -312,6 +349,17 @@ def test_no_interval_is_too_wide_for_the_table() -> None:
     assert shown[4].split()[0] == "output_tokens_per_second"
     assert shown[4].split()[5] == "<0.001–>1000"
     assert max(map(len, shown[:5])) <= WIDTH
+
+
+def test_texts_of_a_result_cannot_begin_a_line() -> None:
+    contended = PointContention(contended=[1], reasons=["by\n::error::"])
+    evil = study_result(
+        point({"x": 1}, seconds=STEADY, contention=contended), pytest_llem_version="1\n::error::\x1b[31m"
+    )
+    plain = study_result(point({"x": 1}, seconds=STEADY))
+    found = compare(plain, evil, GatesConfig(metrics=["seconds"]), name="m")
+    assert r"reference: m, measured with pytest-llem 1\n::error::\x1b[31m" in lines(found, WIDTH)
+    assert r"contended: by\n::error::" in verdict_line(found.verdicts[0])
 
 
 def test_new_and_missing_points_are_listed() -> None:

@@ -27,7 +27,13 @@ from pytest_llem.gates.verdict_text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, assess_contention, contention_warnings
+from pytest_llem.measurement.contention import (
+    THRESHOLDS,
+    ContentionWatch,
+    assess_contention,
+    contention_warnings,
+    with_prefill,
+)
 from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity
 from pytest_llem.measurement.cpu_counters import Snapshot, snapshot
 from pytest_llem.measurement.gpu_activity import gpu_activity
@@ -268,7 +274,17 @@ def test_use_that_the_drivers_samples_do_not_show_is_unknown(used: dict[int, int
     assert found == GpuContention(device="GPU-1", others_memory_mb=2.0, others=["p500 (500)"])
     state, reasons = (judged := assess_contention(QUIET, [found], 10.0)).state, judged.reasons
     assert state == "unknown"
-    assert reasons == ["p500 (500) may have used GPU-1: the driver lists its memory, and not its use"]
+    what = "use of GPU-1 by other processes is not available"
+    assert reasons == [f"{what}: the driver lists the memory of p500 (500), and not the use"]
+
+
+def test_reason_of_the_prefill_window_names_a_process_with_colons() -> None:
+    used = GpuContention(device="GPU-1", others=["VLLM::EngineCore (500)"])
+    found = with_prefill(assess_contention(QUIET, [ALONE], 10.0), assess_contention(QUIET, [used], 10.0))
+    assert found.reasons == [
+        "use of GPU-1 by other processes is not available in the prefill window: "
+        "the driver lists the memory of VLLM::EngineCore (500), and not the use"
+    ]
 
 
 def test_driver_is_queried_from_the_start_of_the_window() -> None:

@@ -250,10 +250,10 @@ class TestGpus:
         ]
 
     def test_current_throttling_hinders(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
-        add_gpus(scripted_gpu(reasons=0x2 | 0x4 | 0x40))
+        add_gpus(scripted_gpu(reasons=0x2 | 0x4 | 0x40 | 0x200 | 0x400))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
-        assert finding.message == "its clocks are throttled now: power, hw_thermal"
+        assert finding.message == "its clocks are throttled now: power, hw_thermal, board_limit, reliability"
 
     def test_mig_blocks_and_has_a_command(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         add_gpus(scripted_gpu(mig=1))

@@ -21,7 +21,7 @@ from pytest_llem.energy.nvml import NvmlMeter, _skew, _Span
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.hardware.environment import environment as gpu_environment
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.sensors import PowerSource, power_w
+from pytest_llem.hardware.sensors import PowerSource, power_sources, power_w
 from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
@@ -687,6 +687,18 @@ def test_only_instant_power_follows_a_step_at_once(run: Callable[..., Any]) -> N
     powers = run(_powers, _gpu(watts=100.0, averages=1))
     assert powers["nvml_power_instant"] == 500
     assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
+
+
+def _sources(script: Script) -> list[PowerSource]:
+    with Nvml() as opened:
+        return power_sources(opened, opened.call("nvmlDeviceGetHandleByUUID", A))
+
+
+@pytest.mark.parametrize(("watts", "expected"), [(100.0, [*get_args(PowerSource)]), (20_000.0, [])])
+def test_source_of_impossible_power_is_not_used(
+    run: Callable[..., Any], watts: float, expected: list[PowerSource]
+) -> None:
+    assert run(_sources, _gpu(watts=watts)) == expected
 
 
 def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]], int]:

@@ -144,7 +144,7 @@ class TestAnnotations:
         name, properties, message = parse(line)
         assert name == "error"
         assert properties == {"file": "a,b:c/x%.yaml", "line": "12", "title": f"budget[{nasty}]"}
-        assert message.endswith(nasty)
+        assert message.endswith(nasty.replace("\r\n", r"\r\n"))
 
     def test_files_are_relative_to_the_checkout(self, tmp_path: Path) -> None:
         checkout = tmp_path / "checkout"

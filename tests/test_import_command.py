@@ -149,6 +149,7 @@ def test_outputs_of_llama_bench_are_the_same_points_in_every_format() -> None:
         (["a.json", "own.json"], "a.json of vllm bench serve, own.json of script: tools measure differently"),
         (["missing.json"], "missing.json: no such file or folder"),
         (["a.json", "--axis", "x"], "--axis x: must be NAME=JSON.path"),
+        (["a.json", "--axis", "x=model_id", "--axis", "x=duration"], "--axis x=duration: x is given twice"),
         (["a.json", "-o", "full"], "full: exists already: give the name of a new folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -248,6 +248,14 @@ class TestCacheFolder:
         )
         assert (cache_note() or "").startswith(expected)
 
+    def test_cache_that_links_to_nothing_is_replaced_by_a_temporary_folder(
+        self, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = temporary.parent / "link"
+        link.symlink_to("not/mounted")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(link))
+        assert model_folder() == temporary / "tiny-llama-v1"
+
     def test_read_only_cache_is_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         (tmp_path / "pytest-llem" / "tiny-llama-v1").mkdir(parents=True)

@@ -215,6 +215,19 @@ def test_unusable_results_directory_is_refused_before_the_run(
     run.stderr.fnmatch_lines(["ERROR: *results: results cannot be written: *"])
 
 
+def test_run_that_cannot_start_leaves_nothing_to_resume(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+) -> None:
+    fields = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
+    write_study("a.yaml", name="a", **fields)
+    write_study("b.yaml", name="b", output_dir="file/x", **fields)
+    (pytester.path / "file").touch()
+    assert run_pytest(files=["a.yaml"]).ret == 0
+    assert run_pytest(files=["a.yaml", "b.yaml"]).ret == pytest.ExitCode.USAGE_ERROR
+    assert results.directory.is_dir(), "the only one"
+    run_pytest("--llem-resume", "-v", files=["a.yaml"]).stdout.fnmatch_lines(["*REPLAYED*"])
+
+
 def test_result_that_cannot_be_saved_is_a_failure(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
@@ -598,14 +611,14 @@ def test_output_of_passed_experiments_is_kept_only_if_shown(
 
 
 @pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
-def test_failing_teardown_keeps_the_measurement(
+def test_failing_teardown_keeps_the_result_or_error(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
     write_study: WriteStudy,
     results: Results,
     ending: str,
 ) -> None:
-    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    write_study(sweep={"noop.fault": ["none", "raise"]}, execution={"n_cycles": 1, "max_consecutive_failures": 2})
     pytester.makeconftest(
         f"""
         import pytest
@@ -616,9 +629,11 @@ def test_failing_teardown_keeps_the_measurement(
             {ending}
         """
     )
-    run_pytest()
-    assert results.statuses() == {"n=1": "completed"}
+    run = run_pytest()
+    assert results.statuses() == {"fault=none": "completed", "fault=raise": "failed"}
     assert len(results.study_result["result_files"]) == 1
+    assert [one["error"]["type"] for one in results.manifest["experiments"] if one["error"]] == ["ValueError"]
+    assert "experiments in a row failed" not in run.stdout.str(), "one failure is counted once"
 
 
 @pytest.mark.parametrize(

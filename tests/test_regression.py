@@ -195,7 +195,8 @@ TESTBED = [
 def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
     candidate, reference = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(candidate, reference)
-    reason = f"cannot be compared: {line} (--llem-compare-mismatch compares despite this)"
+    hint = "(--llem-compare-mismatch, or llem compare --allow-mismatch, compares despite this)"
+    reason = f"cannot be compared: {line} {hint}"
     assert outcome_of(verdict) == ("NOT JUDGED", "failed", reason)
     assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
     assert (record.testbed, record.compared_despite_mismatch, record.family) == ([line], False, 0)

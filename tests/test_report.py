@@ -153,7 +153,8 @@ def test_each_of_several_studies_has_its_own_report(pytester: pytest.Pytester, w
 def test_reports_of_studies_with_the_same_name_are_numbered() -> None:
     file = Path("a/page.html")
     assert page_files(file, ["x"]) == [file]
-    assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
+    for names, expected in ((["x", "y", "x"], ["x", "y", "x-2"]), (["x", "x-2", "x"], ["x", "x-2", "x-3"])):
+        assert page_files(file, names) == [Path(f"a/page-{name}.html") for name in expected]
 
 
 def test_collect_only_writes_no_report(pytester: pytest.Pytester, write_study: WriteStudy) -> None:

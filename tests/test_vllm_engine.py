@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -363,6 +364,13 @@ def test_start_of_vllm_is_reported_in_phases() -> None:
     assert phases == ["starting vLLM", "loading weights", "profiling memory", "compiling", "warming up vLLM"]
 
 
+def test_log_record_that_cannot_be_formatted_does_not_stop_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    from pytest_llem.engines.vllm.start import StartRecords
+
+    StartRecords().handle(logging.LogRecord("vllm", logging.INFO, "", 1, "%d tokens", ("many",), None))
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 def test_warning_about_a_setting_of_the_study_is_left_out() -> None:
     warned = texts(measure(config({"enforce_eager": True})).result.warnings)
     assert not [text for text in warned if text.startswith("vllm")]
@@ -484,6 +492,13 @@ def test_prefix_cache_is_cleared_at_each_pass(load: Make) -> None:
     assert rate == pytest.approx(2 / 10), "the repeated prompt's 3 tokens but the last, of 10, in each pass"
 
 
+def test_prefix_cache_that_vllm_does_not_clear_is_an_error(load: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load(config({"enable_prefix_caching": True}))
+    monkeypatch.setattr(made._engine, "reset_prefix_cache", lambda: False)
+    with pytest.raises(RuntimeError, match="vLLM could not clear its prefix cache before a pass"):
+        made.seed(0)
+
+
 def test_prefix_cache_hit_rate_is_the_windows_only() -> None:
     """Neither warm-up nor the window of the prompts alone counts. All prompts are different."""
     measurement = {"min_window_seconds": 0, "prefill_split": True}
@@ -513,11 +528,16 @@ def test_weights_that_vllm_moved_into_its_kernels_have_no_size(load: Make) -> No
 
 
 def test_setting_that_vllm_changed_is_reported() -> None:
-    one = config({"max_num_seqs": 64, "hf_overrides": {"fake_max_num_seqs": 2}})
-    found = measure(one).result
-    [adjusted] = [one for one in found.adjusted if one.setting.startswith("vllm.")]
-    assert (adjusted.setting, adjusted.given, adjusted.effective) == ("vllm.engine.max_num_seqs", 64, 2)
+    given = {"max_num_seqs": 64, "kv_cache_dtype": "fp8", "block_size": 32, "gpu_memory_utilization": 0.5}
+    found = measure(config({**given, "hf_overrides": {"fake_max_num_seqs": 2}})).result
+    adjusted = [one for one in found.adjusted if one.setting.startswith("vllm.")]
+    assert [(one.setting, one.given, one.effective) for one in adjusted] == [
+        ("vllm.engine.max_num_seqs", 64, 2),
+        ("vllm.engine.kv_cache_dtype", "fp8", "auto"),
+    ]
     assert found.engine.settings["max_num_seqs"] == 2
+    chosen = measure(config({"kv_cache_dtype": "auto", "quantization": None})).result
+    assert not [one for one in chosen.adjusted if one.setting.startswith("vllm.")]
 
 
 def test_answer_that_does_not_fit_the_given_context_is_refused(load: Make) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 import pytest
 
 from pytest_llem._plugin.options import Settings
-from pytest_llem.gates.baselines import BaselineError, load
+from pytest_llem.gates.baselines import BaselineError, is_name, load
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.environment import processor
 from pytest_llem.results.study_result import StudyResult
@@ -44,11 +45,11 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
             max_age=settings.baseline_max_age,
         )
     except BaselineError as error:
-        command = ""
-        if error.renew and not set(settings.baseline) & set("/."):  # a name, and not a file
-            file = os.path.relpath(study.path, config.invocation_params.dir)
-            command = f"; save it: pytest {file} -p llem --llem-save {settings.baseline}"
-        raise BaselineError(f"{error}{command}") from error
+        if not error.renew or not is_name(settings.baseline) or settings.baseline.endswith(".json"):
+            raise
+        file = os.path.relpath(study.path, config.invocation_params.dir)
+        command = shlex.join(["pytest", file, "-p", "llem", "--llem-save", settings.baseline])
+        raise BaselineError(f"{error}; save it: {command}") from error
 
 
 def local_testbeds() -> list[Testbed]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_llem.cli.command import (
     DONE,
@@ -72,7 +71,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
-        help="compare even if the device, the data or the way of measuring differ",
+        help="compare even if the device, the data or the measurement settings differ",
     )
 
 
@@ -90,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     reference = load(options.reference, options.baseline_dir, testbeds=keys)
     if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
-    settings = _settings(candidate, options.metric, options.alpha, options.delta)
+    settings = _settings(candidate, options)
     found = compare(
         candidate,
         reference,
@@ -108,23 +107,28 @@ def _run(options: argparse.Namespace) -> int:
     return FAILED if any(verdict.outcome == "failed" for verdict in found.verdicts) else DONE
 
 
-def _settings(
-    result: StudyResult, metrics: Sequence[str], alpha: float | None, delta: float | None
-) -> GatesConfig:
-    """Return the gate settings of the study of *result*, overridden by the options given.
+def _settings(candidate: StudyResult, options: argparse.Namespace) -> GatesConfig:
+    """Return the gate settings of the candidate's study, overridden by the options given.
 
     Raises:
-        ValueError: A setting is out of range.
+        ValueError: A setting is out of range, or another version wrote one that this version does not have.
     """
     from pydantic import ValidationError
 
-    from pytest_llem.study.gates import GatesConfig
+    from pytest_llem.study.document import dotted
+    from pytest_llem.study.gates import GatesConfig, metric_fault
+    from pytest_llem.study.problems import error_sentence
+    from pytest_llem.study.section_errors import error_details
 
-    given: dict[str, Any] = {"metrics": list(dict.fromkeys(metrics)) or None, "alpha": alpha, "delta": delta}
-    settings = dict(result.measurement_protocol.get("gates") or {})
-    settings |= {key: value for key, value in given.items() if value is not None}
+    given = {"metrics": list(dict.fromkeys(options.metric)), "alpha": options.alpha, "delta": options.delta}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
     try:
-        return GatesConfig.model_validate(settings)
+        settings = GatesConfig.model_validate((candidate.measurement_protocol.get("gates") or {}) | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"gates: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        location, detail = next(error_details(error))
+        where = f"--{location[0]}" if location[0] in given else f"{options.candidate}: gates.{dotted(location)}"
+        raise ValueError(f"{where}: {error_sentence(detail)} (got {detail['input']!r})") from error
+    for name in settings.metrics or ():
+        if fault := metric_fault(name):
+            raise ValueError(f"{options.candidate}: gates.metrics: {fault} (got {name!r}): give --metric")
+    return settings

@@ -99,9 +99,7 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
             if point.skip is not None or config.backend == COMMAND:  # a command finds its model and dataset itself
                 continue
             if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
-                whole = HubDataset(
-                    found.name, found.revision
-                )  # the whole dataset is fetched, whichever part is read
+                whole = HubDataset(found.name, found.revision)  # whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
             if config.backend == SERVER:  # it runs in sessions only, and finds the model by its name
                 if config.model is not None:

@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.reporting.text import counted
 
     directory: Path = options.output
-    points = points_of(read_runs(options.files, options.format), dict(parse_axes(options.axis)), options.cycle_per)
+    points = points_of(read_runs(options.files, options.format), parse_axes(options.axis), options.cycle_per)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ImportFileError(f"{directory}: exists already: give the name of a new folder")
     directory.mkdir(parents=True, exist_ok=True)

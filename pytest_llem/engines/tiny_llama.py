@@ -67,7 +67,7 @@ def _cached(name: str) -> Path:
     temporary folder of this user.
     """
     own = _user_cache()
-    if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
+    if own is not None and (os.path.isdir(own / name) or _can_be_made(own / name)):  # noqa: PTH112  # as below
         return own / name
     return _temporary_cache() / name
 
@@ -106,24 +106,11 @@ def _make_own(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "is not a folder of this user's alone: remove it", str(folder))
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # in a folder that this user cannot read
-        return False
-
-
 def _can_be_made(folder: Path) -> bool:
-    """Return whether a missing folder can be made: its nearest existing parent has to be writable."""
-    above = next((one for one in folder.parents if _is_folder(one) or _exists(one)), None)
-    return above is not None and _is_folder(above) and os.access(above, os.W_OK | os.X_OK)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return True
+    """Return whether a missing folder can be made: its nearest existing parent has to be a writable folder."""
+    # Path's methods raise for a path in a folder that this user cannot read. A link to nothing exists.
+    above = next(one for one in folder.parents if os.path.lexists(one))
+    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
 def tiny_llama() -> Path:

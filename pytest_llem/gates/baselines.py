@@ -83,6 +83,11 @@ def load(
     return result
 
 
+def is_name(given: str) -> bool:
+    """Return whether *given* can be the name of a baseline, which is a folder's name."""
+    return bool(given) and Path(given).name == given and given != ".."
+
+
 def resolve(given: str, folder: Path) -> Path:
     """Return the file or folder that *given* names.
 
@@ -95,12 +100,11 @@ def resolve(given: str, folder: Path) -> Path:
         BaselineError: The baseline or path does not exist.
     """
     path = Path(given)
-    is_name = bool(given) and path.name == given and given != ".."
-    if is_name and (folder / given).is_dir():
+    if is_name(given) and (folder / given).is_dir():
         return folder / given
     if path.exists() and given:
         return path
-    if not is_name or path.suffix == ".json":
+    if not is_name(given) or path.suffix == ".json":
         raise BaselineError(f"{given or repr(given)}: no such file or folder")
     names = sorted(one.name for one in folder.glob("*") if one.is_dir())
     known = f"baselines: {', '.join(names)}" if names else f"there are no baselines in {_shown(folder)}"

@@ -116,7 +116,11 @@ def make_case(
         return case(reason=reason)
     testbed = testbed_differences(candidate, reference, metric)
     if testbed.blocking and not allow_mismatch:
-        hint = "" if testbed.binding else " (--llem-compare-mismatch compares despite this)"
+        hint = (
+            ""
+            if testbed.binding
+            else " (--llem-compare-mismatch, or llem compare --allow-mismatch, compares despite this)"
+        )
         reason = f"cannot be compared: {'; '.join(testbed.blocking)}{hint}"
     elif not all(usable):
         reason = ESTIMATED

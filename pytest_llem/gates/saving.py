@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.gates.baselines import BaselineError
+from pytest_llem.gates.baselines import BaselineError, is_name
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import write_atomically
@@ -49,7 +49,7 @@ def save(result: StudyResult, name: str, folder: Path, *, partial: bool = False,
     Example:
         >>> save(StudyResult.load("results/quickstart_2026-01-31T12-00-00Z"), "main", Path(".llem/baselines"))
     """
-    if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
+    if not is_name(name) or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (missing := missing_results(result)) is not None and not partial:
         raise BaselineError(f"{missing}: a baseline needs the results of a whole run")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_llem.gates.decisions import MAX_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.problems import printable
 
 #: Numbers of significant digits to try. 17 distinguish all floats.
 _DIGITS = range(3, 18)
@@ -15,7 +16,7 @@ _DIGITS = range(3, 18)
 def verdict_line(verdict: GateVerdict) -> str:
     """Return point, metric, value and limit or ratio of *verdict* on one line, in this order."""
     about = f"{verdict.point}: {verdict.metric}" if verdict.metric else verdict.point
-    return f"{about}: {verdict_text(verdict)}"
+    return printable(f"{about}: {verdict_text(verdict)}")  # its reason may be from another machine's result
 
 
 def verdict_text(verdict: GateVerdict) -> str:
@@ -62,7 +63,7 @@ def _budget(verdict: GateVerdict) -> str:
         text = f"is not below {_exact(low)}"
     else:
         text = f"is within {_exact(high) if low is None else _span(_exact(low), _exact(high))}"
-    basis = _method(verdict)
+    basis = indirect_method(verdict)
     if verdict.ci95 is not None:
         basis.append(_span(*(rounded(edge) for edge in verdict.ci95)))
     basis.append(f"n = {verdict.n}")
@@ -74,7 +75,7 @@ def _regression(verdict: GateVerdict) -> str:
         return f"{verdict.verdict}{_after(': ', verdict.reason)}"
     share = "" if verdict.confidence is None else f"{percent(verdict.confidence)} "
     basis = [] if verdict.delta is None else [f"δ = {100 * verdict.delta:.3g} %"]
-    basis += [*_method(verdict), f"{share}interval {_span(*map(ratio_text, verdict.interval))}"]
+    basis += [*indirect_method(verdict), f"{share}interval {_span(*map(ratio_text, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.judged_after is not None:
         basis.append(f"judged after {verdict.judged_after} cycles")
@@ -88,8 +89,8 @@ def _regression(verdict: GateVerdict) -> str:
     return f"{text}; about {verdict.cycles_to_decide} cycles would decide"
 
 
-def _method(verdict: GateVerdict) -> list[str]:
-    """Return how an energy was obtained, if it was not measured directly."""
+def indirect_method(verdict: GateVerdict) -> list[str]:
+    """Return how an energy was obtained, such as ``estimated``; empty if it was measured directly."""
     return [] if verdict.method in (None, "measured") else [verdict.method]
 
 

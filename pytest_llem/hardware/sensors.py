@@ -6,13 +6,14 @@ Values that NVML does not report, and impossible ones, are None.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pytest_llem.hardware.nvml import Nvml
 
+#: Sources of a GPU's power, the best first.
 PowerSource = Literal["nvml_power_instant", "nvml_power_average", "nvml_power_usage"]
 
-#: Field ids, ``NVML_FI_DEV_POWER_…``, of values in mW; the best first.
+#: Field ids, ``NVML_FI_DEV_POWER_…``, of values in mW.
 _POWER_FIELDS: dict[PowerSource, int] = {"nvml_power_instant": 186, "nvml_power_average": 185}
 
 #: CUDA compute capability of GA100. On later GPUs ``nvmlDeviceGetPowerUsage`` is documented to be an average.
@@ -53,6 +54,8 @@ _REASONS = {
     "hw_thermal": 0x40,
     "hw_power_brake": 0x80,
     "display": 0x100,
+    "board_limit": 0x200,
+    "reliability": 0x400,
 }
 
 #: Plausible values in °C and in W: others are ignored. A GPU that is on never draws 0 W.
@@ -67,11 +70,8 @@ def power_source(nvml: Nvml, handle: Any) -> PowerSource | None:
 
 def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
     """Return all sources of a GPU's power, the best first."""
-    values = nvml.fields(handle, *_POWER_FIELDS.values())
-    sources: list[PowerSource] = [source for source, field in _POWER_FIELDS.items() if values.get(field)]
-    if power_w(nvml, handle, "nvml_power_usage") is not None:
-        sources.append("nvml_power_usage")
-    return sources
+    sources: tuple[PowerSource, ...] = get_args(PowerSource)
+    return [source for source in sources if power_w(nvml, handle, source) is not None]
 
 
 def averages_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
@@ -99,7 +99,7 @@ def power_w(nvml: Nvml, handle: Any, source: PowerSource, scope: int = GPU_SCOPE
         nvml: An open NVML.
         handle: NVML's handle of the GPU.
         source: The current power, the average over a second, or ``nvmlDeviceGetPowerUsage``, which is the former
-            up to Volta and on GA100, and the latter on other GPUs since Ampere.
+            up to GA100 and the latter on later GPUs.
         scope: ``GPU_SCOPE`` or ``MODULE_SCOPE``; ignored by ``nvmlDeviceGetPowerUsage``.
     """
     field = _POWER_FIELDS.get(source)

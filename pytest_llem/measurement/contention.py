@@ -228,13 +228,10 @@ def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuContention]) -> Iterato
             "wanted"
         )
     for gpu in gpus:
-        if gpu.others_share is None and gpu.others:
+        if gpu.others_share is None:
             names = ", ".join(gpu.others)
-            yield f"{names} may have used {gpu.device}: the driver lists its memory, and not its use"
-        elif gpu.others_share is None:
-            yield (
-                f"use of {gpu.device} by other processes is not available: the driver does not list the experiment"
-            )
+            why = f"lists the memory of {names}, and not the use" if names else "does not list the experiment"
+            yield f"use of {gpu.device} by other processes is not available: the driver {why}"
 
 
 def _waited_for_itself(cpu: CpuActivity) -> bool:

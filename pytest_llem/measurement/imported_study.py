@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -283,16 +283,20 @@ def _span(run: ToolRun) -> tuple[datetime, datetime]:
     return ended - timedelta(seconds=seconds or 0.0), ended
 
 
-def parse_axes(given: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and path of each axis that is given as ``name=path``.
+def parse_axes(given: Iterable[str]) -> dict[str, str]:
+    """Return the path of each axis that is given as ``name=path``, by its name.
 
     Raises:
-        ImportFileError: One does not have this form.
+        ImportFileError: One does not have this form, or is given twice.
     """
+    found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not (name and equals and path and name.isprintable()):
             raise ImportFileError(
                 f"--axis {text}: must be NAME=JSON.path, such as streams=config.strategy.streams"
             )
-        yield name, path
+        if name in found:
+            raise ImportFileError(f"--axis {text}: {name} is given twice")
+        found[name] = path
+    return found

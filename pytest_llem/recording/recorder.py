@@ -130,7 +130,7 @@ class Recorder:
                 )
             return
         key, run, experiment = found
-        if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
+        if report.when == "teardown" and run.has_ended(experiment):  # its result or error stands
             return
         try:
             self._record(key, experiment, payload, report)
@@ -334,8 +334,9 @@ def _open_runs(
                 str(settings.shard) if settings.shard else None,
             )
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
-            for run in runs.values():
-                run.finish("aborted")
+            # --llem-resume would find these runs, which have no results, instead of earlier ones.
+            for run in reversed(runs.values()):  # references are inside
+                run.discard()
             raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
     return runs
 
@@ -349,12 +350,11 @@ def page_files(file: Path, names: Sequence[str]) -> list[Path]:
     """
     if len(names) == 1:
         return [file]
-    seen: Counter[str] = Counter()
-    found = []
+    found: list[Path] = []
     for name in names:
-        seen[name] += 1
-        number = f"-{seen[name]}" if seen[name] > 1 else ""
-        found.append(file.with_name(f"{file.stem}-{name}{number}{file.suffix}"))
+        numbered = (name, *(f"{name}-{number}" for number in range(2, len(names) + 1)))
+        pages = (file.with_name(f"{file.stem}-{one}{file.suffix}") for one in numbered)
+        found.append(next(page for page in pages if page not in found))
     return found
 
 

@@ -20,7 +20,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
 
 def number(value: float) -> str:
     """Return *value* to three significant digits, or as a whole number from 1000 on."""
-    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def mean_text(summary: Summary) -> str:

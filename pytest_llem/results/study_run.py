@@ -26,6 +26,9 @@ from pytest_llem.results.study_result import (
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now
 
+#: Statuses of experiments that have yet to run, or run.
+_NOT_ENDED = ("pending", "running")
+
 
 @dataclass
 class StudyRun:
@@ -158,13 +161,13 @@ class StudyRun:
         """Record that an experiment was skipped, or failed with *error* as xfail expects."""
         self.writer.skipped(experiment.id, reason, error)
 
-    def has_result(self, experiment: Experiment) -> bool:
-        """Whether an experiment is completed."""
-        return self.writer.entry(experiment.id).status == "completed"
+    def has_ended(self, experiment: Experiment) -> bool:
+        """Whether an experiment is completed, failed or skipped."""
+        return self.writer.entry(experiment.id).status not in _NOT_ENDED
 
     def is_done(self) -> bool:
         """Whether nothing is pending or running any more."""
-        return all(entry.status not in ("pending", "running") for entry in self.entries)
+        return all(entry.status not in _NOT_ENDED for entry in self.entries)
 
     def is_untouched(self) -> bool:
         """Whether no experiment has started or was skipped."""
@@ -172,7 +175,8 @@ class StudyRun:
 
     def discard(self) -> None:
         """Close the manifest and remove the directory, and its parent if nothing else is in it."""
-        self.writer.finish("aborted")
+        with suppress(OSError):  # the disk is full
+            self.writer.finish("aborted")
         shutil.rmtree(self.directory, ignore_errors=True)
         parent = self.directory.parent
         if [one.name for one in parent.iterdir()] == [".gitignore"]:
@@ -181,7 +185,7 @@ class StudyRun:
     def summarise(self) -> StudyResult:
         """Return the results of the points so far. They are read again if more experiments have ended since."""
         manifest = self.writer.manifest
-        ended = sum(entry.status not in ("pending", "running") for entry in self.entries)
+        ended = sum(entry.status not in _NOT_ENDED for entry in self.entries)
         if self._summarised is None or self._ended != ended:
             result = study_design(self.study, manifest)
             self._summarised, self._ended = (result, add_results(result, manifest, self.directory)), ended

@@ -139,7 +139,9 @@ class ComparisonRecord(Record):
     testbed: list[str] = Field(default_factory=list)
     """Testbed facts that differ, one per line."""
     compared_despite_mismatch: bool = False
-    """Whether ``--llem-compare-mismatch`` allowed the comparison despite ``testbed``."""
+    """Whether ``--llem-compare-mismatch``, or ``--allow-mismatch`` of ``llem compare``, allowed the comparison
+    despite ``testbed``.
+    """
     warnings: list[str] = Field(default_factory=list)
     """Differences that do not stop the comparison but may affect it."""
     workload: list[str] = Field(default_factory=list)

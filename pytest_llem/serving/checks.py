@@ -9,13 +9,14 @@ from pytest_llem.results.statistics import percentile
 from pytest_llem.serving.client import SentRequest
 from pytest_llem.serving.errors import ClientBoundError, NotSteadyError
 
-#: The requests in flight grow if the last third of a window has this many standard errors more than the first.
+#: The requests in flight grow if their mean in the last third of a window exceeds that in the first by more than
+#: this many standard errors and one request.
 _STANDARD_ERRORS = 4.0
 
-#: Share of the offered requests below which a window with too many unanswered ones is overloaded, however short.
+#: A window is overloaded, however short, if less than this share of the offered requests was served …
 _MIN_SERVED = 0.8
 
-#: Number of standard errors by which they have to be too many.
+#: … and the number of those that were not exceeds this many standard errors.
 _OVERLOAD = 3.0
 
 #: Limit of the 99th percentile of the send lag: the larger of a time in s and a share of the median E2E latency.

@@ -86,12 +86,13 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
 def _others(
     model: Any, config: ExperimentConfig, options: PyTorchConfig, source: ModelSource
 ) -> Iterator[AdjustedSetting]:
-    section, runs = config.backend, text_config(model.config)._attn_implementation
-    if options.attn_implementation and options.attn_implementation != runs:
+    """Yield the other options that transformers or torch replaced or ignored."""
+    section, attention = config.backend, text_config(model.config)._attn_implementation
+    if options.attn_implementation and options.attn_implementation != attention:
         yield AdjustedSetting(
             setting=f"{section}.attn_implementation",
             given=options.attn_implementation,
-            effective=runs,
+            effective=attention,
             reason="transformers chose another one for this model",
         )
     if options.cache_implementation and not model._supports_default_dynamic_cache():

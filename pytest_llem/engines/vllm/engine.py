@@ -188,38 +188,40 @@ class VLLMEngine(BatchEngine):
         versions["vllm"] = vllm.__version__
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
+        settings = {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantization": model.quantization,
+            "max_model_len": model.max_model_len,
+            "enforce_eager": model.enforce_eager,
+            "architecture": next(iter(model.architectures or []), None),
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "enable_chunked_prefill": scheduler.enable_chunked_prefill,
+            "enable_prefix_caching": cache.enable_prefix_caching,
+            "prefix_cache_hit_rate": self._hit_rate,
+            "kv_cache_dtype": str(cache.cache_dtype),
+            "block_size": cache.block_size,
+            "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
+            "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
+            "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
+            "sampling": {name: given for name, given in sampling.items() if name != "output_kind"},  # no JSON
+        }
         return EngineRecord(
             name="vllm",
             versions={name: version for name, version in versions.items() if version},
             device="cuda" if self.gpus else "cpu",
             device_names=[current_platform.get_device_name(at) for at in range(len(self.gpus))],
-            settings={
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "quantization": model.quantization,
-                "max_model_len": model.max_model_len,
-                "enforce_eager": model.enforce_eager,
-                "architecture": next(iter(model.architectures or []), None),
-                "max_num_seqs": scheduler.max_num_seqs,
-                "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-                "enable_chunked_prefill": scheduler.enable_chunked_prefill,
-                "enable_prefix_caching": cache.enable_prefix_caching,
-                "prefix_cache_hit_rate": self._hit_rate,
-                "kv_cache_dtype": str(cache.cache_dtype),
-                "block_size": cache.block_size,
-                "gpu_memory_utilization": cache.gpu_memory_utilization if self.gpus else None,
-                "tensor_parallel_size": found.parallel_config.tensor_parallel_size,
-                "pipeline_parallel_size": found.parallel_config.pipeline_parallel_size,
-                "sampling": {name: given for name, given in sampling.items() if name != "output_kind"},  # no JSON
-            },
-            adjusted=list(self._adjusted(scheduler)),
+            settings=settings,
+            adjusted=list(self._adjusted(settings)),
             **source.provenance(),
             random_weights=source.random_weights or self._random_weights,
         )
 
-    def _adjusted(self, scheduler: Any) -> Iterator[AdjustedSetting]:
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            given, effective = self._given.get(name), getattr(scheduler, name)
-            if given is not None and given != effective:
+    def _adjusted(self, settings: dict[str, Any]) -> Iterator[AdjustedSetting]:
+        """Yield the arguments that vLLM replaced, mostly with no more than a warning in its log."""
+        for name, given in self._given.items():
+            effective = settings.get(name)
+            if given not in (None, "auto", -1) and effective not in (None, given):  # these let vLLM choose
                 yield AdjustedSetting(
                     setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
                 )
@@ -261,10 +263,15 @@ class VLLMEngine(BatchEngine):
         return sum(map(len, batch.prompts))  # vLLM pads nothing
 
     def seed(self, seed: int) -> None:
-        """Forget cached prompts, which every pass repeats. Each request has a seed of its own."""
+        """Forget cached prompts, which every pass repeats. Each request has a seed of its own.
+
+        Raises:
+            RuntimeError: vLLM has not forgotten them, so that this pass would be faster than the first.
+        """
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
             with _crashes():
-                self._engine.reset_prefix_cache()
+                if not self._engine.reset_prefix_cache():
+                    raise RuntimeError("vLLM could not clear its prefix cache before a pass: its output says why")
 
     def generate(self, batch: Batch) -> list[Answer]:
         with _crashes():

@@ -36,10 +36,14 @@ class StartRecords(logging.Handler):
     """Sends the phases and errors in vLLM's log records to :class:`StartMonitor`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        found = [str(at) for at, (begins, _) in enumerate(PHASES) if begins in text]
-        if record.exc_info and (error := record.exc_info[1]) is not None:
-            found.append(f"{_ERROR}{type(error).__name__}: {' '.join(str(error).split())}")
+        try:
+            text = record.getMessage()
+            found = [str(at) for at, (begins, _) in enumerate(PHASES) if begins in text]
+            if record.exc_info and (error := record.exc_info[1]) is not None:
+                found.append(f"{_ERROR}{type(error).__name__}: {' '.join(str(error).split())}")
+        except Exception:  # a record that cannot be formatted may not stop vLLM
+            self.handleError(record)
+            return
         address = os.environ.get(ADDRESS)
         for message in found if address else ():
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pytest_llem.gates.associations import DIFFERENT
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
-from pytest_llem.gates.verdict_text import percent
+from pytest_llem.gates.verdict_text import indirect_method, percent
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.reporting.text import counted, escaped, markdown_row, number, wrapped
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.problems import printable
 
-#: Rows of a table; the worst verdicts come first.
+#: Rows of a table. If there are more verdicts, it has the worst.
 MAX_ROWS = 60
 
 #: Lines of one kind below the table.
@@ -55,7 +56,8 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
         found += _by_point(rows, width)
     if left_out:
         found.append(_more(left_out))
-    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+    found += [*([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+    return [*map(printable, found)]  # texts of a committed file could be commands of a terminal or of a CI
 
 
 def _by_point(rows: Sequence[GateVerdict], width: int) -> Iterator[str]:
@@ -76,7 +78,7 @@ def _by_point(rows: Sequence[GateVerdict], width: int) -> Iterator[str]:
         if place == 0 or rows[place - 1].point != verdict.point:
             yield from wrapped(verdict.point, width)
         yield line
-        remark = _remark(verdict)
+        remark = "; ".join(filter(None, (*indirect_method(verdict), _remark(verdict))))
         yield from textwrap.wrap(remark, width, initial_indent=2 * _INDENT, subsequent_indent=2 * _INDENT)
 
 
@@ -96,7 +98,8 @@ def markdown(comparison: Comparison) -> str:
         table = [("point", "metric", *_COLUMNS, "what moved")]
         for place, verdict in enumerate(rows):
             is_first = place == 0 or rows[place - 1].point != verdict.point
-            table.append((verdict.point if is_first else "", verdict.metric, *_cells(verdict), _remark(verdict)))
+            metric = verdict.metric + "".join(f" ({method})" for method in indirect_method(verdict))
+            table.append((verdict.point if is_first else "", metric, *_cells(verdict), _remark(verdict)))
         columns = len(table[0]) - (not any(map(_remark, rows)))
         body = [markdown_row(map(escaped, cells[:columns])) for cells in table]
         found += [body[0], markdown_row(_ALIGNMENT[:columns]), *body[1:], ""]
@@ -117,15 +120,16 @@ def as_json(comparison: Comparison) -> str:
 
 
 def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
-    """Return the verdicts of the table by point, the worst first, and the number of each verdict that did not fit.
+    """Return the worst verdicts by point, the worst point first, and the number of each verdict that is left out.
 
     New and missing points have no row: they are listed below the table.
     """
-    rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
-    rows.sort(key=_badness)
+    found = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
+    found.sort(key=_badness)
+    rows, left_out = found[:MAX_ROWS], found[MAX_ROWS:]
     places = {point: place for place, point in enumerate(dict.fromkeys(one.point for one in rows))}
     rows.sort(key=lambda one: places[one.point])
-    return rows[:MAX_ROWS], Counter(str(one.verdict) for one in rows[MAX_ROWS:])
+    return rows, Counter(str(one.verdict) for one in left_out)
 
 
 def _of_known_points(comparison: Comparison) -> list[GateVerdict]:
@@ -143,15 +147,14 @@ def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
     """Return the cells of :data:`_COLUMNS`."""
     ratio = "-" if verdict.ratio is None else _ratio(verdict.ratio)
     interval = "" if verdict.interval is None else "–".join(map(_ratio, verdict.interval))
-    one, other = verdict.reference_n, verdict.n
-    n = str(other) if one == other else f"{one}, {other}"
+    n = str(verdict.n) if verdict.n == verdict.reference_n else f"{verdict.reference_n}, {verdict.n}"
     return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, verdict.verdict
 
 
 def _ratio(value: float) -> str:
     if value < 0.001:
         return "<0.001"
-    return f"{value:.3f}" if value < 10 else f"{value:.3g}" if value < 1000 else ">1000"
+    return f"{value:.3f}" if value < 10 else number(value) if value < 1000 else ">1000"
 
 
 def _mean(value: float | None) -> str:
@@ -173,10 +176,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
         shares = sorted({one.confidence for one in judged if one.confidence is not None})
         used = sorted({one.delta for one in judged if one.delta is not None})
-        deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
+        deltas = f", delta {', '.join(f'{100 * delta:.3g} %' for delta in used)}" if used else ""
         share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
         interval = f"ratio: candidate / reference, with the {share} interval that decided; " if shares else ""
-        yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
+        yield f"{interval}alpha {record.alpha:g} by Holm over {counted(record.family, 'gate')}{deltas}"
     if any(one.associated for one in comparison.verdicts):
         yield "below a verdict: what moved together with the metric, which need not be the cause"
     notes = [
@@ -185,7 +188,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield from _capped("judged", [*dict.fromkeys(notes)])
     shares = sorted({one.process_share for one in comparison.verdicts if one.process_share is not None})
     if shares:
-        span = " to ".join(dict.fromkeys(f"{share:.0%}" for share in shares[:1] + shares[-1:]))
+        span = " to ".join(dict.fromkeys(f"{100 * share:.0f} %" for share in shares[:1] + shares[-1:]))
         yield f"process to process: {span} of the variance between pairs, which more turns do not reduce"
     if record.compared_despite_mismatch:  # otherwise they are the reasons of verdicts, which follow below
         yield from _capped("compared despite mismatch", record.testbed)

@@ -87,7 +87,7 @@ class EngineArgs:
             ),
             cache_config=SimpleNamespace(
                 enable_prefix_caching=self.enable_prefix_caching is not False,
-                cache_dtype=self.kv_cache_dtype,
+                cache_dtype="auto" if self.kv_cache_dtype == "fp8" else self.kv_cache_dtype,  # as on a CPU
                 block_size=self.block_size or 16,
                 gpu_memory_utilization=self.gpu_memory_utilization,
             ),
