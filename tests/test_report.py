@@ -510,6 +510,30 @@ def test_best_point_of_each_energy_method_is_named(tmp_path: Path) -> None:
     assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text
 
 
+def test_best_point_of_each_host_is_named(tmp_path: Path) -> None:
+    points = [
+        point({"a": 2 * n + faster}, testbed={"cpu": host}, **{SPEED: [speed + faster] * 3})
+        for n, (host, speed) in enumerate({"Xeon": 10.0, "EPYC": 1000.0}.items())
+        for faster in (0, 1)
+    ]
+    text = page_of(_written(tmp_path, *points)).text
+    assert "Most tokens per second 11.0 tokens/s ±0.0%, n = 3: #2 a=1, on Xeon" in text
+    assert "Most tokens per second 1,001 tokens/s ±0.0%, n = 3: #4 a=3, on EPYC" in text
+
+
+def test_almost_equal_tokens_are_not_shown_as_equal(tmp_path: Path) -> None:
+    agreement = {"point": "b", "reference": "a", "share": 0.99996, "requests": 1, "tokens": 25_000}
+    file = _written(tmp_path, point({"a": 1}), token_agreement=[agreement])
+    assert "Equal tokens 99.996 % of 25,000 greedy tokens: b and a" in page_of(file).text
+
+
+def test_card_of_a_single_point_has_no_invalid_figure(tmp_path: Path) -> None:
+    invalid = summary(COST, [2.0] * 3, invalid="counter_disagrees")
+    file = _written(tmp_path, point({"a": 1}, **{SPEED: [1.0], COST: invalid}))
+    assert "<dt>Output tokens per second</dt>" in file.read_text()
+    assert "<dt>Energy per output token</dt>" not in file.read_text()
+
+
 @pytest.mark.parametrize(
     ("outcomes", "card", "tone"),
     [
@@ -536,6 +560,17 @@ def test_subtitle_counts_models_and_planned_cycles(tmp_path: Path) -> None:
     assert "model, 1 cycle each, of m0, m1, m2, m3 and 1 more model." in page_of(_written(tmp_path, *points)).text
     planned = _written(tmp_path, *points, status="interrupted", measurement_protocol={"n_cycles": 3})
     assert "model, 3 planned cycles each, of m0" in page_of(planned).text
+
+
+def test_subtitle_counts_selected_points(tmp_path: Path) -> None:
+    selected, other = (point({"a": n}, config_hash=f"{n}", **{SPEED: [1.0] * n}) for n in (1, 0))
+    entries = [
+        {"experiment_id": one.id, "config_hash": one.config_hash, "config_summary": one.id, "cycle": 1}
+        | {"status": "completed" if one.cycles else "deselected"}
+        for one in (selected, other)
+    ]
+    file = _written(tmp_path, selected, other, experiments=entries)
+    assert "throughput of inference: 1 point, 1 cycle each." in page_of(file).text
 
 
 def test_sweep_plot_joins_points_that_differ_only_in_the_axis() -> None:
