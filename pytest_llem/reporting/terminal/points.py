@@ -211,7 +211,7 @@ class _Rows:
             if self._has_search:
                 load = load_of(point)
                 cells.append("-" if load is None else f"{load:.4g}")
-            n, planned = point.summary_of("seconds").n, self._planned[point.config_hash]
+            n, planned = len(point.cycles), self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
                 summary = point.summary_of(name)
