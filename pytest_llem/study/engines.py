@@ -189,7 +189,8 @@ class VLLMConfig(EngineOptions):
 def vllm_memory_share(engine: Mapping[str, Any]) -> float | None:
     """Return the share of a GPU's memory that vLLM reserves. Its own default is 0.9."""
     given = engine.get("gpu_memory_utilization", 0.9)
-    return None if "kv_cache_memory_bytes" in engine or not isinstance(given, int | float) else float(given)
+    has_size = engine.get("kv_cache_memory_bytes") is not None
+    return None if has_size or not isinstance(given, int | float) else float(given)
 
 
 #: Formats of result files, by their names in a study.
