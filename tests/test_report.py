@@ -30,6 +30,8 @@ from pytest_llem.reporting.html.power import power_plot
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import as_json
+from pytest_llem.reporting.terminal.points import points_table
+from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
@@ -287,6 +289,7 @@ def test_result_of_an_earlier_version_has_a_report(tmp_path: Path) -> None:
     page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
     assert result.name in page.text
     assert all(one.id in page.text for one in result.points)
+    assert page.text.count(" 0 of 2 ") == 1, "only the point that failed has no cycles"
 
 
 def test_table_of_one_experiment_is_named_in_the_singular(tmp_path: Path) -> None:
@@ -650,12 +653,21 @@ def test_table_of_points_has_axes_as_columns_and_energy_methods(tmp_path: Path) 
     assert "size pytorch.size" not in page.text
     assert "pytorch.size" in page.titles
     assert "Energy per output token (J) , estimated" in page.text
-    assert "How the energy per output token was obtained" not in page.titles
+    assert "How the energy was obtained" not in page.titles
     points[1].metrics[COST] = summary(COST, [1.0])
     (tmp_path / "page.html").unlink()
     page = page_of(_written(tmp_path, *points))
-    assert "How the energy per output token was obtained" in page.titles
+    assert "How the energy was obtained" in page.titles
     assert "Energy per output token (J) , estimated" not in page.text
+
+
+def test_energy_methods_are_shown_without_tokens(tmp_path: Path) -> None:
+    methods = ("measured", "estimated")
+    points = [point({"m": one}, energy_j=summary("energy_j", [2.0], method=one)) for one in methods]
+    page = page_of(_written(tmp_path, *points))
+    assert "How the energy was obtained" in page.titles
+    lines = render(*points_table(points, {"0" * 16: 1}, 100)[:2])
+    assert [line.split()[-1] for line in lines[-2:]] == [*methods]
 
 
 def test_axis_range_is_limited_for_wide_intervals() -> None:

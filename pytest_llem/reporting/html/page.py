@@ -132,7 +132,7 @@ def _subtitle(contents: Contents) -> str:
     if axes:
         text += f" over {', '.join(axes[:6])}{' and more' if len(axes) > 6 else ''}"
     if isinstance(cycles, int):
-        are_complete = all(len(point.cycles) == cycles for point in points)
+        are_complete = all(point.n_cycles == cycles for point in points)
         text += f", {counted(cycles, 'cycle' if are_complete else 'planned cycle')} each"
     if models:
         more = f" and {counted(len(models) - 4, 'more model')}" if len(models) > 4 else ""
