@@ -146,7 +146,10 @@ def test_gate_alone_judges_newest_interleaved_session(drift: Callable[..., pytes
     run = drift(3, *CYCLES, "-k", "regression", "-rP")
     run.assert_outcomes(passed=1, deselected=8)
     run.stdout.fnmatch_lines(
-        ["*1.000 × the reference: SAME*paired*", "llem: 1 gate judged by an earlier run: results/noop_turns"]
+        [
+            "*1.000 × the reference: SAME*paired*",
+            "llem: 1 gate judged results of an earlier run: results/noop_turns",
+        ]
     )
 
 
