@@ -53,7 +53,7 @@ class TestComparison:
         run.assert_outcomes(passed=4 + 10, skipped=6 + 1, failed=1)
         run.stdout.fnmatch_lines(["*SKIPPED*decided after 4 cycles*"])
         run.stdout.fnmatch_lines(["llem: size=1 after 4 cycles, decided: seconds 1.100 (*) REGRESSION"])
-        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, seconds * open"])
+        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, seconds * INCONCLUSIVE"])
         run.stdout.no_fnmatch_line("*4 of 10 cycles*")
 
     def test_equal_points_are_decided_as_the_same(self, auto: Auto, results: Results) -> None:

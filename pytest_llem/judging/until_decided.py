@@ -151,5 +151,4 @@ def _text(verdict: GateVerdict) -> str:
     if verdict.ratio is None or verdict.interval is None:
         return f"{verdict.metric} {verdict.verdict}"
     low, high = verdict.interval
-    word = "open" if verdict.verdict == "INCONCLUSIVE" else verdict.verdict
-    return f"{verdict.metric} {ratio_text(verdict.ratio)} ({ratio_text(low)}–{ratio_text(high)}) {word}"
+    return f"{verdict.metric} {ratio_text(verdict.ratio)} ({ratio_text(low)}–{ratio_text(high)}) {verdict.verdict}"
