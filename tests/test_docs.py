@@ -20,6 +20,7 @@ from pytest_llem._plugin.declarations import INI
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.cli.command import DONE, FAILED, INTERRUPTED, NOT_RUN
 from pytest_llem.doctor import records
+from pytest_llem.engines import protocol
 from pytest_llem.measurement import requests, window
 from pytest_llem.results.document import Record
 from pytest_llem.results.environment import VARIABLES
@@ -206,6 +207,13 @@ def test_reference_lists_every_exit_status() -> None:
         assert name in text
         for status, meaning in re.findall(r"^  (\d+) +(.+)$", command.epilog or "", re.MULTILINE):
             assert meaning.lower() in text.lower(), (name, status)
+
+
+def test_every_optional_part_of_an_engine_is_listed() -> None:
+    text = (REFERENCE / "api.md").read_text()
+    for name in (name for name in vars(protocol) if name.startswith("Supports")):
+        assert f".{name}\n" in text
+        assert name in (protocol.Engine.__doc__ or "")
 
 
 def test_reference_lists_every_public_name_and_hook() -> None:

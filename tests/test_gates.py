@@ -129,10 +129,18 @@ class TestBudgets:
         run.assert_outcomes(failed=1)
         assert len(study.directories()) == 1, "nothing was run"
         run.stdout.fnmatch_lines(
-            ["*measured in an earlier run, noop_*", "llem: 1 gate judged by an earlier run: *"]
+            ["*measured in an earlier run, noop_*", "llem: 1 gate judged results of an earlier run: *"]
         )
         if not workers:
             study.run("--lf").assert_outcomes(failed=1, deselected=9)
+
+    def test_skipped_budget_alone_judges_no_result(self, study: Study) -> None:
+        study.write(budgets={ENERGY: 10.0})
+        study.run()
+        study.mark_last_item("skip(reason='not now')")
+        run = study.run("-k", "budget")
+        run.assert_outcomes(passed=1, skipped=1, deselected=8)
+        run.stdout.fnmatch_lines(["llem: 1 gate judged results of an earlier run: *"])
 
     def test_budget_alone_without_a_result_is_not_judged(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15})

@@ -249,6 +249,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda file: file.write_text(json.dumps({**OWN, "requests": [{"sent": 2, "token_times": [1]}]})),
         "requests[0]: sent, first_token and last_token must be in this order",
     ),
+    "own order of the tokens": (
+        lambda file: file.write_text(json.dumps({**OWN, "requests": [{"first_token": 5, "last_token": 3}]})),
+        "requests[0]: sent, first_token and last_token must be in this order",
+    ),
     "own version": (lambda file: file.write_text('{"llem_run": 2}'), "llem_run: must be 1"),
 }
 

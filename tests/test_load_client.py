@@ -63,7 +63,7 @@ def answered(*pieces: bytes, request: LoadRequest = REQUEST, **endpoint: Any) ->
     return asyncio.run(run())
 
 
-def event(text: str = "", finish: str | None = None, ids: Sequence[int] | None = None, **more: Any) -> bytes:
+def event(text: Any = "", finish: str | None = None, ids: Sequence[int] | None = None, **more: Any) -> bytes:
     choice = {"index": 0, "text": text, "finish_reason": finish} | ({} if ids is None else {"token_ids": ids})
     return b"data: " + json.dumps({"choices": [choice]} | more, ensure_ascii=False).encode() + b"\n\n"
 
@@ -215,6 +215,11 @@ def test_wrong_usage_is_an_error(pieces: list[bytes], error: str) -> None:
         ([b"<html>"], "the answer is not an event stream"),
         ([b"data: {broken\n\n"], "the answer is not a stream of completion chunks: JSONDecodeError"),
         ([b"data: 1\n\n", DONE], "the answer is not a stream of completion chunks: AttributeError"),
+        (
+            [event("a", "stop", usage=["1"]), DONE],
+            "the answer is not a stream of completion chunks: AttributeError",
+        ),
+        ([event(["a"], "stop"), DONE], "the answer is not a stream of completion chunks: TypeError"),
         ([], "the answer is not an event stream"),
     ],
 )

@@ -130,6 +130,18 @@ def test_largest_load_is_named_if_energy_is_unknown() -> None:
     assert line == "largest load within the SLO: concurrency 2: 100 % within the SLO"
 
 
+def test_largest_load_is_named_if_loads_ran_on_different_hosts() -> None:
+    points = [_closed(1, 1.0, 0.1, testbed={"cpu": "X"}), _closed(2, 1.0, 0.2, testbed={"cpu": "Y"})]
+    assert list(load_lines(points)) == ["largest load within the SLO: concurrency 2: 100 % within the SLO"]
+
+
+def test_energy_that_no_gate_may_judge_is_not_the_best() -> None:
+    one, other = _closed(1, 1.0, 0.2), _closed(2, 1.0, 0.1)
+    other.metrics["energy_per_good_token_j"].not_judged = "2 requests failed"
+    (line,) = load_lines([one, other])
+    assert line.startswith("best within the SLO: concurrency 1: 0.200 J/good token")
+
+
 @pytest.mark.parametrize(("found", "text"), [((10, 10), "10"), ((12, 10), "10 to 12")])
 def test_search_shows_load_that_it_found(found: tuple[int, ...], text: str) -> None:
     point = load_point({"concurrency": "auto", "slo": SLO}, 1.0, 0.25, loads=[load_record(one) for one in found])

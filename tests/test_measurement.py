@@ -288,6 +288,21 @@ def test_warm_up_keeps_the_load_on(clock: list[float]) -> None:
     assert not_none(warm_up(engine, [1], config, lambda run, most: None)).seconds == 20
 
 
+@pytest.mark.parametrize(
+    ("durations", "runs", "settled"),
+    [([1.0, 1.0, 2.0, 1.0, *[2.0] * 20], 4, True), ([1.0, 2.0, 2.0, *[9.0, 2.0] * 20], 3, False)],
+)
+def test_warm_up_has_settled_if_its_last_runs_have(
+    clock: list[float], durations: list[float], runs: int, settled: bool
+) -> None:
+    engine: Any = Engine(clock, durations)
+    config = WarmupConfig(n_warmup=1, window_size=2, min_prompts=2, max_prompts=4, thermal_floor_seconds=20)
+    seen: list[int | None] = []
+    record = not_none(warm_up(engine, [1], config, lambda run, most: seen.append(most)))
+    assert record.converged == settled == (not_none(record.cv) < config.cv_threshold)
+    assert seen == [4] * runs + [None] * (record.runs - runs)
+
+
 def test_warm_up_may_be_switched_off(clock: list[float]) -> None:
     engine: Any = Engine(clock, [])
     assert warm_up(engine, [1], WarmupConfig(enabled=False), lambda run, most: None) is None

@@ -30,6 +30,8 @@ from pytest_llem.reporting.html.power import power_plot
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import as_json
+from pytest_llem.reporting.terminal.points import points_table
+from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.reporting.text import pieces, short_texts, wrapped
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
@@ -282,6 +284,7 @@ def test_result_of_an_earlier_version_has_a_report(tmp_path: Path) -> None:
     page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
     assert result.name in page.text
     assert all(one.id in page.text for one in result.points)
+    assert page.text.count(" 0 of 2 ") == 1, "only the point that failed has no cycles"
 
 
 def test_table_of_one_experiment_is_named_in_the_singular(tmp_path: Path) -> None:
@@ -505,6 +508,30 @@ def test_best_point_of_each_energy_method_is_named(tmp_path: Path) -> None:
     assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text
 
 
+def test_best_point_of_each_host_is_named(tmp_path: Path) -> None:
+    points = [
+        point({"a": 2 * n + faster}, testbed={"cpu": host}, **{SPEED: [speed + faster] * 3})
+        for n, (host, speed) in enumerate({"Xeon": 10.0, "EPYC": 1000.0}.items())
+        for faster in (0, 1)
+    ]
+    text = page_of(_written(tmp_path, *points)).text
+    assert "Most tokens per second 11.0 tokens/s ±0.0%, n = 3: #2 a=1, on Xeon" in text
+    assert "Most tokens per second 1,001 tokens/s ±0.0%, n = 3: #4 a=3, on EPYC" in text
+
+
+def test_almost_equal_tokens_are_not_shown_as_equal(tmp_path: Path) -> None:
+    agreement = {"point": "b", "reference": "a", "share": 0.99996, "requests": 1, "tokens": 25_000}
+    file = _written(tmp_path, point({"a": 1}), token_agreement=[agreement])
+    assert "Equal tokens 99.996 % of 25,000 greedy tokens: b and a" in page_of(file).text
+
+
+def test_card_of_a_single_point_has_no_invalid_figure(tmp_path: Path) -> None:
+    invalid = summary(COST, [2.0] * 3, invalid="counter_disagrees")
+    file = _written(tmp_path, point({"a": 1}, **{SPEED: [1.0], COST: invalid}))
+    assert "<dt>Output tokens per second</dt>" in file.read_text()
+    assert "<dt>Energy per output token</dt>" not in file.read_text()
+
+
 @pytest.mark.parametrize(
     ("outcomes", "card", "tone"),
     [
@@ -531,6 +558,17 @@ def test_subtitle_counts_models_and_planned_cycles(tmp_path: Path) -> None:
     assert "model, 1 cycle each, of m0, m1, m2, m3 and 1 more model." in page_of(_written(tmp_path, *points)).text
     planned = _written(tmp_path, *points, status="interrupted", measurement_protocol={"n_cycles": 3})
     assert "model, 3 planned cycles each, of m0" in page_of(planned).text
+
+
+def test_subtitle_counts_selected_points(tmp_path: Path) -> None:
+    selected, other = (point({"a": n}, config_hash=f"{n}", **{SPEED: [1.0] * n}) for n in (1, 0))
+    entries = [
+        {"experiment_id": one.id, "config_hash": one.config_hash, "config_summary": one.id, "cycle": 1}
+        | {"status": "completed" if one.cycles else "deselected"}
+        for one in (selected, other)
+    ]
+    file = _written(tmp_path, selected, other, experiments=entries)
+    assert "throughput of inference: 1 point, 1 cycle each." in page_of(file).text
 
 
 def test_sweep_plot_joins_points_that_differ_only_in_the_axis() -> None:
@@ -610,12 +648,21 @@ def test_table_of_points_has_axes_as_columns_and_energy_methods(tmp_path: Path) 
     assert "size pytorch.size" not in page.text
     assert "pytorch.size" in page.titles
     assert "Energy per output token (J) , estimated" in page.text
-    assert "How the energy per output token was obtained" not in page.titles
+    assert "How the energy was obtained" not in page.titles
     points[1].metrics[COST] = summary(COST, [1.0])
     (tmp_path / "page.html").unlink()
     page = page_of(_written(tmp_path, *points))
-    assert "How the energy per output token was obtained" in page.titles
+    assert "How the energy was obtained" in page.titles
     assert "Energy per output token (J) , estimated" not in page.text
+
+
+def test_energy_methods_are_shown_without_tokens(tmp_path: Path) -> None:
+    methods = ("measured", "estimated")
+    points = [point({"m": one}, energy_j=summary("energy_j", [2.0], method=one)) for one in methods]
+    page = page_of(_written(tmp_path, *points))
+    assert "How the energy was obtained" in page.titles
+    lines = render(*points_table(points, {"0" * 16: 1}, 100)[:2])
+    assert [line.split()[-1] for line in lines[-2:]] == [*methods]
 
 
 def test_axis_range_is_limited_for_wide_intervals() -> None:

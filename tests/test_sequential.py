@@ -18,12 +18,15 @@ from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.gates.decisions import Decision, Question, UndecidableError, decide, paired_contrast
 from pytest_llem.gates.plan_lines import expected_cycles
 from pytest_llem.gates.power_analysis import CyclesNeeded, cycles_needed
+from pytest_llem.gates.regression import compare
 from pytest_llem.gates.sequential import Schedule, is_precise, paired_looks, unpaired_looks
 from pytest_llem.judging.until_decided import UntilDecided
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE, mean_interval
+from pytest_llem.study.gates import GatesConfig
 from tests.support.pairs import ALPHA
 from tests.support.sequential import Run, until_decided
+from tests.support.study_results import point, study_result
 
 SCHEDULE = Schedule(4, 40)
 
@@ -208,6 +211,23 @@ class TestPrecision:
     def test_negative_mean_is_precise_as_its_mirror_image(self) -> None:
         assert is_precise([-1.0, -1.01, -0.99, -1.0], 0.05)
         assert not is_precise([-1.0, -1.01, -0.99, -1.0], 0.001)
+
+
+@pytest.mark.parametrize("cycles", [[1, 2, 3], [1, 2, 3, 5]], ids=["too few", "too few in common"])
+def test_gate_with_too_few_pairs_so_far_counts_in_the_family(cycles: list[int]) -> None:
+    protocol = {"n_cycles": "auto", "min_cycles": 4, "max_cycles": 20}
+    candidate, reference = (
+        study_result(
+            point({"a": 1}, seconds=[1.0 * factor, 1.01 * factor, 1.0 * factor, 1.01 * factor]),
+            point({"a": 2}, seconds=[1.0] * len(of_other), cycles=of_other),
+            measurement_protocol=protocol,
+            name=name,
+        )
+        for name, factor, of_other in (("candidate", 2.0, cycles), ("reference", 1.0, [1, 2, 3, 4]))
+    )
+    found = compare(candidate, reference, GatesConfig(metrics=["seconds"]), name="reference", paired=True)
+    assert [one.verdict for one in found.verdicts] == ["REGRESSION", "INCONCLUSIVE"]
+    assert found.record.family == 2
 
 
 def due_of(completed: dict[str, tuple[int, int]], looked: dict[str, int], order: str) -> dict[str, int]:

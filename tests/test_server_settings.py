@@ -15,6 +15,7 @@ from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+from pytest_llem.study.server_command import server_command
 from tests.conftest import Results, RunPytest
 from tests.support.load_studies import patient, result_of, write_load_study
 
@@ -47,6 +48,10 @@ def reason(folder: Path, **study: Any) -> str:
         (
             {"server": {"args": {"seats": 2}}},
             "server: args: 'seats' does not reach the server: its command has no {seats}: leave seats out",
+        ),
+        (
+            {"model": "m", "server": {"preset": "vllm", "command": None, "args": {"dtype": "half"}}},
+            "server: args: 'dtype' is in the command of preset 'vllm' already, with model and precision of the",
         ),
         ({"server": {"command": ["x", "{prt}", PORT]}}, "command[1]: unknown placeholder '{prt}' (did you mean"),
         (
@@ -92,6 +97,7 @@ def test_setting_without_effect_on_texts_is_an_error(tmp_path: Path, study: Any,
         ({"server": {"args": {"seats": 2}}}, "args needs a server that is started, and with url it runs already"),
         ({"server": {"env": {"A": "1"}}}, "env needs a server that is started, and with url it runs already"),
         ({"server": {"stop": {"grace_seconds": 1}}}, "stop needs a server that is started, and with url it runs"),
+        ({"server": {"gpus": 2}}, "gpus as a number need a server that is started: with url, list their UUIDs"),
     ],
 )
 def test_setting_of_the_start_of_a_running_server_is_an_error(tmp_path: Path, study: Any, expected: str) -> None:
@@ -143,6 +149,7 @@ def test_parallel_sizes_of_presets_are_the_number_of_gpus(
     [
         ("vllm", {"gpu-memory-utilization": 0.5}, 0.5),
         ("vllm", {"kv-cache-memory-bytes": 1}, None),
+        ("vllm", {"kv_cache_memory_bytes": None, "gpu_memory_utilization": None}, 0.9),
         ("sglang", {"mem-fraction-static": 0.5}, 0.5),
     ],
 )
@@ -150,6 +157,14 @@ def test_memory_share_is_read_from_options_with_dashes(
     tmp_path: Path, preset: str, args: dict[str, Any], share: float | None
 ) -> None:
     assert preset_needs(tmp_path, preset, args).memory_share == share
+
+
+def test_null_leaves_an_option_of_a_preset_out(tmp_path: Path) -> None:
+    server = {"preset": "vllm", "command": None, "args": {"quantization": None, "max_num_seqs": 4}}
+    config = load_study(write_load_study(tmp_path, model="m", server=server)).points[0].config
+    command = server_command(config, port=1, python="python", model="m")
+    assert command[-2:] == ["--max-num-seqs", "4"]
+    assert "--quantization" not in command
 
 
 def test_random_weights_are_read_from_options_with_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

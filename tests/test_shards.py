@@ -288,7 +288,7 @@ def test_interleaved_comparison_is_merged_with_its_reference(
     cli.main(["merge", *_directories(results.root), "-o", str(tmp_path / "out")])
     merged = StudyResult.load(tmp_path / "out")
     assert merged.comparison is not None
-    assert merged.comparison.paired
+    assert (merged.comparison.paired, merged.comparison.reference) == (True, str(reference.python))
     assert [point.cycles for point in StudyResult.load(tmp_path / "out" / "reference").points] == [[1], [1]]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pytest_llem.gates.verdict_text import percent
 from tests.conftest import Results, RunPytest, WriteStudy
 
 OTHER = """
@@ -57,7 +58,7 @@ def test_share_of_equal_tokens_is_in_result_and_summary(
     run.assert_outcomes(passed=2)
     (found,) = results.read("study_result.json")["token_agreement"]
     assert (found["share"], found["requests"], found["tokens"]) == (share, 2, 8)
-    run.stdout.fnmatch_lines([f"greedy tokens of *: {share:.1%} of 8"])
+    run.stdout.fnmatch_lines([f"greedy tokens of *: {percent(share)} of 8"])
 
 
 @pytest.mark.parametrize("decoder", [{"do_sample": True}, {"temperature": 0.7}])

@@ -52,7 +52,7 @@ class TestComparison:
         run.assert_outcomes(passed=4 + 10, skipped=6 + 1, failed=1)
         run.stdout.fnmatch_lines(["*SKIPPED*decided after 4 cycles*"])
         run.stdout.fnmatch_lines(["llem: size=1 after 4 cycles, decided: seconds 1.100 (*) REGRESSION"])
-        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, seconds * open"])
+        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, seconds * INCONCLUSIVE"])
         run.stdout.no_fnmatch_line("*4 of 10 cycles*")
 
     def test_equal_points_are_decided_as_the_same(self, auto: Auto, results: Results) -> None:
@@ -95,6 +95,20 @@ class TestPrecision:
         assert cycles(results, "alone") == {"size=1": 4, "size=2": 10}
         run.stdout.fnmatch_lines(["llem: size=1 after 4 cycles, decided"])
         run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, not yet within 2.0%: seconds"])
+
+    @pytest.mark.parametrize(
+        ("option", "shown"),
+        [("--llem-save=other", "no value of seconds"), ("--llem-baseline=main", "seconds NOT JUDGED")],
+    )
+    def test_point_that_cannot_be_judged_is_not_called_decided(
+        self, auto: Auto, results: Results, option: str, shown: str
+    ) -> None:
+        auto(QUIET, "--llem-save=main", "--llem-run-id=main", n_cycles=10)
+        run = auto("None", option, "--llem-run-id=none", "-rs")
+        assert cycles(results, "none") == {"size=1": 4, "size=2": 4}
+        run.stdout.fnmatch_lines([f"llem: size=1 after 4 cycles, cannot be judged: {shown}"])
+        run.stdout.fnmatch_lines(["SKIPPED [[]12[]] *: cannot be judged after 4 cycles"])
+        run.stdout.fnmatch_lines(["* 1  4 of 10  37,801 *"])
 
     def test_maximum_is_a_whole_run_that_can_be_saved(self, auto: Auto, results: Results) -> None:
         auto(QUIET, "--llem-save=main", "--llem-run-id=alone").assert_outcomes(passed=8, skipped=12)

@@ -40,7 +40,7 @@ _EXAMPLES = """\
   llem merge results/llama_*_shard-* -o results/llama --baseline main
 """
 
-#: Name of the interleaved reference in tables.
+#: Name in tables of an interleaved reference whose results do not record one.
 _REFERENCE = "the reference"
 
 #: Maximum number of lines about overlaps, about missing results, and about gates.
@@ -108,7 +108,8 @@ def _run(options: argparse.Namespace) -> int:
                 options.baseline, options.baseline_dir, result.name, testbeds=keys, only_fitting=bool(keys)
             )
         if reference is not None:
-            name, paired = options.baseline or _REFERENCE, merged.reference is not None
+            name = options.baseline or reference.measurement_protocol.get("reference", _REFERENCE)
+            paired = merged.reference is not None
             comparisons.append(
                 judge_comparison(result, reference, name=name, paired=paired, fail_on=options.fail_on)
             )

@@ -67,13 +67,16 @@ class StudyFile(pytest.Module):
         studies = self.config.stash.setdefault(STUDIES, {})
         studies[self.nodeid] = study
         self._functions: dict[str, Any] = {EXPERIMENT: study.experiments}
-        if python := Settings.from_config(self.config).against:
+        settings = Settings.from_config(self.config)
+        if settings.against:
             if study.runners and WORKTREE in self.config.stash:
                 raise self.CollectError(
                     "--llem-against=git:…: the study has runners, whose environments have their own copies of the "
                     "project: give an interpreter"
                 )
-            studies[run_key(self.nodeid, REFERENCE)] = study.with_interpreter(python)
+            studies[run_key(self.nodeid, REFERENCE)] = study.of_reference(
+                settings.against, str(settings.against_name)
+            )
             self._functions[REFERENCE] = self._functions[EXPERIMENT]
         gates = self._gates(study)
         self._functions |= {kind: found for kind, found in gates.items() if found}

@@ -205,8 +205,8 @@ class Engine(Protocol):
     A class that derives from the protocol has to define its abstract methods only.
 
     An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly`,
-    :class:`SupportsPreload`, :class:`SupportsCacheMemory`, :class:`SupportsExpectedWarnings` and
-    :class:`SupportsProcesses`.
+    :class:`SupportsOptionCheck`, :class:`SupportsPreload`, :class:`SupportsCacheMemory`,
+    :class:`SupportsExpectedWarnings` and :class:`SupportsProcesses`.
     """
 
     #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,

@@ -31,7 +31,7 @@ def elapsed_seconds(config: pytest.Config) -> float:
 
 
 def ended(shared_state: SharedState, run: str, experiment: Experiment) -> str | None:
-    """Return why *experiment* is not needed: its study was stopped, or its point is decided; None if it is."""
+    """Return why *experiment* is not needed: its study was stopped, or its point has enough cycles; else None."""
     reason: str | None = shared_state.read(run, STOPPED)
     if reason is None:
         decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")

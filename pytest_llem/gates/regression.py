@@ -151,10 +151,10 @@ def schedule_of(result: StudyResult) -> Schedule | None:
 
 def _is_pending(case: Case, schedule: Schedule, *, paired: bool) -> bool:
     """Return whether a gate has nothing to decide yet, and fewer cycles than its first look needs."""
-    points = [case.pair.candidate]
+    cycles = set(case.pair.candidate.cycles)
     if paired and case.pair.reference is not None:  # the cycles of a saved reference do not become more
-        points.append(case.pair.reference)
-    return case.question is None and min(len(point.cycles) for point in points) < schedule.min_cycles
+        cycles &= set(case.pair.reference.cycles)
+    return case.question is None and len(cycles) < schedule.min_cycles
 
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:

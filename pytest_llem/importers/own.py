@@ -82,7 +82,8 @@ def _request(one: Fields) -> RequestRecord:
     )
     if times and len(times) != record.output_count:
         one.fail("token_times", f"has {len(times)} times for {record.output_count} output_tokens")
-    if any(value is not None and value < 0 for value in (record.ttft_s, record.e2e_s, record.tpot_s)):
+    known = [at for at in (record.sent, record.first_token, record.last_token) if at is not None]
+    if known != sorted(known):
         one.fail("", "sent, first_token and last_token must be in this order")
     return record
 

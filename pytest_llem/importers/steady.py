@@ -46,7 +46,8 @@ def steady_rates(run: ToolRun) -> Rates:
     counts, nor the time when requests run out. Without a maximum (open loop) it begins one median E2E latency
     after the first request was sent, and ends when the last one is sent.
 
-    If the records have only the first requests, the end is that of the run, with the time when requests run out.
+    If the records of a closed loop have only the first requests, the end is that of the run, with the time when
+    requests run out.
 
     Raises:
         NotSteadyError: The times are not known, or too few requests are in flight.

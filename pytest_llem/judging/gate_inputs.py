@@ -91,11 +91,11 @@ class GateInputs:
                 found[name] = self._previous.point(name, cycles) or JudgedPoint(blank)
         return found
 
-    def interleaved(self, interpreter: str) -> Mapping[str, InterleavedRuns]:
+    def interleaved(self, reference_name: str) -> Mapping[str, InterleavedRuns]:
         """Return each point and its reference from this session, else from the last session that measured both.
 
         Args:
-            interpreter: The reference's interpreter, as in the record of a comparison.
+            reference_name: Name of the reference.
         """
         own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.min_cycles
         found = {}
@@ -103,7 +103,7 @@ class GateInputs:
             if name in self.measured:
                 found[name] = InterleavedRuns(JudgedPoint(own[name]), references.get(name, blank))
             else:
-                last = self._previous.pair(name, cycles, interpreter)
+                last = self._previous.pair(name, cycles, reference_name)
                 found[name] = last or InterleavedRuns(JudgedPoint(blank), blank)
         return found
 

@@ -56,7 +56,7 @@ class Judge:
         self._comparisons: list[tuple[str, Comparison, set[str]]] = []
         #: Verdicts of gates that count: neither skipped nor expected to fail.
         self._verdicts: list[GateVerdict] = []
-        #: Number of gates that judged a result of an earlier session, by its directory.
+        #: Number of gates that count and judged a result of an earlier session, by its directory.
         self._sources: Counter[Path] = Counter()
         #: Number of gates that have not been judged yet.
         self.left = sum(map(len, self._gates.values()))
@@ -77,10 +77,10 @@ class Judge:
                 self._comparisons.append((study_gates.study.name, study_gates.comparison, counting))
             for node_id, gate in gates.items():
                 verdict = found[gate.id] if gate.kind == REGRESSION else study_gates.budget(gate.id)
-                judged = study_gates.judged(gate.kind, gate.point)
-                if judged is not None and judged.source is not None:
-                    self._sources[judged.source] += 1
                 if self._report(node_id, gate, verdict):
+                    judged = study_gates.judged(gate.kind, gate.point)
+                    if judged is not None and judged.source is not None:
+                        self._sources[judged.source] += 1
                     self._verdicts.append(verdict)
                     study_gates.keep(verdict)
                     counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget may have the same id
@@ -108,7 +108,9 @@ class Judge:
             )
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
-            terminalreporter.write_line(f"llem: {counted(number, 'gate')} judged by an earlier run: {shown}")
+            terminalreporter.write_line(
+                f"llem: {counted(number, 'gate')} judged results of an earlier run: {shown}"
+            )
         if self.left:
             gates = counted(self.left, "gate")
             terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped first", yellow=True)

@@ -67,16 +67,16 @@ class PreviousResults:
                 incomplete = JudgedPoint(self._checked(directory, point), directory)
         return incomplete
 
-    def pair(self, name: str, cycles: int, interpreter: str) -> InterleavedRuns | None:
+    def pair(self, name: str, cycles: int, reference_name: str) -> InterleavedRuns | None:
         """Return the newest result of a point with at least *cycles* cycles ended on both sides, else any.
 
         Args:
             name: Id of the point.
             cycles: Number of cycles in the study.
-            interpreter: The reference's interpreter.
+            reference_name: Name of the reference.
         """
         incomplete: InterleavedRuns | None = None
-        for directory, result, other in self._interleaved(interpreter):
+        for directory, result, other in self._interleaved(reference_name):
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
                 continue
@@ -94,9 +94,9 @@ class PreviousResults:
         """Return the newest result of the study; None if there is none."""
         return next((result for _, result in self._results()), None)
 
-    def reference(self, interpreter: str) -> StudyResult | None:
-        """Return the newest result of a reference that was interleaved with the study; None if there is none."""
-        return next((reference for _, _, reference in self._interleaved(interpreter)), None)
+    def reference(self, name: str) -> StudyResult | None:
+        """Return the newest result of the reference *name*, interleaved with the study; None if there is none."""
+        return next((reference for _, _, reference in self._interleaved(name)), None)
 
     def _checked(self, directory: Path, point: PointResult) -> PointResult:
         """Return *point* with ``replay_mismatch`` set to what has changed since it was measured."""
@@ -104,12 +104,11 @@ class PreviousResults:
         changes = inputs.changes_since(directory, point)
         return point.model_copy(update={"replay_mismatch": "; ".join(changes) or point.replay_mismatch})
 
-    def _interleaved(self, interpreter: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
-        """Yield results with their references, except those that were compared with another reference."""
+    def _interleaved(self, name: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
+        """Yield results that were interleaved with the reference *name*, with its results."""
         for directory, result in self._results():
-            if result.comparison is not None and result.comparison.reference != interpreter:
-                continue
-            if (reference := self._load(directory / REFERENCE)) is not None:
+            reference = self._load(directory / REFERENCE)
+            if reference is not None and reference.measurement_protocol.get("reference") == name:
                 yield directory, result, reference
 
     def _results(self) -> Iterator[tuple[Path, StudyResult]]:

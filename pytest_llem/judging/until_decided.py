@@ -6,7 +6,7 @@ all sides. The point's later experiments are skipped; verdicts and intervals all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from pytest_llem.results.study_run import StudyRun
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import Point
 
-#: Verdicts after which a gate needs no more cycles. What cannot be judged now cannot be judged later.
-_DECIDED = ("REGRESSION", "IMPROVEMENT", "SAME", "NOT JUDGED")
+#: Why a point gets no more cycles.
+_DECIDED, _NOT_JUDGED = "decided", "cannot be judged"
 
 
 class UntilDecided:
@@ -91,19 +91,28 @@ class UntilDecided:
             if (n := due.get(point.id)) is None:
                 continue
             if verdicts := [found[name] for name, of in points.items() if of == point.id]:
-                is_decided = all(one.verdict in _DECIDED for one in verdicts)
-                text = f"{'decided: ' if is_decided else ''}{'; '.join(map(_text, verdicts))}"
+                why = _by_verdicts(verdicts)
+                text = ": ".join(filter(None, (why, "; ".join(map(_text, verdicts)))))
             else:
-                is_decided, text = _precision(run, point)
-            if is_decided:
-                content = [n, f"decided after {n} cycles"]
+                why, text = _by_precision(run, point)
+            if why is not None:
+                content = [n, f"{why} after {n} cycles"]
                 with suppress(OSError):  # if it cannot be written, xdist's workers go on
                     self._config.stash[SHARED_STATE].put(file, f"{DECIDED}-{point.config_hash}", content)
             print_line(self._config, f"{point.id} after {n} cycles, {text}")
 
 
-def _precision(run: StudyRun, point: Point) -> tuple[bool, str]:
-    """Return whether all intervals of a point without comparison are narrow, and that as text."""
+def _by_verdicts(verdicts: Sequence[GateVerdict]) -> str | None:
+    """Return why a point with these verdicts needs no more cycles; None if it does."""
+    found = {one.verdict for one in verdicts}
+    if "INCONCLUSIVE" in found:
+        return None
+    # What cannot be judged now cannot be judged later.
+    return _NOT_JUDGED if found == {"NOT JUDGED"} else _DECIDED
+
+
+def _by_precision(run: StudyRun, point: Point) -> tuple[str | None, str]:
+    """Return why a point without comparison needs no more cycles, None if it does, and its intervals as text."""
     study = run.study
     budgets = {budget.metric for budget in study.budgets if budget.point == point.id}
     result = next(one for one in run.summarise().points if one.id == point.id)
@@ -111,10 +120,10 @@ def _precision(run: StudyRun, point: Point) -> tuple[bool, str]:
     values = {name: [one for one in result.metrics[name].values if one is not None] for name in sorted(names)}
     known = {name: found for name, found in values.items() if found}
     if not known:
-        return True, f"no value to decide by: {', '.join(values)}"
+        return _NOT_JUDGED, f"{_NOT_JUDGED}: no value of {', '.join(values)}"
     half_width = study.execution.half_width
     too_wide = [name for name, found in known.items() if not is_precise(found, half_width)]
-    return not too_wide, f"not yet within {half_width:.1%}: {', '.join(too_wide)}" if too_wide else "decided"
+    return (None, f"not yet within {half_width:.1%}: {', '.join(too_wide)}") if too_wide else (_DECIDED, _DECIDED)
 
 
 class _Cycles(NamedTuple):
@@ -142,5 +151,4 @@ def _text(verdict: GateVerdict) -> str:
     if verdict.ratio is None or verdict.interval is None:
         return f"{verdict.metric} {verdict.verdict}"
     low, high = verdict.interval
-    word = "open" if verdict.verdict == "INCONCLUSIVE" else verdict.verdict
-    return f"{verdict.metric} {ratio_text(verdict.ratio)} ({ratio_text(low)}–{ratio_text(high)}) {word}"
+    return f"{verdict.metric} {ratio_text(verdict.ratio)} ({ratio_text(low)}–{ratio_text(high)}) {verdict.verdict}"

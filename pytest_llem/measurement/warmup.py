@@ -43,7 +43,7 @@ def warm_up(
             once runs only fill ``thermal_floor_seconds``.
         compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the engine was
             created; None for the current value.
-        finally_run: Batches to run once at the end.
+        finally_run: Batches to run once afterwards.
 
     Returns:
         The record of the warm-up, or None if it is switched off.
@@ -83,19 +83,19 @@ def warm_up(
             if compilations() == compiled:
                 break
 
-    converged: bool | None = None
-    if config.convergence_detection:
-        converged = _settled(latencies, config)
-        while not converged and runs < max_runs:
-            latencies.append(run(median))
-            converged = _settled(latencies, config)
+    while config.convergence_detection and runs < max_runs and not _settled(latencies, config):
+        latencies.append(run(median))
     max_runs += len(finally_run)
     for batch in finally_run:
         run(batch)
+    max_runs = runs  # the runs from here on have no maximum
     while time.monotonic() - began < config.thermal_floor_seconds:
         latencies.append(run(median))
     return WarmupRecord(
-        runs=runs, seconds=time.monotonic() - began, converged=converged, cv=_cv(latencies, config)
+        runs=runs,
+        seconds=time.monotonic() - began,
+        converged=_settled(latencies, config) if config.convergence_detection else None,
+        cv=_cv(latencies, config),
     )
 
 

@@ -70,5 +70,5 @@ def study_of(config: pytest.Config, run: str) -> StudyConfig:
     study = load_study(config.rootpath / file, settings.overrides)
     if is_reference(run):
         assert settings.against is not None
-        return study.with_interpreter(settings.against)
+        return study.of_reference(settings.against, str(settings.against_name))
     return study

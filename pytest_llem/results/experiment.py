@@ -115,7 +115,7 @@ class WarmupRecord(Record):
     seconds: float
     """Duration in s."""
     converged: bool | None = None
-    """Whether latencies reached a steady state; null if that was not checked."""
+    """Whether the last latencies were steady; null if that was not checked."""
     cv: float | None = None
     """Coefficient of variation of the last latencies."""
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.results.pareto import COST, Ranking, best
+from pytest_llem.results.pareto import COST, Ranking, best, comparable
 from pytest_llem.results.points import PointResult
-from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
 #: Kinds of load, each a key of ``load`` in a study.
@@ -114,18 +113,13 @@ def best_within_slo(points: Sequence[PointResult], series: LoadSeries) -> Rankin
     """Return the points of *series* within the SLO that need least energy per good token.
 
     ``first`` has the one with the lowest mean, and ``tied`` those whose intervals overlap with its own. Both are
-    empty if no point is within the SLO, or their energies are not comparable.
+    empty if no point is within the SLO, or their energies are not known or not comparable.
     """
-    within = [place for place in series.places if is_within_slo(points[place])]
-    costs = {place: points[place].metrics[GOOD_COST] for place in within}
-    known = {place: one.mean for place, one in costs.items() if one.mean is not None and not one.invalid}
-    if not known or len({_kind(costs[place]) for place in known}) > 1:
+    places = [place for place in series.places if is_within_slo(points[place])]
+    within = [points[place] for place in places]
+    groups = comparable(within, GOOD_COST)
+    if len(groups) != 1:
         return Ranking(set(), set())
-    first = min(known, key=lambda place: known[place])
-    ranking = best([points[place] for place in known], GOOD_COST)
-    tied = {place for number, place in enumerate(known) if number in ranking.tied}
-    return Ranking({first}, tied - {first})
-
-
-def _kind(summary: Summary) -> tuple[str | None, str | None]:
-    return summary.method, summary.boundary
+    first = min(groups[0], key=lambda number: within[number].metrics[GOOD_COST].mean or 0.0)
+    tied = best(within, GOOD_COST).tied - {first}
+    return Ranking({places[first]}, {places[number] for number in tied})

@@ -44,4 +44,5 @@ def measurement_protocol(study: StudyConfig) -> dict[str, Any]:
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),
         **({"budgets": budgets} if budgets else {}),
+        **({"reference": study.reference} if study.reference is not None else {}),
     }

@@ -51,7 +51,7 @@ def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
         points: Points of one study.
     """
     ranking = Ranking(set(), set())
-    for places in _alike(points, COST):
+    for places in comparable(points, COST):
         whole = [place for place in places if _mean(points[place], SPEED) is not None]
         if len(whole) < 2 or not _has_intervals(points, whole, SPEED, COST):
             continue
@@ -76,7 +76,7 @@ def best(points: Sequence[PointResult], metric: str) -> Ranking:
     ranking = Ranking(set(), set())
     if CATALOGUE[metric].better is None:
         return ranking
-    for places in _alike(points, metric):
+    for places in comparable(points, metric):
         if len(places) < 2 or not _has_intervals(points, places, metric):
             continue
         spans = {place: _span(points[place], metric) for place in places}
@@ -114,10 +114,15 @@ def _dominated(rivals: Iterable[tuple[float, float, int]], points: Iterable[tupl
     }
 
 
-def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
-    """Return lists of the places of points whose *metric* is comparable. Some points may be in no list."""
+def comparable(points: Sequence[PointResult], metric: str) -> list[list[int]]:
+    """Return groups of the indices of points whose *metric* is comparable. Some points may be in no group.
+
+    Args:
+        points: Points of one study.
+        metric: Name of the metric in the catalogue.
+    """
     kinds: dict[Hashable, list[int]] = {}
-    for place, (point, host) in enumerate(zip(points, _hosts(points), strict=True)):
+    for place, (point, host) in enumerate(zip(points, host_kinds(points), strict=True)):
         if _mean(point, metric) is None or (summary := point.metrics[metric]).invalid is not None:
             continue
         if (kind := _kind(summary)) is not None:
@@ -125,13 +130,13 @@ def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _hosts(points: Sequence[PointResult]) -> list[Hashable]:
+def host_kinds(points: Sequence[PointResult]) -> list[str | None]:
     """Return the kind of host of each point: models of CPU and GPU, None for all if they ran on one kind."""
-    cpus = [str(point.testbed.get("host_cpu") or point.testbed.get("cpu")) for point in points]
+    cpus = [str(point.testbed.get("host_cpu") or point.testbed.get("cpu") or "") for point in points]
     gpus = [gpu_models(str(point.testbed["gpu"])) if "gpu" in point.testbed else None for point in points]
     if len(set(cpus)) == 1 and len({*gpus} - {None}) <= 1:
         return [None] * len(points)
-    return list(zip(cpus, gpus, strict=True))
+    return [" with ".join(filter(None, kind)) for kind in zip(cpus, gpus, strict=True)]
 
 
 def _kind(summary: Summary) -> Hashable | None:

@@ -70,3 +70,17 @@ class PointResult(Record):
     def summary_of(self, metric: str) -> Summary:
         """Return the statistics of *metric*; without a value if the writing version did not know it."""
         return self.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
+
+    @property
+    def n_cycles(self) -> int:
+        """Number of completed cycles. Results of early versions do not list them, but count values."""
+        return len(self.cycles) or self.summary_of("seconds").n
+
+    @property
+    def energy_label(self) -> str | None:
+        """How the energy was obtained, as :attr:`Summary.label`; None if there is none.
+
+        Without output tokens there is no energy per token, but one of a pass.
+        """
+        labels = (self.summary_of(name).label for name in ("energy_per_output_token_j", "energy_j"))
+        return next(filter(None, labels), None)

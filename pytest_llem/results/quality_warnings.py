@@ -141,7 +141,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "warmup_not_converged": Kind(
         "warning",
-        "Warm-up reached its maximum length before latencies were steady.",
+        "Latencies were not steady at the end of the warm-up.",
         "Raise warmup.max_prompts, or use a quieter machine.",
     ),
     "drift": Kind(

@@ -94,7 +94,9 @@ class StudyResult(Document):
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
-    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``."""
+    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``; and
+    ``reference``, the name of the reference, in its own result.
+    """
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     result_files: list[str] = Field(default_factory=list)

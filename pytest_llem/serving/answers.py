@@ -122,7 +122,7 @@ class _Content:
                 text = delta.get("text") or delta.get("content")
                 ids = choice.get("token_ids")
                 if text:
-                    self.texts.append(text)
+                    self.texts.append("" + text)  # raises TypeError if it is not a text
                 if ids:
                     self.ids += ids
                     self.id_times += [time] * len(ids)
@@ -133,9 +133,9 @@ class _Content:
                     self.text_times.append(time)
                 self.finish = finish or self.finish
             if usage := chunk.get("usage"):
-                self.usage = usage
                 details = usage.get("prompt_tokens_details") or {}
                 self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
+                self.usage = usage
             if self.cached_tokens is None and (timings := chunk.get("timings")):
                 self.cached_tokens = timings.get("cache_n")
             if problem := chunk.get("error"):

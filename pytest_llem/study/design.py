@@ -89,6 +89,7 @@ class StudyConfig:
         budgets: Limits on the results, one per metric and point.
         gates: Settings of comparisons.
         gates_line: Line of the section ``gates``, or else of the sweep, from 1.
+        reference: Name of the reference of a comparison, if the experiments are its own; else None.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class StudyConfig:
     budgets: tuple[Budget, ...] = ()
     gates: GatesConfig = field(default_factory=GatesConfig)
     gates_line: int = 1
+    reference: str | None = None
 
     @property
     def n_cycles(self) -> int:
@@ -121,10 +123,15 @@ class StudyConfig:
         """Parent of the results folder, relative to rootdir; None if the options determine it."""
         return self.points[0].config.output_dir
 
-    def with_interpreter(self, python: Path) -> StudyConfig:
-        """Return a copy of the study in which every experiment runs in the interpreter *python*."""
+    def of_reference(self, python: Path, name: str) -> StudyConfig:
+        """Return a copy of the study for a reference: every experiment runs in the interpreter *python*.
+
+        Args:
+            python: The interpreter.
+            name: Name of the reference.
+        """
         backends = {point.config.backend for point in self.points}
-        return replace(self, runners=dict.fromkeys(backends, str(python)))
+        return replace(self, runners=dict.fromkeys(backends, str(python)), reference=name)
 
     def interpreter(self, backend: str) -> Path | None:
         """Return the Python interpreter of an engine's experiments; None for this one."""

@@ -149,7 +149,8 @@ VLLM_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_s
 
 def product_of_sizes(arguments: Mapping[str, Any], names: Iterable[str]) -> int:
     """Return the product of the sizes by which a model is split or copied: the number of its GPUs."""
-    return math.prod(int(size) for name in names if (size := str(arguments.get(name, 1))).isdecimal())
+    sizes = (str(arguments.get(name)) for name in names)
+    return math.prod(int(size) for size in sizes if size.isdecimal())
 
 
 #: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given. GPUs of 70 GiB or more have 1,024.
@@ -189,7 +190,8 @@ class VLLMConfig(EngineOptions):
 def vllm_memory_share(engine: Mapping[str, Any]) -> float | None:
     """Return the share of a GPU's memory that vLLM reserves. Its own default is 0.9."""
     given = engine.get("gpu_memory_utilization", 0.9)
-    return None if "kv_cache_memory_bytes" in engine or not isinstance(given, int | float) else float(given)
+    has_size = engine.get("kv_cache_memory_bytes") is not None
+    return None if has_size or not isinstance(given, int | float) else float(given)
 
 
 #: Formats of result files, by their names in a study.

@@ -68,11 +68,11 @@ class ServerConfig(EngineOptions):
     """
     preset: PresetName | None = None
     """Kind of server: ``vllm``, ``sglang`` or ``llama.cpp``. Gives the command, unless ``command`` or ``url`` is
-    given, and the paths of its health and metrics. Default null: any server with OpenAI's API.
+    given, and the server's names of fields in requests. Default null: any server with OpenAI's API.
     """
     args: dict[str, Any] | None = None
-    """With a preset's command: options of the server, ``max_num_seqs: 256`` for ``--max-num-seqs 256``. With
-    ``command``: values of placeholders in it, ``{name}`` for each. Default null: none.
+    """With a preset's command: options of the server, ``max_num_seqs: 256`` for ``--max-num-seqs 256``; null
+    leaves one out. With ``command``: values of placeholders in it, ``{name}`` for each. Default null: none.
     """
     command: Annotated[list[str], Field(min_length=1)] | None = None
     """Program and arguments, without a shell. ``{port}``, ``{python}``, ``{model}``, ``{precision}`` and the names
@@ -81,8 +81,8 @@ class ServerConfig(EngineOptions):
     url: str | None = Field(None, pattern=r"^https?://\S+$")
     """A server that already runs on this host, such as ``http://127.0.0.1:8000``. Default null: it is started."""
     gpus: Gpus | None = None
-    """Number of GPUs of the server, or with ``url`` their UUIDs. Default null: the parallel sizes in ``args``, or
-    one if this machine has any; with ``url``, the GPUs that its processes use.
+    """Number of GPUs of the server, or with ``url`` their UUIDs, or 0. Default null: the parallel sizes in
+    ``args``, or one if this machine has any; with ``url``, the GPUs that its processes use.
     """
     ready: ReadyConfig | None = None
     """How to see that the server is ready. Default: by status 200 of ``/health``."""
@@ -115,6 +115,8 @@ class ServerConfig(EngineOptions):
             for name, default in (("args", None), ("env", None), ("stop", StopConfig())):
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} needs a server that is started, and with url it runs already")
+        if isinstance(self.gpus, int) and self.gpus > 0 and self.url is not None:
+            raise ValueError("gpus as a number need a server that is started: with url, list their UUIDs")
         if isinstance(self.gpus, list) and self.url is None:
             raise ValueError("gpus as UUIDs need a url: the GPUs of a server that is started are leased")
         return self
@@ -131,8 +133,8 @@ class ServerConfig(EngineOptions):
 
     @property
     def underscored_args(self) -> dict[str, Any]:
-        """``args`` with underscores in their names, where a study may have dashes."""
-        return {name.replace("-", "_"): value for name, value in (self.args or {}).items()}
+        """``args`` that have a value, with underscores in their names, where a study may have dashes."""
+        return {name.replace("-", "_"): value for name, value in (self.args or {}).items() if value is not None}
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
         from pytest_llem.study.server_command import fields_in_command

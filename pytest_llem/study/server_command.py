@@ -131,14 +131,22 @@ def _options(server: ServerConfig) -> Iterator[str]:
     """Yield the options in ``args`` as arguments of a preset's command.
 
     Raises:
-        ValueError: An option cannot be switched off.
+        ValueError: An option cannot be switched off, or is in the command already.
     """
     assert server.preset is not None
+    preset = PRESETS[server.preset]
     for name, value in (server.args or {}).items():
         option = f"--{name.replace('_', '-')}"
+        if option in preset.command:  # the server would take the last one, and a result's label would be wrong
+            raise ValueError(
+                f"args: {name!r} is in the command of preset {server.preset!r} already, with model and precision "
+                "of the study: leave it out"
+            )
+        if value is None:
+            continue
         if value is True:
             yield option
-        elif value is False and PRESETS[server.preset].negates:
+        elif value is False and preset.negates:
             yield f"--no-{name.replace('_', '-')}"
         elif value is False:
             raise ValueError(f"args: {name!r} cannot be false for {server.preset}: leave it out")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llem.gates.verdict_text import percent
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.html import rows
@@ -33,7 +34,7 @@ from pytest_llem.reporting.text import counted, interval_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads
-from pytest_llem.results.pareto import best, pareto_optimal
+from pytest_llem.results.pareto import best, comparable, host_kinds, pareto_optimal
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
@@ -122,15 +123,16 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
 
 
 def _subtitle(contents: Contents) -> str:
-    result = contents.result
-    models = sorted({str(point.config.get("model")) for point in result.points if point.config.get("model")})
-    axes = [axis.name for axis in axes_of(result.points)]
-    cycles = result.measurement_protocol.get("n_cycles")
-    text = f"Energy, latency and throughput of inference: {counted(len(result.points), 'point')}"
+    points = contents.points
+    models = sorted({str(point.config.get("model")) for point in points if point.config.get("model")})
+    axes = [axis.name for axis in axes_of(points)]
+    cycles = contents.result.measurement_protocol.get("n_cycles")
+    number_of_points = len(points) + contents.left_out
+    text = f"Energy, latency and throughput of inference: {counted(number_of_points, 'point')}"
     if axes:
         text += f" over {', '.join(axes[:6])}{' and more' if len(axes) > 6 else ''}"
     if isinstance(cycles, int):
-        are_complete = all(len(point.cycles) == cycles for point in result.points)
+        are_complete = all(point.n_cycles == cycles for point in points)
         text += f", {counted(cycles, 'cycle' if are_complete else 'planned cycle')} each"
     if models:
         more = f" and {counted(len(models) - 4, 'more model')}" if len(models) > 4 else ""
@@ -147,14 +149,14 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         facts.append(_gates(verdicts))
     for one in result.token_agreement:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
-        facts.append(Fact("Equal tokens", f"{one.share:.1%}", about))
+        facts.append(Fact("Equal tokens", percent(one.share), about))
     facts += _best_loads(points)
     if (drift := server_drift(points)) is not None:
         name, change = drift.largest
         about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
         facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
-        facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
+        facts += [_best(points, place, metric, name) for place in _first_of_each_group(points, metric)]
     if optimal and len(points) > 1:
         facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
@@ -190,25 +192,24 @@ def _done(result: StudyResult) -> Fact:
     return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
 
-def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
-    """Return the index of the first best point of each method and boundary. A single point counts as the best."""
+def _first_of_each_group(points: list[PointResult], metric: str) -> list[int]:
+    """Return the index of the first best of each group of comparable points. A single point counts as the best."""
+    groups = comparable(points, metric)
     if len(points) == 1:
-        return [] if points[0].summary_of(metric).mean is None else [0]
-    found: dict[tuple[str | None, str | None], int] = {}
-    for place in sorted(best(points, metric).first):
-        one = points[place].metrics[metric]
-        found.setdefault((one.method, one.boundary), place)
-    return list(found.values())
+        return [place for group in groups for place in group]
+    first = best(points, metric).first
+    return [min(found) for group in groups if (found := first.intersection(group))]
 
 
 def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact:
     one = points[place].metrics[metric]
     assert one.mean is not None
     interval = ", ".join(filter(None, (interval_text(one), f"n = {one.n}")))
+    host = host_kinds(points)[place]
     return Fact(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-        f"{interval}: {labels_of(points)[place]}{f', {one.method}' if one.method else ''}",
+        ", ".join(filter(None, (f"{interval}: {labels_of(points)[place]}", one.method, host and f"on {host}"))),
         "estimated" if one.method == "estimated" else "",
     )
 

@@ -23,7 +23,7 @@ from pytest_llem.reporting.html.formatting import (
 )
 from pytest_llem.reporting.html.labels import Axis, axis_text, labels_of
 from pytest_llem.results.manifest_records import ManifestEntry
-from pytest_llem.results.pareto import COST, best
+from pytest_llem.results.pareto import best
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict, severity
@@ -109,7 +109,7 @@ def _method(points: Sequence[PointResult], metric: str) -> str:
 
 def methods_differ(points: Sequence[PointResult]) -> bool:
     """Return whether the energies of *points* were obtained in different ways, so that each row has to say how."""
-    return len({point.summary_of(COST).label for point in points} - {None}) > 1
+    return len({point.energy_label for point in points} - {None}) > 1
 
 
 def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str], optimal: set[int]) -> list[Row]:
@@ -122,7 +122,7 @@ def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str],
             summary = point.summary_of(metric)
             title = details(summary, unit_of(metric))
             cells.append(Cell(shown(summary), title, summary.mean, index in best_places[metric]))
-        n, n_planned = len(point.cycles), contents.planned[point.config_hash]
+        n, n_planned = point.n_cycles, contents.planned[point.config_hash]
         rows.append(
             Row(
                 number=index + 1,
@@ -130,7 +130,7 @@ def point_rows(contents: Contents, axes: Sequence[Axis], metrics: Sequence[str],
                 axes=[axis_text(point.axes[one.key]) if one.key in point.axes else NOTHING for one in axes],
                 n=str(n) if n >= n_planned else f"{n} of {n_planned}",
                 cells=cells,
-                method=point.summary_of(COST).label or NOTHING,
+                method=point.energy_label or NOTHING,
                 optimal=index in optimal,
                 verdicts=_verdicts(point.verdicts),
                 keywords=_keywords(point),

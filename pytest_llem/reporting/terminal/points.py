@@ -144,7 +144,7 @@ class _Rows:
         # Of loads, the line below the table names the best one within the SLO instead.
         self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._is_mixed = len({point.summary_of(COST).label for point in points} - {None}) > 1
+        self._is_mixed = len({point.energy_label for point in points} - {None}) > 1
         self._has_pareto = bool(self.optimal.first or self.optimal.tied)
         self._has_search = self._has_loads and any(map(is_search, points))
 
@@ -211,14 +211,14 @@ class _Rows:
             if self._has_search:
                 load = load_of(point)
                 cells.append("-" if load is None else f"{load:.4g}")
-            n, planned = point.summary_of("seconds").n, self._planned[point.config_hash]
+            n, planned = point.n_cycles, self._planned[point.config_hash]
             cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
                 summary = point.summary_of(name)
                 text = figure_text(name, summary) if self._has_loads else mean_text(summary)
                 cells.append(f"{text}{_mark(ranked[name], place, BEST)}")
             if self._is_mixed:
-                cells.append(point.summary_of(COST).label or "-")
+                cells.append(point.energy_label or "-")
             if any(self._verdicts):
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")

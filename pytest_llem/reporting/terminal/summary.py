@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.gates.matching import named
+from pytest_llem.gates.verdict_text import percent
 from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.points import points_table
@@ -57,7 +58,9 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     lines = table_lines(result, width, ids=ids)
     lines += _gpu_lines(result)
     for one in result.token_agreement:
-        lines.append(f"greedy tokens of {one.point} equal to {one.reference}: {one.share:.1%} of {one.tokens:,}")
+        lines.append(
+            f"greedy tokens of {one.point} equal to {one.reference}: {percent(one.share)} of {one.tokens:,}"
+        )
     lines.append(_done(run, result))
     lines += _repeated_failures(result)
     has_reference = (run.directory / REFERENCE).exists()  # an interleaved run cannot be resumed
