@@ -6,7 +6,9 @@ import functools
 import io
 import json
 import os
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.isolation import child as childs
+from pytest_llem.isolation import supervisor
 from pytest_llem.isolation.child import CappedOutput, Child
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
@@ -199,6 +202,54 @@ def test_orphan_that_holds_the_pipes_is_not_waited_for(
     thread.start()
     thread.join(120)
     assert [outcome.error for outcome in outcomes] == [None]
+
+
+#: Runs a command as :mod:`pytest_llem.isolation.supervisor` does, with another time for its descendants.
+SUPERVISE = """
+import sys
+from pytest_llem.isolation import supervisor
+
+supervisor.REST_SECONDS = 3600
+supervisor.main("", "", sys.argv[1:])
+"""
+
+
+def supervised(*command: str) -> subprocess.Popen[bytes]:
+    """Run *command* under a supervisor."""
+    start = [sys.executable, "-c", SUPERVISE, *command]
+    return subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_descendants_of_an_ended_process_can_clean_up(tmp_path: Path) -> None:
+    """As Python's resource tracker does, once the last process that uses it has ended."""
+    file = tmp_path / "file"
+    file.touch()
+    with supervised("/bin/sh", "-c", '(sleep 0.2; rm "$0") & exit 3', str(file)) as run:
+        assert run.wait() == 0
+    assert not file.exists()
+
+
+def test_descendants_of_an_ended_process_are_killed_on_order() -> None:
+    with supervised("/bin/sh", "-c", "sleep 3600 & echo $! >&2") as run:
+        assert run.stderr is not None
+        left = int(run.stderr.readline())
+        run.communicate(supervisor.END)
+    assert gone(left)
+
+
+def test_semaphore_of_a_killed_process_is_removed() -> None:
+    code = """
+    import multiprocessing, signal
+    lock = multiprocessing.get_context("spawn").Lock()
+    print(lock._semlock.name, flush=True)
+    signal.pause()
+    """
+    with supervised(sys.executable, "-c", textwrap.dedent(code)) as run:
+        assert run.stderr is not None
+        file = Path("/dev/shm", "sem." + run.stderr.readline().decode().strip("/\n"))
+        assert file.exists()
+        run.communicate(supervisor.END)
+    assert not file.exists()
 
 
 def test_interrupt_during_the_cleanup_does_not_end_it(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.isolation.supervisor import shared_files
 from tests.support.load_studies import processes_in
 from tests.support.processes import gone, wait_until
 from tests.support.weights import MODEL
@@ -175,11 +175,8 @@ def test_killed_process_leaves_no_process_of_vllm(tmp_path: Path, smollm2: Path,
 
 def _left_shared_memory() -> set[str]:
     """Return the files in /dev/shm that no process maps, not even another program."""
-    mapped: set[str] = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            mapped.update(one.path for one in process.memory_maps())
-    return {str(file) for file in Path("/dev/shm").iterdir()} - mapped
+    files = set(map(str, Path("/dev/shm").iterdir()))
+    return {file for file in files - shared_files(psutil.pids()) if Path(file).exists()}
 
 
 def test_server_counts_the_tokens_of_the_client_and_leaves_nothing(tmp_path: Path, smollm2: Path) -> None:

@@ -12,6 +12,9 @@ Standard input carries orders: :data:`END`, or :data:`TIME_IS_UP`, which dumps t
 of file means that the pytest process has died: everything is killed and the folder ATTEMPT is removed. The same
 happens when one of the processes PIDS (comma-separated ids, such as xdist's controller) ends.
 
+If the experiment's process ends without an order, the rest has :data:`REST_SECONDS` to end by itself before it is
+killed: Python's resource tracker removes shared memory and semaphores only after the last process that uses it.
+
 Files in shared memory that only killed processes had mapped are removed: they would use memory until the machine
 is restarted.
 
@@ -33,16 +36,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 END, TIME_IS_UP = b"e", b"t"
+
+#: What is read instead of an order if the pytest process has died.
+_ABANDONED = b""
 
 #: Makes the worker dump the stacks of its threads. Sent when the time is up.
 DUMP_STACKS = signal.SIGUSR1
 
 #: Time for the dump, in s.
 DUMP_SECONDS = 0.5
+
+#: Time that the descendants of a process which has ended by itself may take to end, in s.
+REST_SECONDS = 1.0
 
 #: Time that killed processes may take to end, in s. Only a process stuck in the kernel takes this long.
 REAP_SECONDS = 25.0
@@ -90,23 +99,14 @@ def supervise(attempt: str, pids: str) -> int | None:
     if not worker:
         return _begin(supervisor, {woken, wake, *watched}, blocked)
     _report(pid=worker, supervisor=supervisor)
-    abandoned = False
-    while not _has_ended(worker):
-        ready, _, _ = select.select([0, woken, *watched], [], [])
-        if woken in ready:
-            os.read(woken, 512)
-        if not watched.isdisjoint(ready):
-            abandoned = True
-            break
-        if 0 in ready:
-            order = os.read(0, 1)
-            abandoned = not order
-            if order == TIME_IS_UP:
-                os.kill(worker, DUMP_STACKS)
-                time.sleep(DUMP_SECONDS)
-            break
+    order = _wait(lambda: _has_ended(worker), woken, watched)
+    if order is None:
+        order = _wait(lambda: _is_alone(worker), woken, watched, REST_SECONDS)
+    elif order == TIME_IS_UP:
+        os.kill(worker, DUMP_STACKS)
+        time.sleep(DUMP_SECONDS)
     status = _end(worker, woken)
-    if abandoned:
+    if order == _ABANDONED:
         shutil.rmtree(attempt, ignore_errors=True)
     _report(status=status)
     return None
@@ -175,6 +175,35 @@ def _has_ended(worker: int) -> bool:
     return False
 
 
+def _is_alone(worker: int) -> bool:
+    """Return whether no descendant is left but *worker*, which has ended. Orphans that have ended are reaped."""
+    return all(pid == worker or os.waitpid(pid, os.WNOHANG)[0] for pid in _children())
+
+
+def _wait(ended: Callable[[], bool], woken: int, watched: set[int], seconds: float | None = None) -> bytes | None:
+    """Wait until processes have *ended*, and return the order that came before; None if none did.
+
+    Args:
+        ended: Asked again after the end of each child.
+        woken: Becomes readable when a child ends.
+        watched: File descriptors that become readable when one of the watched processes ends.
+        seconds: Time limit; None for none.
+    """
+    began = time.monotonic()
+    while not ended():
+        left = None if seconds is None else max(0.0, began + seconds - time.monotonic())
+        ready, _, _ = select.select([0, woken, *watched], [], [], left)
+        if not ready:
+            break
+        if woken in ready:
+            os.read(woken, 512)
+        if not watched.isdisjoint(ready):
+            return _ABANDONED
+        if 0 in ready:
+            return os.read(0, 1)
+    return None
+
+
 def _end(worker: int, woken: int) -> int | None:
     """Kill *worker* and all its descendants, and return its status; None if it does not end."""
     status = None
@@ -211,12 +240,24 @@ def descendants(pid: int) -> list[int]:
 
 
 def shared_files(pids: Iterable[int]) -> set[str]:
-    """Return the paths of the files in shared memory that processes have mapped."""
-    found: set[str] = set()
+    """Return the paths of the files in shared memory that processes have mapped.
+
+    The files are found by device and inode: glibc makes a semaphore under a temporary name, and it is that name,
+    since deleted, that the maps of its maker have.
+    """
+    mapped: set[tuple[str, ...]] = set()
     for pid in pids:
         with suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as maps:  # noqa: PTH123
-            found.update("/dev/shm/" + line.rstrip("\n").partition(" /dev/shm/")[2] for line in maps)
-    return {name for name in found if name != "/dev/shm/" and not name.endswith(" (deleted)")}
+            mapped.update(tuple(line.split()[3:5]) for line in maps if " /dev/shm/" in line)
+    found = set()
+    for folder, _, names in os.walk("/dev/shm") if mapped else ():
+        for path in (f"{folder}/{name}" for name in names):
+            with suppress(OSError):
+                file = os.lstat(path)
+                device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+                if (device, str(file.st_ino)) in mapped:
+                    found.add(path)
+    return found
 
 
 def remove_shared_files(paths: set[str]) -> None:
