@@ -216,7 +216,7 @@ def test_unusable_results_directory_is_refused_before_the_run(
 
 
 def test_run_that_cannot_start_leaves_nothing_to_resume(
-    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: WriteStudy, results: Results
 ) -> None:
     fields = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
     write_study("a.yaml", name="a", **fields)

@@ -47,7 +47,8 @@ _CODE = re.compile(r"(?<![`\w./-])(--llem-[\w-]+|llem_\w+|[a-z]\w*_\w+|[a-z]\w*(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Generate the pages, and the report of the example run, before Sphinx looks for them."""
-    app.connect("builder-inited", lambda _: (generate(OUTPUT), example_report(OUTPUT / "extra")))
+    app.connect("builder-inited", lambda _: generate(OUTPUT))
+    app.connect("builder-inited", lambda _: example_report(OUTPUT / "extra"))
     app.connect("autodoc-process-docstring", _examples, priority=400)  # before napoleon's, of 500
     return {"parallel_read_safe": True}
 
