@@ -54,6 +54,12 @@ def test_existing_folder_takes_precedence(tmp_path: Path) -> None:
     assert (source.location, source.kind, source.random_weights) == (str(tmp_path / "mine"), "local", False)
 
 
+@pytest.mark.parametrize(("config", "random"), [('{"random_weights": true}', True), ("{}", False), ("[", False)])
+def test_models_config_declares_random_weights_for_every_engine(config: str, random: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert resolve_model(str(tmp_path), []).random_weights is random
+
+
 def test_folder_under_the_model_path_is_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "second" / "owner" / "name").mkdir(parents=True)
@@ -71,7 +77,7 @@ def test_hub_is_last_and_the_error_lists_the_searched_places(cache: Path, tmp_pa
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     offline = "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
     assert resolve(([], "owner/name"), ([], "owner/none"), (folders, "owner/none"), ([], "/no/such/folder")) == [
-        "ModelSource(location='owner/name', kind='hub', random_weights=False, revision=None)",
+        "ModelSource(location='owner/name', kind='hub', revision=None)",
         f"model 'owner/none' not found: no folder owner/none; llem_model_path is not set; {offline}",
         "model 'owner/none' not found: no folder owner/none; none of that name under llem_model_path "
         f"({folders[0]}, {folders[1]}); {offline}",

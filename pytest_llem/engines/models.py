@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +32,23 @@ class ModelSource:
     Attributes:
         location: Argument for ``from_pretrained``: a folder or a hub id.
         kind: ``local``, ``builtin``, ``model_path`` or ``hub``.
-        random_weights: Whether the weights are random and not trained.
         revision: Requested revision of a hub model; None for the main branch.
     """
 
     location: str
     kind: str
-    random_weights: bool = False
     revision: str | None = None
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are not trained: those of the builtin model, or as the model's ``config.json`` says."""
+        if self.kind == "builtin":
+            return True
+        try:
+            config = json.loads((self.folder / "config.json").read_bytes()) if self.folder else {}
+        except (OSError, ValueError):
+            return False  # the engine reads that file too, and refuses it
+        return isinstance(config, dict) and config.get("random_weights") is True
 
     @property
     def folder(self) -> Path | None:
@@ -104,7 +114,7 @@ def resolve_model(
         except ImportError as error:
             needs = "it needs torch and transformers: pip install 'pytest-llem[pytorch]'"
             raise ModelNotFoundError(f"model {name!r} cannot be made: {needs} ({error})") from error
-        return ModelSource(str(folder), "builtin", random_weights=True)
+        return ModelSource(str(folder), "builtin")
     if (local := _local(name, model_path)) is not None:
         return local
     searched = [f"no folder {_expanded(name)}"]
