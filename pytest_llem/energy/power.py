@@ -40,7 +40,7 @@ def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
     The uncertainty has two parts. Each edge is known only to the mean time Δ between samples, like a counter's
     tick. And drivers measure power in a part of each of their own periods (of an H100, 25 of 100 ms: arXiv
     2312.02741): a load that repeats in step with them is seen at the same phases again and again, so that more
-    samples do not help. With 10 ms of work every 200 ms, the integral was 27 to 54 % above the counter of an H200.
+    samples do not help. With 10 ms of work every 200 ms, the integral was 24 to 65 % above the counter of an H200.
     The largest error is therefore taken to be the fast part of the samples' standard deviation, √(mean(ΔP²)/2) of
     neighbours, for the whole time T. With the mean power P: u² = 2·(P·Δ)²/12 + (T/3)²·mean(ΔP²)/2.
 

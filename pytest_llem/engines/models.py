@@ -41,7 +41,7 @@ class ModelSource:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the weights are not trained: those of the builtin model, or as the model's ``config.json`` says."""
+        """Whether the weights are not trained: the builtin model's, or as ``config.json`` declares."""
         if self.kind == "builtin":
             return True
         try:

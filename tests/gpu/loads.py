@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pytest_llem.energy.account import disagreement
 from pytest_llem.energy.gpu import COUNTER
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.nvml import NvmlMeter
@@ -193,15 +194,40 @@ def held(uuid: str, gigabytes: Sequence[int], seconds: float) -> list[float]:
     return watts
 
 
+#: Time from one burst of work to the next, in s.
+PERIOD_S = 0.2
+
+
+def _burst(load: Matmuls, count: int) -> None:
+    began = time.monotonic()
+    load.run(count)
+    time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
+
+
+def bursts(uuid: str, share: float, seconds: float) -> tuple[float, float | None]:
+    """Return the integral of power ÷ the counter's energy while the GPU is busy for *share* of the time, in bursts.
+
+    The second value is their disagreement beyond the uncertainty of sampling; None if they agree within it.
+    """
+    load, meter = Matmuls(), _open(uuid, sampler=True)
+    count = load.count(PERIOD_S * share)
+    meter.begin()
+    for _ in range(round(seconds / PERIOD_S)):
+        _burst(load, count)
+    reading = meter.end()
+    meter.close()
+    [device] = reading.devices
+    assert device.integral_j is not None, device.integral_reason
+    return device.integral_j / _energy(reading), disagreement(device, reading.seconds, reading.tick_seconds)
+
+
 def disturb(share: float) -> None:
-    """Keep a GPU busy for *share* of the time, in periods of 0.2 s, until the process is killed.
+    """Keep a GPU busy for *share* of the time, in bursts, until the process is killed.
 
     Prints a line when it begins.
     """
     load = Matmuls()
-    count = load.count(0.2 * share)
+    count = load.count(PERIOD_S * share)
     print("busy", flush=True)
     while True:
-        began = time.monotonic()
-        load.run(count)
-        time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))
+        _burst(load, count)

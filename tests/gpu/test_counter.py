@@ -72,6 +72,16 @@ def test_integral_of_power_agrees_with_counter(
     assert result.metrics["energy_per_output_token_j"].method == "measured"
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_power_that_changes_quickly_does_not_contradict_the_counter(
+    on_gpu: OnGpu, found: Found, share: float
+) -> None:
+    """The driver measures power in a part of each of its periods, which may be when the GPU is busy, or idle."""
+    ratio, off = on_gpu("bursts", share, 10.0)
+    found(f"integral / counter, busy for {share:.0%} of each 0.2 s", ratio)
+    assert off is None
+
+
 def test_windows_aligned_to_ticks_vary_less(on_gpu: OnGpu, found: Found) -> None:
     """Windows are ten ticks long: where they cut a tick matters more than how the power itself varies."""
     aligned, unaligned = on_gpu("alignment", 20, 1.0)
