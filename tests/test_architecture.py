@@ -88,3 +88,19 @@ def test_entry_points_are_declared_and_load() -> None:
 
 def test_package_has_a_py_typed_marker() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.slow
+def test_experiment_process_does_not_import_pytest(pytester: pytest.Pytester) -> None:
+    """The engine ``pytorch`` does not import pytest in the experiment's process."""
+    code = (
+        "import sys\n"
+        "from pytest_llem import run_experiment\n"
+        "run_experiment({'model': 'builtin:tiny-llama', 'n': 1, 'warmup': {'enabled': False},\n"
+        "                'measurement': {'min_window_seconds': 0}, 'max_output_tokens': 2,\n"
+        "                'baseline': {'enabled': False}})\n"
+        "held = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert held.isdisjoint({'pytest', '_pytest', 'pluggy', 'xdist'}), held\n"
+        "assert 'torch' in held\n"
+    )
+    assert pytester.run(sys.executable, "-c", code).ret == 0

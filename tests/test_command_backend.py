@@ -21,6 +21,7 @@ from pytest_llem.planning.plan import cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+from pytest_llem.study.substitution import PlaceholderError, Substitution
 from tests.conftest import Results, RunPytest
 from tests.support import mini_bench
 from tests.support.imports import vllm_result
@@ -234,3 +235,52 @@ def test_ten_starts_against_ten_find_a_delay_only(
         verdicts[name] = {one["metric"]: one["verdict"] for one in found}
     assert "REGRESSION" not in verdicts["same"].values()
     assert verdicts["slow"]["output_tokens_per_second"] == verdicts["slow"]["ttft_p50_ms"] == "REGRESSION"
+
+
+def _substitution(**fields: Any) -> Substitution:
+    given = {
+        "model": "smol",
+        "backend": "command",
+        "command": {"run": ["x"], "rate": 4.0, "flag": True, "model": "own"},
+    }
+    return Substitution(ExperimentConfig.model_validate({**given, **fields}), "command", out="/tmp/o.json")
+
+
+@pytest.mark.parametrize(
+    ("argument", "filled"),
+    [
+        ("plain", "plain"),
+        ("{model}", "smol"),  # a field of the study precedes one of the section
+        ("{command.model}", "own"),
+        ("--rate={rate}", "--rate=4.0"),
+        ("{command.rate}/{out}", "4.0//tmp/o.json"),
+        ("{flag}", "true"),
+        ("{decoder.temperature} {temperature}", "1.0 1.0"),
+        ('{{"ignore_eos": {flag}}}', '{"ignore_eos": true}'),
+        ("{{rate}}", "{rate}"),
+    ],
+)
+def test_placeholders_are_filled(argument: str, filled: str) -> None:
+    assert _substitution().fill([argument]) == [filled]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("{rat}", "unknown placeholder '{rat}' (did you mean 'rate'?)"),
+        ('{"a": 1}', "unknown placeholder '{\"a\": 1}': it has to be a field of the experiment; write {{ and }}"),
+        ("{enabled}", "unknown placeholder '{enabled}'"),  # of several sections
+        ("a}", "a single '}' (got 'a}'): write {{ and }} for braces"),
+        ("{pytorch}", "placeholder '{pytorch}' has no value: pytorch is null"),
+    ],
+)
+def test_placeholder_that_cannot_be_filled_is_located(argument: str, message: str) -> None:
+    with pytest.raises(PlaceholderError) as raised:
+        _substitution().fill(["fine", argument])
+    assert str(raised.value).startswith(message)
+    assert raised.value.index == 1
+
+
+def test_fields_of_placeholders_are_named_in_full() -> None:
+    found = _substitution().fields_in(["{rate}", "{temperature}x{model}", "{out}", "{{n}}"])
+    assert found == {"command.rate", "decoder.temperature", "model"}

@@ -13,9 +13,8 @@ import pytest
 from pytest_llem.engines.protocol import EngineContext, ShapeUnknownError
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.measurement.roofline import steps
-from tests.support.decoders import decoder
 from tests.support.marks import slow
-from tests.support.tiny import GREEDY, NATURAL, config, engine, generate
+from tests.support.tiny import GREEDY, NATURAL, config, decoder, engine, generate
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -29,8 +29,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
 from pytest_llem.workload.files import read_file
 from tests.conftest import Results, RunPytest, WriteStudy
-from tests.support.decoders import SIZES, decoder
-from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
+from tests.support.tiny import GREEDY, PROMPTS, SIZES, config, decoder, engine, outputs
 
 transformers = pytest.importorskip("transformers")
 

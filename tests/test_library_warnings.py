@@ -18,8 +18,7 @@ from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement.library_warnings import MAX_CHARACTERS, MAX_WARNINGS, library_warnings
 from tests.conftest import NOOP_STUDY
-from tests.support.decoders import decoder
-from tests.support.tiny import TINY, engine
+from tests.support.tiny import TINY, decoder, engine
 from tests.support.warned import texts
 
 pytest.importorskip("torch")

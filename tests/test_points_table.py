@@ -1,20 +1,31 @@
-"""Test the terminal's table of points, which must be readable at 80 columns with 50 points."""
+"""The table of points: readable at 80 columns with 50 points, and with ``llem table`` as Markdown and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import re
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_llem import StudyResult, cli
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.verdicts import GateVerdict
-from tests.support.study_results import point, summary
+from tests.conftest import ROOT
+from tests.support.loads import SLO, load_point
+from tests.support.study_results import point, study_result, summary
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
+
+GOLDEN = ROOT / "tests" / "golden" / "1.0"
+
+Table = Callable[..., str]
 
 
 def _point(axes: Any, speed: Any, cost: Any, ttft: float = 20.0, method: str = "measured", **more: Any) -> Any:
@@ -190,3 +201,70 @@ def test_missing_values_are_not_shown_as_numbers() -> None:
     lines, made = _lines(points, 80)
     assert not any(line.startswith("P ") for line in made.legend)
     assert lines[-1].split() == ["2", "0", "of", "3", *("-" * 4)]
+
+
+@pytest.fixture
+def table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Table:
+    """Print a result in a format and return the output."""
+
+    def run(result: StudyResult, form: str) -> str:
+        file = tmp_path / "study_result.json"
+        file.write_text(result.model_dump_json())
+        assert cli.main(["table", str(file), "--format", form]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def result() -> StudyResult:
+    return study_result(
+        *(
+            point(
+                {"precision": "bf16", "noop.size": size},
+                config_hash=f"{size:016}",
+                output_tokens_per_second=[100.0 * size],
+                energy_per_output_token_j=[0.5 / size],
+                seconds=[1.0],
+            )
+            for size in (1, 2)
+        )
+    )
+
+
+def test_markdown_has_axes_that_vary_as_columns(table: Table, result: StudyResult) -> None:
+    head, rule, *rows = table(result, "markdown").splitlines()
+    assert head.startswith("| size | n | out tok/s | TTFT p50 ms | J/out token measured |")
+    assert rule.startswith("| --: | --: | --: |")
+    assert [row.split(" | ")[:5] for row in rows] == [
+        ["| 1", "1", "100", "-", "0.500"],
+        ["| 2", "1", "200", "-", "0.250"],
+    ]
+
+
+def test_csv_has_main_metrics(table: Table, result: StudyResult) -> None:
+    rows = list(csv.DictReader(io.StringIO(table(result, "csv"))))
+    assert [row["noop.size"] for row in rows] == ["1", "2"]
+    assert [row["energy_per_output_token_j"] for row in rows] == ["0.5", "0.25"]
+    assert rows[0]["ttft_p50_ms"] == "", "absent is empty"
+
+
+def test_table_and_markdown_name_best_load(table: Table) -> None:
+    result = study_result(load_point({"concurrency": 4, "slo": SLO}, 1.0, 0.5))
+    for form in ("table", "markdown"):
+        assert "best within the SLO: concurrency 4: 0.500 J/good token" in table(result, form)
+
+
+def test_results_directory_has_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["table", str(GOLDEN)]) == 0
+    assert "0 of 2" in capsys.readouterr().out
+
+
+def test_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = {
+        tmp_path: "holds no manifest.json, so no results of a study",
+        tmp_path / "no": "no such file or folder",
+    }
+    for folder, fault in faults.items():
+        assert cli.main(["table", str(folder)]) == 2
+        assert capsys.readouterr() == ("", f"llem: {folder}: {fault}\n")

@@ -15,9 +15,8 @@ from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import placement
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support import torch_forks
-from tests.support.decoders import decoder
 from tests.support.marks import slow
-from tests.support.tiny import GREEDY, config, engine, outputs
+from tests.support.tiny import GREEDY, config, decoder, engine, outputs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

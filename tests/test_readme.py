@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem import load_study
-from tests.conftest import ROOT
+from pytest_llem import StudyResult, load_study
+from tests.conftest import ROOT, Results
 
 README = (ROOT / "README.md").read_text()
 FIRST_STUDY = (ROOT / "docs" / "tutorials" / "first-study.md").read_text()
@@ -128,3 +129,41 @@ def test_every_shipped_study_collects(pytester: pytest.Pytester) -> None:
         assert load_study(path).name == path.stem
         run = pytester.runpytest_inprocess(f"studies/{path.name}", "-p", "llem", "--collect-only", "-qq")
         assert run.ret == 0
+
+
+@pytest.mark.slow
+def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pytester, results: Results) -> None:
+    shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "quickstart.yaml")
+    pytester.makeconftest(
+        """
+        import json, pathlib, sys
+
+        def pytest_unconfigure(config):
+            pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
+        """
+    )
+    # .ci/run runs all cycles, and imports torch for each experiment.
+    options = ("-p", "llem", "--llem-cycles=1", "--llem-start-method=forkserver")
+    run = pytester.runpytest_subprocess("quickstart.yaml", *options)
+    run.assert_outcomes(passed=4)
+    loaded = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
+    assert loaded.isdisjoint({"torch", "transformers"})
+
+    result = StudyResult.load(results.directory)
+    assert (result.status, result.summary.completed, len(result.points)) == ("completed", 4, 4)
+    for point in result.points:
+        assert point.metrics["output_tokens_per_second"].n == 1
+        assert (point.metrics["output_tokens_per_second"].mean or 0) > 0
+        assert point.metrics["energy_j"].boundary == "cpu_package"
+    run.stdout.fnmatch_lines(
+        [
+            "*= llem: quickstart =*",
+            "*TTFT p50*J/out token*",
+            "*bf16 * 1 * 1 *",
+            "*bf16 * 8 * 1 *",
+            "*fp32 * 1 * 1 *",
+            "*fp32 * 8 * 1 *",
+            "4 of 4 experiments completed",
+            "results: results/quickstart_*",
+        ]
+    )
