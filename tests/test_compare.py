@@ -302,6 +302,11 @@ def test_no_regression_is_cut_while_a_row_of_another_verdict_is_shown() -> None:
     assert "and 15 SAME" in shown
 
 
+def test_points_of_one_verdict_are_in_the_order_of_their_change() -> None:
+    shown = lines(compare(_result(1.2, 1.4, 1.3), _result(1, 1, 1), GatesConfig(), name="main"), WIDTH)
+    assert [line[-1] for line in shown if line.startswith("precision=")] == ["2", "3", "1"]
+
+
 def test_estimated_energy_is_marked_in_its_row() -> None:
     values = summary("energy_per_output_token_j", STEADY, method="estimated", boundary="cpu_package")
     config = {"precision": "bf16", "energy": {"allow_estimated": True}}

@@ -21,7 +21,7 @@ from pytest_llem.energy.nvml import NvmlMeter, _skew, _Span
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.hardware.environment import environment as gpu_environment
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.sensors import PowerSource, power_sources, power_w
+from pytest_llem.hardware.sensors import PowerSource, averages_power, power_sources, power_w
 from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
@@ -687,6 +687,16 @@ def test_only_instant_power_follows_a_step_at_once(run: Callable[..., Any]) -> N
     powers = run(_powers, _gpu(watts=100.0, averages=1))
     assert powers["nvml_power_instant"] == 500
     assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), False), ((8, 0), False), ((8, 6), True), ((9, 0), True), (None, False)]
+)
+def test_power_usage_is_an_average_on_gpus_after_ga100(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, expected: bool
+) -> None:
+    monkeypatch.setattr(Nvml, "ask", lambda *_: capability)
+    assert averages_power(Nvml(), None, "nvml_power_usage") == expected
 
 
 def _sources(script: Script) -> list[PowerSource]:

@@ -120,7 +120,8 @@ def root_of(harness: Collection[int]) -> int:
 def assess_contention(cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: float) -> Contention:
     """Return whether a window is contended by :data:`THRESHOLDS`, and the values that this follows from.
 
-    The window is ``uncontended`` only if every value that decides could be read, otherwise ``unknown``.
+    The window is ``uncontended`` only if the wait for CPUs, and the use of the CPUs and of each GPU by other
+    processes, could be read; otherwise it is ``unknown``.
 
     Args:
         cpu: Use of the CPUs.

@@ -173,13 +173,12 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     paired = "; interleaved, compared cycle by cycle" if record.paired else ""
     yield f"reference: {record.reference}{version}{paired}"
     if record.family:
-        judged = [one for one in comparison.verdicts if one.confidence is not None]
-        shares = sorted({one.confidence for one in judged if one.confidence is not None})
-        used = sorted({one.delta for one in judged if one.delta is not None})
-        deltas = f", delta {', '.join(f'{100 * delta:.3g} %' for delta in used)}" if used else ""
-        share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
-        interval = f"ratio: candidate / reference, with the {share} interval that decided; " if shares else ""
-        yield f"{interval}alpha {record.alpha:g} by Holm over {counted(record.family, 'gate')}{deltas}"
+        confidences = sorted({one.confidence for one in comparison.verdicts if one.confidence is not None})
+        deltas = sorted({one.delta for one in comparison.verdicts if one.delta is not None})
+        tolerated = f", delta {', '.join(f'{100 * delta:.3g} %' for delta in deltas)}" if deltas else ""
+        share = " to ".join(dict.fromkeys(percent(one) for one in confidences[:1] + confidences[-1:]))
+        interval = f"ratio: candidate / reference, with the {share} interval that decided; " if share else ""
+        yield f"{interval}alpha {record.alpha:g} by Holm over {counted(record.family, 'gate')}{tolerated}"
     if any(one.associated for one in comparison.verdicts):
         yield "below a verdict: what moved together with the metric, which need not be the cause"
     notes = [
