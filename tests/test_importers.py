@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from pytest_llem.cli import import_
 from pytest_llem.importers import vllm
 from pytest_llem.importers.formats import FORMATS, read_runs
 from pytest_llem.importers.reading import MAX_BYTES, Fields, ImportFileError
-from pytest_llem.importers.run import ToolRun
+from pytest_llem.importers.run import CutRecords, ToolRun
 from pytest_llem.importers.steady import NotSteadyError, steady_rates
 from pytest_llem.measurement.imported_runs import ImportedRuns
 from pytest_llem.results.metrics import Metric
@@ -151,6 +152,13 @@ def test_open_loop_is_steady_from_one_latency_to_the_last_request() -> None:
     rates = steady_rates(*_read(result))
     assert rates.ended - rates.began == pytest.approx(9.9 - 0.12, abs=0.01)
     assert rates.requests / rates.seconds == pytest.approx(10, rel=0.02)
+
+
+def test_records_that_outlast_their_run_have_no_steady_state() -> None:
+    [run] = _read(vllm_result(requests=40, slots=4, step=0.01))
+    cut = CutRecords(requests=80, output_tokens=640.0, seconds=0.001)
+    with pytest.raises(NotSteadyError, match=r"the run ended after 0.001 s, before 4 requests had a first token"):
+        steady_rates(replace(run, cut=cut))
 
 
 def test_requests_sent_at_once_have_no_steady_state() -> None:

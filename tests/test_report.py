@@ -284,6 +284,7 @@ def test_result_of_an_earlier_version_has_a_report(tmp_path: Path) -> None:
     page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
     assert result.name in page.text
     assert all(one.id in page.text for one in result.points)
+    assert '<div class="card estimated"><dt>Energy</dt>' in (tmp_path / "page.html").read_text()
     assert page.text.count(" 0 of 2 ") == 1, "only the point that failed has no cycles"
 
 

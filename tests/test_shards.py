@@ -263,6 +263,12 @@ def test_merge_does_not_overwrite_other_files(
     assert (tmp_path / "notes" / "mine.txt").exists()
 
 
+def test_merge_reports_a_link_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert cli.main(["merge", str(tmp_path / "loop"), "-o", str(tmp_path / "out")]) == 2
+    assert "loop/manifest.json: Too many levels of symbolic links" in capsys.readouterr().err
+
+
 def test_changed_result_is_missing_from_the_merge(
     shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

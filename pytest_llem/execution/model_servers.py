@@ -206,7 +206,7 @@ def _start_once(
     began, started_at, url = time.monotonic(), now(), f"http://127.0.0.1:{port}"
     if lease.progress is not None:
         lease.progress.show("starting the server")
-    ready = server.ready_config
+    ready = server.ready
     try:
         try:
             process.start()
@@ -287,7 +287,7 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
 
     if not is_this_host(server.url):
         return Outcome.refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
-    path = server.ready_config.path
+    path = server.ready.path
     if not answers(server.url, path):
         return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200")
     pid = listening_process(server.url)

@@ -69,14 +69,16 @@ def steady_rates(run: ToolRun) -> Rates:
         raise NotSteadyError(f"{len(served)} requests for {slots} slots, and a steady state needs {2 * slots}")
     began = sorted(_first(one) for one in served)[slots - 1]
     if (cut := run.cut) is not None:
+        ended = first_sent + cut.seconds
+        if ended <= began:
+            raise NotSteadyError(
+                f"the run ended after {cut.seconds:g} s, before {slots} requests had a first token"
+            )
         before = rates_between(served, first_sent - 1, began)
-        tokens = None if cut.output_tokens is None or before.output_tokens is None else cut.output_tokens
-        return Rates(
-            began,
-            first_sent + cut.seconds,
-            cut.requests - before.requests,
-            None if tokens is None or before.output_tokens is None else tokens - before.output_tokens,
-        )
+        tokens = None
+        if cut.output_tokens is not None and before.output_tokens is not None:
+            tokens = cut.output_tokens - before.output_tokens
+        return Rates(began, ended, cut.requests - before.requests, tokens)
     ended = sorted(map(_last, served))[-slots]
     if ended <= began:
         raise NotSteadyError(f"{slots} requests were never in flight together")

@@ -91,7 +91,7 @@ class TokenRecord(Record):
     output_digest: str | None = None
     """SHA-256 of the first pass's output token ids, or texts; null if both are unknown."""
     deterministic: bool | None = None
-    """Whether every pass, with the same seed, gave the same output token ids; null for one pass."""
+    """Whether every pass, with the same seed, gave the same outputs; null for one pass, or if some are unknown."""
     dataset_hash: str | None = None
     """SHA-256 of the prompts in their order, each as a line of ASCII JSON: the texts before truncation and chat
     template, or synthetic token ids.
@@ -111,7 +111,7 @@ class WarmupRecord(Record):
     """The warm-up before the window."""
 
     runs: int
-    """Number of batches."""
+    """Number of batches; of requests, for a server."""
     seconds: float
     """Duration in s."""
     converged: bool | None = None

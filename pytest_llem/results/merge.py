@@ -78,8 +78,8 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
             merged results of this study.
         OSError: A file cannot be read or written.
     """
-    runs = [_Run.read(one) for one in {one.resolve(): one for one in directories}.values()]
-    runs.sort(key=lambda run: (run.manifest.started_at, run.directory.name))
+    given = {run.directory.resolve(): run for run in map(_Run.read, directories)}  # each once
+    runs = sorted(given.values(), key=lambda run: (run.manifest.started_at, run.directory.name))
     _refuse_different(runs)
     _refuse_overwrite(output, runs[0])
     fresh = output.with_name(f".{output.name}.{os.getpid()}.merging")

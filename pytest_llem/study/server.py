@@ -84,7 +84,7 @@ class ServerConfig(EngineOptions):
     """Number of GPUs of the server, or with ``url`` their UUIDs, or 0. Default null: the parallel sizes in
     ``args``, or one if this machine has any; with ``url``, the GPUs that its processes use.
     """
-    ready: ReadyConfig | None = None
+    ready: ReadyConfig = Field(default_factory=ReadyConfig)
     """How to see that the server is ready. Default: by status 200 of ``/health``."""
     api: Literal["completions", "chat"] = "completions"
     """``completions`` sends token ids, and texts as they are; ``chat`` sends texts as messages. Default
@@ -122,11 +122,6 @@ class ServerConfig(EngineOptions):
         return self
 
     @property
-    def ready_config(self) -> ReadyConfig:
-        """How to see that the server is ready, with all defaults filled in."""
-        return self.ready or ReadyConfig()
-
-    @property
     def is_attached(self) -> bool:
         """Whether the server runs already, and is not started for the experiment."""
         return self.url is not None
@@ -162,13 +157,14 @@ class ServerConfig(EngineOptions):
 
     def _unused(self, config: ExperimentConfig, used: Container[str]) -> dict[str, str]:
         """Return the fields that do not reach the server, if its command takes the fields *used*, and why."""
-        unused = {
-            name: f"does not reach the server: its command has no {{{name}}}: leave {name} out, or add that"
-            for name in ("model", "precision")
-            if name not in used and not (name == "model" and self.is_attached)
-        }
         if self.is_attached:
-            unused["precision"] = "does not reach a server that already runs"
+            unused = {"precision": "does not reach a server that already runs"}
+        else:
+            unused = {
+                name: f"does not reach the server: its command has no {{{name}}}: leave {name} out, or add that"
+                for name in ("model", "precision")
+                if name not in used
+            }
         taken = _COMMON_FIELDS if self.preset is None else _PRESET_FIELDS
         for name in {*type(config.decoder).model_fields} - taken - {"preset"}:
             unused[f"decoder.{name}"] = "not every server takes it: give server.preset if yours does"

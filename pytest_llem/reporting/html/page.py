@@ -161,7 +161,7 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
         about = f"of all measured windows, {summary.method}" if summary.method else "of all measured windows"
-        facts.append(Fact("Energy", f"{number(summary.energy_j)} J", about))
+        facts.append(Fact("Energy", f"{number(summary.energy_j)} J", about, _tone(summary.method)))
     if summary.wall_seconds:
         facts.append(Fact("Duration", duration_text(summary.wall_seconds), "from first start to last end"))
     return facts
@@ -210,8 +210,12 @@ def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
         ", ".join(filter(None, (f"{interval}: {labels_of(points)[place]}", one.method, host and f"on {host}"))),
-        "estimated" if one.method == "estimated" else "",
+        _tone(one.method),
     )
+
+
+def _tone(method: str | None) -> str:
+    return "estimated" if method == "estimated" else ""
 
 
 def _without(contents: Contents, metrics: list[str]) -> list[tuple[str, str]]:
