@@ -20,7 +20,7 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.plans import check_both_engines
+from pytest_llem.execution.plans import check_both_sides
 from pytest_llem.execution.replay import publish_replays, replays_of
 from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.saving import missing_results, save, unsuitable_reason
@@ -87,7 +87,7 @@ class Recorder:
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
         selected = {key: selected_experiments(study, by_run[key]) for key, study in studies.items()}
-        check_both_engines(config, studies, {key: found.values() for key, found in selected.items()})
+        check_both_sides(config, studies, {key: found.values() for key, found in selected.items()})
         return cls(config, _open_runs(config, studies, selected))
 
     @property
