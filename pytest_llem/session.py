@@ -205,6 +205,7 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
     from pytest_llem._plugin.options import Settings
     from pytest_llem.execution.plans import lock_notes
     from pytest_llem.reporting.terminal.plan import plan_lines
+    from pytest_llem.reporting.text import fitted
 
     lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
     if (shard := Settings.from_config(config).shard) is not None:
@@ -213,7 +214,8 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
         merge = "llem merge judges the gates, on the results of all shards"
         lines.append(f"llem: shard {shard} {text}" if is_empty else f"llem: shard {shard}: {merge}")
     lines += [f"llem: {note}" for note in lock_notes(config, [plan.study for plan in plans])]
-    return lines + [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
+    lines += [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
+    return list(fitted(lines))
 
 
 def _runs_nothing(config: pytest.Config) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,14 @@ from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environ
 from tests.support.marks import slow
 
 ENGINE = "from noop_engine import NoopEngine as Engine\n"
+
+OPTIONLESS = """
+from noop_engine import NoopEngine
+from pytest_llem.study.engine_options import EngineOptions
+
+class Engine(NoopEngine):
+    options = EngineOptions
+"""
 
 BROKEN = {
     "missing package": "import no_such_package\n",
@@ -52,10 +61,10 @@ def against(pytester: pytest.Pytester, write_study: WriteStudy) -> Callable[...,
     """Run a study of a user's own engine against an interpreter, and check that nothing was measured."""
 
     def run(
-        python: Path | str, *options: str, here: str = ENGINE, backend: str = "own_engine:Engine"
+        python: Path | str, *options: str, here: str = ENGINE, backend: str = "own_engine:Engine", **fields: Any
     ) -> pytest.RunResult:
         pytester.makepyfile(own_engine=here)
-        write_study(backend=backend, sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+        write_study(backend=backend, sweep={"n": [1, 2]}, execution={"n_cycles": 1}, **fields)
         found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", f"--llem-against={python}", *options)
         assert found.ret == pytest.ExitCode.USAGE_ERROR
         assert not (pytester.path / "results").exists(), "nothing was measured"
@@ -135,6 +144,21 @@ def test_installed_engine_whose_import_fails_is_refused(
     found.stderr.fnmatch_lines(
         ["*the reference: engine 'noop' cannot be used with *: No module named 'no_such_module'"]
     )
+
+
+@pytest.mark.parametrize(
+    ("here", "sides"),
+    [(ENGINE, ["reference"]), (OPTIONLESS, ["candidate", "reference"])],
+    ids=["reference", "both"],
+)
+def test_side_without_a_point_that_can_run_is_refused(
+    against: Callable[..., pytest.RunResult], tmp_path: Path, here: str, sides: Sequence[str]
+) -> None:
+    other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    other.add("mine", "1.0", own_engine=OPTIONLESS)
+    found = against(other.python, here=here, **{"own_engine:Engine": {"size": 1}})
+    reason = "study.yaml:*: own_engine:Engine.size: the engine has no such option"
+    found.stderr.fnmatch_lines(["*: " + "; ".join(f"the {side}: no point can run: {reason}*" for side in sides)])
 
 
 @pytest.mark.parametrize("reason", ["skip", slow("xfail")])

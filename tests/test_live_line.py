@@ -566,3 +566,19 @@ def test_energy_per_token_so_far_is_mean_over_phase() -> None:
     live_progress.see(Progress("measuring", 1, 10, "s", in_flight=8, tokens_per_second=500.0))
     live_progress.tick()
     assert "J/tok" not in line.text, "the power is not known any more"
+
+
+def test_long_lines_of_the_plan_are_broken_between_words(
+    pytester: pytest.Pytester, run: Run, write_study: Callable[..., Path]
+) -> None:
+    write_study(**STUDY)
+    [line] = [
+        line
+        for line in pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--co").outlines
+        if line.startswith("llem: noop [")
+    ]
+    assert len(line) > 80, "it is whole without a terminal"
+    _, shown, _ = run("study.yaml", "--co", columns=40, rows=60)
+    first = next(place for place, one in enumerate(shown) if one.startswith("llem: noop ["))
+    assert " ".join(" ".join(shown[first:]).split()).startswith(line)
+    assert shown[first + 1].startswith("  "), "further lines are indented"

@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.reporting.terminal import comparison as formats
+    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.testbeds import testbed_of
 
     candidate = load(options.candidate, options.baseline_dir)
@@ -103,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     elif options.format == "markdown":
         write(formats.markdown(found))
     else:
-        write("\n".join(formats.lines(found, shutil.get_terminal_size().columns)) + "\n")
+        write("\n".join(fitted(formats.lines(found, shutil.get_terminal_size().columns))) + "\n")
     return FAILED if any(verdict.outcome == "failed" for verdict in found.verdicts) else DONE
 
 

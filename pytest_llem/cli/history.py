@@ -74,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_extra
     from pytest_llem.reporting.terminal.history import lines
+    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output
@@ -94,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         from pytest_llem.reporting.html.history import write_history
 
         write_history(history, page)
-    for line in lines(history, shutil.get_terminal_size().columns):
+    for line in fitted(lines(history, shutil.get_terminal_size().columns)):
         write(f"{line}\n")
     if page is not None:
         write(f"{page}\n")

@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
+    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.merge import merge
     from pytest_llem.results.testbeds import testbed_of
 
@@ -126,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
     failed = any(verdict.outcome == "failed" for verdict in verdicts)
     sides = [merged, merged.reference] if merged.reference is not None else [merged]
     is_missing = any(side.missing for side in sides)
-    write("\n".join(lines) + "\n")
+    write("\n".join(fitted(lines)) + "\n")
     return FAILED if failed or (is_missing and not options.allow_missing) else DONE
 
 

@@ -37,6 +37,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem.reporting.terminal.points import points_markdown
     from pytest_llem.reporting.terminal.summary import table_lines
+    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.study_result import StudyResult, selected_points
     from pytest_llem.results.tabular import point_table, short_table
 
@@ -45,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         write(short_table(result, point_table(result)).to_csv())
         return DONE
     if options.format == "table":
-        lines = table_lines(result, shutil.get_terminal_size().columns)
+        lines = [*fitted(table_lines(result, shutil.get_terminal_size().columns))]
     else:
         lines = [*points_markdown(*selected_points(result))]
     write("\n".join(lines).rstrip() + "\n")

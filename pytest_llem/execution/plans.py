@@ -137,10 +137,10 @@ def _same_servers(config: pytest.Config, points: Iterable[Point]) -> Iterator[st
             yield "the server's command has no {python}, so that it is the same at every revision"
 
 
-def check_both_engines(
+def check_both_sides(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> None:
-    """Check that candidate and reference have their engines. Does nothing without ``--llem-against``.
+    """Check that candidate and reference can run. Does nothing without ``--llem-against``.
 
     Args:
         config: The controller's pytest configuration.
@@ -148,16 +148,21 @@ def check_both_engines(
         selected: The experiments to run, by run key.
 
     Raises:
-        pytest.UsageError: An interpreter cannot be used, or an engine cannot be imported in it.
+        pytest.UsageError: An interpreter cannot be used, an engine cannot be imported in it, or no point of a
+            side can run: the other side would be measured in vain.
     """
     if Settings.from_config(config).against is None:
         return
     problems: dict[str, None] = {}
     for key, study in studies.items():
         points = [one.point for one in selected[key]]
-        wanted = {point.config.backend for point in points if point.skip is None and point.xfail is None}
+        wanted = [point for point in points if point.skip is None and point.xfail is None]
         side = "the reference" if is_reference(key) else "the candidate"
-        found = preflight_of(config, key, study).engines.problems(sorted(wanted))
+        preflight = preflight_of(config, key, study)
+        found = list(preflight.engines.problems(sorted({point.config.backend for point in wanted})))
+        reasons = [] if found else [preflight.reason(point) for point in wanted]
+        if reasons and None not in reasons:
+            found = [f"no point can run: {reasons[0]}"]
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
         if is_reference(key):
             problems |= dict.fromkeys(f"{side}: {problem}" for problem in _same_servers(config, points))

@@ -15,8 +15,8 @@ happens when one of the processes PIDS (comma-separated ids, such as xdist's con
 If the experiment's process ends without an order, the rest has :data:`REST_SECONDS` to end by itself before it is
 killed: Python's resource tracker removes shared memory and semaphores only after the last process that uses it.
 
-Files in shared memory that only killed processes had mapped are removed: they would use memory until the machine
-is restarted.
+Files in shared memory that only the processes left at that moment had mapped are removed: they would use memory
+until the machine is restarted.
 
 Standard output carries reports, one JSON object a line: ``{"pid": …, "supervisor": …}`` with the ids of the
 started process and of the supervisor; ``{"refused": …}`` if the process could not be started; ``{"status": …}``,
@@ -100,12 +100,14 @@ def supervise(attempt: str, pids: str) -> int | None:
         return _begin(supervisor, {woken, wake, *watched}, blocked)
     _report(pid=worker, supervisor=supervisor)
     order = _wait(lambda: _has_ended(worker), woken, watched)
+    shared = shared_files(descendants(os.getpid()))  # a process may leave them when it ends by itself
     if order is None:
         order = _wait(lambda: _is_alone(worker), woken, watched, REST_SECONDS)
     elif order == TIME_IS_UP:
         os.kill(worker, DUMP_STACKS)
         time.sleep(DUMP_SECONDS)
     status = _end(worker, woken)
+    remove_shared_files(shared)
     if order == _ABANDONED:
         shutil.rmtree(attempt, ignore_errors=True)
     _report(status=status)
@@ -207,7 +209,6 @@ def _wait(ended: Callable[[], bool], woken: int, watched: set[int], seconds: flo
 def _end(worker: int, woken: int) -> int | None:
     """Kill *worker* and all its descendants, and return its status; None if it does not end."""
     status = None
-    shared = shared_files(descendants(os.getpid()))
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker, signal.SIGKILL)
     with suppress(ProcessLookupError):
@@ -226,7 +227,6 @@ def _end(worker: int, woken: int) -> int | None:
         select.select([woken], [], [], 0.05)
         with suppress(BlockingIOError):
             os.read(woken, 512)
-    remove_shared_files(shared)
     return status
 
 

@@ -28,7 +28,7 @@ from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
-from pytest_llem.reporting.text import counted
+from pytest_llem.reporting.text import counted, fitted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import testbed_of
@@ -96,7 +96,7 @@ class Judge:
             terminalreporter.write_line(command)
         for study, comparison, counting in self._comparisons:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
-            for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
+            for line in fitted(comparison_lines(comparison, shutil.get_terminal_size().columns, counting)):
                 terminalreporter.write_line(line)
         settings = Settings.from_config(self._config)
         reference = settings.baseline or settings.against_name

@@ -20,7 +20,7 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.plans import check_both_engines
+from pytest_llem.execution.plans import check_both_sides
 from pytest_llem.execution.replay import publish_replays, replays_of
 from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.saving import missing_results, save, unsuitable_reason
@@ -28,6 +28,7 @@ from pytest_llem.recording.reports import HOOK_ERRORS, fail_item, message_of, ou
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
+from pytest_llem.reporting.text import fitted
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord, StudyStatus
@@ -87,7 +88,7 @@ class Recorder:
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
         selected = {key: selected_experiments(study, by_run[key]) for key, study in studies.items()}
-        check_both_engines(config, studies, {key: found.values() for key, found in selected.items()})
+        check_both_sides(config, studies, {key: found.values() for key, found in selected.items()})
         return cls(config, _open_runs(config, studies, selected))
 
     @property
@@ -288,7 +289,8 @@ class Recorder:
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             where, width = self._config.invocation_params.dir, shutil.get_terminal_size().columns
             for line in summary_lines(run, where, width, ids=self._config.get_verbosity() > 0):
-                terminalreporter.write_line(line, yellow=line.startswith(WARNING))
+                for part in fitted([line]):
+                    terminalreporter.write_line(part, yellow=line.startswith(WARNING))
         for line in self._saved:
             terminalreporter.write_line(line)
 
