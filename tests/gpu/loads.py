@@ -205,7 +205,7 @@ def _burst(load: Matmuls, count: int) -> None:
 
 
 def bursts(uuid: str, share: float, seconds: float) -> tuple[float, float | None]:
-    """Return the integral of power ÷ the counter's energy while the GPU is busy for *share* of the time, in bursts.
+    """Return the integral of power ÷ the counter's energy of bursts of work for *share* of the time.
 
     The second value is their disagreement beyond the uncertainty of sampling; None if they agree within it.
     """
