@@ -291,10 +291,6 @@ def _reference(model: type[BaseModel], field: str | None = None) -> Schema:
     return {"$ref": f"#/$defs/{model.__name__}{inner}"}
 
 
-if __name__ == "__main__":  # generates pytest_llem/study.schema.json
-    print(schema_text(), end="")
-
-
 def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return the docstrings of a model's fields, also of inherited ones, by the fields' names.
 
@@ -330,3 +326,7 @@ def _of_fields(definition: ast.ClassDef) -> list[tuple[str, str]]:
         and isinstance(text.value, ast.Constant)
         and isinstance(text.value.value, str)
     ]
+
+
+if __name__ == "__main__":  # generates pytest_llem/study.schema.json
+    print(schema_text(), end="")
