@@ -96,6 +96,14 @@ def test_counter_that_disagrees_with_sampled_power(
     assert _warnings(account) == warned
 
 
+def test_counter_that_does_not_rise_is_contradicted_by_power() -> None:
+    account = _account(_device(0.0, 3000.0))
+    assert account.total.invalid == "counter_disagrees"
+    assert _warnings(account)[0].startswith(
+        "energy counter and sampled power disagree on GPU-1: 0 J and 3000 J: invalid"
+    )
+
+
 def test_one_invalid_gpu_makes_the_sum_invalid() -> None:
     fine = replace(_device(500.0, 500.0), device="GPU-2")
     assert _account(fine, _device(100.0, 110.0)).total.invalid == "counter_disagrees"

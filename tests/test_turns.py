@@ -332,7 +332,10 @@ def _account(*devices: DeviceReading, seconds: float = 2.0) -> Account:
     names = tuple(one.device for one in devices)
     reason = None if total is not None else "lost"
     return Account(
-        devices, Total(total, "measured", "nvml", "gpu_board", reason, devices=names), seconds, tick_seconds=0.1
+        devices,
+        Total(total, "measured", "nvml", "+".join({one.boundary for one in devices}), reason, devices=names),
+        seconds,
+        tick_seconds=0.1,
     )
 
 
@@ -354,6 +357,16 @@ def test_meter_that_fails_in_one_turn_is_missing_in_the_window() -> None:
     lost = Account((), Total(None, "unavailable", reason="the meter is gone"), None)
     joined = join_accounts([_account(_reading(10.0)), lost])
     assert (joined.total.energy_j, joined.total.reason) == (None, "the meter is gone")
+
+
+def test_devices_that_differ_between_turns_have_no_total() -> None:
+    """A second GPU whose counter fails in one turn is sampled there, and has another boundary."""
+    second = replace(_reading(10.0), device="other")
+    joined = join_accounts(
+        [_account(_reading(10.0), second), _account(_reading(10.0), replace(second, boundary="module"))]
+    )
+    assert joined.total.energy_j is None
+    assert joined.total.reason == "other: not read in every window; other: not read in every window"
 
 
 def test_conditions_of_turns_are_joined() -> None:

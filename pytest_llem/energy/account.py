@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from pytest_llem import registry
@@ -27,8 +27,11 @@ from pytest_llem.study.config import AUTO
 #: Reason for missing energy if a study switches metering off.
 SWITCHED_OFF = "energy: switched off by energy.backend"
 
-#: Relative difference between counter and integral above which there is a warning, and the energy is invalid.
-MAX_DISAGREEMENT, MAX_VALID_DISAGREEMENT = 0.03, 0.05
+#: Relative difference between counter and integral above which there is a warning.
+WARN_DISAGREEMENT = 0.03
+
+#: That above which the energy is invalid.
+INVALID_DISAGREEMENT = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,14 @@ class Account:
         devices: Readings of every device of every meter.
         total: Sum over the boundary of the metric ``energy_j``: GPU boards if the engine runs on GPUs and they can
             be read, else CPU packages with their memory.
-        seconds: Time that the meter of that boundary covers, in s.
-        tick_seconds: Tick of its counter, or interval between its power samples, in s.
+        seconds: Time that the meter of the total covers, in s.
+        tick_seconds: Time between two updates of that meter's counter, or between its power samples, in s.
         read_skew_seconds: Largest difference between the starts, or the ends, of its devices' windows, in s.
         samples: Samples of all meters, in order of time.
         harness_cpu_seconds: CPU time of the meters' own processes, in s.
         windows: Number of windows that were joined to this one.
-        began: Start of that meter's time on the monotonic clock, in s; None if unknown.
-        ended: End of that meter's time, likewise.
+        began: Start of the time that the meter of the total covers, on the monotonic clock in s; None if unknown.
+        ended: End of that time, on the same clock; None if unknown.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -80,9 +83,9 @@ class Account:
 
     @property
     def ticks(self) -> float | None:
-        """Number of ticks that a single window with the same relative resolution would hold; None if unknown.
+        """Effective number of ticks: those of a single window with the same relative resolution; None if unknown.
 
-        The errors at the edges of joined windows are independent, so that they add up as squares.
+        The errors at the edges of joined windows are independent, and add up in quadrature.
         """
         if not self.tick_seconds or not self.seconds:
             return None
@@ -105,25 +108,31 @@ class Account:
 
 
 def join_accounts(accounts: Sequence[Account]) -> Account:
-    """Return the account of windows that the same meters measured one after the other, as of one window."""
+    """Return the account of successive windows of the same meters, as if they were one window."""
     first = accounts[0]
     if len(accounts) == 1:
         return first
-    names = [(device.device, device.boundary) for device in first.devices]
-    readings = [{(one.device, one.boundary): one for one in account.devices} for account in accounts]
-    # A meter that failed in one window is missing in its readings: the sum is then unknown.
-    complete = [name for name in names if all(name in found for found in readings)]
-    devices = tuple(join_readings([found[name] for found in readings]) for name in complete)
+    readings: dict[tuple[str, str], list[DeviceReading]] = {}
+    for reading in chain.from_iterable(account.devices for account in accounts):
+        readings.setdefault((reading.device, reading.boundary), []).append(reading)
+    # A meter that failed in one window has no reading of it. A GPU whose counter failed may have another boundary.
+    reason = "not read in every window"
+    devices = tuple(
+        join_readings(found)
+        if len(found) == len(accounts)
+        else replace(found[0], energy_j=None, method="unavailable", reason=reason)
+        for found in readings.values()
+    )
     seconds = total_of(account.seconds for account in accounts)
     ticks = [account.tick_seconds for account in accounts if account.tick_seconds is not None]
     skews = [account.read_skew_seconds for account in accounts if account.read_skew_seconds is not None]
     tick = max(ticks, default=None)
-    missing = next((account.total for account in accounts if account.total.energy_j is None), None)
-    parts = [device for device in devices if device.device in first.total.devices]
-    parts = [device for device in parts if device.boundary in (first.total.boundary or "").split("+")]
+    totals = [account.total for account in accounts]
+    parts = [device for device in devices if any(device.device in total.devices for total in totals)]
+    parts = [one for one in parts if any(one.boundary in (total.boundary or "").split("+") for total in totals)]
     return Account(
         devices,
-        missing or _sum(parts, seconds, tick),
+        next((total for total in totals if total.energy_j is None), None) or _sum(parts, seconds, tick),
         seconds,
         tick,
         max(skews, default=None),
@@ -144,7 +153,7 @@ class Meters:
 
     Attributes:
         meters: Open meters by name. The total is over the boundary of the first one.
-        refusals: Reasons why other meters could not be opened, or failed later, by name.
+        refusals: Why a meter could not be opened, or failed in a window, by its name.
     """
 
     meters: dict[str, Meter] = field(default_factory=dict)
@@ -164,10 +173,11 @@ class Meters:
         """Open the meters that ``energy.backend`` selects.
 
         Args:
-            backend: ``auto`` (all that can measure, an estimate only if none can), a meter's name, or None.
+            backend: ``auto`` (NVML and RAPL, and an estimate if neither can measure), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
             telemetry_fd: Pipe for the live telemetry of meters that support it; None if nothing reads it.
-            processes: Pids of the processes that run the model, with their descendants; empty for this one.
+            processes: Root pids of the processes that run the model; their descendants are included. Empty for the
+                current process.
         """
         opened = cls(_telemetry_fd=telemetry_fd, _processes=processes)
         if backend is None:
@@ -261,7 +271,7 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
     edges = [part.uncertainty_j for part in parts]
     uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
-    off = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
+    worst = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
     return Total(
         total,
         weakest(part.method for part in parts) or "unavailable",
@@ -269,27 +279,29 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
         boundary,
         uncertainty_j=uncertainty,
         devices=devices,
-        invalid="counter_disagrees" if off > MAX_VALID_DISAGREEMENT else None,
+        invalid="counter_disagrees" if worst > INVALID_DISAGREEMENT else None,
     )
 
 
 def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: float | None) -> float | None:
-    """Return integral / counter − 1 of a device if it is beyond ±:data:`MAX_DISAGREEMENT`.
+    """Return integral / counter − 1 of a device if it is beyond ±:data:`WARN_DISAGREEMENT`.
 
-    None if they agree, if one is missing, if the difference is within three standard uncertainties, or if the
-    window has fewer than :data:`MIN_TICKS` ticks, which has a warning of its own. A meter with an unknown tick is
-    checked too.
+    Infinite if the counter did not rise. None if they agree, if one is missing, if the difference is within three
+    standard uncertainties, or if the window has fewer than :data:`MIN_TICKS` ticks, which has a warning of its
+    own. A meter with an unknown tick is checked too.
 
     Args:
         device: The reading of the device.
         seconds: Time that the reading covers, in s.
         tick_seconds: Tick of the counter, in s; None if unknown.
     """
-    if device.integral_j is None or not device.energy_j:
+    if device.integral_j is None or device.energy_j is None:
         return None
     if tick_seconds and (not seconds or seconds < MIN_TICKS * tick_seconds):
         return None
     # The integral is inexact if power changes faster than it is sampled.
     uncertainty_j = 3 * math.hypot(device.integral_uncertainty_j or 0, device.uncertainty_j or 0)
-    off = device.integral_j / device.energy_j - 1
-    return off if abs(off) > max(MAX_DISAGREEMENT, uncertainty_j / abs(device.energy_j)) else None
+    difference_j = device.integral_j - device.energy_j
+    if abs(difference_j) <= max(WARN_DISAGREEMENT * abs(device.energy_j), uncertainty_j):
+        return None
+    return difference_j / device.energy_j if device.energy_j else math.inf

@@ -1,4 +1,4 @@
-"""Find the sources of a GPU's energy, and determine the GPU's state over a window."""
+"""Find how a GPU's energy can be read, and determine the GPU's state over a window."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 
 @dataclass(frozen=True)
 class MeteredGpu:
-    """A GPU, with the sources of its energy.
+    """A GPU, with how its energy can be read.
 
     Attributes:
         uuid: UUID of the GPU.
         handle: NVML's handle of the GPU.
         uses_counter: Whether the GPU's total energy counter is used.
-        source: Source of the GPU's power; None if power cannot be read.
+        source: How the GPU's power is read; None if power cannot be read.
         averages: Whether *source* reports the mean power of the last second, not the current power.
         reads_module: Whether *source* also reports the power of the module that the GPU is on.
         is_module: Whether the GPU's name says that it shares a module with a CPU.
-        counter_reason: Why the counter is not used although the GPU has one.
+        counter_reason: Why the counter is not used although the GPU has one, which is known after it was probed.
     """
 
     uuid: str
@@ -54,10 +54,10 @@ class MeteredGpu:
 
 
 def find_gpu(nvml: Nvml, uuid: str) -> MeteredGpu:
-    """Return the GPU with this UUID, with the sources of its energy.
+    """Return the GPU with this UUID, with how its energy can be read.
 
     Raises:
-        MeterUnavailableError: Neither energy nor power can be read.
+        MeterUnavailableError: Neither energy nor power can be read, NVML fails, or MIG is on.
     """
     try:
         handle = nvml.call("nvmlDeviceGetHandleByUUID", uuid)
@@ -108,7 +108,7 @@ def take_snapshot(nvml: Nvml, gpu: MeteredGpu) -> DeviceSnapshot:
 
 
 def _power(nvml: Nvml, gpu: MeteredGpu, scope: int) -> Power | None:
-    """Return the power of a GPU or of its module, at the middle of the time that reading it took."""
+    """Return the power of a GPU or of its module, with the midpoint of the call as its time."""
     began = time.monotonic()
     watts = power_w(nvml, gpu.handle, gpu.source, scope) if gpu.source else None
     return Power((began + time.monotonic()) / 2, watts) if watts is not None else None
@@ -120,7 +120,8 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
     Args:
         before: State at the start of the window.
         after: State at the end of the window.
-        samples: Samples of the window; None if no sampler ran for all of it, so that peak and mean are unknown.
+        samples: Samples of the window; None if no sampler ran for all of it: the peak
+            temperature and the mean clocks are then unknown.
     """
     sampled = samples or ()
     temperatures = [
@@ -132,7 +133,7 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
         )
         if temperature is not None
     ]
-    # A reason is left out if it was not reported at the start, or if its counter fell, so that it was reset.
+    # A reason is left out if it was not reported at the start, or if its counter was reset, and so fell.
     throttled_seconds = {
         reason: (nanoseconds - before.throttled_ns[reason]) / 1e9
         for reason, nanoseconds in after.throttled_ns.items()

@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
-from pytest_llem.energy.account import MAX_DISAGREEMENT
+from pytest_llem.energy.account import WARN_DISAGREEMENT
 from pytest_llem.energy.gpu import COUNTER, DeviceSnapshot, MeteredGpu, conditions, find_gpu, take_snapshot
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import (
@@ -262,7 +262,7 @@ def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy) -> str
         if energy is not None and board.energy_j is not None and module.energy_j is not None:
             # Three standard uncertainties of the difference between the integrals.
             uncertainty = 3 * math.hypot(board.uncertainty_j or 0, module.uncertainty_j or 0)
-            if abs(module.energy_j - board.energy_j) > max(uncertainty, MAX_DISAGREEMENT * energy):
+            if abs(module.energy_j - board.energy_j) > max(uncertainty, WARN_DISAGREEMENT * energy):
                 is_module_nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
                 return "module" if is_module_nearer else "gpu_board"
     return "module" if gpu.is_module else "gpu_board"
@@ -322,7 +322,7 @@ def _check(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary:
     # Only the GPU's name says that the counter is a module's, and the power of the module is not read. The GPU's
     # power can confirm the counter then, but not contradict it.
     energy, board = counted.energy_j, sampled.gpu.energy_j
-    if energy is not None and board is not None and abs(board / energy - 1) > MAX_DISAGREEMENT:
+    if energy is not None and board is not None and abs(board / energy - 1) > WARN_DISAGREEMENT:
         return _Energy(None, reason="the driver reports the power of the GPU, but not of its module")
     return sampled.gpu
 

@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_llem.energy.account import MAX_VALID_DISAGREEMENT, SWITCHED_OFF, Account, disagreement
+from pytest_llem.energy.account import INVALID_DISAGREEMENT, SWITCHED_OFF, Account, disagreement
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.pass_window import PassWindow
@@ -176,8 +176,9 @@ def _device_warnings(account: Account) -> Iterator[QualityWarning]:
             yield QualityWarning.of(
                 "counter_disagrees",
                 f"energy counter and sampled power disagree on {device.device}: "
-                f"{_figure(device.energy_j, 4)} J and {_figure(device.integral_j, 4)} J ({off:+.1%})"
-                + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else ""),
+                f"{_figure(device.energy_j, 4)} J and {_figure(device.integral_j, 4)} J"
+                + (f" ({off:+.1%})" if math.isfinite(off) else "")
+                + (": invalid, no gate judges it" if abs(off) > INVALID_DISAGREEMENT else ""),
             )
         if device.counter_reason:
             yield QualityWarning.of(
