@@ -146,7 +146,7 @@ class TestReruns:
         workers: tuple[str, ...],
     ) -> None:
         made = str(pytester.path / "made")
-        # A failure before a rerun is no failure in a row.
+        # A failure before a rerun does not count.
         execution = {**ONCE, "cycle_order": "sequential", "max_consecutive_failures": 1}
         write_study(sweep={"n": [1, 2]}, noop={"fail_once": made}, execution=execution)
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--reruns", "1", *workers)

@@ -610,17 +610,23 @@ def test_output_of_passed_experiments_is_kept_only_if_shown(
     assert ("the last words" in run.stdout.str()) == kept
 
 
-@pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
+@pytest.mark.parametrize(
+    ("ending", "options"),
+    [("assert 0", ()), ("pytest.skip('later')", ()), slow("os.kill(os.getpid(), 9)", ("-n", "1"))],
+    ids=["error", "skip", "killed worker"],
+)
 def test_failing_teardown_keeps_the_result_or_error(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
     write_study: WriteStudy,
     results: Results,
     ending: str,
+    options: tuple[str, ...],
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"]}, execution={"n_cycles": 1, "max_consecutive_failures": 2})
     pytester.makeconftest(
         f"""
+        import os
         import pytest
 
         @pytest.fixture(autouse=True)
@@ -629,10 +635,11 @@ def test_failing_teardown_keeps_the_result_or_error(
             {ending}
         """
     )
-    run = run_pytest()
+    run = run_pytest(*options)
     assert results.statuses() == {"fault=none": "completed", "fault=raise": "failed"}
     assert len(results.study_result["result_files"]) == 1
     assert [one["error"]["type"] for one in results.manifest["experiments"] if one["error"]] == ["ValueError"]
+    assert len([line for line in run.outlines if re.search(r"llem: \d/2 ", line)]) == 2, "one line each"
     assert "experiments in a row failed" not in run.stdout.str(), "one failure is counted once"
 
 

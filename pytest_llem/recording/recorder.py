@@ -131,7 +131,7 @@ class Recorder:
                 )
             return
         key, run, experiment = found
-        if report.when == "teardown" and run.has_ended(experiment):  # its result or error stands
+        if payload is None and run.has_ended(experiment):  # tear-down failed, or killed the xdist worker
             return
         try:
             self._record(key, experiment, payload, report)

@@ -66,8 +66,10 @@ class Lines:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         payload: dict[str, Any] | None = vars(report).get(PAYLOAD_ATTRIBUTE)
         place = self._place(report, payload)
-        is_shown = place is not None and (payload is not None or report.failed)
-        is_shown = is_shown and not (payload and payload["replayed_from"]) and not self._is_known(place, report)
+        if payload is not None:
+            is_shown = place is not None and not payload["replayed_from"]
+        else:  # an experiment that has ended has its line
+            is_shown = place is not None and report.failed and not self._runs[place[0]].has_ended(place[1])
         if is_shown and not self._is_long and self._open != file_of(place[0] if place else ""):
             self._write("\n")  # pytest has just written the file's name, or dots of other tests
         yield
@@ -94,12 +96,6 @@ class Lines:
             return self._places.get(report.nodeid)
         key = payload["run"], payload["experiment_id"]
         return (key[0], self._experiments[key]) if key in self._experiments else None
-
-    def _is_known(self, place: tuple[str, Experiment] | None, report: pytest.TestReport) -> bool:
-        """Whether this is a teardown failure of an experiment that already has a line."""
-        if place is None or report.when != "teardown":
-            return False
-        return (place[0], place[1].id) in self._ended.get(file_of(place[0]), set())
 
     def _leave_out(self, key: str, experiment: Experiment) -> None:
         """Count an experiment that was skipped or replayed as ended, without a line."""
