@@ -134,6 +134,17 @@ class TestBudgets:
         if not workers:
             study.run("--lf").assert_outcomes(failed=1, deselected=9)
 
+    def test_result_without_its_experiments_is_not_judged(self, study: Study) -> None:
+        study.write(budgets={ENERGY: 10.0})
+        study.run()
+        for file in study.results.root.glob("*/experiments/*-c1.json"):
+            file.unlink()
+        run = study.run("-k", "budget and size=1")
+        run.assert_outcomes(failed=1, deselected=9)
+        run.stdout.fnmatch_lines(
+            ["*cannot be judged: measured before, and since then experiments/*-c1.json is missing*"]
+        )
+
     def test_skipped_budget_alone_judges_no_result(self, study: Study) -> None:
         study.write(budgets={ENERGY: 10.0})
         study.run()

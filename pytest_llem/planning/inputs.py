@@ -17,6 +17,7 @@ from pytest_llem.results.code_state import CodeState
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.points import PointResult
+from pytest_llem.results.study_result import result_lost
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
@@ -60,12 +61,20 @@ class CurrentInputs:
         ]
 
     def changes_since(self, directory: Path, point: PointResult) -> list[str]:
-        """Return the changes since the results of *point* in a results directory were measured."""
+        """Return the changes since the results of *point* in a results directory were measured.
+
+        The state of the code is in the results of experiments. One that is missing counts as a change.
+        """
         config = next(one.config for one in self.study.points if one.config_hash == point.config_hash)
         found: dict[str, None] = {}
         for entry in read_manifest(directory).experiments:
-            if entry.config_hash == point.config_hash and (text := stored_result(directory, entry)) is not None:
-                found |= dict.fromkeys(self.changes(ExperimentResult.model_validate_json(text), config))
+            if entry.config_hash == point.config_hash and entry.status == "completed":
+                text = stored_result(directory, entry)
+                if text is None:
+                    found[result_lost(entry).message] = None
+                else:
+                    result = ExperimentResult.model_validate_json(text)
+                    found |= dict.fromkeys(self.changes(result, config))
         return list(found)
 
     def _changed_code(self, inputs: InputsRecord, backend: str) -> Iterator[str]:

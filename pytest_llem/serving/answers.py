@@ -122,7 +122,9 @@ class _Content:
                 text = delta.get("text") or delta.get("content")
                 ids = choice.get("token_ids")
                 if text:
-                    self.texts.append("" + text)  # raises TypeError if it is not a text
+                    if not isinstance(text, str):
+                        raise TypeError(f"the text of a chunk is {text!r}")
+                    self.texts.append(text)
                 if ids:
                     self.ids += ids
                     self.id_times += [time] * len(ids)
