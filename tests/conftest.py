@@ -27,6 +27,7 @@ from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.support import nvml, weights
+from tests.support.hub import Hub
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -296,6 +297,17 @@ def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
+
+
+@pytest.fixture
+def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Make processes use a module's ``hub`` and a cache of their own. Offline processes use the same cache."""
+    environment = hub.environment(tmp_path / "hf")
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
+        monkeypatch.setenv(name, environment[name])
+    return hub
 
 
 @pytest.fixture(scope="session")
