@@ -62,14 +62,13 @@ def _attribute(name: str) -> Any:
     return found
 
 
-#: Import names of the packages in each extra of pyproject.toml that the code checks for.
-EXTRAS = {"report": ("jinja2", "plotly"), "server": ("aiohttp",)}
+def missing_report_extra() -> str | None:
+    """Return an error message if packages of the extra ``report`` are not installed, else None.
 
-
-def missing_extra(extra: str) -> str | None:
-    """Return an error message if packages of *extra* are not installed, else None. Nothing is imported."""
-    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    Nothing is imported.
+    """
+    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
     if not missing:
         return None
     verb = "is" if len(missing) == 1 else "are"
-    return f"{' and '.join(missing)} {verb} not installed: pip install 'pytest-llem[{extra}]'"
+    return f"{' and '.join(missing)} {verb} not installed: pip install 'pytest-llem[report]'"

@@ -24,8 +24,10 @@ import pytest_llem
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.support import nvml, weights
+from tests.support.hub import Hub
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -244,6 +246,11 @@ class Results:
     def study_result(self) -> dict[str, Any]:
         return self.read("study_result.json")
 
+    def experiments(self) -> list[ExperimentResult]:
+        """Return the saved results of experiments, in run order."""
+        files = [entry["result_file"] for entry in self.manifest["experiments"]]
+        return [ExperimentResult.model_validate(self.read(file)) for file in files if file is not None]
+
     def statuses(self) -> Mapping[str, str]:
         return {entry["experiment_id"]: entry["status"] for entry in self.manifest["experiments"]}
 
@@ -281,6 +288,26 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"scripted_nvml.c cannot be built: {error}")
+
+
+@pytest.fixture
+def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make torch look like a CUDA build in new processes."""
+    metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
+
+
+@pytest.fixture
+def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Make processes use a module's ``hub`` and a cache of their own. Offline processes use the same cache."""
+    environment = hub.environment(tmp_path / "hf")
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
+        monkeypatch.setenv(name, environment[name])
+    return hub
 
 
 @pytest.fixture(scope="session")

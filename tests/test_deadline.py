@@ -195,46 +195,32 @@ def line(result: pytest.RunResult) -> str:
 
 
 class TestInThePlan:
-    def test_plan_shows_the_deadline(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
-        write_study(**TINY)
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert " s · deadline 6 min each · needs about 0.5 GiB" in line(result)
-
-    def test_plan_shows_the_shortest_and_the_longest_deadline(
-        self, pytester: pytest.Pytester, write_study: WriteStudy
+    @pytest.mark.parametrize(
+        ("changes", "text"),
+        [
+            (TINY, " s · deadline 6 min each · needs about 0.5 GiB"),
+            ({**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}}, " · deadline 6–16 min each · "),
+            ({**TINY, "sweep": {"measurement.min_window_seconds": [0, 7200]}}, " · deadline 6 min–2.1 h each · "),
+            ({**TINY, "sweep": None}, " · deadline 6 min · "),
+            ({}, ", time unknown · deadline 2.0 h each · memory unknown"),
+            (
+                {**TINY, "execution": {"experiment_timeout_seconds": 1234.5}},
+                " · deadline 1,234.5 s each (given) · ",
+            ),
+        ],
+        ids=["all equal", "from to", "other unit", "single experiment", "unknown model", "given"],
+    )
+    def test_plan_shows_the_deadline(
+        self, pytester: pytest.Pytester, write_study: WriteStudy, changes: dict[str, Any], text: str
     ) -> None:
-        write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert " · deadline 6–16 min each · " in line(result)
-        write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 7200]}})
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert " · deadline 6 min–2.1 h each · " in line(result)
-
-    def test_plan_shows_the_deadline_of_a_single_experiment(
-        self, pytester: pytest.Pytester, write_study: WriteStudy
-    ) -> None:
-        write_study(**{**TINY, "sweep": None})
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert " · deadline 6 min · " in line(result)
-
-    def test_plan_shows_the_deadline_of_an_unknown_model(
-        self, pytester: pytest.Pytester, write_study: WriteStudy
-    ) -> None:
-        write_study()
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert line(result).endswith(", time unknown · deadline 2.0 h each · memory unknown")
-
-    def test_plan_marks_a_given_deadline(self, pytester: pytest.Pytester, write_study: WriteStudy) -> None:
-        write_study(**{**TINY, "execution": {"experiment_timeout_seconds": 1234.5}})
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert " · deadline 1,234.5 s each (given) · " in line(result)
+        write_study(**changes)
+        assert text in line(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
 
     def test_plan_has_no_deadline_where_nothing_is_started(
         self, pytester: pytest.Pytester, write_study: WriteStudy
     ) -> None:
         write_study(runners={"noop": "docker"})
-        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-        assert "deadline" not in line(result)
+        assert "deadline" not in line(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
 
     def test_plan_file_has_the_deadline_of_each_experiment(
         self, pytester: pytest.Pytester, write_study: WriteStudy

@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
 from pytest_llem.machine import device_locks, device_queue
@@ -66,24 +65,11 @@ def _gpu(uuid: str = A, **more: Any) -> nvml.ScriptedGpu:
 
 
 @pytest.fixture
-def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make torch look like a CUDA build in new processes."""
-    metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
-
-
-@pytest.fixture
 def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None) -> GiveGpus:
     """Return a function that gives new processes scripted GPUs."""
 
     def give(*gpus: nvml.ScriptedGpu) -> Script:
-        script = Script(tmp_path / "script", list(gpus))
-        script.write()
-        for name, value in nvml.environment(nvml_library, script).items():
-            monkeypatch.setenv(name, value)
-        return script
+        return nvml.install(monkeypatch, nvml_library, Script(tmp_path / "script", list(gpus)))
 
     return give
 
@@ -492,11 +478,8 @@ def recorded(results: Results) -> Recorded:
     """Return the recorded gaps of the completed experiments of a run, in run order."""
 
     def read(root: Path | None = None) -> list[GapRecord]:
-        [directory] = [path for path in (root or results.root).iterdir() if path.is_dir()]
-        entries = json.loads((directory / "manifest.json").read_text())["experiments"]
-        texts = [(directory / one["result_file"]).read_text() for one in entries if one["status"] == "completed"]
-        gaps = [ExperimentResult.model_validate_json(text).gap for text in texts]
-        return [gap for gap in gaps if gap is not None]
+        found = results if root is None else Results(root)
+        return [one.gap for one in found.experiments() if one.gap is not None]
 
     return read
 

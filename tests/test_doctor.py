@@ -58,6 +58,13 @@ VLLM_NEEDS = f"needs vllm: {sys.executable} -m pip install 'pytest-llem[vllm]'"
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
 
+#: Adds scripted GPUs to this machine, and returns their script.
+AddGpus = Callable[..., nvml.Script]
+
+#: Runs ``llem doctor`` with arguments, and returns its exit status and what it found.
+Doctor = Callable[..., tuple[int, Any]]
+
+
 def scripted_gpu(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) -> Any:
     lines = {key: value for key, value in {**H100, **more}.items() if value is not None}
     return nvml.ScriptedGpu(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
@@ -102,16 +109,12 @@ def imports(monkeypatch: pytest.MonkeyPatch, **report: Any) -> None:
 
 
 @pytest.fixture
-def add_gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def add_gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddGpus:
     """Return a function that adds scripted GPUs to this machine."""
 
     def put(*scripted: Any, **more: Any) -> Any:
-        script = nvml.Script(tmp_path / "script", list(scripted), **more)
-        script.write()
-        for name, value in nvml.environment(nvml_library, script).items():
-            monkeypatch.setenv(name, value)
         monkeypatch.setattr(gpus, "COMMAND", COMMAND)
-        return script
+        return nvml.install(monkeypatch, nvml_library, nvml.Script(tmp_path / "script", list(scripted), **more))
 
     return put
 
@@ -138,7 +141,7 @@ def powercap(tmp_path: Path) -> Powercap:
 
 
 @pytest.fixture
-def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
     """Return a function that runs ``llem doctor --format json`` and returns its exit status and Examination."""
 
     def run(*arguments: Any) -> Any:
@@ -155,9 +158,7 @@ def about(found: Any, severity: Any, about: Any = None) -> Any:
 
 
 class TestGpus:
-    def test_all_values_of_a_measured_gpu_are_reported(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_all_values_of_a_measured_gpu_are_reported(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         script = add_gpus(scripted_gpu(tick_ms=40), call_ms=0.2)
         status, found = doctor()
         assert status == 0
@@ -200,9 +201,7 @@ class TestGpus:
         assert script.users() == 0, "NVML must be shut down"
         assert about(found, "blocks") == []
 
-    def test_persistence_mode_and_clock_findings_have_commands(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_persistence_mode_and_clock_findings_have_commands(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(persistence=0), scripted_gpu(B, persistence=0))
         status, found = doctor()
         assert status == 0, "findings that hinder do not fail"
@@ -213,9 +212,7 @@ class TestGpus:
         assert clocks.commands == ["sudo nvidia-smi -i 0,1 -lgc 1485,1485"]
         assert "nvidia-smi -i 0,1 -rgc" in clocks.advice
 
-    def test_clock_locking_is_unknown_if_nvml_does_not_show_it(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_clock_locking_is_unknown_if_nvml_does_not_show_it(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         unknown, unlocked = "clocks may not be locked (NVML does not report it)", "clocks are not locked"
         cases: list[tuple[dict[str, Any], bool | None, str | None]] = [
             ({"reasons": 2}, True, None),
@@ -232,9 +229,7 @@ class TestGpus:
         }
         assert texts == {unknown: "GPUs 1, 3", unlocked: "GPU 2"}
 
-    def test_advice_is_to_lock_clocks_at_a_sustainable_one(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_advice_is_to_lock_clocks_at_a_sustainable_one(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         cases: list[tuple[dict[str, Any], int | None]] = [
             ({"default_sm_clock": 1095}, 1095),
             ({"default_sm_clock": 1980}, 1485),  # the default is the maximum, which is not sustainable
@@ -249,13 +244,13 @@ class TestGpus:
             f"sudo nvidia-smi -i {index} -lgc {mhz},{mhz}" for index, (_, mhz) in enumerate(cases[:3])
         ]
 
-    def test_current_throttling_hinders(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+    def test_current_throttling_hinders(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(reasons=0x2 | 0x4 | 0x40 | 0x200 | 0x400))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
         assert finding.message == "its clocks are throttled now: power, hw_thermal, board_limit, reliability"
 
-    def test_mig_blocks_and_has_a_command(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+    def test_mig_blocks_and_has_a_command(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(mig=1))
         status, found = doctor()
         assert status == 1
@@ -266,9 +261,7 @@ class TestGpus:
         assert "MIG is on" in refusals["nvml"]
         assert refusals["estimate"] is not None
 
-    def test_gpu_without_energy_counter_is_sampled(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_gpu_without_energy_counter_is_sampled(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(no_counter=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
@@ -276,17 +269,13 @@ class TestGpus:
         assert "Not Supported" in found.gpus[0].energy_counter_error
         assert "from Volta on" in about(found, "blocks")[0].message
 
-    def test_gpu_without_counter_and_power_reading_is_unavailable(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_gpu_without_counter_and_power_reading_is_unavailable(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(no_counter=1, no_power_reading=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
         assert "power cannot be read" in about(found, "blocks")[0].message
 
-    def test_energy_counter_that_does_not_advance_is_sampled(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_energy_counter_that_does_not_advance_is_sampled(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(tick_ms=1_000_000))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "sampled", None)
@@ -295,7 +284,7 @@ class TestGpus:
         assert "stood still" in about(found, "blocks")[0].message
 
     def test_gpu_that_fell_off_the_bus_blocks_if_visible(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(lost_at=0), scripted_gpu(B))
         status, found = doctor()
@@ -309,15 +298,13 @@ class TestGpus:
         status, found = doctor()
         assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
 
-    def test_prohibited_compute_mode_blocks(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_prohibited_compute_mode_blocks(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(compute_mode=2))
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert about(found, "blocks")[0].commands == ["sudo nvidia-smi -i 0 -c 0"]
 
-    def test_other_users_of_a_gpu_hinder(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+    def test_other_users_of_a_gpu_hinder(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(user="4242 900 /usr/bin/python3", used_mb=1400))
         _, found = doctor()
         assert [one.model_dump() for one in found.gpus[0].users] == [
@@ -328,7 +315,7 @@ class TestGpus:
         ]
 
     def test_used_memory_without_visible_processes_hinders(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         add_gpus(scripted_gpu(used_mb=20_000))
@@ -337,7 +324,7 @@ class TestGpus:
         assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
 
     def test_experiment_that_holds_the_gpu_lease_hinders(
-        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path
+        self, one_gpu: None, doctor: Doctor, tmp_path: Path
     ) -> None:
         (tmp_path / FOLDER).mkdir()
         owner = Owner.of_this_process("llama", "precision=bf16-cycle=1")
@@ -350,7 +337,7 @@ class TestGpus:
         assert doctor()[1].gpus[0].held_by is None
 
     def test_hidden_gpus_are_listed_without_findings(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(mig=1), scripted_gpu(B))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
@@ -363,7 +350,7 @@ class TestGpus:
         assert about(found, "note", "GPUs")
 
     def test_index_among_different_gpus_is_unknown(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(), scripted_gpu(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
@@ -377,7 +364,7 @@ class TestGpus:
     def test_cpu_build_of_torch_blocks_on_a_gpu_machine(
         self,
         one_gpu: None,
-        doctor: Callable[..., Any],
+        doctor: Doctor,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -391,7 +378,7 @@ class TestGpus:
     def test_torch_for_newer_cuda_than_driver_supports_is_found(
         self,
         one_gpu: None,
-        doctor: Callable[..., Any],
+        doctor: Doctor,
         monkeypatch: pytest.MonkeyPatch,
         cuda: str,
         severity: str | None,
@@ -404,7 +391,7 @@ class TestGpus:
         )
 
     def test_torch_without_a_package_has_no_version_in_its_finding(
-        self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         imports(monkeypatch, torch_cuda="14.1")
         _, found = doctor()
@@ -426,7 +413,7 @@ class TestDriver:
     )
     @pytest.mark.slow
     def test_hanging_driver_is_abandoned(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], function: str, step: str
+        self, add_gpus: AddGpus, doctor: Doctor, function: str, step: str
     ) -> None:
         script = add_gpus(scripted_gpu(), rules=[f"takes {function} 600000"])
         status, found = doctor("--timeout", "3")
@@ -438,7 +425,7 @@ class TestDriver:
         assert all(map(gone, probes))
 
     def test_driver_that_fails_blocks(
-        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(gpus, "_NVIDIA_PATHS", ("proc",))
         add_gpus(scripted_gpu(), rules=["fail nvmlInit 9"])
@@ -449,13 +436,13 @@ class TestDriver:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].advice
 
-    def test_missing_driver_alone_is_not_a_finding(self, doctor: Callable[..., Any]) -> None:
+    def test_missing_driver_alone_is_not_a_finding(self, doctor: Doctor) -> None:
         _, found = doctor()
         assert (found.driver, found.gpus) == (Driver(error="no NVML"), [])
         assert [one.about for one in about(found, "blocks")] == ["RAPL"]
 
     def test_crash_of_the_driver_library_is_reported(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         crash = 'import os; print(\'{"driver": {"version": "1"}}\', flush=True); os.kill(os.getpid(), 11)'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", crash))
@@ -464,9 +451,7 @@ class TestDriver:
         assert (status, found.driver.version) == (1, "1")
         assert found.driver.error == "the process crashed (SIGSEGV); last step: start"
 
-    def test_foreign_output_of_the_probe_is_ignored(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_foreign_output_of_the_probe_is_ignored(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
         code = 'print(\'warning: x\'); print(3); print(\'{"driver": {"version": "2"}}\'); print(\'{"gpu":\')'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", code))
         assert doctor()[1].driver.version == "2"
@@ -485,7 +470,7 @@ class TestCpu:
         monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep))
         return counters
 
-    def test_readable_rapl_measures_energy(self, doctor: Callable[..., Any], counting: list[Path]) -> None:
+    def test_readable_rapl_measures_energy(self, doctor: Doctor, counting: list[Path]) -> None:
         status, found = doctor()
         verdict = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
         assert (status, found.rapl.error) == (0, None)
@@ -497,7 +482,7 @@ class TestCpu:
         assert about(found, "blocks") == []
 
     def test_unreadable_rapl_blocks_and_has_commands(
-        self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
+        self, doctor: Doctor, counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read = Path.read_text
 
@@ -526,7 +511,7 @@ class TestCpu:
     )
     def test_advice_without_rapl_depends_on_the_kind_of_machine(
         self,
-        doctor: Callable[..., Any],
+        doctor: Doctor,
         monkeypatch: pytest.MonkeyPatch,
         virtual: bool,
         container: str | None,
@@ -539,28 +524,21 @@ class TestCpu:
         assert found.verdict.reason == found.rapl.error
         assert advice in about(found, "blocks", "RAPL")[0].advice
 
-    def test_rapl_counter_that_does_not_advance_blocks(
-        self, doctor: Callable[..., Any], powercap: Powercap
+    @pytest.mark.parametrize(("content", "error"), [("0", "did not rise"), ("many", "many")])
+    def test_rapl_counter_that_is_stuck_or_no_number_blocks(
+        self, doctor: Doctor, powercap: Powercap, content: str, error: str
     ) -> None:
-        powercap.zone("intel-rapl:0", "package-0", energy_uj=0)
+        powercap.zone("intel-rapl:0", "package-0").write_text(f"{content}\n")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "estimated")
-        assert "did not rise" in found.rapl.domains[0].error
+        assert error in found.rapl.domains[0].error
 
-    def test_rapl_counter_that_is_not_a_number_blocks(
-        self, doctor: Callable[..., Any], powercap: Powercap
-    ) -> None:
-        powercap.zone("intel-rapl:0", "package-0").write_text("many\n")
-        status, found = doctor()
-        assert (status, found.verdict.method) == (1, "estimated")
-        assert "many" in found.rapl.domains[0].error
-
-    def test_missing_rapl_on_a_gpu_machine_is_a_note(self, one_gpu: None, doctor: Callable[..., Any]) -> None:
+    def test_missing_rapl_on_a_gpu_machine_is_a_note(self, one_gpu: None, doctor: Doctor) -> None:
         _, found = doctor()
         assert about(found, "note", "RAPL")[0].message.startswith("CPU energy is not measured in addition")
 
     def test_load_cpu_limit_and_governor_hinder(
-        self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
+        self, doctor: Doctor, counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         known = processor_facts() | {"cpu_governor": "powersave", "cpu_count": 8}
         monkeypatch.setattr(host, "processor", lambda: known)
@@ -576,7 +554,7 @@ class TestCpu:
 
 class TestSoftware:
     def test_only_engine_that_cannot_be_imported_blocks(
-        self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         imports(monkeypatch, error="ImportError: libcudart.so.12", torch_cuda=None)
         status, found = doctor()
@@ -589,9 +567,7 @@ class TestSoftware:
         assert about(found, "blocks", "engine pytorch")
         assert about(found, "blocks", "engine vllm")
 
-    def test_shipped_engine_that_is_not_installed_is_only_noted(
-        self, one_gpu: None, doctor: Callable[..., Any]
-    ) -> None:
+    def test_shipped_engine_that_is_not_installed_is_only_noted(self, one_gpu: None, doctor: Doctor) -> None:
         status, found = doctor()
         assert (status, about(found, "hinders", "engine vllm")) == (0, [])
         assert {one.name: one.installed for one in found.software.engines} == {
@@ -605,7 +581,7 @@ class TestSoftware:
         assert "not installed" in line
 
     def test_package_of_an_engine_that_is_too_old_hinders(
-        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, one_gpu: None, doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         install(tmp_path, monkeypatch, "vllm", "0.7.0")
         _, found = doctor()
@@ -614,7 +590,7 @@ class TestSoftware:
     def test_one_of_several_engines_that_cannot_be_imported_hinders(
         self,
         one_gpu: None,
-        doctor: Callable[..., Any],
+        doctor: Doctor,
         monkeypatch: pytest.MonkeyPatch,
         noop_engine: None,
     ) -> None:
@@ -641,7 +617,7 @@ class TestSoftware:
     def test_import_that_crashes_hangs_or_reports_nothing_blocks(
         self,
         one_gpu: None,
-        doctor: Callable[..., Any],
+        doctor: Doctor,
         monkeypatch: pytest.MonkeyPatch,
         code: str,
         seconds: str,
@@ -651,12 +627,12 @@ class TestSoftware:
         status, found = doctor("--timeout", seconds)
         assert (status, found.software.engines[0].error) == (1, error)
 
-    def test_engines_of_another_interpreter_are_examined(self, doctor: Callable[..., Any]) -> None:
+    def test_engines_of_another_interpreter_are_examined(self, doctor: Doctor) -> None:
         _, found = doctor("--python", sys.executable)
         assert found.software.executable == sys.executable
         assert [one.name for one in found.software.engines] == ["pytorch", "server", "vllm"]
 
-    def test_interpreter_without_pytest_llem_blocks(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
+    def test_interpreter_without_pytest_llem_blocks(self, doctor: Doctor, tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
         python = str(tmp_path / "empty" / "bin" / "python")
         status, found = doctor("--python", python)
@@ -666,7 +642,7 @@ class TestSoftware:
             f"{python} has no pytest-llem: install it there: {python} -m pip install"
         )
 
-    def test_missing_interpreter_blocks(self, doctor: Callable[..., Any]) -> None:
+    def test_missing_interpreter_blocks(self, doctor: Doctor) -> None:
         status, found = doctor("--python", "no/python")
         assert status == 1
         assert "does not exist" in about(found, "blocks", "python")[0].message
@@ -687,16 +663,14 @@ class TestSoftware:
 
 
 class TestSurroundings:
-    def test_folder_of_locks_that_is_a_file_blocks(
-        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path
-    ) -> None:
+    def test_folder_of_locks_that_is_a_file_blocks(self, one_gpu: None, doctor: Doctor, tmp_path: Path) -> None:
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].message
 
     def test_missing_temporary_folder_blocks(
-        self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
 
         def none() -> None:
@@ -707,15 +681,13 @@ class TestSurroundings:
         assert status == 1
         assert {one.about for one in about(found, "blocks")} == {"temporary files", "locks"}
 
-    def test_an_examination_leaves_no_files(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
+    def test_an_examination_leaves_no_files(self, doctor: Doctor, tmp_path: Path) -> None:
         doctor()
         before = {*tmp_path.rglob("*")}
         doctor()
         assert {*tmp_path.rglob("*")} == before
 
-    def test_little_free_disk_space_is_a_note(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_little_free_disk_space_is_a_note(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = SimpleNamespace(free=500_000_000)
         monkeypatch.setattr("pytest_llem.doctor.host.shutil.disk_usage", lambda _: usage)
         _, found = doctor()
@@ -723,7 +695,7 @@ class TestSurroundings:
         assert of_folders == ["temporary files", "results", "the hub's cache"]
 
     def test_hub_cache_is_found_by_environment_variable(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -731,9 +703,7 @@ class TestSurroundings:
         assert found.surroundings.hf_hub_offline is True
         assert found.surroundings.folders[-1].path == str(tmp_path / "hub")
 
-    def test_memory_limit_of_a_container_is_a_note(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_memory_limit_of_a_container_is_a_note(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pytest_llem.doctor.host.memory_limit_bytes", lambda: 512_000_000)
         _, found = doctor()
         assert found.surroundings.memory_limit_mb == 512
@@ -741,9 +711,7 @@ class TestSurroundings:
             "this process is limited to 512 MB of the machine's "
         )
 
-    def test_unknown_home_directory_is_reported(
-        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_unknown_home_directory_is_reported(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
         def unknown(path: Any) -> None:
             raise RuntimeError("Could not determine home directory.")
 
@@ -798,7 +766,7 @@ class TestOutput:
     @pytest.mark.parametrize("width", [80, 200])
     def test_output_fits_the_terminal(
         self,
-        add_gpus: Callable[..., Any],
+        add_gpus: AddGpus,
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
         width: int,
@@ -818,7 +786,7 @@ class TestOutput:
         assert "sudo nvidia-smi -i 0 -pm 1" in text
 
     def test_verdict_comes_first_then_findings_worst_first(
-        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(persistence=0, compute_mode=2))
         status, lines = self.run(capsys, monkeypatch, 100)
@@ -834,7 +802,7 @@ class TestOutput:
             assert title in lines
 
     def test_control_characters_in_names_are_not_printed(
-        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: AddGpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(name="H100 \x1b[31m[red]", user="42 1 \x1b]0;x"))
         _, lines = self.run(capsys, monkeypatch, 120)
@@ -854,9 +822,7 @@ class TestOutput:
         assert (done.returncode in (0, 1), done.stderr) == (True, b"")
         assert done.stdout.isascii()
 
-    def test_json_is_valid_against_its_schema(
-        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_json_is_valid_against_its_schema(self, add_gpus: AddGpus, capsys: pytest.CaptureFixture[str]) -> None:
         add_gpus(scripted_gpu(user="42 1 x"), scripted_gpu(B, lost_at=0))
         cli.main(["doctor", "--format", "json"])
         printed = json.loads(capsys.readouterr().out)
@@ -872,7 +838,7 @@ class TestOutput:
         os.close(writer)
         assert (done.returncode, done.stderr) == (2, "")
 
-    def test_ctrl_c_leaves_no_process_behind(self, add_gpus: Callable[..., Any], tmp_path: Path) -> None:
+    def test_ctrl_c_leaves_no_process_behind(self, add_gpus: AddGpus, tmp_path: Path) -> None:
         script = add_gpus(scripted_gpu(), rules=["takes nvmlDeviceGetName 600000"])
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest_llem.cli", "doctor"],

@@ -21,6 +21,9 @@ from tests.support.hub import COMMIT, Hub, serving
 
 TINY = "n: 1\nmax_output_tokens: 2\nwarmup: {enabled: false}\nmeasurement: {min_window_seconds: 0}\n"
 
+#: Writes the text of a study, and returns its name.
+WriteText = Callable[..., str]
+
 
 def llem(*arguments: str, **environment: str) -> tuple[int, list[str], str]:
     """Run ``llem fetch`` and return its exit status, the lines of its output, and its standard error."""
@@ -30,7 +33,7 @@ def llem(*arguments: str, **environment: str) -> tuple[int, list[str], str]:
 
 
 @pytest.fixture
-def study(pytester: pytest.Pytester) -> Callable[..., str]:
+def study(pytester: pytest.Pytester) -> WriteText:
     """Write a study into the current folder and return its name."""
 
     def write(text: str, name: str = "study.yaml") -> str:
@@ -65,17 +68,6 @@ def hub(models: dict[str, Path]) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Make processes use the hub and a cache of their own. Offline processes use the same cache."""
-    environment = hub.environment(tmp_path / "hf")
-    for name in [name for name in os.environ if name.startswith("HF_")]:
-        monkeypatch.delenv(name)
-    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
-        monkeypatch.setenv(name, environment[name])
-    return hub
-
-
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where nobody answers
 
 
@@ -84,7 +76,7 @@ class TestHub:
     def test_fetched_models_are_found_offline(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., str],
+        study: WriteText,
         online: Hub,
         monkeypatch: pytest.MonkeyPatch,
         results: Results,
@@ -110,9 +102,7 @@ class TestHub:
         assert (result["engine"]["model_source"], result["engine"]["model_revision"]) == ("hub", COMMIT)
         assert llem(file)[:2] == (0, ["already here: owner/whole"])
 
-    def test_only_missing_files_are_downloaded(
-        self, study: Callable[..., str], online: Hub, tmp_path: Path
-    ) -> None:
+    def test_only_missing_files_are_downloaded(self, study: WriteText, online: Hub, tmp_path: Path) -> None:
         file = study("model: owner/sharded")
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         online.downloads.clear()
@@ -133,16 +123,14 @@ class TestHub:
         assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
 
     def test_weights_in_another_format_are_fetched_if_there_are_no_others(
-        self, study: Callable[..., str], online: Hub
+        self, study: WriteText, online: Hub
     ) -> None:
         file = study("model: owner/pickled")
         assert llem(file)[:2] == (0, ["fetched: owner/pickled"])
         assert "owner/pickled/pytorch_model.bin" in online.downloads
         assert llem(file, **OFFLINE)[:2] == (0, ["already here: owner/pickled"])
 
-    def test_each_model_revision_is_fetched_once_for_all_studies(
-        self, study: Callable[..., str], online: Hub
-    ) -> None:
+    def test_each_model_revision_is_fetched_once_for_all_studies(self, study: WriteText, online: Hub) -> None:
         first = study("sweep: {model: [owner/whole, owner/sharded], n: [1, 2]}", "a.yaml")
         second = study(
             f"model: owner/whole\nsweep: {{pytorch.revision: [null, '{COMMIT}'], precision: [bf16, fp16]}}",
@@ -156,7 +144,7 @@ class TestHub:
             f"already here: owner/whole (revision {COMMIT})",
         ]
 
-    def test_fetch_continues_after_an_unavailable_model(self, study: Callable[..., str], online: Hub) -> None:
+    def test_fetch_continues_after_an_unavailable_model(self, study: WriteText, online: Hub) -> None:
         file = study(
             "experiments:\n"
             "- {model: owner/none}\n"
@@ -184,7 +172,7 @@ class TestHub:
         ]
         assert lines[4].startswith("not available: a\\n\\x1b[31mb: ")
 
-    def test_unreachable_hub_is_reported_as_the_reason(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_unreachable_hub_is_reported_as_the_reason(self, study: WriteText, tmp_path: Path) -> None:
         file = study("model: owner/whole")
         status, lines, _ = llem(file, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
         assert (status, lines) == (
@@ -198,13 +186,13 @@ class TestHub:
 
 class TestNoDownload:
     @pytest.mark.slow
-    def test_builtin_model_is_generated_once(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_builtin_model_is_generated_once(self, study: WriteText, tmp_path: Path) -> None:
         file = study("model: builtin:tiny-llama")
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])
         assert (tmp_path / "pytest-llem" / "tiny-llama-v1" / "model.safetensors").is_file()
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["already here: builtin:tiny-llama"])
 
-    def test_unwritable_cache_is_reported_in_one_line(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_unwritable_cache_is_reported_in_one_line(self, study: WriteText, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         (tmp_path / f"pytest-llem-{os.geteuid()}").touch()
         status, [line, other], _ = llem(
@@ -216,7 +204,7 @@ class TestNoDownload:
         assert line.startswith("not available: builtin:tiny-llama: ")
         assert "is not a folder of this user's alone: remove it" in line
 
-    def test_model_folders_are_found_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_model_folders_are_found_by_name(self, pytester: pytest.Pytester, study: WriteText) -> None:
         for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):
             (pytester.path / folder).mkdir(parents=True)
         file = study("sweep: {model: [owner/a, owner/b, owner/c, ./local]}")
@@ -229,9 +217,7 @@ class TestNoDownload:
         assert lines[1].startswith("not available: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
-    def test_model_of_a_server_is_fetched_by_name(
-        self, pytester: pytest.Pytester, study: Callable[..., str]
-    ) -> None:
+    def test_model_of_a_server_is_fetched_by_name(self, pytester: pytest.Pytester, study: WriteText) -> None:
         (pytester.path / "m.gguf").touch()
         (pytester.path / "local").mkdir()
         server = "backend: server\nserver: {command: [serve, '{port}']}\nload: {concurrency: 1}\n"
@@ -239,19 +225,17 @@ class TestNoDownload:
         assert llem(file) == (0, ["already here: m.gguf", "already here: ./local"], "")
         assert llem(study(server)) == (0, [], "")
 
-    def test_skipped_experiments_need_nothing(self, study: Callable[..., str]) -> None:
+    def test_skipped_experiments_need_nothing(self, study: WriteText) -> None:
         file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
         assert llem(file) == (0, ["already here: ."], "")
 
-    def test_fetch_has_no_limit_of_experiments(self, study: Callable[..., str]) -> None:
+    def test_fetch_has_no_limit_of_experiments(self, study: WriteText) -> None:
         file = study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}")
         assert llem(file, PYTEST_ADDOPTS="-o llem_max_experiments=3") == (0, ["already here: ."], "")
 
 
 class TestMistakes:
-    def test_invalid_study_does_not_stop_the_others(
-        self, pytester: pytest.Pytester, study: Callable[..., str]
-    ) -> None:
+    def test_invalid_study_does_not_stop_the_others(self, pytester: pytest.Pytester, study: WriteText) -> None:
         wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
         good = study("model: .", "good.yaml")
         status, lines, stderr = llem(wrong, "missing.yaml", good)
@@ -262,13 +246,13 @@ class TestMistakes:
         collected = pytester.runpytest_inprocess(wrong, "-p", "llem", "--collect-only").outlines
         assert errors[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 
-    def test_invalid_ini_file_is_reported(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_invalid_ini_file_is_reported(self, pytester: pytest.Pytester, study: WriteText) -> None:
         pytester.makeini("[pytest]\nllem_model_path = '\n")
         status, lines, stderr = llem(study("model: ."))
         assert (status, lines) == (1, [])
         assert "ERROR: llem_model_path: No closing quotation" in stderr
 
-    def test_pytest_addopts_do_not_change_fetch(self, study: Callable[..., str]) -> None:
+    def test_pytest_addopts_do_not_change_fetch(self, study: WriteText) -> None:
         """In a new process, as users start it."""
         options = "-n 2 --collect-only -q -W error -p no:llem-recorder"
         done = subprocess.run(
@@ -280,7 +264,7 @@ class TestMistakes:
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "already here: .\n", "")
 
-    def test_strict_applies_to_fetch(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_strict_applies_to_fetch(self, pytester: pytest.Pytester, study: WriteText) -> None:
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, stderr = llem(file)
@@ -317,14 +301,14 @@ class Engine:
 
 
 class TestOwnEngine:
-    def test_model_of_a_function_is_left_to_it(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_model_of_a_function_is_left_to_it(self, pytester: pytest.Pytester, study: WriteText) -> None:
         pytester.makepyfile(fns="def answer(model, prompt): ...")
         file = study("model: my/model\nbackend: 'fns:answer'")
         assert llem(file)[:2] == (0, ["left to the engine: my/model (by engine fns:answer)"])
 
     @pytest.mark.parametrize("folder", [".", "engines"])
     def test_user_engine_fetches_its_own_models(
-        self, pytester: pytest.Pytester, study: Callable[..., str], folder: str
+        self, pytester: pytest.Pytester, study: WriteText, folder: str
     ) -> None:
         (pytester.path / folder).mkdir(exist_ok=True)
         (pytester.path / folder / "mine.py").write_text(OWN_ENGINE)
@@ -348,7 +332,7 @@ class TestOwnEngine:
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
 
-    def test_missing_engine_is_reported_in_one_line(self, study: Callable[..., str]) -> None:
+    def test_missing_engine_is_reported_in_one_line(self, study: WriteText) -> None:
         file = study("model: m\nbackend: [tensorrt, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1

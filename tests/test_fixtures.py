@@ -70,12 +70,9 @@ def scripted_gpus(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.Monkey
     """Return a function that makes NVML in child processes report scripted GPUs."""
 
     def install(*given: nvml.ScriptedGpu) -> Script:
-        script = nvml.Script(tmp_path / "nvml.script", list(given))
-        script.write()
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        for name, value in nvml.environment(nvml_library, script).items():
-            monkeypatch.setenv(name, value)
-        return script
+        script = nvml.Script(tmp_path / "nvml.script", list(given))
+        return nvml.install(monkeypatch, nvml_library, script)
 
     return install
 

@@ -36,7 +36,6 @@ UNWANTED = GapRecord(seconds=0, reason="skipped", note="no gap is configured")
 
 Looked = dict[str, GpuState]
 WriteStudy = Callable[..., Path]
-ReadGaps = Callable[[], list[GapRecord]]
 
 
 def _at_once(gap: GapRecord) -> GapRecord:
@@ -338,17 +337,9 @@ def test_without_nvml_there_is_no_reading(tmp_path: Path) -> None:
 # ---- whole runs ----
 
 
-@pytest.fixture
-def gaps(results: Results) -> ReadGaps:
+def gaps_of(results: Results) -> list[GapRecord]:
     """Return the recorded gaps of the completed experiments, in run order."""
-
-    def read() -> list[GapRecord]:
-        entries = [entry for entry in results.manifest["experiments"] if entry["status"] == "completed"]
-        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
-        found = [ExperimentResult.model_validate_json(text).gap for text in texts]
-        return [gap for gap in found if gap is not None]
-
-    return read
+    return [one.gap for one in results.experiments() if one.gap is not None]
 
 
 def _seconds_between(earlier: str, later: str) -> float:
@@ -356,11 +347,11 @@ def _seconds_between(earlier: str, later: str) -> float:
 
 
 def test_fixed_gap_is_kept_and_recorded(
-    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, gaps: ReadGaps
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.4})
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=3)
-    first, *others = gaps()
+    first, *others = gaps_of(results)
     assert first == FIRST
     assert [(gap.reason, gap.note) for gap in others] == [("fixed", None)] * 2
     assert all(gap.seconds >= 0.4 for gap in others)
@@ -378,7 +369,7 @@ def test_fixed_gap_is_kept_and_recorded(
 def test_cycle_gap_precedes_each_new_cycle(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    gaps: ReadGaps,
+    results: Results,
     order: str,
     cycles: list[bool],
 ) -> None:
@@ -394,7 +385,7 @@ def test_cycle_gap_precedes_each_new_cycle(
         },
     )
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER).assert_outcomes(passed=4)
-    first, *others = gaps()
+    first, *others = gaps_of(results)
     assert first == FIRST
     assert [gap.reason == "fixed" and gap.seconds >= 0.1 for gap in others] == cycles
     assert all(gap == _at_once(UNWANTED) for gap, new in zip(others, cycles, strict=True) if not new)
@@ -424,7 +415,7 @@ def _gap_of(file: Path) -> GapRecord:
 def test_automatic_gap_without_nvml_is_skipped(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    gaps: ReadGaps,
+    results: Results,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -432,17 +423,13 @@ def test_automatic_gap_without_nvml_is_skipped(
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path), prepend=os.pathsep)
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
-    assert gaps() == [FIRST, _at_once(UNREAD)]
+    assert gaps_of(results) == [FIRST, _at_once(UNREAD)]
 
 
 @pytest.fixture
 def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Give later runs of pytest a GPU at 35 °C and 70 W."""
-    script = Script(tmp_path / "script", [_gpu()])
-    script.write()
-    for name, value in nvml.environment(nvml_library, script).items():
-        monkeypatch.setenv(name, value)
-    return script
+    return nvml.install(monkeypatch, nvml_library, Script(tmp_path / "script", [_gpu()]))
 
 
 SHORT_GAPS = """
@@ -456,9 +443,8 @@ SHORT_GAPS = """
 def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    gaps: ReadGaps,
-    scripted: Script,
     results: Results,
+    scripted: Script,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first experiment leaves a GPU that never cools down, the second one a cool GPU."""
@@ -480,7 +466,7 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     )
     done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     done.assert_outcomes(passed=3)
-    first, second, third = gaps()
+    first, second, third = gaps_of(results)
     assert first == FIRST
     assert second.reason == "timeout"
     assert second.seconds >= 0.6
@@ -530,7 +516,7 @@ def test_only_the_first_experiment_on_a_device_has_no_gap(
 
 
 def test_skipped_experiments_have_no_gap(
-    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, gaps: ReadGaps
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
     """Neither before a skipped experiment nor before the first one that runs: a gap would take an hour."""
     write_study(sweep={"n": [1, 2, 3, 4]}, execution=AN_HOUR)
@@ -548,7 +534,7 @@ def test_skipped_experiments_have_no_gap(
     run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", "-p", "llem", FORKSERVER)
     run.assert_outcomes(passed=2, skipped=3)
     assert list(results.statuses().values()) == ["skipped", "completed", "skipped", "skipped"]
-    assert gaps() == [FIRST]
+    assert gaps_of(results) == [FIRST]
 
 
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
@@ -560,7 +546,7 @@ def test_no_gap_where_nothing_runs(pytester: pytest.Pytester, write_study: Write
 def test_time_limit_and_duration_do_not_count_the_gap(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    gaps: ReadGaps,
+    results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allowed = [name for name in OTHER_PLUGINS if name != "timeout"]
@@ -591,7 +577,7 @@ def test_time_limit_and_duration_do_not_count_the_gap(
 def test_rerun_has_no_gap(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    gaps: ReadGaps,
+    results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allowed = [name for name in OTHER_PLUGINS if name != "rerunfailures"]
@@ -612,7 +598,7 @@ def test_rerun_has_no_gap(
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", FORKSERVER, "--reruns=1")
     assert run.parseoutcomes() == {"passed": 2, "rerun": 1}
-    first, again = gaps()
+    first, again = gaps_of(results)
     assert first == FIRST
     assert (again.seconds, again.reason, again.note) == (0, "skipped", "run again at once")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pytest_llem import ExperimentResult, run_experiment
+from pytest_llem import run_experiment
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.observers import WindowObservers
 from tests.conftest import NOOP_STUDY, Results, WriteStudy
@@ -102,8 +102,7 @@ def test_result_has_the_processor_time_of_pytest(
     if busy:
         pytester.makeconftest(BUSY)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=1)
-    text = (results.directory / results.manifest["experiments"][0]["result_file"]).read_text()
-    result = ExperimentResult.model_validate_json(text)
+    (result,) = results.experiments()
     assert result.window.window_seconds > 0.5
     used = result.harness_cpu_seconds
     assert used is not None

@@ -280,16 +280,6 @@ execution: {n_cycles: 1}
 """
 
 
-@pytest.fixture
-def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    environment = hub.environment(tmp_path / "hf")
-    for name in [name for name in os.environ if name.startswith("HF_")]:
-        monkeypatch.delenv(name)
-    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
-        monkeypatch.setenv(name, environment[name])
-    return hub
-
-
 @pytest.mark.slow
 def test_fetched_study_runs_offline(
     pytester: pytest.Pytester, online: Hub, monkeypatch: pytest.MonkeyPatch, results: Results

@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import ExperimentResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.energy import rapl
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
 from pytest_llem.machine.idle_power_no_context import SECONDS, measure_without_context, no_context_meter
-from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results, WriteStudy
 from tests.support import nvml
 from tests.support.marks import slow
+from tests.support.narrow import not_none
 from tests.support.nvml import Script
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
@@ -177,24 +176,14 @@ def test_newest_measured_idle_power_counts() -> None:
 
 
 @pytest.fixture
-def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None) -> Script:
     """Give new processes two scripted GPUs, and a torch that looks like a CUDA build."""
-    metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
     gpus = [nvml.ScriptedGpu(uuid, [(0.0, watts)], {"tick_ms": 20}) for uuid, watts in ((A, 70.0), (B, 95.0))]
-    script = nvml.Script(tmp_path / "script", gpus)
-    script.write()
-    for name, value in nvml.environment(nvml_library, script).items():
-        monkeypatch.setenv(name, value)
-    return script
+    return nvml.install(monkeypatch, nvml_library, nvml.Script(tmp_path / "script", gpus))
 
 
 STUDY = {"energy": {"backend": "auto"}, "sweep": {"n": [1, 2]}, "baseline": {"duration_seconds": 5}}
 NO_GAPS = {"n_cycles": 1, "experiment_gap_seconds": 0}
-
-ReadBaselines = Callable[[], list[IdlePowerRecord]]
 
 
 def _shorter(seconds: float) -> str:
@@ -209,17 +198,6 @@ def _shorter(seconds: float) -> str:
     """
 
 
-@pytest.fixture
-def baselines(results: Results) -> ReadBaselines:
-    def read() -> list[IdlePowerRecord]:
-        entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
-        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
-        found = [ExperimentResult.model_validate_json(text).idle_power for text in texts]
-        return [baseline for baseline in found if baseline is not None]
-
-    return read
-
-
 def _reads(script: Script) -> int:
     """Return how often the GPUs' counters were read."""
     return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
@@ -229,14 +207,14 @@ def _reads(script: Script) -> int:
 def test_each_gpu_is_measured_once_before_the_first_experiment(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
-    baselines: ReadBaselines,
+    results: Results,
     gpus: Script,
     workers: tuple[str, ...],
 ) -> None:
     write_study(**STUDY, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.5))
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=2)
-    found = baselines()
+    found = [not_none(one.idle_power) for one in results.experiments()]
     assert len(found) == 2
     watts = found[0].idle_power_no_context_w
     assert watts is not None

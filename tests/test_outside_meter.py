@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem import StudyResult
 from pytest_llem.energy.account import Meters
 from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.marks import slow
@@ -52,13 +52,7 @@ def run(
 @pytest.fixture
 def experiments(results: Results) -> Callable[..., Any]:
     """Return the results of all experiments, in run order."""
-
-    def read() -> Any:
-        entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
-        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
-        return [ExperimentResult.model_validate_json(text) for text in texts]
-
-    return read
+    return results.experiments
 
 
 def test_result_has_the_meters_values_and_provenance(

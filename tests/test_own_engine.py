@@ -43,10 +43,8 @@ def test_example_engine_of_the_page_runs(
 ) -> None:
     run = run_pytest("--llem-cycles=1", files=["bigram.yaml"])
     run.assert_outcomes(passed=2)
-    entries = {entry["experiment_id"]: entry for entry in results.manifest["experiments"]}
-    assert set(entries) == {"batch_size=1", "batch_size=8"}
-    for name, entry in entries.items():
-        result = ExperimentResult.model_validate(results.read(entry["result_file"]))
+    assert set(results.statuses()) == {"batch_size=1", "batch_size=8"}
+    for name, result in zip(results.statuses(), results.experiments(), strict=True):
         assert result.engine.name == "bigram"
         assert f"batch_size={result.engine.settings['batch_size']}" == name
         assert (result.tokens.output_tokens, result.tokens.deterministic) == (8 * 64, True)

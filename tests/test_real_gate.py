@@ -42,11 +42,8 @@ def run(
 ) -> Callable[..., tuple[pytest.RunResult, PointResult]]:
     """Run the study with a number of output tokens; return pytest's result, and the study's point."""
     gpu = nvml.ScriptedGpu(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
-    script = nvml.Script(pytester.path / "nvml.script", [gpu])
-    script.write()
+    nvml.install(monkeypatch, nvml_library, nvml.Script(pytester.path / "nvml.script", [gpu]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for name, value in nvml.environment(nvml_library, script).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
     monkeypatch.setenv("COLUMNS", "200")  # or pytest cuts its lines
 

@@ -305,8 +305,7 @@ class TestRunning:
         run.assert_outcomes(passed=1)
         run.stdout.no_fnmatch_line("*preflight*")
         assert [(note["prefix"], note["inherited"]) for note in notes()] == [(str(elsewhere.folder), None)]
-        for entry in results.manifest["experiments"]:
-            result = ExperimentResult.model_validate(results.read(entry["result_file"]))
+        for result in results.experiments():
             assert result.engine.name == "faraway"
             versions = package_versions(python)
             assert result.environment["packages"] == {

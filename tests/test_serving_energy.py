@@ -92,10 +92,11 @@ def measured(
             "follows": f"{REQUEST_W} {folder / 'batch'}",
             "memory_mb": 80_000,
         }
-        script = nvml.Script(folder / "nvml.script", [nvml.ScriptedGpu("GPU-a", [(0, IDLE_W)], more)])
-        script.write()
-        for name, value in nvml.environment(nvml_library, script).items():
-            monkeypatch.setenv(name, value)
+        script = nvml.install(
+            monkeypatch,
+            nvml_library,
+            nvml.Script(folder / "nvml.script", [nvml.ScriptedGpu("GPU-a", [(0, IDLE_W)], more)]),
+        )
         options = ("--state-file", str(folder / "batch"), "--log-file", str(folder / "log"), *mock)
         write_load_study(
             folder,
@@ -194,10 +195,7 @@ def test_gpus_of_a_running_server_are_its_own_or_refused(
             nvml.ScriptedGpu("GPU-a", [(0, 100.0)], {**more}, rules=on_a),
             nvml.ScriptedGpu("GPU-b", [(0, 300.0)], {**more}, rules=[f"user {other} 900 python"]),
         ]
-        script = nvml.Script(folder / "nvml.script", devices)
-        script.write()
-        for name, value in nvml.environment(nvml_library, script).items():
-            monkeypatch.setenv(name, value)
+        nvml.install(monkeypatch, nvml_library, nvml.Script(folder / "nvml.script", devices))
         write_load_study(
             folder,
             server={"command": None, "url": url, "gpus": gpus},

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.document import SCHEMA_VERSION, Document, upgrade
+from pytest_llem.results.document import SCHEMA_VERSION, RecordFile, upgrade
 from pytest_llem.results.manifest import read_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,7 +40,7 @@ def experiment(version: str) -> Path:
 def test_documents_of_older_schemas_are_read_as_of_this_one(version: str) -> None:
     folder = GOLDEN / version
     assert FORMER & keys(json.loads((folder / "study_result.json").read_text()))
-    documents: list[Document] = [
+    documents: list[RecordFile] = [
         StudyResult.load(folder),
         ExperimentResult.read(experiment(version)),
         ExperimentResult.model_validate_json(experiment(version).read_text()),

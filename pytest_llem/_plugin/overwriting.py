@@ -36,9 +36,9 @@ def check_html(file: Path) -> None:
     """
     import pytest  # not for the command llem
 
-    from pytest_llem.registry import missing_extra
+    from pytest_llem.registry import missing_report_extra
 
-    if (missing := missing_extra("report")) is not None:
+    if (missing := missing_report_extra()) is not None:
         raise pytest.UsageError(f"--llem-html: {missing}")
     try:
         if file.exists() and not file.is_file():

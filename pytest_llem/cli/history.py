@@ -72,14 +72,14 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.overwriting import PAGE, check_overwrite
     from pytest_llem.gates.history import history_of
-    from pytest_llem.registry import missing_extra
+    from pytest_llem.registry import missing_report_extra
     from pytest_llem.reporting.terminal.history import lines
     from pytest_llem.reporting.text import fitted
     from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output
     if page is not None:
-        problem = missing_extra("report") or check_overwrite(page, PAGE)
+        problem = missing_report_extra() or check_overwrite(page, PAGE)
         if problem is not None or page.is_dir():
             raise ValueError(problem or f"{page}: is a folder")
     history = history_of(

@@ -40,11 +40,11 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
-    from pytest_llem.registry import missing_extra
+    from pytest_llem.registry import missing_report_extra
 
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE
-    if (missing := missing_extra("report")) is not None:
+    if (missing := missing_report_extra()) is not None:
         raise ValueError(missing)
     if not directory.is_dir():
         raise ValueError(f"{directory}: {'is not a folder' if directory.exists() else 'no such file or folder'}")

@@ -145,7 +145,8 @@ class FunctionOptions(EngineOptions):
             raise ValueError("the function takes token ids: leave dataset out, or annotate its prompts as str")
         if signature.study_fields.get("model") and config.model is None:
             raise ValueError("the function needs a model: give model in the study")
-        size = self.arguments.get("batch_size", _default(type(self), "batch_size"))
+        defaults = (one.get_default() for one in type(self).model_fields.values() if one.alias == "batch_size")
+        size = self.arguments.get("batch_size", next(defaults, None))
         return Needs(
             sequences=size if isinstance(size, int) and size > 0 else None, unused=_unused(signature, config)
         )
@@ -153,10 +154,6 @@ class FunctionOptions(EngineOptions):
 
 class _OpenOptions(FunctionOptions):
     model_config = ConfigDict(extra="allow")
-
-
-def _default(options: type[FunctionOptions], name: str) -> Any:
-    return next((one.get_default() for one in options.model_fields.values() if one.alias == name), None)
 
 
 def _unused(signature: Signature, config: ExperimentConfig) -> dict[str, str]:

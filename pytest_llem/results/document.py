@@ -39,7 +39,7 @@ def _without_surrogates(value: Any) -> Any:
     return [*map(_without_surrogates, value)] if isinstance(value, list | tuple) else value
 
 
-class Document(Record):
+class RecordFile(Record):
     """A record that is a file of its own, with its schema version."""
 
     schema_version: str = SCHEMA_VERSION
@@ -79,7 +79,7 @@ class Document(Record):
 def _version(content: bytes) -> str:
     """Return the schema version of an invalid document; the current one if it has none."""
     try:
-        return Document.model_validate_json(content).schema_version
+        return RecordFile.model_validate_json(content).schema_version
     except ValidationError:
         return SCHEMA_VERSION
 

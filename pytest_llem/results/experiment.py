@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.document import Document, Record
+from pytest_llem.results.document import Record, RecordFile
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.serving import LoadRecord, ServerRecord
@@ -403,7 +403,7 @@ class DeviceEnergy(Record):
     """Temperatures, clocks and throttling of the device."""
 
 
-class ExperimentResult(Document):
+class ExperimentResult(RecordFile):
     """The result of one point in one cycle.
 
     Example:

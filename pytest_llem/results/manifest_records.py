@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pytest_llem.results.document import Document, Record
+from pytest_llem.results.document import Record, RecordFile
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner", "load"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -66,7 +66,7 @@ class ManifestEntry(Record):
     """What has changed since a replayed result was measured; null if nothing has."""
 
 
-class Manifest(Document):
+class Manifest(RecordFile):
     """The checkpoint of a study, valid at every moment.
 
     :func:`pytest_llem.results.manifest.read_manifest` also reads the journal beside it.

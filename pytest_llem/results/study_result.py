@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
-from pytest_llem.results.document import Document, Record
+from pytest_llem.results.document import Record, RecordFile
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
@@ -60,7 +60,7 @@ class StudySummary(Record):
     """Weakest method in that sum."""
 
 
-class StudyResult(Document):
+class StudyResult(RecordFile):
     """The result of a study.
 
     Example:

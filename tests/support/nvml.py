@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.support.forks import ForkServer
+
+if TYPE_CHECKING:
+    import pytest
 
 SOURCE = Path(__file__).parent / "scripted_nvml.c"
 ROOT = SOURCE.parents[2]
@@ -158,6 +161,14 @@ def environment(library: Path, script: Script) -> dict[str, str]:
     """Return the environment in which a new process finds the scripted GPUs."""
     paths = os.pathsep.join(filter(None, [str(library), os.environ.get("LD_LIBRARY_PATH")]))
     return {**os.environ, "LD_LIBRARY_PATH": paths, "LLEM_SCRIPTED_NVML": str(script.path)}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, library: Path, script: Script) -> Script:
+    """Write *script*, have new processes find its GPUs, and return it."""
+    script.write()
+    for name, value in environment(library, script).items():
+        monkeypatch.setenv(name, value)
+    return script
 
 
 def run(env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
