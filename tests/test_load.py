@@ -106,8 +106,11 @@ def test_drain_cancels_what_does_not_end_in_time() -> None:
         window=drain,
     )
     errors = [request.record.error for request in load.records]
-    assert errors.count("cancelled before the answer's end") == 4
-    assert load.finished == errors.count(None) > 0
+    # A request that is under way when the ninth is sent may end before the server receives that one.
+    assert 1 <= errors.count("cancelled before the answer's end") <= 4
+    assert (
+        load.finished == errors.count(None) == len(errors) - errors.count("cancelled before the answer's end") > 0
+    )
 
 
 def test_conversation_keeps_its_slot() -> None:
