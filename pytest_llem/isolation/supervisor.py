@@ -103,6 +103,7 @@ def supervise(attempt: str, pids: str) -> int | None:
     shared = shared_files(descendants(os.getpid()))  # a process may leave them when it ends by itself
     if order is None:
         order = _wait(lambda: _is_alone(worker), woken, watched, REST_SECONDS)
+        shared |= shared_files(descendants(os.getpid()))  # what the rest has made since
     elif order == TIME_IS_UP:
         os.kill(worker, DUMP_STACKS)
         time.sleep(DUMP_SECONDS)
