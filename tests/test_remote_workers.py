@@ -275,11 +275,12 @@ def test_missing_and_differing_files_are_named_with_their_host(cluster: Cluster)
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("ssh_config=", "--tx ssh=a: the host cannot be reached by ssh"),
-        ("python=", "--tx ssh=a: /none* cannot be started there*//python=PATH names another)"),
+        ("ssh_config=", "--tx ssh=?: the host cannot be reached by ssh"),
+        ("python=", "--tx ssh=?: /none* cannot be started there*//python=PATH names another)"),
     ],
 )
 def test_unusable_host_is_one_line(cluster: Cluster, part: str, message: str) -> None:
+    """Both hosts are unusable, and the first to be reported is named."""
     cluster.write()
     cluster.change = lambda worker: worker.replace(part, f"{part}/none")
     run = cluster.start()
