@@ -353,6 +353,13 @@ def test_energy_missing_in_one_turn_is_missing_in_the_window() -> None:
     assert [device.energy_j for device in joined.devices] == [None]
 
 
+def test_counter_that_fails_in_one_turn_makes_the_energy_sampled() -> None:
+    sampled = replace(_reading(20.0), method="sampled", source="nvml_power_instant", counter_reason="it stopped")
+    [joined] = join_accounts([_account(_reading(10.0)), _account(sampled)]).devices
+    assert (joined.energy_j, joined.method, joined.source) == (30.0, "sampled", "nvml+nvml_power_instant")
+    assert joined.counter_reason == "it stopped"
+
+
 def test_meter_that_fails_in_one_turn_is_missing_in_the_window() -> None:
     lost = Account((), Total(None, "unavailable", reason="the meter is gone"), None)
     joined = join_accounts([_account(_reading(10.0)), lost])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
-from pytest_llem.results.metrics import METHODS, Method
+from pytest_llem.results.metrics import METHODS, Method, weakest
 from pytest_llem.results.statistics import total_of
 
 
@@ -133,20 +133,25 @@ def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
 
     Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at a
     counter's edges are independent, and their squares are summed. Errors of sampled power are summed themselves:
-    at the start of each window it still shows the power of the pause before.
+    at the start of each window it still shows the power of the pause before. The method is the weakest: a counter
+    that failed in one window has sampled power in it.
     """
-    first = readings[0]
+    first, method = readings[0], weakest(one.method for one in readings)
+    assert method is not None
     missing = next((one for one in readings if one.energy_j is None), None)
     return replace(
         missing or first,
         energy_j=total_of(one.energy_j for one in readings),
+        method=method,
+        source="+".join(dict.fromkeys(one.source for one in readings)),
         seconds=total_of(one.seconds for one in readings),
-        uncertainty_j=(total_of if first.method == "sampled" else _root_sum_square)(
+        uncertainty_j=(total_of if method == "sampled" else _root_sum_square)(
             one.uncertainty_j for one in readings
         ),
         integral_j=total_of(one.integral_j for one in readings),
         integral_uncertainty_j=total_of(one.integral_uncertainty_j for one in readings),
         integral_reason=next((one.integral_reason for one in readings if one.integral_reason), None),
+        counter_reason=next((one.counter_reason for one in readings if one.counter_reason), None),
         conditions=_join_conditions([(one.conditions, one.seconds) for one in readings]),
     )
 

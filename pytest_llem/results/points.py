@@ -80,7 +80,7 @@ class PointResult(Record):
     def energy_label(self) -> str | None:
         """How the energy was obtained, as :attr:`Summary.label`; None if there is none.
 
-        Without output tokens there is no energy per token, but one of a pass.
+        That of the energy of a pass if no output tokens were counted.
         """
         labels = (self.summary_of(name).label for name in ("energy_per_output_token_j", "energy_j"))
         return next(filter(None, labels), None)
