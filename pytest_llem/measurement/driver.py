@@ -28,7 +28,7 @@ class Driver(Protocol[W]):
         """Warm up, and return a record of it; None if the study switches that off.
 
         Args:
-            on_run: Called with the number of a run and the maximum number of runs; None if there is no maximum.
+            on_run: Called before each run with its number, from 1, and the largest number of runs, None if unlimited.
         """
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> W:
