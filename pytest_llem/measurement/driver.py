@@ -28,7 +28,7 @@ class Driver(Protocol[W]):
         """Warm up, and return a record of it; None if the study switches that off.
 
         Args:
-            on_run: Called before each run with its number, from 1, and the largest number of runs, None if unlimited.
+            on_run: Called before each run with its number, from 1, and the largest number, None if unlimited.
         """
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> W:
