@@ -22,7 +22,7 @@ NOOP_ENGINE = Path(__file__).parent / "noop_engine"
 PYTHONPATH = tuple(Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one)
 
 #: Search path that gives an environment all packages of this one.
-EVERYTHING = (ROOT, NOOP_ENGINE, *SITE_PACKAGES, *PYTHONPATH)
+EVERYTHING = (ROOT, NOOP_ENGINE, *PYTHONPATH, *SITE_PACKAGES)
 
 
 class Environment:
