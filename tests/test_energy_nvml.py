@@ -362,6 +362,38 @@ def test_hidden_counter_reset_is_detected_by_the_integral(run: Callable[..., Any
     assert warning.text.startswith(f"energy counter and sampled power disagree on {A}: ")
 
 
+def _short(script: Script) -> Reading:
+    meter = NvmlMeter()
+    meter.open([A])
+    meter.begin()
+    time.sleep(0.6)
+    reading = meter.end()
+    meter.close()
+    return reading
+
+
+@pytest.mark.parametrize("more", [{}, {"busy": 1.0}])
+def test_power_of_a_busy_gpu_contradicts_the_counter(run: Callable[..., Any], more: dict[str, Any]) -> None:
+    (device,) = run(_short, _gpu(counter_gain=1.4, **more)).devices
+    assert device.energy_j == pytest.approx(1.4 * 300 * device.seconds, rel=0.01)
+    assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.05)
+    assert device.integral_reason is None
+
+
+def test_bursts_that_samples_may_miss_do_not_contradict_the_counter(run: Callable[..., Any]) -> None:
+    """The counter rises by more than sampled power, as with bursts of work that no sample shows."""
+    (device,) = run(_short, _gpu(counter_gain=1.4, busy=0.35)).devices
+    assert device.energy_j == pytest.approx(1.4 * 300 * device.seconds, rel=0.01)
+    assert device.integral_j is None
+    assert device.integral_reason == "busy for less than 90 %, so that sampled power may miss bursts of work"
+
+
+def test_agreeing_power_of_a_gpu_that_is_rarely_busy_is_a_check(run: Callable[..., Any]) -> None:
+    (device,) = run(_short, _gpu(busy=0.35)).devices
+    assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.05)
+    assert device.integral_reason is None
+
+
 def test_a_counter_that_stands_still_gives_no_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _gpu(watts=0), args=("nvml", [A]))
     _assert_lost(seen.account, "the energy counter stood still for 0.5 s (at 5000000000 mJ)")

@@ -24,10 +24,14 @@ from pytest_llem.energy.sampler import PERIOD_S
 from pytest_llem.energy.sampler_process import SamplerProcess
 from pytest_llem.energy.ticks import Tick, period, ticks
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.sensors import busy_share
 
 #: Relative gain error, from NVML's documentation of ``nvmlDeviceGetPowerUsage``, which states it for GPUs up to
 #: Kepler. On later GPUs Yang et al. (arXiv 2312.02741) found about the same error, different for each GPU.
 GAIN_ERROR = 0.05
+
+#: Least share of a window that a GPU has to be busy for its sampled power to contradict the counter.
+BUSY_SHARE = 0.9
 
 #: Number of ticks from which the time between two ticks of a counter is determined.
 _PROBED_TICKS = 6
@@ -133,7 +137,7 @@ class NvmlMeter:
             sampled_energy = _SampledEnergy.of(snapshots, of_gpu, span, sampler_failure)
             counted = _counted(edges) if gpu.uses_counter else _Energy(None, reason=gpu.counter_reason)
             gpu_conditions = conditions(*snapshots, None if sampler_failure else inside)
-            reading = _reading(gpu, counted, sampled_energy, gpu_conditions)
+            reading = _reading(gpu, counted, sampled_energy, gpu_conditions, self._busy_share(gpu, span))
             devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
             if reading.energy_j is not None:
@@ -175,6 +179,10 @@ class NvmlMeter:
 
     def _snapshots(self) -> dict[str, DeviceSnapshot]:
         return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}
+
+    def _busy_share(self, gpu: MeteredGpu, span: _Span) -> float | None:
+        since_1970 = time.time() - time.monotonic()
+        return busy_share(self._nvml, gpu.handle, span.began + since_1970, span.ended + since_1970)
 
     def _samples(self) -> list[PowerSample]:
         if self._sampler_process is None:
@@ -269,7 +277,7 @@ def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy) -> str
 
 
 def _reading(
-    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, gpu_conditions: Conditions
+    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, gpu_conditions: Conditions, busy: float | None
 ) -> DeviceReading:
     """Return a GPU's reading: the energy of the counter, or of sampled power if the counter has none."""
     # If a counter fails in the window, sampled power replaces it only if the GPU still reports power at the end: a
@@ -293,7 +301,7 @@ def _reading(
         )
     boundary = _boundary(gpu, counted, sampled)
     has_counter = gpu.uses_counter or gpu.counter_reason is not None
-    check = _check(gpu, counted, sampled, boundary) if has_counter else _Energy(None)
+    check = _check(gpu, counted, sampled, boundary, busy) if has_counter else _Energy(None)
     reason = counted.reason or (None if has_counter else sampled.gpu.reason)
     return DeviceReading(
         device=gpu.uuid,
@@ -311,20 +319,34 @@ def _reading(
     )
 
 
-def _check(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary: str) -> _Energy:
+def _check(
+    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary: str, busy: float | None
+) -> _Energy:
     """Return the integral of power that the counter of *boundary* is compared with."""
     if gpu.averages:  # the average is half a second late, and its integral would differ from a correct counter
         return _Energy(None, reason="power is only reported as an average over a second")
-    if boundary != "module":
-        return sampled.gpu
-    if sampled.module is not None:
-        return sampled.module
+    check = sampled.module if boundary == "module" and sampled.module is not None else sampled.gpu
+    # Drivers measure power in a part of each of their periods. Bursts of work that are in step with them may be in
+    # no sample, so that nothing in the samples says that they are wrong.
+    if busy is not None and busy < BUSY_SHARE and _differs(check, counted):
+        share = f"{100 * BUSY_SHARE:.0f} %"
+        return _Energy(None, reason=f"busy for less than {share}, so that sampled power may miss bursts of work")
+    if boundary != "module" or sampled.module is not None:
+        return check
     # Only the GPU's name says that the counter is a module's, and the power of the module is not read. The GPU's
     # power can confirm the counter then, but not contradict it.
     energy, board = counted.energy_j, sampled.gpu.energy_j
     if energy is not None and board is not None and abs(board / energy - 1) > WARN_DISAGREEMENT:
         return _Energy(None, reason="the driver reports the power of the GPU, but not of its module")
     return sampled.gpu
+
+
+def _differs(check: _Energy, counted: _Energy) -> bool:
+    """Return whether an integral of power differs from the counter by more than both are uncertain."""
+    if check.energy_j is None or counted.energy_j is None:
+        return False
+    uncertainty = 3 * math.hypot(check.uncertainty_j or 0, counted.uncertainty_j or 0)
+    return abs(check.energy_j - counted.energy_j) > max(uncertainty, WARN_DISAGREEMENT * counted.energy_j)
 
 
 def _skew(spans: Sequence[_Span]) -> float | None:

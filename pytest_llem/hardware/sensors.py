@@ -6,6 +6,7 @@ Values that NVML does not report, and impossible ones, are None.
 from __future__ import annotations
 
 import re
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 from pytest_llem.hardware.nvml import Nvml
@@ -134,6 +135,21 @@ def clock_reasons(nvml: Nvml, handle: Any) -> list[str] | None:
         if bits is not None:
             return [reason for reason, bit in _REASONS.items() if bits & bit]
     return None
+
+
+def busy_share(nvml: Nvml, handle: Any, since: float, until: float) -> float | None:
+    """Return the mean share of a time span in which kernels of any process ran on a GPU; None if unknown.
+
+    Args:
+        nvml: An open NVML.
+        handle: NVML's handle of the GPU.
+        since: Start on the system's clock, in s since 1970. The driver keeps about the last 14 s.
+        until: End, likewise.
+    """
+    kind = nvml.constant("NVML_GPU_UTILIZATION_SAMPLES")
+    found = nvml.ask("nvmlDeviceGetSamples", handle, kind, int(since * 1e6)) if kind is not None else None
+    shares = [one.sampleValue.uiVal / 100 for one in found[1] if one.timeStamp <= until * 1e6] if found else []
+    return fmean(shares) if shares else None
 
 
 def lasting_clock_mhz(nvml: Nvml, handle: Any) -> int | None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from statistics import fmean
-from typing import Any
 
 from pytest_llem.hardware.gpus import GpuProcess, gpu_processes
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.sensors import busy_share
 from pytest_llem.results.contention import GpuContention
 from pytest_llem.results.statistics import total_of
-
-#: ``nvmlSamplingType_t`` for GPU utilisation.
-_UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
 
 
 def gpu_activity(
@@ -21,7 +17,7 @@ def gpu_activity(
 ) -> list[GpuContention]:
     """Return the use of each GPU during a window.
 
-    The driver keeps about the last 14 s. Other processes are known only if the driver lists one of the
+    Other processes are known only if the driver lists one of the
     experiment's: in a container it may list pids of the host, or none.
 
     Args:
@@ -54,7 +50,7 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
     handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
         return GpuContention(device=uuid)
-    since, until = (int(at * 1e6) for at in span)
+    since = int(span[0] * 1e6)
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
     holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
     others = {pid: share for pid, share in used.items() if pid not in own}
@@ -65,20 +61,13 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
     known = bool((used.keys() | holders.keys()) & set(own))
     return GpuContention(
         device=uuid,
-        busy_share=_busy_share(nvml, handle, since, until),
+        busy_share=busy_share(nvml, handle, *span),
         others_share=others_share,
         others_memory_mb=_memory_mb(other_holders) if len(other_holders) < len(holders) else None,
         others=[_label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})]
         if known
         else [],
     )
-
-
-def _busy_share(nvml: Nvml, handle: Any, since: int, until: int) -> float | None:
-    kind = nvml.constant(_UTILISATION)
-    found = nvml.ask("nvmlDeviceGetSamples", handle, kind, since) if kind is not None else None
-    shares = [one.sampleValue.uiVal / 100 for one in found[1] if one.timeStamp <= until] if found else []
-    return fmean(shares) if shares else None
 
 
 def _memory_mb(others: Sequence[GpuProcess]) -> float | None:

@@ -204,10 +204,11 @@ def _burst(load: Matmuls, count: int) -> None:
     time.sleep(max(0.0, PERIOD_S - (time.monotonic() - began)))
 
 
-def bursts(uuid: str, share: float, seconds: float) -> tuple[float, float | None]:
+def bursts(uuid: str, share: float, seconds: float) -> tuple[float | None, str | None, float | None]:
     """Return the integral of power ÷ the counter's energy of bursts of work for *share* of the time.
 
-    The second value is their disagreement beyond the uncertainty of sampling; None if they agree within it.
+    If the integral cannot check the counter, it is None, and the second value says why. The third one is their
+    disagreement beyond the uncertainty of sampling; None if they agree within it.
     """
     load, meter = Matmuls(), _open(uuid, sampler=True)
     count = load.count(PERIOD_S * share)
@@ -217,8 +218,8 @@ def bursts(uuid: str, share: float, seconds: float) -> tuple[float, float | None
     reading = meter.end()
     meter.close()
     [device] = reading.devices
-    assert device.integral_j is not None, device.integral_reason
-    return device.integral_j / _energy(reading), disagreement(device, reading.seconds, reading.tick_seconds)
+    ratio = device.integral_j and device.integral_j / _energy(reading)
+    return ratio, device.integral_reason, disagreement(device, reading.seconds, reading.tick_seconds)
 
 
 def disturb(share: float) -> None:

@@ -50,6 +50,7 @@
  *       default_sm_clock 1590 of applications; likewise
  *       clocks 345 1980 15    clocks that the processors can be set to: from, to, in steps of
  *       reasons 1             bits of nvmlClocksEventReason...; default: not reported
+ *       busy 0.35             kernels run for 35 % of the time; default: not reported
  *       user 4242 900 python  a process that computes on it: pid, MB, name; more such lines as there are
  *       mig 1
  *       no_counter 1          it has no energy counter, being older than Volta
@@ -111,9 +112,13 @@ typedef struct {
 enum { NVML_VALUE_TYPE_UNSIGNED_INT = 1, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3 };
 enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
 enum { NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83, NVML_FI_DEV_POWER_AVERAGE = 185, NVML_FI_DEV_POWER_INSTANT = 186 };
-enum { NVML_POWER_SCOPE_MODULE = 1 };
+enum { NVML_POWER_SCOPE_MODULE = 1, NVML_GPU_UTILIZATION_SAMPLES = 1 };
 enum { NVML_P2P_CAPS_INDEX_NVLINK = 2, NVML_P2P_STATUS_OK = 0, NVML_P2P_STATUS_NOT_SUPPORTED = 5 };
 enum { NVML_DEVICE_ARCH_PASCAL = 4, NVML_DEVICE_ARCH_HOPPER = 9 };
+typedef struct {
+    unsigned long long timeStamp;
+    nvmlValue_t sampleValue;
+} nvmlSample_t;
 typedef struct {
     unsigned int pid;
     unsigned long long usedGpuMemory;
@@ -152,7 +157,7 @@ typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, phase_ms, counter_mj, counter_gain, power_limit_w, memory_mb, reset_at, lost_at;
     double persistence, mig, no_counter, no_power_reading, averages, old_driver, early_driver, no_memory, capability;
-    double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons, nvlink;
+    double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons, nvlink, busy;
     double clocks[3]; /* from, to, in steps of; none where the last is 0 */
     User users[USERS];
     int n_users;
@@ -286,7 +291,7 @@ static void read_line(const char *word, const char *value) {
         board->counter_gain = 1;
         board->capability = 9.0;
         board->reset_at = board->lost_at = INFINITY;
-        board->reasons = board->ecc = -1;
+        board->reasons = board->ecc = board->busy = -1;
     } else if (!board) {
         give_up("%s before any device", word);
     } else if (!strcmp(word, "name")) {
@@ -329,7 +334,7 @@ static void read_line(const char *word, const char *value) {
             {"reasons", &board->reasons},         {"compute_mode", &board->compute_mode},
             {"max_sm_clock", &board->max_sm_clock}, {"default_sm_clock", &board->default_sm_clock},
             {"counter_gain", &board->counter_gain}, {"counts_module", &board->counts_module},
-            {"nvlink", &board->nvlink},
+            {"nvlink", &board->nvlink},           {"busy", &board->busy},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -817,6 +822,19 @@ nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigne
         result = NVML_ERROR_NOT_SUPPORTED;
     else
         *bits = value = (unsigned long long)device->reasons;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t device, int type, unsigned long long since, int *kind,
+                                  unsigned int *count, nvmlSample_t *samples) {
+    ENTER(device)
+    *kind = NVML_VALUE_TYPE_UNSIGNED_INT;
+    if (type != NVML_GPU_UTILIZATION_SAMPLES || device->busy < 0)
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else if (!samples)
+        *count = 1;
+    else
+        samples[0] = (nvmlSample_t){since, {.uiVal = (unsigned int)(device->busy * 100)}};
     LEAVE
 }
 
