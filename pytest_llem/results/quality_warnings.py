@@ -192,7 +192,7 @@ WARNINGS: dict[str, Kind] = {
     "counter_unchecked": Kind(
         "warning",
         "The energy counter could not be compared with sampled power.",
-        "Nothing, if you trust the counter; the text says why power could not be sampled.",
+        "Nothing, if you trust the counter; the text says why.",
     ),
     "tick_unknown": Kind(
         "warning",
