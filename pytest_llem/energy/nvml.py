@@ -86,7 +86,7 @@ class NvmlMeter:
 
     def open(self, gpus: Sequence[str]) -> None:
         if not gpus:
-            raise MeterUnavailableError("the engine runs on no NVIDIA GPU")
+            raise MeterUnavailableError("what is measured runs on no NVIDIA GPU")
         self._nvml.__enter__()
         try:
             if not self._nvml.is_open:
