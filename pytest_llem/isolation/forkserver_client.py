@@ -23,6 +23,10 @@ from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 #: Time that a server may take to end after the order to end, in s.
 END_SECONDS = supervisor.REAP_SECONDS + 5
 
+#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
+#: which pandas and scikit-learn import.
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 def current_folder() -> str:
     """Return the current folder; ``/`` if it has been removed."""
@@ -30,11 +34,6 @@ def current_folder() -> str:
         return os.getcwd()  # noqa: PTH109
     except OSError:
         return "/"
-
-
-#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
-#: which pandas and scikit-learn import.
-NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class ForkServer:
