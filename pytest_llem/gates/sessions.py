@@ -78,11 +78,12 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
     sessions: set[int] = set()
     left_out: dict[str, list[str]] = {}
     estimated = False
-    for point in results[0].points:
-        found = [session.get(point.config_hash) for session in by_hash]
+    ids = {point.config_hash: point.id for result in results for point in result.points}
+    for config_hash, point_id in ids.items():  # a session may have measured only some of the points
+        found = [session.get(config_hash) for session in by_hash]
         known = {at: summary for at, summary in enumerate(found) if summary is not None and summary.n}
         if (reason := _unfit(found, list(known.values()))) is not None:
-            left_out.setdefault(reason, []).append(point.id)
+            left_out.setdefault(reason, []).append(point_id)
             continue
         estimated |= any(summary.method == "estimated" for summary in known.values())
         sessions |= set(known)
