@@ -165,11 +165,11 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
             break  # CUDA takes indices or UUIDs, whichever comes first
         if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not is_bus_order):
             return list(uuids), False
-        if len(named := _named(entry, uuids)) != 1:
+        if len(matching := _matching(entry, uuids)) != 1:
             break  # CUDA also ignores all entries from the first invalid one on
-        if named[0] in found:
+        if matching[0] in found:
             return [], True  # CUDA uses no GPU at all if one is repeated
-        found += named
+        found += matching
     return found, True
 
 
@@ -186,7 +186,7 @@ def invalid_entry(uuids: Sequence[str], visible: str) -> str | None:
     entries = [entry.strip() for entry in visible.split(",")]
     hidden = next((place for place, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
     known = (entry for entry in entries[:hidden] if not entry.startswith("MIG-"))
-    invalid = (one for one in known if _differs_in_kind(one, entries[0]) or len(_named(one, uuids)) != 1)
+    invalid = (one for one in known if _differs_in_kind(one, entries[0]) or len(_matching(one, uuids)) != 1)
     return next(invalid, None)
 
 
@@ -195,7 +195,7 @@ def _differs_in_kind(entry: str, first: str) -> bool:
     return entry.isdecimal() != first.isdecimal()
 
 
-def _named(entry: str, uuids: Sequence[str]) -> list[str]:
+def _matching(entry: str, uuids: Sequence[str]) -> list[str]:
     """Return the GPUs that match an entry of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID."""
     if entry.isdecimal():
         return list(uuids[int(entry) : int(entry) + 1])

@@ -81,7 +81,7 @@ def serve(control: socket.socket) -> WorkerArguments | None:
             control.close()
             for fd in (woken, wake):
                 os.close(fd)
-            return _become(request, pipes)
+            return _become_supervisor(request, pipes)
         forked.add(pid)
         for fd in pipes:
             os.close(fd)
@@ -185,7 +185,7 @@ def _open_files() -> Iterator[str]:
                 yield str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
-def _become(request: dict[str, Any], pipes: ChildPipes) -> WorkerArguments:
+def _become_supervisor(request: dict[str, Any], pipes: ChildPipes) -> WorkerArguments:
     """Turn this process into a supervisor, which forks the experiment's process. Return only in the latter."""
     try:
         os.setsid()

@@ -53,7 +53,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output = b""
-        self._is_over = False
+        self._was_stopped = False
         self.folder = Path(tempfile.mkdtemp(prefix="llem-"))
 
     def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
@@ -87,7 +87,7 @@ class ForkServer:
     def has_ended(self) -> bool:
         """Whether the server has ended and can serve no more."""
         if self._process is None:
-            return self._is_over
+            return self._was_stopped
         return not self._read_reports(0.0) or "status" in self._reports()
 
     def _read_reports(self, seconds: float) -> bool:
@@ -129,7 +129,7 @@ class ForkServer:
             Its status, as ``Popen.returncode``, and why it could not be started; None for what is unknown.
         """
         self.order(supervisor.END)
-        self._is_over = True
+        self._was_stopped = True
         if (process := self._process) is not None:
             self._read_reports(END_SECONDS)
             process.kill()

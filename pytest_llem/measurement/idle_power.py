@@ -49,7 +49,7 @@ def measure_idle_power(
     """
     if reason := _reason_not_measured(meters, loading, config):
         return IdlePowerRecord(reason=reason)
-    if known is not None and _is_reusable(known, loading):
+    if known is not None and _matches(known, loading):
         return _reused(known)
     run_once()
     on_idle()
@@ -90,7 +90,7 @@ def measure_idle_power_after(
     on_idle()
     account = _measure_part(meters, config.part_seconds)
     total, seconds = account.total, account.seconds
-    if total.energy_j is None or not seconds or not _is_reusable(idle_power, total):
+    if total.energy_j is None or not seconds or not _matches(idle_power, total):
         return idle_power
     after_w, part = total.energy_j / seconds, idle_power.seconds / len(idle_power.parts_w)
     steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
@@ -111,7 +111,7 @@ def _measure_part(meters: Meters, seconds: float) -> Account:
     return meters.end()
 
 
-def _is_reusable(known: IdlePowerRecord, total: Total) -> bool:
+def _matches(known: IdlePowerRecord, total: Total) -> bool:
     """Return whether *known* is valid, and from the same meter and devices as *total*."""
     metered = (known.source, known.boundary, tuple(known.devices))
     usable = known.idle_power_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
