@@ -78,7 +78,7 @@ class _CounterWatch:
         self._read = read
         self._max_width = max_width
         self._value: int | None = None
-        self._read_at = self._changed_at = 0.0
+        self._began = self._changed_at = 0.0
         self._call_s = math.inf
         self.ticks: list[Tick] = []
         self.failure: str | None = None
@@ -94,15 +94,16 @@ class _CounterWatch:
         # Assume that the driver reads the counter in the middle of the shortest call. A longer call was delayed
         # before that instant or after it, so that the instant lies between these two.
         self._call_s = min(self._call_s, ended - began)
-        earliest, latest = began + self._call_s / 2, ended - self._call_s / 2
+        latest = ended - self._call_s / 2
         if self._value is None:
             self._changed_at = latest
         elif value != self._value:
-            width = latest - self._read_at
+            # The call before may have been slower than this one, as the first call after a pause is.
+            width = latest - (self._began + self._call_s / 2)
             if self._max_width is not None:
                 width = min(width, self._max_width)
             self.ticks.append(Tick(value, latest - width / 2, width))
             self._changed_at = latest
-        elif earliest - self._changed_at > MAX_TICK_S:
+        elif began + self._call_s / 2 - self._changed_at > MAX_TICK_S:
             self.failure = f"the energy counter stood still for {MAX_TICK_S} s (at {value} mJ)"
-        self._value, self._read_at = value, earliest
+        self._value, self._began = value, began

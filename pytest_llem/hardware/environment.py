@@ -48,10 +48,7 @@ def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str,
     if not gpus:
         return found | {"cuda_driver": None, "gpus": []}
     with Nvml() as nvml:
-        return found | {
-            "cuda_driver": newest_cuda(nvml),
-            "gpus": [gpu_settings(nvml, uuid) for uuid in gpus],
-        }
+        return found | {"cuda_driver": newest_cuda(nvml), "gpus": [gpu_settings(nvml, uuid) for uuid in gpus]}
 
 
 def limits() -> dict[str, Any]:
