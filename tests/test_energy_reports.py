@@ -216,17 +216,28 @@ def test_energies_from_different_sources_are_not_compared() -> None:
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
 
 
-def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_VISIBLE_DEVICES has changed since, which PyTorch does not read again."""
+@pytest.mark.parametrize(
+    ("properties", "metered"),
+    [
+        (
+            {"uuid": "used"},
+            "GPU-used",
+        ),  # also if CUDA_VISIBLE_DEVICES has changed since
+        ({}, "GPU-visible"),  # an older PyTorch does not have the UUID
+    ],
+)
+def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(
+    monkeypatch: pytest.MonkeyPatch, properties: dict[str, str], metered: str
+) -> None:
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
         device_count=lambda: 1,
         current_device=lambda: 0,
         synchronize=lambda _: None,
-        get_device_properties=lambda _: SimpleNamespace(uuid="used"),
+        get_device_properties=lambda _: SimpleNamespace(**properties),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-other"),)))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-visible"),)))
     asked: list[Sequence[str]] = []
 
     def opened(_: Any, gpus: Sequence[str]) -> Meters:
@@ -236,7 +247,7 @@ def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pyt
     monkeypatch.setattr(Meters, "open", opened)
     with EnergyMeter()():
         time.sleep(0)
-    assert asked == [["GPU-used"]]
+    assert asked == [[metered]]
 
 
 def test_estimate_by_name_ignores_gpus_that_are_only_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,10 +161,12 @@ def _cuda() -> Any:
 
 
 def _own_gpus() -> list[str] | None:
-    """Return the UUIDs of the GPUs that PyTorch sees in this process; None if it does not use CUDA yet."""
+    """Return the UUIDs of the GPUs that PyTorch sees in this process; None if it uses none, or has no UUIDs."""
     if (cuda := _cuda()) is None:
         return None
-    return [f"GPU-{cuda.get_device_properties(index).uuid}" for index in range(cuda.device_count())]
+    gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    # The tests may use an older PyTorch than our engine, without this property.
+    return [f"GPU-{gpu.uuid}" for gpu in gpus] if all(hasattr(gpu, "uuid") for gpu in gpus) else None
 
 
 def _synchronize() -> None:
