@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -13,7 +13,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import fail
 from pytest_llem.importers.run import ToolRun
-from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates
+from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates, timed_requests
 from pytest_llem.measurement.accounting import not_judged
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.cycles import runs_of_one_server
@@ -206,11 +206,6 @@ class ImportedRuns:
         return self.requests.to_csv(min(starts, default=None))
 
 
-def timed_requests(run: ToolRun) -> list[RequestRecord]:
-    """Return the answered requests of *run* whose start and end are known."""
-    return [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
-
-
 def _request_seconds(run: ToolRun, span: Rates) -> float:
     """Return the time that the requests of *run* spent in flight within *span*, in s."""
     times = ((one.sent, one.last_token) for one in run.requests if one.is_served)
@@ -241,8 +236,5 @@ def _duration(run: ToolRun) -> float:
 
 def _span(served: Sequence[RequestRecord]) -> tuple[float, float]:
     """Return when the first of *served* was sent, and when the last one ended, in s."""
-    return min(_known(served, lambda one: one.sent)), max(_known(served, lambda one: one.last_token))
-
-
-def _known(served: Sequence[RequestRecord], time: Callable[[RequestRecord], float | None]) -> Iterator[float]:
-    return (at for one in served if (at := time(one)) is not None)
+    began = min(one.sent for one in served if one.sent is not None)
+    return began, max(one.last_token for one in served if one.last_token is not None)
