@@ -284,6 +284,26 @@ def test_argument_that_ends_answers_needs_natural_lengths(name: str, value: list
     assert list(VLLMEngine.check_options(config(sampling={name: value}, **NATURAL))) == []
 
 
+def test_subclass_takes_vllms_options_under_its_own_section() -> None:
+    from pytest_llem.engines.vllm.engine import VLLMEngine
+
+    class Own(VLLMEngine):
+        """A subclass without options of its own."""
+
+    def of_own(engine: dict[str, Any]) -> ExperimentConfig:
+        return ExperimentConfig.model_validate({**FIELDS, "backend": "own:Own", "own:Own": {"engine": engine}})
+
+    made = Own(of_own({"load_format": "dummy"}), EngineContext())
+    assert made._options.engine == {"load_format": "dummy"}
+    [(path, message)] = Own.check_options(of_own({"load_formt": "dummy"}))
+    assert (path, message) == (
+        ("own:Own", "engine", "load_formt"),
+        "vLLM has no such argument (did you mean 'load_format'?)",
+    )
+    with pytest.raises(PreflightError, match=r"vllm\.engine\.seed cannot be given: use random_seed"):
+        Own(of_own({"seed": 1}), EngineContext())
+
+
 def test_beam_search_is_refused() -> None:
     one = config(vllm={"beam_search": {"beam_width": 2}})
     assert list(unmet_by_vllm(one, Packages(lambda module: True))) == [

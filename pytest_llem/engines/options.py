@@ -84,6 +84,21 @@ def check_options(engine: Any, config: ExperimentConfig) -> None:
         raise PreflightError("; ".join(problems))
 
 
+def in_section(engine: Any, config: ExperimentConfig, section: str) -> ExperimentConfig:
+    """Return *config* with the options of an engine under *section*.
+
+    A subclass of a shipped engine has its options under its own name, where the shipped engine does not read them.
+
+    Args:
+        engine: The engine's class.
+        config: The experiment. Its options are valid.
+        section: Name of the shipped engine's section.
+    """
+    if getattr(config, section) is not None:
+        return config
+    return config.model_copy(update={section: engine.options.from_config(config)})
+
+
 def given_fields(config: ExperimentConfig) -> list[str]:
     """Return the fields that a study sets, sorted, with those of sections by their dotted names.
 

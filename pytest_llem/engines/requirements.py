@@ -161,7 +161,7 @@ SAMPLING_FIELDS = {
 }
 
 
-def unmet_by_vllm(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
+def unmet_by_vllm(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> Iterator[str]:
     """Yield why an experiment of the engine ``vllm`` cannot run in the environment *packages*."""
     if not packages.has("vllm"):
         yield f"engine 'vllm' needs vLLM: {packages.pip} install vllm"

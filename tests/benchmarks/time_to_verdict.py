@@ -3,7 +3,7 @@
     python tests/benchmarks/time_to_verdict.py [--model NAME] [--model-path DIR] [--extra 0 5 10 20] [--repeat N]
         [--delta D] [--cycles N] [--seconds S] [--how cycle pass auto] [--metrics seconds energy_j] [--load]
         [--backend pytorch] [--n 4] [--input-tokens 32] [--tokens 16] [--results DIR] [--time-budget 3m]
-        [--section '{"batch_size": 4, "cache_implementation": "static"}']
+        [--section '{"batch_size": 4, "cache_implementation": "static"}'] [--start-method forkserver]
 
 The candidate's engine is that of the reference, and busy for some per cent longer after each batch. Three ways are
 compared: whole cycles that follow each other (``cycle``), turns of passes (``pass``), both with a fixed number of
@@ -78,7 +78,11 @@ def run(folder: Path, python: Path, extra: float, how: str, options: argparse.Na
     """Run a comparison in the new folder *folder*, and return its results directory."""
     folder.mkdir()
     (folder / "extra_work.py").write_text(engine(options.backend, extra))
-    execution = {"experiment_gap_seconds": 0, "start_method": "forkserver", "n_cycles": options.cycles}
+    execution = {
+        "experiment_gap_seconds": 0,
+        "start_method": options.start_method,
+        "n_cycles": options.cycles,
+    }
     if how == "auto":
         execution |= {"n_cycles": "auto", "max_cycles": options.max_cycles}
     study = {
@@ -158,6 +162,7 @@ def main() -> None:
     parser.add_argument("--section", type=json.loads, default={"batch_size": 4}, help="as JSON")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--time-budget", help="of each comparison, such as 3m")
+    parser.add_argument("--start-method", choices=("forkserver", "spawn"), default="forkserver")
     parser.add_argument("--load", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

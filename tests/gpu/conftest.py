@@ -54,7 +54,7 @@ def on_gpu(gpu: Gpu) -> Iterator[Callable[..., Any]]:
 
 
 def _model(shape: str, *options: str) -> Path:
-    folder = cache() / f"llama-{shape}-{'shape' if options else 'random'}"
+    folder = cache() / f"shape-{shape}-{'shape' if options else 'random'}"
     with filelock.FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder), *options]
@@ -84,6 +84,12 @@ def llama_1b_shape() -> Path:
 def llama_8b_shape() -> Path:
     """That of Llama 3.1 8B."""
     return _model("8b", "--no-weights")
+
+
+@pytest.fixture(scope="session")
+def qwen_14b_shape() -> Path:
+    """That of Qwen3 14B."""
+    return _model("14b", "--no-weights")
 
 
 @pytest.fixture(scope="session")

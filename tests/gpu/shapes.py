@@ -1,4 +1,4 @@
-"""Write models of Llama's shapes with random weights.
+"""Write models of known shapes with random weights.
 
     python -m tests.gpu.shapes 1b FOLDER [--no-weights]
 
@@ -12,10 +12,18 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 _ROPE = {
     "rope_type": "llama3",
@@ -25,9 +33,19 @@ _ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-#: Values from the configurations of meta-llama/Llama-3.2-1B, Llama-3.1-8B and Llama-3.1-70B.
-SHAPES = {
+#: Values of Llama 3 that do not depend on its size.
+_LLAMA = {
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128_000,
+    "eos_token_id": 128_001,
+}
+
+#: Values from the configurations of meta-llama/Llama-3.2-1B, Llama-3.1-8B and Llama-3.1-70B, and Qwen/Qwen3-14B.
+SHAPES: dict[str, dict[str, Any]] = {
     "1b": {
+        **_LLAMA,
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
@@ -38,6 +56,7 @@ SHAPES = {
         "rope_parameters": {**_ROPE, "factor": 32.0},
     },
     "8b": {
+        **_LLAMA,
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
@@ -48,6 +67,7 @@ SHAPES = {
         "rope_parameters": {**_ROPE, "factor": 8.0},
     },
     "70b": {
+        **_LLAMA,
         "hidden_size": 8192,
         "intermediate_size": 28672,
         "num_hidden_layers": 80,
@@ -57,24 +77,28 @@ SHAPES = {
         "tie_word_embeddings": False,
         "rope_parameters": {**_ROPE, "factor": 8.0},
     },
+    "14b": {
+        "vocab_size": 151_936,
+        "max_position_embeddings": 40_960,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": 151_643,
+        "eos_token_id": 151_645,
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    },
 }
-
-VOCABULARY = 128_256
-BOS, EOS = 128_000, 128_001
 
 
 def make(shape: str, folder: Path, *, weights: bool = True) -> None:
     """Write a model and its tokenizer to *folder*, which appears only when it is complete."""
-    config = LlamaConfig(
-        **SHAPES[shape],
-        vocab_size=VOCABULARY,
-        max_position_embeddings=131_072,
-        rms_norm_eps=1e-5,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
+    kind, architecture = (Qwen3Config, "Qwen3ForCausalLM") if shape == "14b" else (LlamaConfig, "LlamaForCausalLM")
+    config = kind(**SHAPES[shape], dtype="bfloat16", architectures=[architecture])
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -82,26 +106,26 @@ def make(shape: str, folder: Path, *, weights: bool = True) -> None:
         _random(config).save_pretrained(partial)
     else:
         config.save_pretrained(partial)
-    _tokenizer().save_pretrained(partial)
+    _tokenizer(config).save_pretrained(partial)
     path = partial / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": True}, indent=2))
     partial.rename(folder)
 
 
-def _random(config: LlamaConfig) -> LlamaForCausalLM:
+def _random(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        return LlamaForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     """Return a tokenizer with as many words as the model has tokens."""
-    words = {f"t{index}": index for index in range(VOCABULARY)}
+    words = {f"t{index}": index for index in range(config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": f"t{BOS}", "eos_token": f"t{EOS}", "pad_token": f"t{EOS}"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    bos, eos = f"t{config.bos_token_id}", f"t{config.eos_token_id}"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=eos)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ QUICK: dict[str, Any] = {
     "pytorch": {"batch_size": 8},
     "warmup": {"n_warmup": 1, "convergence_detection": False},
     "baseline": {"enabled": False},
-    "measurement": {"min_window_seconds": 2.5},
+    "measurement": {"min_window_seconds": 1.5},
 }
 
 FORKED = "--llem-start-method=forkserver"
 
 #: Points of the sweep, which differ in nothing that matters.
-POINTS = 16
+POINTS = 32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,8 +165,8 @@ def test_comparison_on_one_gpu_is_sharper_than_on_two(
     }
     cycles = {"n_cycles": 4, "experiment_gap_seconds": 0, "contended_retries": 0}
     same = f"--llem-against={Environment(tmp_path / 'environment', *EVERYTHING).python}"
-    verdicts = {"one GPU": study("one", same, FORKED, **fields, execution=cycles).points[0].verdicts}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuids[0])
+    verdicts = {"one GPU": study("one", same, FORKED, **fields, execution=cycles).points[0].verdicts}
     study("two", FORKED, "--llem-save=first", "--llem-save-force", **fields, execution=cycles)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuids[1])
     compared = study("two", FORKED, "--llem-baseline=first", "--llem-compare-mismatch", **fields, execution=cycles)

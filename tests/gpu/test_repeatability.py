@@ -19,8 +19,9 @@ Study = Callable[..., StudyResult]
 
 METRICS = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
+WARMUP = {"n_warmup": 2, "convergence_detection": False}
+
 COMMON: dict[str, Any] = {
-    "warmup": {"n_warmup": 2, "convergence_detection": False},
     "baseline": {"enabled": False},
     "measurement": {"min_window_seconds": 5},
 }
@@ -39,6 +40,7 @@ REQUESTS = (1, 64)
 
 VLLM: dict[str, Any] = {
     "backend": "vllm",
+    "warmup": WARMUP,
     "max_input_tokens": 128,
     "max_output_tokens": 128,
     "decoder": {"do_sample": False},
@@ -50,6 +52,25 @@ VLLM: dict[str, Any] = {
             "compilation_config": {"cudagraph_capture_sizes": [*REQUESTS]},
         },
     },
+}
+
+#: A server of vLLM under load.
+SERVED: dict[str, Any] = {
+    "backend": "server",
+    "server": {
+        "preset": "vllm",
+        "args": {
+            "load_format": "dummy",
+            "max_model_len": 1024,
+            "max_num_seqs": 32,
+            "enable_prefix_caching": False,
+            "compilation_config": {"cudagraph_capture_sizes": [1, 32]},
+        },
+    },
+    "max_input_tokens": 128,
+    "max_output_tokens": 128,
+    "decoder": {"do_sample": False},
+    "load": {"concurrency": 32},
 }
 
 
@@ -92,7 +113,7 @@ def _repeat(study: Study, folder: Path, found: Found, start_method: str, cycles:
 def test_processes_of_pytorch_differ_by_this_much(
     study: Study, llama_1b: Path, tmp_path: Path, found: Found, regime: str
 ) -> None:
-    _repeat(study, tmp_path, found, "forkserver", 10, **PYTORCH[regime], model=str(llama_1b))
+    _repeat(study, tmp_path, found, "forkserver", 10, **PYTORCH[regime], warmup=WARMUP, model=str(llama_1b))
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -100,4 +121,12 @@ def test_processes_of_pytorch_differ_by_this_much(
 def test_processes_of_vllm_differ_by_this_much(
     study: Study, llama_8b_shape: Path, tmp_path: Path, found: Found, requests: int
 ) -> None:
-    _repeat(study, tmp_path, found, "spawn", 6, **VLLM, n=requests, model=str(llama_8b_shape))
+    _repeat(study, tmp_path, found, "spawn", 5, **VLLM, n=requests, model=str(llama_8b_shape))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_servers_of_vllm_differ_by_this_much(
+    study: Study, llama_8b_shape: Path, tmp_path: Path, found: Found
+) -> None:
+    """Each cycle has a server of its own."""
+    _repeat(study, tmp_path, found, "spawn", 5, **SERVED, model=str(llama_8b_shape))

@@ -52,9 +52,12 @@ METRICS = (
     "batch_mean",
 )
 
-#: ML.ENERGY benchmark 3.0, lm-arena-chat, Llama 3.1 8B on an H100 with vLLM 0.11.1 in its steady state, with
-#: answers of 390 to 405 tokens on average: J per output token by requests at a time.
-PUBLISHED = {8: 0.455, 16: 0.263, 32: 0.165, 64: 0.119, 128: 0.0951, 256: 0.0766}
+#: ML.ENERGY benchmark 3.0, lm-arena-chat, on an H100 with vLLM 0.11.1 in its steady state, with answers of 390 to
+#: 405 tokens on average of Llama 3.1 8B, and 611 to 625 of Qwen3 14B: J per output token by requests at a time.
+PUBLISHED = {
+    "llama_8b": {8: 0.455, 16: 0.263, 32: 0.165, 64: 0.119, 128: 0.0951, 256: 0.0766},
+    "qwen_14b": {8: 0.706, 32: 0.244, 128: 0.128, 256: 0.112},
+}
 
 
 def _name(point: PointResult) -> str:
@@ -119,8 +122,15 @@ def test_a_servers_energy_is_that_of_its_window(
     assert sorted(costs[:5], reverse=True) == costs[:5], "a token costs less in a larger batch"
 
 
+@pytest.mark.parametrize(("model", "tokens"), [("llama_8b", 400), ("qwen_14b", 620)])
 def test_published_energy_per_token(
-    study: Study, llama_8b_shape: Path, tmp_path: Path, gpu: Gpu, found: Found
+    study: Study,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    gpu: Gpu,
+    found: Found,
+    model: str,
+    tokens: int,
 ) -> None:
     """Published figures are of another board, other prompts and another version: the ratio is what is found."""
     result = _serve(
@@ -129,14 +139,14 @@ def test_published_energy_per_token(
         gpu,
         found,
         "published",
-        model=str(llama_8b_shape),
-        max_output_tokens=400,
-        sweep={"load.concurrency": [*PUBLISHED]},
+        model=str(request.getfixturevalue(f"{model}_shape")),
+        max_output_tokens=tokens,
+        sweep={"load.concurrency": [*PUBLISHED[model]]},
     )
     for point in result.points:
         cost, published = (
             point.metrics["energy_per_output_token_j"].mean,
-            PUBLISHED[point.axes["load.concurrency"]],
+            PUBLISHED[model][point.axes["load.concurrency"]],
         )
         found(f"{_name(point)}: J per output token / published", cost and cost / published)
 

@@ -1,9 +1,11 @@
-"""A study of 30 points, as a user runs it: its figures, and where its time and energy go."""
+"""A study of many points, as a user runs it: its figures, and where its time and energy go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import Gpu
@@ -13,17 +15,22 @@ from tests.gpu.counters import Log, logging
 Spans = Sequence[tuple[str, str]]
 
 
-def test_thirty_points_and_where_their_time_and_energy_go(
+@pytest.mark.parametrize(("start_method", "lengths"), [("forkserver", (4, 8, 16, 24, 32)), ("spawn", (4, 32))])
+def test_where_time_and_energy_of_a_sweep_go(
     study: Callable[..., StudyResult],
     llama_1b: Path,
     tmp_path: Path,
     gpu: Gpu,
     found: Callable[[str, object], None],
+    start_method: str,
+    lengths: Sequence[int],
 ) -> None:
+    count = 6 * len(lengths)
     file = tmp_path / "counters"
     with logging(file):
         result = study(
             "sweep",
+            f"--llem-start-method={start_method}",
             model=str(llama_1b),
             n=32,
             max_input_tokens=128,
@@ -33,11 +40,11 @@ def test_thirty_points_and_where_their_time_and_energy_go(
             sweep={
                 "precision": ["bf16", "fp32"],
                 "pytorch.batch_size": [1, 8, 32],
-                "max_output_tokens": [4, 8, 16, 24, 32],
+                "max_output_tokens": [*lengths],
             },
             execution={"n_cycles": 1, "experiment_gap_seconds": 0},
         )
-    assert (result.summary.completed, result.summary.failed) == (30, 0)
+    assert (result.summary.completed, result.summary.failed) == (count, 0)
     for point in result.points:
         cost = point.metrics["energy_per_output_token_j"]
         assert cost.method == "measured"
@@ -50,7 +57,7 @@ def test_thirty_points_and_where_their_time_and_energy_go(
     def note(what: str, spans: Spans) -> None:
         seconds = sum(seconds_between(*span) for span in spans)
         energy = sum(log.energy(gpu.uuid, *span) for span in spans)
-        found(what, f"{seconds / 30:.2f} s and {energy / 30:.0f} J for each experiment")
+        found(what, f"{seconds / count:.2f} s and {energy / count:.0f} J for each experiment")
 
     windows = [(one.window.began_at or "", one.window.ended_at or "") for one in results]
     note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
 import textwrap
@@ -17,8 +18,11 @@ ROOT = Path(pytest_llem.__file__).parent.parent
 SITE_PACKAGES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")))
 NOOP_ENGINE = Path(__file__).parent / "noop_engine"
 
+#: Folders of the variable, which another interpreter does not inherit.
+PYTHONPATH = tuple(Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one)
+
 #: Search path that gives an environment all packages of this one.
-EVERYTHING = (ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+EVERYTHING = (ROOT, NOOP_ENGINE, *PYTHONPATH, *SITE_PACKAGES)
 
 
 class Environment:

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.models import ModelSource, resolve_model
-from pytest_llem.engines.options import check_options
+from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
     BatchEngine,
@@ -150,10 +150,9 @@ class PyTorchEngine(BatchEngine):
         Raises:
             PreflightError: An option of a subclass is unknown, or its value is wrong.
         """
-        if config.pytorch is not None:
-            return config
-        check_options(cls, config)
-        return config.model_copy(update={"pytorch": cls.options.from_config(config)})
+        if config.pytorch is None:
+            check_options(cls, config)
+        return in_section(cls, config, "pytorch")
 
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
         with library_errors_as_preflight("generate cannot do what the experiment asks for"):

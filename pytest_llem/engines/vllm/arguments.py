@@ -99,12 +99,12 @@ def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...
                 continue
             if name not in known:
                 hint = did_you_mean(name, tuple(sorted(known)))
-                yield ("vllm", section, name), f"vLLM has no such argument{hint}"
+                yield (config.backend, section, name), f"vLLM has no such argument{hint}"
             elif (problem := _type_problem(hints.get(name), value)) is not None:
-                yield ("vllm", section, name), problem
+                yield (config.backend, section, name), problem
             elif kind is SamplingParams and name in ENDS_ANSWERS and value and fixed:
                 message = "it may end answers before max_output_tokens: set measurement.length_mode to natural"
-                yield ("vllm", section, name), message
+                yield (config.backend, section, name), message
 
 
 @cache

@@ -23,6 +23,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import ModelSource, resolve_model
+from pytest_llem.engines.options import in_section
 from pytest_llem.engines.protocol import (
     BatchEngine,
     CacheMemory,
@@ -31,6 +32,7 @@ from pytest_llem.engines.protocol import (
     PreflightError,
     RequestRecord,
 )
+from pytest_llem.engines.requirements import unmet_by_vllm
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor
@@ -107,9 +109,12 @@ class VLLMEngine(BatchEngine):
 
     @classmethod
     def check_options(cls, config: ExperimentConfig) -> Iterable[tuple[tuple[str, ...], str]]:
-        return argument_problems(config)
+        return argument_problems(in_section(cls, config, "vllm"))
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        config = in_section(type(self), config, "vllm")
+        if unmet := list(unmet_by_vllm(config)):
+            raise PreflightError("; ".join(unmet))
         self._config, self._context = config, context
         self._options = config.vllm or VLLMConfig()
         for name, value in (
