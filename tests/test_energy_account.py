@@ -135,7 +135,7 @@ def test_estimate_refuses_gpus() -> None:
 
 def test_nvml_without_a_gpu_is_refused() -> None:
     meters = Meters.open("nvml", [])
-    assert meters.refusals == {"nvml": "the engine runs on no NVIDIA GPU"}
+    assert meters.refusals == {"nvml": "what is measured runs on no NVIDIA GPU"}
 
 
 def test_backend_null_switches_metering_off() -> None:

@@ -308,7 +308,7 @@ def _reading(monkeypatch: pytest.MonkeyPatch, total: Total, *, cuda: bool) -> En
     torch = SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: cuda))
     monkeypatch.setitem(sys.modules, "torch", torch)
     reading = EnergyReading()
-    reading._take(Account((), total, 1.0))
+    reading._complete(Account((), total, 1.0))
     return reading
 
 

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 
+from pytest_llem.energy import ticks
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.nvml import NvmlMeter, _skew, _Span
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
@@ -178,6 +180,27 @@ def test_windows_of_gpus_start_and_end_at_their_own_ticks(run: Callable[..., Any
     blur = sum(2.5 * one.uncertainty_j / one.energy_j * one.seconds for one in seen.reading.devices)
     assert seen.reading.read_skew_seconds == pytest.approx(max(abs(a - c), abs(b - d)), abs=blur + 0.005)
     assert max(abs(a - c), abs(b - d)) == pytest.approx(0.05)
+
+
+def test_tick_lies_in_its_interval_if_the_call_before_it_was_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call takes 10 ms, and reads the counter at once; the counter ticks while it returns."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(ticks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    durations = iter([0.01, *[0.0002] * 10])
+
+    def read() -> int:
+        value = int(now[0] > 0.003)
+        now[0] += next(durations)
+        return value
+
+    found = ticks.wait_for_ticks({A: read})[A]
+    assert isinstance(found, list)
+    [tick] = found
+    assert abs(tick.at - 0.003) <= tick.width / 2
 
 
 def test_skew_is_the_largest_difference_of_edges() -> None:

@@ -216,17 +216,28 @@ def test_energies_from_different_sources_are_not_compared() -> None:
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
 
 
-def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_VISIBLE_DEVICES has changed since, which PyTorch does not read again."""
+@pytest.mark.parametrize(
+    ("properties", "metered"),
+    [
+        (
+            {"uuid": "used"},
+            "GPU-used",
+        ),  # also if CUDA_VISIBLE_DEVICES has changed since
+        ({}, "GPU-visible"),  # an older PyTorch does not have the UUID
+    ],
+)
+def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(
+    monkeypatch: pytest.MonkeyPatch, properties: dict[str, str], metered: str
+) -> None:
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
         device_count=lambda: 1,
         current_device=lambda: 0,
         synchronize=lambda _: None,
-        get_device_properties=lambda _: SimpleNamespace(uuid="used"),
+        get_device_properties=lambda _: SimpleNamespace(**properties),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-other"),)))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-visible"),)))
     asked: list[Sequence[str]] = []
 
     def opened(_: Any, gpus: Sequence[str]) -> Meters:
@@ -236,7 +247,23 @@ def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pyt
     monkeypatch.setattr(Meters, "open", opened)
     with EnergyMeter()():
         time.sleep(0)
-    assert asked == [["GPU-used"]]
+    assert asked == [[metered]]
+
+
+def test_estimate_by_name_ignores_gpus_that_are_only_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-unused"),)))
+    monkeypatch.setattr(metering, "_own_gpus", lambda: None)
+    with EnergyMeter()("estimate") as reading:
+        sum(range(100_000))
+    assert (reading.method, reading.reason) == ("estimated", None)
+
+
+def test_energy_budget_of_short_test_names_the_time_of_enough_ticks() -> None:
+    reading = EnergyReading()
+    reading._complete(Account((), Total(20.0, "measured", "nvml_total_energy", "gpu_board"), 0.1, 0.1))
+    reading._ended = reading._began + 0.01  # the meter waited for a tick at both ends
+    [found] = EnergyBudget(joules=50).problems(reading)
+    assert found.endswith("1 ticks of the energy counter, fewer than 20: have the test work for 2.00 s or more")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +276,7 @@ def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pyt
 )
 def test_energy_budget_warns_of_other_workers(workers: int, method: Any, more: str) -> None:
     reading = EnergyReading()
-    reading._take(Account((), Total(31.2, method, "rapl_package", "cpu_package"), 1.0))
+    reading._complete(Account((), Total(31.2, method, "rapl_package", "cpu_package"), 1.0))
     assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading, workers)) == [
         f"used 31.2 J ({method}, rapl_package{more}), more than its budget of 20 J"
     ]

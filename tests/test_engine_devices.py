@@ -20,7 +20,7 @@ from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.hardware import environment
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
+from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, invalid_entry, visible_gpus
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_locks import CPU
 from pytest_llem.machine.device_request import request_devices
@@ -84,13 +84,15 @@ def test_number_among_different_gpus_is_ambiguous(nvml_library: Path, tmp_path: 
         ("7", "7"),
         ("0,2,1", "2"),
         (f"{B},GPU-c", "GPU-c"),
+        (f"{B},0", "0"),
+        (f"0,{B}", B),
         ("", None),
         ("-1", None),
         ("1,-1,9", None),
     ],
 )
 def test_invalid_visible_devices_entry_ends_the_list(visible: str, entry: str | None) -> None:
-    assert unknown_entry([A, B], visible) == entry
+    assert invalid_entry([A, B], visible) == entry
 
 
 def test_unknown_gpu_number_leaves_no_gpu_in_any_order() -> None:
@@ -119,7 +121,8 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     assert _findings(None) == [], "experiments get PCI_BUS_ID"
     [(severity, about, what)] = _findings("7")
     assert (severity, about) == ("blocks", "CUDA_VISIBLE_DEVICES")
-    assert what == "'7' in '7' names no GPU: CUDA uses only the entries before it, so engines run on the CPU"
+    rest = "and uses only the entries before it, so engines run on the CPU"
+    assert what == f"CUDA does not accept '7' in '7', {rest}"
     assert [severity for severity, *_ in _findings("1,2", order="PCI_BUS_ID")] == ["hinders"]
 
 

@@ -186,7 +186,7 @@ def test_nvml_without_a_gpu(energy_meter):
     with energy_meter(backend="nvml") as m:
         pass
     assert (m.energy_j, m.method) == (None, "unavailable")
-    assert m.reason.startswith("nvml: the engine runs on no NVIDIA GPU")
+    assert m.reason.startswith("nvml: what is measured runs on no NVIDIA GPU")
     assert m.seconds >= 0 and m.devices == ()
 
 def test_a_name_that_nobody_has(energy_meter):
@@ -409,8 +409,8 @@ def test_short(): time.sleep(0.3)
         done.assert_outcomes(failed=1)
         done.stdout.re_match_lines_random(
             [
-                r"its .* cannot be judged: \d[.\d]* s are \d+ ticks of the energy counter, and 20 are needed: "
-                r"have the test work for \d[.\d]* s or more"
+                r"its .* cannot be judged: the energy has \d+ ticks of the energy counter, fewer than 20: "
+                r"have the test work for \d\.\d\d s or more"
             ]
         )
 

@@ -118,6 +118,35 @@ def test_meter_that_falls_back_to_an_estimate_gives_no_idle_power() -> None:
     assert "energy is estimated" in record.reason
 
 
+class _ChangingMeter(Meter):
+    """A GPU's meter whose counter fails in the third part, in which power is sampled."""
+
+    def __init__(self, log: Any, boundary: str) -> None:
+        super().__init__(log, boundary="module", source="nvml_total_energy")
+        self.sampled = {"boundary": boundary, "method": "sampled", "source": "nvml_power_instant"}
+
+    def end(self) -> Any:
+        counted = self.device
+        if self.log.count("end") == 2:
+            self.device = self.sampled
+        try:
+            return super().end()
+        finally:
+            self.device = counted
+
+
+def test_idle_power_has_the_sources_of_all_its_parts() -> None:
+    record, _ = baseline(meter=_ChangingMeter([], "module"))
+    assert record.idle_power_w == pytest.approx(50.0)
+    assert (record.method, record.source) == ("sampled", "nvml_total_energy+nvml_power_instant")
+
+
+def test_idle_power_over_different_boundaries_is_not_available() -> None:
+    record, _ = baseline(meter=_ChangingMeter([], "gpu_board"))
+    assert (record.idle_power_w, record.method) == (None, "unavailable")
+    assert "not read in every window" in record.reason
+
+
 def test_idle_power_may_be_switched_off() -> None:
     record, log = baseline(config=BaselineConfig(enabled=False))
     assert (record.idle_power_w, record.reason) == (None, "switched off by baseline.enabled")

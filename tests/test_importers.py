@@ -202,6 +202,45 @@ def test_own_script_gives_requests_and_metrics(tmp_path: Path) -> None:
     assert _value(metrics, "output_tokens_per_second") == pytest.approx(7 / 3.25)
 
 
+def _own(tmp_path: Path, **values: Any) -> ImportedRuns:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"llem_run": 1, **values}))
+    return ImportedRuns(read_runs([file]))
+
+
+def test_requests_without_duration_have_no_rate(tmp_path: Path) -> None:
+    runs = _own(tmp_path, requests=[{"sent": 5, "first_token": 5, "last_token": 5, "output_tokens": 1}])
+    assert runs.metrics()["requests_per_second"].value is None
+
+
+def test_unknown_number_of_requests_is_not_0(tmp_path: Path) -> None:
+    tokens = _own(tmp_path, seconds=3, metrics={"peak_memory_mb": 812.5}).tokens()
+    assert (tokens.prompts, tokens.padding_waste) == (None, None)
+
+
+def test_csv_of_requests_that_have_no_times(tmp_path: Path) -> None:
+    document = json.loads((GOLDEN / "guidellm_0.8.1.json").read_text())
+    for request in document["benchmarks"][0]["requests"]["successful"]:
+        del request["request_start_time"], request["info"]["timings"]["request_start"]
+    (file := tmp_path / "guidellm.json").write_text(json.dumps(document))
+    csv = ImportedRuns(read_runs([file])).to_csv()
+    assert csv is not None
+    assert len(csv.splitlines()) == 1 + len(document["benchmarks"][0]["requests"]["successful"])
+
+
+def test_cut_records_are_counted_among_the_requests_of_all_runs() -> None:
+    cut = _run("aiperf_0.13.0_cut.json", "aiperf_0.13.0_cut.jsonl")
+    whole = _run("aiperf_0.13.0.json", "aiperf_0.13.0.jsonl")
+    texts = {one.code: one.text for one in ImportedRuns([cut, whole]).warnings()}
+    assert "the records have 40 of 52 requests" in texts["records_cut"]
+
+
+def test_error_rate_is_of_all_requests_if_the_records_are_cut() -> None:
+    cut = _run("aiperf_0.13.0_cut.json", "aiperf_0.13.0_cut.jsonl")
+    run = replace(cut, figures={**cut.figures, "error_rate": 0.25})
+    assert _value(_metrics(run), "error_rate") == 0.25
+
+
 def _deep(file: Path) -> None:
     file.write_text("[" * 100_000)
 

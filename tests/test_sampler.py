@@ -23,6 +23,7 @@ from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.energy.sampler import PERIOD_S, _Telemetry
+from pytest_llem.energy.sampler_process import SamplerProcess
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.narrow import not_none
@@ -253,7 +254,7 @@ def test_sampler_that_cannot_start_loses_only_its_values(env: Callable[..., Any]
     script, environment = env(_gpu(no_counter=1))
     reading, refusal = nvml.run(environment, _without_a_sampler, script)
     assert reading is None
-    assert refusal.startswith("NVML: no energy counter, and the sampler ended: ")
+    assert refusal.startswith("NVML: no energy counter, and the sampler could not be started: ")
     assert script.users() == 0
 
 
@@ -385,3 +386,14 @@ def test_telemetry_has_power_only_while_each_gpu_has_one() -> None:
     os.close(reader)
     os.close(writer)
     assert seen == [None, 500.0, None, 510.0]
+
+
+def test_sampler_that_cannot_be_started_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("pytest_llem.energy.sampler_process.subprocess.Popen", refuse)
+    process = SamplerProcess([])
+    process.wait()
+    assert process.failure == "the sampler could not be started: [Errno 11] Resource temporarily unavailable"
+    assert process._file.closed

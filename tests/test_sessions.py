@@ -217,6 +217,10 @@ class TestEffect:
         found = effect(session(RUNS[0]), session({"a": RUNS[1]["a"]}))
         assert found.notes == ("without b: only one session has values",)
 
+    def test_point_that_the_first_session_does_not_have_counts(self) -> None:
+        found = effect(session({"a": RUNS[0]["a"]}), session(RUNS[1]), session(RUNS[2]))
+        assert (found.sessions, found.points, found.notes) == (3, 2, ())
+
     def test_notes_on_single_cycles_and_estimates(self) -> None:
         runs = [{"a": summary([value], method="estimated")} for value in (1.0, 1.1)]
         assert effect(*map(session, runs)).notes == (
@@ -255,6 +259,16 @@ class TestCommand:
         assert list(deltas) == [*DEFAULT_FAMILY[:2]]
         assert deltas["output_tokens_per_second"] == 0.02
         assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
+
+    def test_default_metrics_of_an_open_loop_are_those_of_its_gates(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
+        runs = [session(run, metric="ttft_p99_ms", number=number) for number, run in enumerate(RUNS)]
+        for one in runs:
+            for point in one.points:
+                point.config["load"] = {"rate": 4.0, "slo": {"ttft_ms": 200}}
+        status, lines, _ = llem(*folders(*runs))
+        assert (status, lines[1].split()[0]) == (0, "ttft_p99_ms")
 
     def test_alpha_and_metrics_come_from_the_study(
         self, folders: Callable[..., Any], llem: Callable[..., Any]

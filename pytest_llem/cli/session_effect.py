@@ -36,7 +36,7 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
     results = _read(paths)
     gates = results[-1].measurement_protocol.get("gates") or {}
     alpha = gates.get("alpha") or GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or gates.get("metrics") or DEFAULT_FAMILY))
+    names = list(dict.fromkeys(metrics or _gated_metrics(results, gates.get("metrics")) or DEFAULT_FAMILY))
     effects = []
     for name in names:
         try:
@@ -94,6 +94,13 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 if seen != at:
                     raise ValueError(f"{path}: is the same session as {paths[seen]}")
     return results
+
+
+def _gated_metrics(results: Sequence[StudyResult], metrics: list[str] | None) -> list[str]:
+    """Return the metrics that are gated at any point, given ``gates.metrics`` of the study."""
+    gates = GatesConfig.model_construct(metrics=metrics)
+    loads = [point.config.get("load") for result in results for point in result.points]
+    return [name for load in loads for name in gates.family_of(load)]
 
 
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["testbed", "sut"]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pytest_llem.doctor.records import Finding, GpuReport, Severity, Surroundings
-from pytest_llem.hardware.gpus import unknown_entry
+from pytest_llem.hardware.gpus import invalid_entry
 from pytest_llem.hardware.sensors import IDLE, SETTING
 
 #: A GPU is in use if its used memory exceeds both this share and this size in MB: drivers use hundreds of MB.
@@ -34,14 +34,14 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
     """
     visible = around.cuda_visible_devices
     uuids = [gpu.uuid or f"lost {gpu.index}" for gpu in gpus]
-    if gpus and visible is not None and (entry := unknown_entry(uuids, visible)) is not None:
+    if gpus and visible is not None and (entry := invalid_entry(uuids, visible)) is not None:
         hidden = not any(gpu.visible for gpu in gpus)
         yield Finding(
             severity="blocks" if hidden else "hinders",
             about="CUDA_VISIBLE_DEVICES",
-            message=f"{entry!r} in {visible!r} names no GPU: CUDA uses only the entries before it"
+            message=f"CUDA does not accept {entry!r} in {visible!r}, and uses only the entries before it"
             + (", so engines run on the CPU" if hidden else ""),
-            advice=f"name GPUs by their UUID, or by index from 0 to {len(gpus) - 1}",
+            advice=f"name all GPUs by their UUIDs, or all by index from 0 to {len(gpus) - 1}",
         )
     named = [gpu for gpu in gpus if gpu.visible]
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1

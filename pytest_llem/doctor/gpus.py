@@ -23,7 +23,7 @@ from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Driver, GpuReport
 from pytest_llem.energy.gpu import COUNTER, find_gpu
 from pytest_llem.energy.protocol import MeterUnavailableError
-from pytest_llem.energy.ticks import period, ticks
+from pytest_llem.energy.ticks import tick_period, wait_for_ticks
 from pytest_llem.hardware.gpus import (
     all_handles,
     gpu_processes,
@@ -159,9 +159,9 @@ def _watched(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
     except NvmlError as error:
         has_counter, failure = False, str(error)
     else:
-        seen = ticks({uuid: _timed(partial(nvml.call, COUNTER, handle), calls)}, _TICKS)[uuid]
+        seen = wait_for_ticks({uuid: _timed(partial(nvml.call, COUNTER, handle), calls)}, _TICKS)[uuid]
         failure = seen if isinstance(seen, str) else None
-        tick_s = None if isinstance(seen, str) else period(seen)
+        tick_s = None if isinstance(seen, str) else tick_period(seen)
     reasons = clock_reasons(nvml, handle)
     return {
         "energy_counter": has_counter,

@@ -55,7 +55,7 @@ class EstimateMeter:
 
     def open(self, gpus: Sequence[str]) -> None:
         if gpus:
-            raise MeterUnavailableError("the estimate knows CPUs only, and the engine runs on a GPU")
+            raise MeterUnavailableError("an estimate covers CPUs only, and what is measured runs on a GPU")
 
     def begin(self) -> None:
         self._before = _tree(self._roots)

@@ -17,6 +17,9 @@ from pytest_llem.study.config import AUTO
 
 _OPEN = "the block has not ended yet"
 
+#: Meters that read no GPU: one that is only visible to this process does not concern them.
+_CPU_METERS = ("rapl", "estimate")
+
 _AMBIGUOUS = (
     "CUDA_VISIBLE_DEVICES contains a number on a host with different GPUs, or a MIG instance, so that the GPU is "
     "unknown: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or use the GPU's UUID"
@@ -35,13 +38,16 @@ class EnergyReading:
         energy_j: Energy in J, over ``boundary``; None if it is not available, never 0 instead.
         method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
         source: Source of the energy: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
-        boundary: What the energy covers: ``gpu_board`` if there are readable GPUs, else ``cpu_package``.
-        covers_gpus: Whether the energy covers GPUs; None if this process uses none through PyTorch.
+        boundary: What the energy covers: ``gpu_board`` or ``module`` if there are readable GPUs, else
+            ``cpu_package``, or ``cpu_package+dram``.
+        covers_gpus: Whether the energy covers GPUs; None if this process uses none through PyTorch, or if there is
+            no energy.
         invalid: Reason code if ``energy_j`` cannot be right: ``counter_disagrees``; otherwise None.
         reason: Why ``energy_j`` is None.
         uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
         devices: Readings of each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
         ticks: Number of ticks of the meter's counter, or of power samples, in ``energy_j``; None if unknown.
+        tick_seconds: Time between two of them, in s; None if unknown.
     """
 
     def __init__(self) -> None:
@@ -55,6 +61,7 @@ class EnergyReading:
         self.uncertainty_j: float | None = None
         self.devices: tuple[DeviceReading, ...] = ()
         self.ticks: float | None = None
+        self.tick_seconds: float | None = None
         self._began = time.monotonic()
         self._ended: float | None = None
 
@@ -63,7 +70,7 @@ class EnergyReading:
         """Duration of the block on a monotonic clock, in s; the time so far if it has not ended."""
         return (time.monotonic() if self._ended is None else self._ended) - self._began
 
-    def _take(self, account: Account) -> None:
+    def _complete(self, account: Account) -> None:
         total = account.total
         self.energy_j, self.method = total.energy_j, total.method
         self.source, self.boundary = total.source, total.boundary
@@ -71,8 +78,7 @@ class EnergyReading:
         if _cuda() is not None and total.energy_j is not None:
             self.covers_gpus = bool({"gpu_board", "module"} & {*(total.boundary or "").split("+")})
         self.devices = account.devices
-        if account.tick_seconds and account.seconds:
-            self.ticks = account.seconds / account.tick_seconds
+        self.ticks, self.tick_seconds = account.ticks, account.tick_seconds
 
     def __repr__(self) -> str:
         energy = (
@@ -116,15 +122,7 @@ class EnergyMeter:
         """
         if backend not in (names := (AUTO, *installed(METER_GROUP))):
             raise ValueError(f"meter {backend!r} is not installed (installed: {', '.join(names)})")
-        visible = visible_gpus()
-        # PyTorch keeps its GPUs even if CUDA_VISIBLE_DEVICES has changed since it was initialised.
-        gpus = _own_gpus()
-        if gpus is None and not visible.is_ambiguous:
-            gpus = [gpu.uuid for gpu in visible.all]
-        if gpus is None and backend in (AUTO, "nvml"):
-            meters = Meters(refusals={"nvml": _AMBIGUOUS})
-        else:
-            meters = Meters.open(backend, gpus or [])
+        meters = _open_meters(backend)
         try:
             _synchronize()
             meters.begin()
@@ -139,9 +137,21 @@ class EnergyMeter:
                 _synchronize()
             finally:
                 reading._ended = time.monotonic()
-                reading._take(meters.end())
+                reading._complete(meters.end())
         finally:
             meters.close()
+
+
+def _open_meters(backend: str) -> Meters:
+    """Open the meters of a block, for the GPUs that this process uses through PyTorch, or else may use."""
+    gpus = _own_gpus()  # PyTorch keeps them even if CUDA_VISIBLE_DEVICES has changed since it was initialised
+    if gpus is None and backend not in _CPU_METERS:
+        visible = visible_gpus()
+        if not visible.is_ambiguous:
+            gpus = [gpu.uuid for gpu in visible.all]
+        elif backend in (AUTO, "nvml"):
+            return Meters(refusals={"nvml": _AMBIGUOUS})
+    return Meters.open(backend, gpus or [])
 
 
 def _cuda() -> Any:
@@ -151,10 +161,12 @@ def _cuda() -> Any:
 
 
 def _own_gpus() -> list[str] | None:
-    """Return the UUIDs of the GPUs that PyTorch sees in this process; None if it does not use CUDA yet."""
+    """Return the UUIDs of the GPUs that PyTorch sees in this process; None if it uses none, or has no UUIDs."""
     if (cuda := _cuda()) is None:
         return None
-    return [f"GPU-{cuda.get_device_properties(index).uuid}" for index in range(cuda.device_count())]
+    gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    # The tests may use an older PyTorch than our engine, without this property.
+    return [f"GPU-{gpu.uuid}" for gpu in gpus] if all(hasattr(gpu, "uuid") for gpu in gpus) else None
 
 
 def _synchronize() -> None:

@@ -22,7 +22,7 @@ from pytest_llem.energy.protocol import (
 )
 from pytest_llem.energy.sampler import PERIOD_S
 from pytest_llem.energy.sampler_process import SamplerProcess
-from pytest_llem.energy.ticks import Tick, period, ticks
+from pytest_llem.energy.ticks import Tick, tick_period, wait_for_ticks
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import busy_share
 
@@ -90,7 +90,7 @@ class NvmlMeter:
 
     def open(self, gpus: Sequence[str]) -> None:
         if not gpus:
-            raise MeterUnavailableError("the engine runs on no NVIDIA GPU")
+            raise MeterUnavailableError("what is measured runs on no NVIDIA GPU")
         self._nvml.__enter__()
         try:
             if not self._nvml.is_open:
@@ -166,7 +166,7 @@ class NvmlMeter:
         """Measure the time between two ticks of each counter. A counter that is too slow or fails is not used."""
         probed = self._ticks(self._gpus, _PROBED_TICKS)
         failures = {uuid: result for uuid, result in probed.items() if isinstance(result, str)}
-        periods = {uuid: period(result) for uuid, result in probed.items() if not isinstance(result, str)}
+        periods = {uuid: tick_period(result) for uuid, result in probed.items() if not isinstance(result, str)}
         self._tick_periods = {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
         self._gpus = [
             replace(gpu, uses_counter=False, counter_reason=failures[gpu.uuid]) if gpu.uuid in failures else gpu
@@ -175,7 +175,7 @@ class NvmlMeter:
 
     def _ticks(self, gpus: Sequence[MeteredGpu], count: int = 1) -> dict[str, list[Tick] | str]:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.uses_counter}
-        return ticks(counters, count, self._tick_periods)
+        return wait_for_ticks(counters, count, self._tick_periods)
 
     def _snapshots(self) -> dict[str, DeviceSnapshot]:
         return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}

@@ -10,7 +10,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from pytest_llem.energy import sampler
 from pytest_llem.energy.gpu import MeteredGpu
@@ -46,28 +46,30 @@ class SamplerProcess:
         requested = [f"{one.uuid}={one.source or ''}{'+module' * one.reads_module}" for one in gpus]
         telemetry = "" if telemetry_fd is None else str(telemetry_fd)
         try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until close
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", sampler.__name__, str(os.getpid()), telemetry, *requested],
-                stdin=subprocess.PIPE,
-                stdout=self._file,
-                stderr=subprocess.DEVNULL,
-                pass_fds=() if telemetry_fd is None else [telemetry_fd],
-            )
+            with ExitStack() as undone:
+                self._file = undone.enter_context(tempfile.TemporaryFile())
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", sampler.__name__, str(os.getpid()), telemetry, *requested],
+                    stdin=subprocess.PIPE,
+                    stdout=self._file,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=() if telemetry_fd is None else [telemetry_fd],
+                )
+                undone.pop_all()
         except OSError as error:
-            self._failure = str(error)
+            self._failure = f"the sampler could not be started: {error}"
 
     @property
     def failure(self) -> str | None:
         """Why there are no more samples; None while the sampler runs."""
         if self._process is not None and self._failure is None and (status := self._process.poll()) is not None:
-            ended = f"signal {-status}" if status < 0 else f"status {status}"
             self.read()  # the last line may contain the reason
-            self._failure = self._failure or ended
-        return f"the sampler ended: {self._failure}" if self._failure is not None else None
+            ended = f"signal {-status}" if status < 0 else f"status {status}"
+            self._failure = self._failure or f"the sampler ended: {ended}"
+        return self._failure
 
     def wait(self) -> None:
-        """Wait until the sampler has sampled every GPU or failed."""
+        """Wait until the sampler has sampled every GPU or failed, for at most :data:`START_S`."""
         give_up = time.monotonic() + START_S
         while self.failure is None and time.monotonic() < give_up:
             self.read()
@@ -87,7 +89,7 @@ class SamplerProcess:
         for line in lines:
             message = json.loads(line)
             if isinstance(message, dict):
-                self._failure = str(message["failed"])
+                self._failure = f"the sampler ended: {message['failed']}"
             else:
                 at, index, *values, cpu_s = message
                 self.samples.append(PowerSample(at, self._gpus[index], *values))

@@ -14,7 +14,7 @@ from pytest_llem.hardware.nvml import NvmlError
 #: Longest wait for a tick, in s. Counters tick every 20 to 100 ms on all GPUs tested so far.
 MAX_TICK_S = 0.5
 
-_PAUSE_S = 0.001
+_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tick:
     width: float
 
 
-def ticks(
+def wait_for_ticks(
     counters: Mapping[str, Callable[[], int]], count: int = 1, periods: Mapping[str, float] | None = None
 ) -> dict[str, list[Tick] | str]:
     """Wait until every counter has ticked *count* times, reading one after the other.
@@ -48,25 +48,25 @@ def ticks(
     Returns:
         For each device its ticks, or the reason why there are fewer than *count*.
     """
-    watches = {device: _Watch(read, (periods or {}).get(device)) for device, read in counters.items()}
+    watches = {device: _CounterWatch(read, (periods or {}).get(device)) for device, read in counters.items()}
     waiting = list(watches.values())
     while waiting:
         for watch in waiting:
             watch.read()
         waiting = [watch for watch in waiting if watch.failure is None and len(watch.ticks) < count]
         if waiting:
-            time.sleep(_PAUSE_S)
+            time.sleep(_POLL_S)
     return {device: watch.failure or watch.ticks for device, watch in watches.items()}
 
 
-def period(seen: Sequence[Tick]) -> float | None:
+def tick_period(ticks: Sequence[Tick]) -> float | None:
     """Return the time between two ticks in s; None for fewer than two."""
     # A late read makes one gap too long and the next too short, which the median ignores.
-    gaps = [after.at - before.at for before, after in pairwise(seen)]
+    gaps = [after.at - before.at for before, after in pairwise(ticks)]
     return statistics.median(gaps) if gaps else None
 
 
-class _Watch:
+class _CounterWatch:
     """Reads one counter until it ticks.
 
     Args:
@@ -78,7 +78,7 @@ class _Watch:
         self._read = read
         self._max_width = max_width
         self._value: int | None = None
-        self._read_at = self._changed_at = 0.0
+        self._began = self._changed_at = 0.0
         self._call_s = math.inf
         self.ticks: list[Tick] = []
         self.failure: str | None = None
@@ -94,15 +94,16 @@ class _Watch:
         # Assume that the driver reads the counter in the middle of the shortest call. A longer call was delayed
         # before that instant or after it, so that the instant lies between these two.
         self._call_s = min(self._call_s, ended - began)
-        earliest, latest = began + self._call_s / 2, ended - self._call_s / 2
+        latest = ended - self._call_s / 2
         if self._value is None:
             self._changed_at = latest
         elif value != self._value:
-            width = latest - self._read_at
+            # The call before may have been slower than this one, as the first call after a pause is.
+            width = latest - (self._began + self._call_s / 2)
             if self._max_width is not None:
                 width = min(width, self._max_width)
             self.ticks.append(Tick(value, latest - width / 2, width))
             self._changed_at = latest
-        elif earliest - self._changed_at > MAX_TICK_S:
+        elif began + self._call_s / 2 - self._changed_at > MAX_TICK_S:
             self.failure = f"the energy counter stood still for {MAX_TICK_S} s (at {value} mJ)"
-        self._value, self._read_at = value, earliest
+        self._value, self._began = value, began

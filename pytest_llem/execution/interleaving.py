@@ -1,6 +1,7 @@
 """Run the experiments of two items, which are the sides of a comparison, alternately.
 
-The item that comes first runs both. The other one takes over its outcome, in whichever process it runs.
+The item that comes first runs both, and puts the other one's outcome into the state that the session's processes
+share. The other item takes it from there.
 """
 
 from __future__ import annotations

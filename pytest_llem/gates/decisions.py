@@ -27,8 +27,8 @@ from pytest_llem.gates.ttests import (
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-
-Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
+#: Verdicts of a comparison that can be judged.
+ChangeVerdict = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 
 #: The largest number of cycles that is recommended.
 MAX_CYCLES = 1000
@@ -124,7 +124,7 @@ class Decision:
             suffice, and for other verdicts.
     """
 
-    verdict: Change
+    verdict: ChangeVerdict
     n: int
     ratio: float
     interval: tuple[float, float]
@@ -281,7 +281,7 @@ class _Looks:
         self.p_worse = p_beyond(worsenings, errors, degrees, self.margins)
         self.p_better = p_beyond(-worsenings, errors, degrees, self.margins)
 
-    def deciding(self, index: int, verdict: Change) -> Look:
+    def deciding(self, index: int, verdict: ChangeVerdict) -> Look:
         """Return the look that gave *verdict* on the question at *index*; the last look for INCONCLUSIVE."""
         import numpy as np
 
@@ -299,7 +299,7 @@ def _worsening(contrast: Contrast, question: Question) -> float:
     return contrast.log_ratio if question.better == "lower" else -contrast.log_ratio
 
 
-def _verdict(judged: Judgement, index: int) -> Change:
+def _verdict(judged: Judgement, index: int) -> ChangeVerdict:
     if judged.worse[index]:
         return "REGRESSION"
     if judged.better[index]:

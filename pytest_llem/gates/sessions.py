@@ -78,11 +78,12 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
     sessions: set[int] = set()
     left_out: dict[str, list[str]] = {}
     estimated = False
-    for point in results[0].points:
-        found = [session.get(point.config_hash) for session in by_hash]
+    ids = {point.config_hash: point.id for result in results for point in result.points}
+    for config_hash, point_id in ids.items():  # a session may have measured only some of the points
+        found = [session.get(config_hash) for session in by_hash]
         known = {at: summary for at, summary in enumerate(found) if summary is not None and summary.n}
         if (reason := _unfit(found, list(known.values()))) is not None:
-            left_out.setdefault(reason, []).append(point.id)
+            left_out.setdefault(reason, []).append(point_id)
             continue
         estimated |= any(summary.method == "estimated" for summary in known.values())
         sessions |= set(known)
@@ -117,24 +118,24 @@ def session_spread(points: Sequence[Sequence[Sequence[float]]]) -> Spread:
     from scipy.special import chdtri
 
     between = noise = 0.0
-    freedom = freedom_within = 0
+    degrees_between = degrees_within = 0
     for sessions in points:
         sums = [_squares(session) for session in sessions]
-        inner = sum(len(session) - 1 for session in sessions)
+        degrees_of_point = sum(len(session) - 1 for session in sessions)
         share = sum(1 / len(session) for session in sessions) / len(sessions)
-        within = math.fsum(square for _, square in sums) / inner if inner else 0.0
+        within = math.fsum(square for _, square in sums) / degrees_of_point if degrees_of_point else 0.0
         between += _squares([mean for mean, _ in sums])[1]
         noise += (len(sessions) - 1) * within * share
-        freedom += len(sessions) - 1
-        freedom_within += inner
-    between, noise = between / freedom, noise / freedom
+        degrees_between += len(sessions) - 1
+        degrees_within += degrees_of_point
+    between, noise = between / degrees_between, noise / degrees_between
     degrees = max(map(len, points)) - 1
     upper = between * degrees / float(chdtri(degrees, CONFIDENCE))
     return Spread(
         sigma=math.sqrt(max(0.0, between - noise)),
         upper=math.sqrt(max(0.0, upper - noise)),
         degrees=degrees,
-        noise_known=freedom_within > 0,
+        noise_known=degrees_within > 0,
     )
 
 

@@ -76,7 +76,7 @@ def paired_estimate(differences: Array) -> Estimate:
     return Estimate(mean, np.sqrt(variance(differences) / n), np.full_like(mean, n - 1.0))
 
 
-def welch(of_one: Numbers, n: Numbers, of_other: Numbers, n_other: Numbers) -> tuple[Array, Array]:
+def welch(variance_1: Numbers, n_1: Numbers, variance_2: Numbers, n_2: Numbers) -> tuple[Array, Array]:
     """Return standard error and degrees of freedom of a difference of means, from variances and sizes of samples.
 
     They are Welch's and Satterthwaite's (B. L. Welch, Biometrika 34, 1947), with two bounds that matter if the
@@ -88,15 +88,14 @@ def welch(of_one: Numbers, n: Numbers, of_other: Numbers, n_other: Numbers) -> t
     """
     import numpy as np
 
-    one, size, other, other_size = (np.asarray(given, dtype=float) for given in (of_one, n, of_other, n_other))
-    of_mean, of_other_mean = one / size, other / other_size
-    total = np.asarray(of_mean + of_other_mean)
-    pooled = ((size - 1) * one + (other_size - 1) * other) / (size + other_size - 2)
-    max_degrees = 2.0 * (np.minimum(size, other_size) - 1)
-    scatter = of_mean**2 / (size - 1) + of_other_mean**2 / (other_size - 1)
+    var1, n1, var2, n2 = (np.asarray(given, dtype=float) for given in (variance_1, n_1, variance_2, n_2))
+    of_mean1, of_mean2 = var1 / n1, var2 / n2
+    total = np.asarray(of_mean1 + of_mean2)
+    pooled = ((n1 - 1) * var1 + (n2 - 1) * var2) / (n1 + n2 - 2)
+    scatter = of_mean1**2 / (n1 - 1) + of_mean2**2 / (n2 - 1)
     degrees = np.divide(total**2, scatter, out=np.full_like(total, np.inf), where=total > 0)
-    error = np.sqrt(np.maximum(total, pooled * (1 / size + 1 / other_size)))
-    return error, np.minimum(degrees, max_degrees)
+    error = np.sqrt(np.maximum(total, pooled * (1 / n1 + 1 / n2)))
+    return error, np.minimum(degrees, 2.0 * (np.minimum(n1, n2) - 1))
 
 
 def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbers, alpha: float) -> Judgement:

@@ -1,7 +1,7 @@
 """The log ratio of two interleaved cycles, from the values of their turns.
 
-Turn k of the candidate and turn k of the reference are next to each other in time, and the order within a pair of
-turns alternates (A B B A), so that a steady drift raises one log ratio and lowers the next one. A pair of cycles
+Turn k of the candidate and turn k of the reference are next to each other in time. Either side is first in half
+of these pairs (A B B A B A A B), so that a steady drift raises as many log ratios as it lowers. A pair of cycles
 counts as one observation, however many turns it has: turns share the two processes.
 """
 

@@ -10,15 +10,15 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
 
 
-def files(
-    controller: str, newer: str, older: str, proc: Path = PROC, cgroups: Path = CGROUPS, *, above: bool = False
+def group_files(
+    controller: str, v2_name: str, v1_name: str, proc: Path = PROC, cgroups: Path = CGROUPS, *, above: bool = False
 ) -> list[Path]:
     """Return the possible paths of a file of this process's control group, the most likely first.
 
     Args:
         controller: Controller in version 1, such as ``memory``.
-        newer: Name of the file in version 2.
-        older: Name of the file in version 1.
+        v2_name: Name of the file in version 2.
+        v1_name: Name of the file in version 1.
         proc: Mount point of procfs.
         cgroups: Mount point of the control groups.
         above: Whether to include the groups above this one.
@@ -32,9 +32,9 @@ def files(
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
-            roots, name = [cgroups, cgroups / "unified"], newer
+            roots, name = [cgroups, cgroups / "unified"], v2_name
         elif controller in controllers.split(","):
-            roots, name = [cgroups / controller], older
+            roots, name = [cgroups / controller], v1_name
         else:
             continue
         group = Path(path.lstrip("/"))
@@ -47,7 +47,7 @@ def files(
 def memory_limit_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
     """Return the memory limit of this process's control group, in bytes; None if there is none, or unknown."""
     limits = []
-    for file in files("memory", "memory.max", "memory.limit_in_bytes", proc, cgroups, above=True):
+    for file in group_files("memory", "memory.max", "memory.limit_in_bytes", proc, cgroups, above=True):
         text = _text(file)
         if text.isdecimal() and int(text) < _NO_LIMIT:
             limits.append(int(text))
@@ -57,7 +57,7 @@ def memory_limit_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None
 def cpu_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
     """Return the CPU limit of this process's control group, in CPUs; None if there is none, or unknown."""
     limits = []
-    for file in files("cpu", "cpu.max", "cpu.cfs_quota_us", proc, cgroups, above=True):
+    for file in group_files("cpu", "cpu.max", "cpu.cfs_quota_us", proc, cgroups, above=True):
         quota, _, period = _text(file).partition(" ")
         if not period:
             period = _text(file.with_name("cpu.cfs_period_us"))
@@ -82,7 +82,7 @@ def oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
         proc: Mount point of procfs.
         cgroups: Mount point of the control groups.
     """
-    for file in (*files("memory", "memory.events", "memory.oom_control", proc, cgroups), proc / "vmstat"):
+    for file in (*group_files("memory", "memory.events", "memory.oom_control", proc, cgroups), proc / "vmstat"):
         try:
             counts = dict(line.split()[:2] for line in file.read_text().splitlines() if line)
             return int(counts["oom_kill"])

@@ -159,19 +159,25 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
     if visible is None:
         return list(uuids), True
     found: list[str] = []
-    for entry in map(str.strip, visible.split(",")):
+    entries = [entry.strip() for entry in visible.split(",")]
+    for entry in entries:
+        if _differs_in_kind(entry, entries[0]):
+            break  # CUDA takes indices or UUIDs, whichever comes first
         if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not is_bus_order):
             return list(uuids), False
-        if len(named := _named(entry, uuids)) != 1:
+        if len(matching := _matching(entry, uuids)) != 1:
             break  # CUDA also ignores all entries from the first invalid one on
-        found += [uuid for uuid in named if uuid not in found]
+        if matching[0] in found:
+            return [], True  # CUDA uses no GPU at all if one is repeated
+        found += matching
     return found, True
 
 
-def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
-    """Return the first entry of CUDA_VISIBLE_DEVICES that matches no GPU; None if all match one.
+def invalid_entry(uuids: Sequence[str], visible: str) -> str | None:
+    """Return the first entry of CUDA_VISIBLE_DEVICES that CUDA does not accept; None if it accepts all.
 
-    An empty entry or ``-1`` is valid: it hides the GPUs of all entries after it.
+    It accepts no entry that matches no GPU, and no index among UUIDs or the reverse. An empty entry or ``-1`` is
+    valid: it hides the GPUs of all entries after it.
 
     Args:
         uuids: UUIDs of all GPUs in NVML's order.
@@ -180,10 +186,16 @@ def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
     entries = [entry.strip() for entry in visible.split(",")]
     hidden = next((place for place, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
     known = (entry for entry in entries[:hidden] if not entry.startswith("MIG-"))
-    return next((entry for entry in known if len(_named(entry, uuids)) != 1), None)
+    invalid = (one for one in known if _differs_in_kind(one, entries[0]) or len(_matching(one, uuids)) != 1)
+    return next(invalid, None)
 
 
-def _named(entry: str, uuids: Sequence[str]) -> list[str]:
+def _differs_in_kind(entry: str, first: str) -> bool:
+    """Return whether one of two entries of CUDA_VISIBLE_DEVICES is an index and the other is not."""
+    return entry.isdecimal() != first.isdecimal()
+
+
+def _matching(entry: str, uuids: Sequence[str]) -> list[str]:
     """Return the GPUs that match an entry of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID."""
     if entry.isdecimal():
         return list(uuids[int(entry) : int(entry) + 1])
@@ -207,7 +219,8 @@ def read_gpu(nvml: Nvml, uuid: str, handle: Any) -> Gpu:
     )
 
 
-_CALLS = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
+#: NVML's calls that list the processes of a GPU.
+_PROCESS_LISTS = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ class GpuProcess:
 def gpu_processes(nvml: Nvml, handle: Any) -> list[GpuProcess] | None:
     """Return the processes that use a GPU; None if NVML does not report them."""
     found: dict[int, int | None] = {}
-    lists = [nvml.ask(call, handle) for call in _CALLS]
+    lists = [nvml.ask(call, handle) for call in _PROCESS_LISTS]
     for one in (one for processes in lists for one in processes or ()):
         found[one.pid] = found.get(one.pid) or one.usedGpuMemory
     if all(processes is None for processes in lists):

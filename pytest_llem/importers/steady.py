@@ -54,7 +54,7 @@ def steady_rates(run: ToolRun) -> Rates:
     """
     if run.no_stamps is not None:
         raise NotSteadyError(run.no_stamps)
-    served = [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+    served = timed_requests(run)
     if not served:
         raise NotSteadyError("no request with times was answered")
     first_sent = min(_sent(one) for one in served)
@@ -83,6 +83,11 @@ def steady_rates(run: ToolRun) -> Rates:
     if ended <= began:
         raise NotSteadyError(f"{slots} requests were never in flight together")
     return rates_between(served, began, ended)
+
+
+def timed_requests(run: ToolRun) -> list[RequestRecord]:
+    """Return the answered requests of *run* whose start and end are known."""
+    return [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
 
 
 def rates_between(served: Iterable[RequestRecord], began: float, ended: float) -> Rates:

@@ -58,7 +58,7 @@ def serve(control: socket.socket) -> WorkerArguments | None:
         In a forked process, the arguments of its job. In the server, None once the socket is closed.
     """
     forked: set[int] = set()
-    known: set[str] = set()
+    imported: set[str] = set()
     woken, wake = supervisor.wake_on_child()
     while True:
         ready, _, _ = select.select([control.fileno(), woken], [], [])
@@ -71,7 +71,7 @@ def serve(control: socket.socket) -> WorkerArguments | None:
             return None
         request, pipes = received
         try:
-            _import(Path(request["attempt"]), pipes, known)
+            _import(Path(request["attempt"]), pipes, imported)
         except UnfitError as error:
             refused = {"kind": "preflight", "type": "PreflightError", "message": str(error), "phase": "importing"}
             worker.write_whole(Path(request["attempt"], worker.ERROR), json.dumps(refused))
@@ -81,7 +81,7 @@ def serve(control: socket.socket) -> WorkerArguments | None:
             control.close()
             for fd in (woken, wake):
                 os.close(fd)
-            return _become(request, pipes)
+            return _become_supervisor(request, pipes)
         forked.add(pid)
         for fd in pipes:
             os.close(fd)
@@ -94,21 +94,21 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], ChildPipes] | None
     return (json.loads(message), ChildPipes(*fds)) if message else None
 
 
-def _import(attempt: Path, pipes: ChildPipes, known: set[str]) -> None:
+def _import(attempt: Path, pipes: ChildPipes, imported: set[str]) -> None:
     """Import what a job needs.
 
     Args:
         attempt: The folder that holds the job.
         pipes: Pipes of the experiment, which gets the output of the import.
-        known: Keys of what has been imported; updated.
+        imported: Keys of what has been imported; updated.
 
     Raises:
         UnfitError: The import has made this process unfit for forking.
     """
     job = worker.read_job(attempt)
     config = job["config"]
-    wanted = json.dumps([config["backend"], config["model"], config.get(config["backend"]), job["model_path"]])
-    if wanted in known:
+    key = json.dumps([config["backend"], config["model"], config.get(config["backend"]), job["model_path"]])
+    if key in imported:
         return
     with _output_to(pipes.output), (attempt / worker.STACKS).open("w") as stacks:
         faulthandler.enable(file=2)  # sys.stderr may have been replaced
@@ -125,7 +125,7 @@ def _import(attempt: Path, pipes: ChildPipes, known: set[str]) -> None:
             f"engine {config['backend']!r} cannot be forked: once it is imported, {reason}; "
             "leave execution.start_method at spawn"
         )
-    known.add(wanted)
+    imported.add(key)
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def _unfit() -> str | None:
 
 
 def _fork_once() -> None:
-    """Fork a process that pipes at once: before any fork OpenBLAS, which numpy brings, pipes its idle threads."""
+    """Fork a process that ends at once: before any fork OpenBLAS, which numpy brings, ends its idle threads."""
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -185,7 +185,7 @@ def _open_files() -> Iterator[str]:
                 yield str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
-def _become(request: dict[str, Any], pipes: ChildPipes) -> WorkerArguments:
+def _become_supervisor(request: dict[str, Any], pipes: ChildPipes) -> WorkerArguments:
     """Turn this process into a supervisor, which forks the experiment's process. Return only in the latter."""
     try:
         os.setsid()

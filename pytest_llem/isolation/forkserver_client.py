@@ -23,6 +23,10 @@ from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 #: Time that a server may take to end after the order to end, in s.
 END_SECONDS = supervisor.REAP_SECONDS + 5
 
+#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
+#: which pandas and scikit-learn import.
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 def current_folder() -> str:
     """Return the current folder; ``/`` if it has been removed."""
@@ -30,11 +34,6 @@ def current_folder() -> str:
         return os.getcwd()  # noqa: PTH109
     except OSError:
         return "/"
-
-
-#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
-#: which pandas and scikit-learn import.
-NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class ForkServer:
@@ -54,7 +53,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output = b""
-        self._is_over = False
+        self._was_stopped = False
         self.folder = Path(tempfile.mkdtemp(prefix="llem-"))
 
     def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
@@ -88,7 +87,7 @@ class ForkServer:
     def has_ended(self) -> bool:
         """Whether the server has ended and can serve no more."""
         if self._process is None:
-            return self._is_over
+            return self._was_stopped
         return not self._read_reports(0.0) or "status" in self._reports()
 
     def _read_reports(self, seconds: float) -> bool:
@@ -130,7 +129,7 @@ class ForkServer:
             Its status, as ``Popen.returncode``, and why it could not be started; None for what is unknown.
         """
         self.order(supervisor.END)
-        self._is_over = True
+        self._was_stopped = True
         if (process := self._process) is not None:
             self._read_reports(END_SECONDS)
             process.kill()

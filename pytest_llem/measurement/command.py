@@ -17,10 +17,10 @@ from pytest_llem.energy.account import Account, Meters, join_accounts
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.hardware.environment import environment
 from pytest_llem.importers.formats import read_runs
-from pytest_llem.importers.steady import Rates, rates_between
+from pytest_llem.importers.steady import Rates, rates_between, timed_requests
 from pytest_llem.measurement import accounting, records
 from pytest_llem.measurement.accounting import Served, energy_metrics
-from pytest_llem.measurement.imported_runs import ImportedRuns, timed_requests
+from pytest_llem.measurement.imported_runs import ImportedRuns
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.progress import Progress

@@ -177,8 +177,9 @@ def _throttled(before: Snapshot, after: Snapshot) -> tuple[float | None, float |
     found = []
     for file, last in after.quotas.items():
         if (first := before.quotas.get(file)) is not None:
-            periods, throttled = last.periods - first.periods, last.throttled - first.throttled
-            found.append((throttled / periods if periods > 0 else 0.0, last.seconds - first.seconds))
+            periods, throttled = last.periods - first.periods, last.throttled_periods - first.throttled_periods
+            seconds = last.throttled_seconds - first.throttled_seconds
+            found.append((throttled / periods if periods > 0 else 0.0, seconds))
     return max(found, default=(None, None))
 
 

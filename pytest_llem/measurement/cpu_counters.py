@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.hardware.cgroups import CGROUPS, PROC, files
+from pytest_llem.hardware.cgroups import CGROUPS, PROC, group_files
 
 #: /proc counts time in ticks of this many seconds.
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -41,7 +41,13 @@ class Process:
 
 @dataclass(frozen=True)
 class Thread:
-    """The counters of one thread: time on a CPU and time waiting for one, in s; involuntary context switches."""
+    """The counters of one thread.
+
+    Attributes:
+        ran: Time on a CPU, in s.
+        waited: Time in which it was runnable and waited for a CPU, in s.
+        involuntary: Number of involuntary context switches; None if not reported.
+    """
 
     ran: float
     waited: float
@@ -50,11 +56,17 @@ class Thread:
 
 @dataclass(frozen=True)
 class Quota:
-    """The counters of a control group's CPU quota: periods, throttled periods, and throttled time in s."""
+    """The counters of a control group's CPU quota.
+
+    Attributes:
+        periods: Number of periods that have ended.
+        throttled_periods: Number of those in which the group used up its quota.
+        throttled_seconds: Time for which the group was kept from running, summed over CPUs, in s.
+    """
 
     periods: int
-    throttled: int
-    seconds: float
+    throttled_periods: int
+    throttled_seconds: float
 
 
 @dataclass(frozen=True)
@@ -211,13 +223,13 @@ def _pressure(file: Path) -> float | None:
 
 
 def _group_pressure(proc: Path, cgroups: Path) -> float | None:
-    known = (_pressure(file) for file in files("", "cpu.pressure", "", proc, cgroups))
+    known = (_pressure(file) for file in group_files("", "cpu.pressure", "", proc, cgroups))
     return next((one for one in known if one is not None), None)
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
     """Yield the CPU quota of each control group that has one. cpu.stat has µs in version 2, ns in version 1."""
-    for file in files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
+    for file in group_files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
         try:
             lines = (line.split() for line in file.read_text().splitlines())
             stat = {name: int(value) for name, value in lines}

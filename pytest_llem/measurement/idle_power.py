@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.account import Account, Meters, Total, join_accounts
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import IdlePowerRecord
@@ -49,7 +49,7 @@ def measure_idle_power(
     """
     if reason := _reason_not_measured(meters, loading, config):
         return IdlePowerRecord(reason=reason)
-    if known is not None and _is_reusable(known, loading):
+    if known is not None and _matches(known, loading):
         return _reused(known)
     run_once()
     on_idle()
@@ -90,7 +90,7 @@ def measure_idle_power_after(
     on_idle()
     account = _measure_part(meters, config.part_seconds)
     total, seconds = account.total, account.seconds
-    if total.energy_j is None or not seconds or not _is_reusable(idle_power, total):
+    if total.energy_j is None or not seconds or not _matches(idle_power, total):
         return idle_power
     after_w, part = total.energy_j / seconds, idle_power.seconds / len(idle_power.parts_w)
     steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
@@ -111,7 +111,7 @@ def _measure_part(meters: Meters, seconds: float) -> Account:
     return meters.end()
 
 
-def _is_reusable(known: IdlePowerRecord, total: Total) -> bool:
+def _matches(known: IdlePowerRecord, total: Total) -> bool:
     """Return whether *known* is valid, and from the same meter and devices as *total*."""
     metered = (known.source, known.boundary, tuple(known.devices))
     usable = known.idle_power_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
@@ -141,31 +141,30 @@ def _reason_by_method(total: Total) -> str | None:
 
 
 def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
-    totals = [part.total for part in parts]
-    last = totals[-1]
-    seconds = [part.seconds for part in parts if part.seconds]
-    energies = [total.energy_j for total in totals if total.energy_j is not None]
-    if len(energies) < len(parts) or len(seconds) < len(parts):
-        reason = next((total.reason for total in totals if total.reason), "no time was metered")
-        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=reason)
-    if reason_by_method := next(filter(None, map(_reason_by_method, totals)), None):
-        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=reason_by_method)
-    parts_w = [energy_j / s for energy_j, s in zip(energies, seconds, strict=True)]
+    joined = join_accounts(parts)
+    total, seconds = joined.total, joined.seconds
+    if total.energy_j is None or not seconds:
+        reason = total.reason or "no time was metered"
+        return IdlePowerRecord(source=total.source, boundary=total.boundary, reason=reason)
+    if reason_by_method := _reason_by_method(total):
+        return IdlePowerRecord(source=total.source, boundary=total.boundary, reason=reason_by_method)
+    parts_w = [
+        part.total.energy_j / part.seconds for part in parts if part.total.energy_j is not None and part.seconds
+    ]
     scatter = statistics.stdev(parts_w)
     # The scatter already contains the error of reading the meter: a meter without an uncertainty omits nothing.
-    edges = math.hypot(*(total.uncertainty_j or 0.0 for total in totals))
     return IdlePowerRecord(
-        idle_power_w=sum(energies) / sum(seconds),
-        uncertainty_w=math.hypot(scatter / math.sqrt(len(parts)), edges / sum(seconds)),
-        seconds=sum(seconds),
-        method=weakest(total.method for total in totals) or "unavailable",
-        source=last.source,
-        boundary=last.boundary,
-        devices=list(last.devices),
+        idle_power_w=total.energy_j / seconds,
+        uncertainty_w=math.hypot(scatter / math.sqrt(len(parts)), (total.uncertainty_j or 0.0) / seconds),
+        seconds=seconds,
+        method=total.method,
+        source=total.source,
+        boundary=total.boundary,
+        devices=list(total.devices),
         measured_at=measured_at,
         age_seconds=0.0,
         parts_w=parts_w,
-        invalid=next((total.invalid for total in totals if total.invalid), None),
+        invalid=next((part.total.invalid for part in parts if part.total.invalid), None),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -13,7 +13,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import fail
 from pytest_llem.importers.run import ToolRun
-from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates
+from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates, timed_requests
 from pytest_llem.measurement.accounting import not_judged
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.cycles import runs_of_one_server
@@ -86,18 +86,28 @@ class ImportedRuns:
         return {name: statistics.fmean(run.figures[name] for run in self.runs) for name in sorted(shared)}
 
     def _from_requests(self, requests: Requests) -> dict[str, Metric]:
+        if self._has_cut_records:
+            return {}  # the export has the figures of all requests
         served = [one for one in requests.all() if one.is_served]
         values = {
             "input_tokens": total_of(one.input_tokens for one in served),
             "output_tokens": total_of(one.output_tokens for one in served),
         }
-        if any(run.cut is not None for run in self.runs):
-            values = {}  # the export has those of all requests
         found = {name: value / len(self.runs) for name, value in values.items() if value is not None}
         found["error_rate"] = requests.failed / requests.total
-        if isinstance(self.steady, list) and all(run.cut is None for run in self.runs):
+        if isinstance(self.steady, list):
             found["concurrency_mean"] = sum(map(_request_seconds, self.runs, self.steady)) / self._steady_seconds
-        return {name: metric(name, value) for name, value in found.items() if name in CATALOGUE}
+        return {name: metric(name, value) for name, value in found.items()}
+
+    @property
+    def _has_cut_records(self) -> bool:
+        """Whether the records of a run have only its first requests."""
+        return any(run.cut is not None for run in self.runs)
+
+    @property
+    def _has_stamps(self) -> bool:
+        """Whether the times of all requests are on one clock."""
+        return all(run.no_stamps is None for run in self.runs)
 
     @property
     def _steady_seconds(self) -> float:
@@ -107,9 +117,9 @@ class ImportedRuns:
     def _rates(self) -> dict[str, Metric]:
         """Return the rates that follow from the times of requests."""
         spans = self.steady if isinstance(self.steady, list) else [*self._whole_runs()]
-        if not spans:
-            return {}
         seconds = sum(span.seconds for span in spans)
+        if not seconds:  # there are no times, or they are too coarse
+            return {}
         tokens = total_of(span.output_tokens for span in spans)
         found = {
             "requests_per_second": metric("requests_per_second", sum(span.requests for span in spans) / seconds)
@@ -120,7 +130,7 @@ class ImportedRuns:
 
     def _whole_runs(self) -> Iterator[Rates]:
         """Yield what was generated in each whole run, if there are times of requests and no figure of the tool."""
-        if "requests_per_second" in self.first.figures or any(run.no_stamps is not None for run in self.runs):
+        if "requests_per_second" in self._reported() or not self._has_stamps:
             return
         for run in self.runs:
             served = timed_requests(run)
@@ -144,8 +154,7 @@ class ImportedRuns:
 
     def window(self) -> WindowRecord:
         """Return the steady state, or the whole run, as a window."""
-        steady = isinstance(self.steady, list)
-        seconds = self._steady_seconds if steady else sum(map(_duration, self.runs))
+        seconds = self._steady_seconds if isinstance(self.steady, list) else sum(map(_duration, self.runs))
         began = None
         if isinstance(self.steady, list) and self.first.clock == "unix":
             began = utc(self.steady[0].began, "microseconds")
@@ -153,12 +162,12 @@ class ImportedRuns:
 
     def tokens(self) -> TokenRecord:
         """Return the token counts of a run, the mean if there are several."""
-        values = {name: self.metrics()[name].value for name in ("input_tokens", "output_tokens")}
-        whole = {name: None if value is None else round(value) for name, value in values.items()}
+        metrics = self.metrics()
+        inputs, outputs = (metrics[name].value for name in ("input_tokens", "output_tokens"))
         return TokenRecord(
-            prompts=self.completed or 0,
-            input_tokens=whole["input_tokens"],
-            output_tokens=whole["output_tokens"],
+            prompts=self.completed,
+            input_tokens=None if inputs is None else round(inputs),
+            output_tokens=None if outputs is None else round(outputs),
             requests=None if self.requests is None else self.requests.total,
             failed_requests=None if self.requests is None else self.requests.failed,
         )
@@ -166,7 +175,7 @@ class ImportedRuns:
     @property
     def completed(self) -> int | None:
         """Answered requests of a run, the mean if there are several; None if unknown."""
-        if self.requests is not None and all(run.cut is None for run in self.runs):
+        if self.requests is not None and not self._has_cut_records:
             return round(self.requests.served)
         known = total_of(run.completed for run in self.runs)
         return None if known is None else round(known / len(self.runs))
@@ -178,9 +187,9 @@ class ImportedRuns:
         if isinstance(self.steady, str) and self.first.format not in _WITHOUT_RAMP and self._reported():
             text = f"rates are over the whole run, with ramp-up and the time when requests run out: {self.steady}"
             yield QualityWarning.of("whole_run_rates", text)
-        if any(run.cut is not None for run in self.runs):
+        if self._has_cut_records:
             recorded = sum(len(run.requests) for run in self.runs)
-            total = sum(run.cut.requests for run in self.runs if run.cut)
+            total = sum(len(run.requests) if run.cut is None else run.cut.requests for run in self.runs)
             text = (
                 f"the records have {recorded} of {total} requests: latencies are of these, and the rates include "
                 "the time when requests run out"
@@ -193,22 +202,16 @@ class ImportedRuns:
         """Return the requests as CSV; None if there are none. Times on no common clock are left out."""
         if self.requests is None:
             return None
-        if any(run.no_stamps is not None for run in self.runs):
-            return self.requests.to_csv(None)
-        return self.requests.to_csv(min(one.sent for one in self.requests.all() if one.sent is not None))
-
-
-def timed_requests(run: ToolRun) -> list[RequestRecord]:
-    """Return the answered requests of *run* whose start and end are known."""
-    return [one for one in run.requests if one.is_served and None not in (one.sent, one.last_token)]
+        starts = [one.sent for one in self.requests.all() if one.sent is not None and self._has_stamps]
+        return self.requests.to_csv(min(starts, default=None))
 
 
 def _request_seconds(run: ToolRun, span: Rates) -> float:
     """Return the time that the requests of *run* spent in flight within *span*, in s."""
-    sides = ((one.sent, one.last_token) for one in run.requests if one.is_served)
+    times = ((one.sent, one.last_token) for one in run.requests if one.is_served)
     return sum(
         max(0.0, min(last, span.ended) - max(sent, span.began))
-        for sent, last in sides
+        for sent, last in times
         if sent is not None and last is not None
     )
 
@@ -233,8 +236,5 @@ def _duration(run: ToolRun) -> float:
 
 def _span(served: Sequence[RequestRecord]) -> tuple[float, float]:
     """Return when the first of *served* was sent, and when the last one ended, in s."""
-    return min(_known(served, lambda one: one.sent)), max(_known(served, lambda one: one.last_token))
-
-
-def _known(served: Sequence[RequestRecord], time: Callable[[RequestRecord], float | None]) -> Iterator[float]:
-    return (at for one in served if (at := time(one)) is not None)
+    began = min(one.sent for one in served if one.sent is not None)
+    return began, max(one.last_token for one in served if one.last_token is not None)

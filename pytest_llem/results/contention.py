@@ -65,21 +65,23 @@ class Contention(Record):
     cpu_wait_seconds: float | None = None
     """Time that these threads were runnable and waited for a CPU, in s."""
     cpu_received_share: float | None = None
-    """Cpu_seconds / (cpu_seconds + cpu_wait_seconds): received ÷ wanted."""
+    """Received ÷ wanted CPU time: ``cpu_seconds`` ÷ (``cpu_seconds`` + ``cpu_wait_seconds``)."""
     involuntary_switches: int | None = None
     """How often a thread was taken off a CPU that it still wanted."""
     others_cpu_share: float | None = None
-    """CPU time of other processes / (CPUs · seconds)."""
+    """CPU time of other processes ÷ (``cpus`` × ``seconds``)."""
     others: list[str] = Field(default_factory=list)
     """The processes that used most, as ``name (pid)``; empty if they are not visible, as in a container."""
     steal_share: float | None = None
-    """Time that the hypervisor gave to other virtual machines / CPU time used and stolen."""
+    """Time that the hypervisor gave to other virtual machines ÷ CPU time used and stolen."""
     pressure_share: float | None = None
     """Share of the time in which any task of the machine waited for a CPU (PSI, "some")."""
     cgroup_pressure_share: float | None = None
     """The same for the tasks of the control group."""
     throttled_share: float | None = None
-    """Share of the CPU quota's periods in which the control group had used up its quota; 0 without a quota."""
+    """Share of the CPU quota's periods in which the control group had used up its quota. Without a quota it is 0,
+    or null if the control group has no such counters.
+    """
     throttled_seconds: float | None = None
     """Time that the quota kept the control group from running, summed over CPUs, in s."""
     gpus: list[GpuContention] = Field(default_factory=list)

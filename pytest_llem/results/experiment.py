@@ -78,15 +78,15 @@ class EngineRecord(Record):
 class TokenRecord(Record):
     """Token accounting of one pass."""
 
-    prompts: int
-    """Number of prompts."""
+    prompts: int | None
+    """Number of prompts; null if an imported file does not say."""
     input_tokens: int | None
     """Input tokens without padding; null if the engine does not report them."""
     output_tokens: int | None
     """Output tokens up to and including each sequence's end; null if the engine does not report them."""
     truncated_prompts: int = 0
     """Number of prompts cut to ``max_input_tokens``."""
-    padding_waste: float | None = 0.0
+    padding_waste: float | None = None
     """Share of the input positions that hold padding, 0 to 1; null if unknown."""
     output_digest: str | None = None
     """SHA-256 of the first pass's output token ids, or texts; null if both are unknown."""
