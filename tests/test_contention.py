@@ -124,7 +124,7 @@ def test_processes_missed_by_ticks_count_by_their_own_cpu_time(proc: Proc) -> No
     proc.process(OTHER, 1, 13.0)
     proc.cpus(104.0, 50.0)
     assert cpu_activity(before, look(proc, 10.0)).others_cpu_share == near(4.0 / 20)
-    pinned = replace(before, all_cpus=False), replace(look(proc, 10.0), all_cpus=False)
+    pinned = replace(before, covers_all_cpus=False), replace(look(proc, 10.0), covers_all_cpus=False)
     assert cpu_activity(*pinned).others_cpu_share == 0.0, "on which CPU that was is not known"
 
 

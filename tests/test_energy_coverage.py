@@ -23,7 +23,7 @@ from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.regression import compare
 from pytest_llem.gates.saving import save
 from pytest_llem.gates.sessions import session_effect
-from pytest_llem.measurement.accounting import with_coverage
+from pytest_llem.measurement.accounting import with_covers_engine
 from pytest_llem.measurement.quality_warnings import energy_warnings
 from pytest_llem.reporting.html.formatting import details
 from pytest_llem.reporting.terminal.points import points_table
@@ -128,7 +128,7 @@ def test_metric_has_covers_engine(
 ) -> None:
     energy = metric("energy_j", 1.0, method="measured", boundary=boundary, devices=devices)
     absent = metric("cpu_energy_j", None, method="unavailable", reason="no meter")
-    found = with_coverage(
+    found = with_covers_engine(
         {"energy_j": energy, "cpu_energy_j": absent, "seconds": metric("seconds", 1.0)}, engine, gpus
     )
     assert found["energy_j"].covers_engine is covered
@@ -144,7 +144,7 @@ def test_every_energy_of_invalid_counter_is_invalid() -> None:
         "load_energy_j": metric("load_energy_j", 1.0, **board),
         "cpu_energy_j": metric("cpu_energy_j", 1.0, method="measured", boundary="cpu_package"),
     }
-    found = with_coverage(metrics, CUDA, [GPU])
+    found = with_covers_engine(metrics, CUDA, [GPU])
     assert [one.invalid for one in found.values()] == ["counter_disagrees", "counter_disagrees", None]
 
 

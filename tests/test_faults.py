@@ -67,7 +67,7 @@ def fork(job: MakeJob, warm_servers: ForkServers) -> Run:
 class HourIn:
     """A clock, and a watcher of an experiment, in one of whose phases the clock goes on by an hour."""
 
-    every_s = 1.0
+    refresh_every_s = 1.0
 
     def __init__(self, phase: str) -> None:
         self._phase, self._passed = phase, 0.0
@@ -79,7 +79,7 @@ class HourIn:
         if getattr(seen, "phase", None) == self._phase:
             self._passed = 3600.0
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         pass
 
 

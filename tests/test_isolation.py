@@ -53,15 +53,15 @@ def fork(warm_servers: ForkServers) -> Run:
 class Watching:
     """A watcher that keeps the events and counts its calls."""
 
-    def __init__(self, every_s: float = 60.0) -> None:
-        self.every_s = every_s
+    def __init__(self, refresh_every_s: float = 60.0) -> None:
+        self.refresh_every_s = refresh_every_s
         self.seen: list[Progress] = []
         self.ticks = 0
 
     def see(self, seen: Progress) -> None:
         self.seen.append(seen)
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         self.ticks += 1
 
 
@@ -91,13 +91,13 @@ def test_result_files_and_phases_are_returned(job: MakeJob, run: Run) -> None:
         "loading",
         "preparing",
         "measuring",
-        "accounting",
+        "computing the metrics",
         "done",
     ]
 
 
 def test_watcher_is_called_between_events(job: MakeJob, fork: Run) -> None:
-    watcher = Watching(every_s=0.1)
+    watcher = Watching(refresh_every_s=0.1)
     assert fork(job(seconds=0.5), watcher=watcher).error is None
     measuring = [progress for progress in watcher.seen if progress.phase == "measuring"]
     assert measuring == [Progress("measuring", total=0.0, unit="s")]

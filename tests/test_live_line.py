@@ -385,7 +385,7 @@ def _text(
         now[0] = at - 4
         live_progress.see(one)
     now[0] = at
-    live_progress.tick()
+    live_progress.refresh()
     return line.text
 
 
@@ -443,10 +443,10 @@ def test_old_gpu_status_is_not_shown() -> None:
     now, line = [0.0], Recorded(199)
     live_progress = LiveProgress(line, PLACE, clock=lambda: now[0])
     live_progress.see(GpuStatus(300.0, 60.0))
-    live_progress.tick()
+    live_progress.refresh()
     assert "300 W" in line.text
     now[0] = 60.0
-    live_progress.tick()
+    live_progress.refresh()
     assert "300 W" not in line.text, "the status is a minute old"
 
 
@@ -560,11 +560,11 @@ def test_energy_per_token_so_far_is_mean_over_phase() -> None:
         now[0] += seconds
         live_progress.see(GpuStatus(watts))
         live_progress.see(Progress("measuring", 1, 10, "s", in_flight=8, tokens_per_second=rate))
-    live_progress.tick()
+    live_progress.refresh()
     assert "8 in flight 500 tok/s ~0.4 J/tok" in line.text  # (100 + 900) J / (1,000 + 1,500) tokens
     now[0] += 60
     live_progress.see(Progress("measuring", 1, 10, "s", in_flight=8, tokens_per_second=500.0))
-    live_progress.tick()
+    live_progress.refresh()
     assert "J/tok" not in line.text, "the power is not known any more"
 
 

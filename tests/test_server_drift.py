@@ -119,13 +119,13 @@ run = experiment.run_isolated
 
 def run_isolated(job, **options):
     class Watcher:
-        every_s = 1.0
+        refresh_every_s = 1.0
 
         def see(self, seen):
             if getattr(seen, "phase", "") == "the first load again, measuring":
                 {action}
 
-        def tick(self):
+        def refresh(self):
             pass
 
     return run(job, **options | {{"watcher": Watcher()}})

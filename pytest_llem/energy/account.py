@@ -36,10 +36,11 @@ INVALID_DISAGREEMENT = 0.05
 
 @dataclass(frozen=True)
 class Total:
-    """Energy of some devices over one boundary.
+    """Energy of some devices over one boundary, or over several, whose names are then joined by ``+``.
 
     ``energy_j`` is None, with a reason, if that of any device is missing. ``invalid`` is a code of
-    :data:`~pytest_llem.results.metrics.INVALID` if the energy cannot be right.
+    :data:`~pytest_llem.results.metrics.INVALID` if the energy cannot be right. ``uncertainty_j`` is the standard
+    uncertainty (k = 1) of both edges of the window.
     """
 
     energy_j: float | None
@@ -115,7 +116,8 @@ def join_accounts(accounts: Sequence[Account]) -> Account:
     readings: dict[tuple[str, str], list[DeviceReading]] = {}
     for reading in chain.from_iterable(account.devices for account in accounts):
         readings.setdefault((reading.device, reading.boundary), []).append(reading)
-    # A meter that failed in one window has no reading of it. A GPU whose counter failed may have another boundary.
+    # A meter that failed in one window has no reading of it. Sampled power, which replaces a failed
+    # counter, may cover the board where the counter covered the module.
     reason = "not read in every window"
     devices = tuple(
         join_readings(found)
@@ -269,8 +271,8 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
     if missing:
         return Total(None, "unavailable", source, boundary, "; ".join(missing), devices=devices)
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
-    edges = [part.uncertainty_j for part in parts]
-    uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
+    known = [part.uncertainty_j for part in parts if part.uncertainty_j is not None]
+    uncertainty = math.hypot(*known) if len(known) == len(parts) else None
     worst = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
     return Total(
         total,

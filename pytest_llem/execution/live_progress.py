@@ -18,7 +18,7 @@ from pytest_llem.study.problems import printable
 #: A GPU status older than this, in s, is not shown.
 STALE_S = 5.0
 
-#: A phase without a count shows its duration from this many s on.
+#: A phase that reports no amount done shows its duration from this many s on.
 MIN_SHOWN_S = 3
 
 #: Columns to which an experiment's name is cut before other parts are left out.
@@ -32,7 +32,7 @@ class StudyPosition:
     """Position of an experiment in its study.
 
     Attributes:
-        number: Its number among the study's experiments in this session, from 1.
+        number: Its number among the study's experiments in this run, from 1.
         count: Number of these experiments.
         name: Its id.
         short: Its id without the names of axes.
@@ -51,7 +51,9 @@ class StudyPosition:
 
 
 class LiveProgress:
-    """Keeps the live line up to date while an experiment runs. Implements the protocol ``Watcher``.
+    """Keeps the live line up to date while an experiment runs.
+
+    Implements :class:`pytest_llem.measurement.progress.Watcher`.
 
     Args:
         line: The live line.
@@ -63,7 +65,7 @@ class LiveProgress:
         completed: Whether the experiment completed; None while it runs.
     """
 
-    every_s = 1.0
+    refresh_every_s = 1.0
 
     def __init__(
         self,
@@ -78,9 +80,9 @@ class LiveProgress:
         self._clock = clock
         self.completed: bool | None = None
         self._began = self._since = clock()
-        self._phase: Progress | str = Progress("waiting")
+        self._phase: Progress | str = Progress("starting")
         self._gpu_status: tuple[float, GpuStatus] | None = None
-        self._load = _LoadSoFar(self._began)
+        self._served = _ServedSoFar(self._began)
         self._console = Console(
             file=StringIO(),
             force_terminal=colours,
@@ -98,7 +100,7 @@ class LiveProgress:
     def show(self, what: str) -> None:
         """Show a phase *what* that precedes the experiment's process."""
         self._phase = what
-        self.tick()
+        self.refresh()
 
     def see(self, seen: Progress | GpuStatus) -> None:
         if isinstance(seen, GpuStatus):
@@ -106,13 +108,13 @@ class LiveProgress:
             return
         now = self._clock()
         if not isinstance(self._phase, Progress) or seen.phase != self._phase.phase:
-            self._since, self._load = now, _LoadSoFar(now)
+            self._since, self._served = now, _ServedSoFar(now)
         self._phase = seen
         if seen.tokens_per_second is not None:
             status = self._current_gpu_status()
-            self._load.add(now, seen.tokens_per_second, None if status is None else status.power_w)
+            self._served.add(now, seen.tokens_per_second, None if status is None else status.power_w)
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         self._line.show(self._compose)
 
     def erase(self) -> None:
@@ -166,7 +168,7 @@ class LiveProgress:
             return Text(printable(now), "cyan")
         lasted = int(self._clock() - self._since)
         text = printable(now.phase)
-        if now.in_flight is not None:  # the window of a load begins in its steady state
+        if now.in_flight is not None:  # after the ramp-up; whether the load was steady is judged later
             text = text.replace("measuring", "steady")
         if now.unit == "s":
             text += f" {lasted}/{now.total:.0f} s" if now.total and lasted <= now.total else f" {lasted} s"
@@ -183,7 +185,7 @@ class LiveProgress:
             return Text()
         rate = now.tokens_per_second
         parts = [f"{now.in_flight} in flight", f"{rate:,.0f} tok/s" if rate >= 100 else f"{rate:.3g} tok/s"]
-        if (cost := self._load.energy_per_token_j) is not None:
+        if (cost := self._served.energy_per_token_j) is not None:
             parts.append(f"~{cost:.2g} J/tok")
         return Text(" ".join(parts), "green")
 
@@ -209,7 +211,7 @@ class LiveProgress:
         return Text(_GAP.join(parts), "dim")
 
 
-class _LoadSoFar:
+class _ServedSoFar:
     """Tokens and energy of a server since a phase began, by the rate and the power at each report.
 
     Args:

@@ -212,8 +212,8 @@ def _start_once(
             process.start()
         except OSError as error:
             return Outcome.not_started(error, "server")
-        tick = lease.progress.tick if lease.progress is not None else lambda: None
-        if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, tick)) is not None:
+        refresh = lease.progress.refresh if lease.progress is not None else lambda: None
+        if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, refresh)) is not None:
             output = process.output()
             process.end()
             return Outcome(error=problem, output=output)

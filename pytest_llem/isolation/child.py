@@ -199,10 +199,10 @@ class Child:
                 if left_result is None:
                     self._order(supervisor.TIME_IS_UP)
                 return left_result is None
-            every_s = MAX_WAIT if self.watcher is None else self.watcher.every_s
-            _read([self, other] if other else [self], min(left, every_s))
+            refresh_every_s = MAX_WAIT if self.watcher is None else self.watcher.refresh_every_s
+            _read([self, other] if other else [self], min(left, refresh_every_s))
             if self.watcher is not None:
-                self.watcher.tick()
+                self.watcher.refresh()
         return False
 
     @property

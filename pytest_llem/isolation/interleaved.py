@@ -89,7 +89,7 @@ class _Running:
         has_turn: Whether it has been given a turn that it has not ended.
         is_stopped: Whether it is stopped by a signal while it waits.
         timed_out: Whether the time was up while it had something to do.
-        every_s: Longest time between two calls of :meth:`tick`, in s.
+        refresh_every_s: Longest time between two calls of :meth:`refresh`, in s.
     """
 
     side: Side
@@ -102,11 +102,11 @@ class _Running:
     has_turn: bool = False
     is_stopped: bool = False
     timed_out: bool = False
-    every_s: float = MAX_WAIT
+    refresh_every_s: float = MAX_WAIT
 
     def __post_init__(self) -> None:
         if self.watcher is not None:
-            self.every_s = self.watcher.every_s
+            self.refresh_every_s = self.watcher.refresh_every_s
         self.process = ExperimentProcess.for_job(self.side.job, self.side.forkservers, self.side.started)
 
     def begin(self) -> bool:
@@ -128,9 +128,9 @@ class _Running:
         if self.watcher is not None:
             self.watcher.see(seen)
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         if self.watcher is not None:
-            self.watcher.tick()
+            self.watcher.refresh()
 
     @property
     def is_done(self) -> bool:

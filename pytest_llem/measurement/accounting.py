@@ -50,7 +50,9 @@ def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, M
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
-def with_coverage(metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]) -> dict[str, Metric]:
+def with_covers_engine(
+    metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]
+) -> dict[str, Metric]:
     """Return *metrics* with ``covers_engine`` set on every energy metric.
 
     A counter that is invalid in the measured window is invalid for its other readings too: each energy over the

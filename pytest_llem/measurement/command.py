@@ -131,7 +131,7 @@ class CommandOrchestrator:
             finally:
                 parts.close()
                 meters.close()
-            self.experiment.on_progress(Progress("accounting"))
+            self.experiment.on_progress(Progress("computing the metrics"))
             runs = self._read(out)
             result = self._result(runs, window, slices, observers, meters.refusals, started_at)
             files = {"requests.csv": runs.to_csv(), "power.csv": window.power_csv()}
@@ -213,7 +213,7 @@ class CommandOrchestrator:
         energy, is_steady = _energy_metrics(runs, window, slices)
         metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.experiment.carbon, energy["energy_j"])}
         if is_fresh:  # it is not known where another server runs
-            metrics = accounting.with_coverage(metrics, record, self.gpus)
+            metrics = accounting.with_covers_engine(metrics, record, self.gpus)
         # The processes of a server that was there before are not of this experiment.
         contention = observers.contention(window.seconds) if is_fresh else None
         result = ExperimentResult(

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from pytest_llem.measurement.cpu_counters import TICK_S, Snapshot, Thread
+from pytest_llem.measurement.cpu_counters import CLOCK_TICK_S, Snapshot, Thread
 from pytest_llem.results.statistics import total_of
 
-#: Minimum number of ticks between two snapshots from which the number of used CPUs is computed.
-MIN_TICKS = 20
+#: Minimum time between two snapshots from which the number of used CPUs is computed, in ticks of the kernel's
+#: clock.
+MIN_CLOCK_TICKS = 20
 
 #: Maximum number of other processes to name, and the minimum use of one that is named, in CPUs.
 MAX_NAMED = 3
@@ -45,7 +46,7 @@ def cpu_activity(before: Snapshot, after: Snapshot, harness: Collection[int] = (
 
     Args:
         before: The first snapshot.
-        after: The second snapshot, of the same CPUs and roots.
+        after: The second snapshot, of the same CPUs and the same processes at the root of the experiment.
         harness: Pids of measuring processes outside the experiment's tree: they count neither as the experiment
             nor as other processes.
     """
@@ -57,8 +58,9 @@ def cpu_activity(before: Snapshot, after: Snapshot, harness: Collection[int] = (
     others = None
     if own is not None and before.busy is not None and after.busy is not None and seconds and before.cpus:
         measuring = sum(_spent(before, after, pid) for pid in harness if pid not in after.tree)
-        # /proc/stat may count at ticks, and miss processes that sleep at every tick. Their own time is exact.
-        visible = sum(spent.values()) if after.all_cpus else 0.0
+        # /proc/stat may count at clock ticks, and miss processes that sleep at every tick. Their own time is
+        # exact, but may have been spent on other CPUs.
+        visible = sum(spent.values()) if after.covers_all_cpus else 0.0
         others = _share(max(visible, after.busy - before.busy - own - measuring), seconds * len(before.cpus))
     throttled, throttled_seconds = _throttled(before, after)
     return CpuActivity(
@@ -109,7 +111,7 @@ def own_cpus(before: Snapshot, after: Snapshot) -> float | None:
     None if that is unknown, or if there are too few ticks between them.
     """
     seconds, own = after.at - before.at, _own_seconds(before, after)
-    return None if own is None or seconds < MIN_TICKS * TICK_S else own / seconds
+    return None if own is None or seconds < MIN_CLOCK_TICKS * CLOCK_TICK_S else own / seconds
 
 
 def _own_seconds(before: Snapshot, after: Snapshot) -> float | None:

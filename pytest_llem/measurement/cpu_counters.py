@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_llem.hardware.cgroups import CGROUPS, PROC, group_files
 
 #: /proc counts time in ticks of this many seconds.
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 #: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. User, nice include guests.
 _BUSY, _STEAL = (0, 1, 2, 5, 6), 7
@@ -78,7 +78,7 @@ class Snapshot:
         cpus: The CPUs that the experiment may use.
         busy: CPU time that any process used on these CPUs, in s; None if /proc/stat does not report it.
         stolen: CPU time that the hypervisor withheld from these CPUs, in s.
-        all_cpus: Whether these are all CPUs of the machine.
+        covers_all_cpus: Whether these are all CPUs of the machine.
         processes: All visible processes, by pid.
         tree: Pids of the experiment's processes.
         threads: Threads of the experiment, by pid and thread id; None if the kernel does not count waiting time.
@@ -91,7 +91,7 @@ class Snapshot:
     cpus: frozenset[int]
     busy: float | None = None
     stolen: float | None = None
-    all_cpus: bool = False
+    covers_all_cpus: bool = False
     processes: Mapping[int, Process] = field(default_factory=dict)
     tree: frozenset[int] = frozenset()
     threads: Mapping[tuple[int, int], Thread] | None = None
@@ -116,7 +116,7 @@ def snapshot(
     if cpus is None:
         cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     at = time.monotonic()
-    busy, stolen, all_cpus = _cpu_times(proc, cpus)
+    busy, stolen, covers_all_cpus = _cpu_times(proc, cpus)
     pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
     processes = dict(_processes(proc))  # the slowest, so it follows the counters that are compared with the clock
     tree = frozenset().union(*(descendants(root, processes) for root in roots))
@@ -125,7 +125,7 @@ def snapshot(
         cpus=frozenset(cpus),
         busy=busy,
         stolen=stolen,
-        all_cpus=all_cpus,
+        covers_all_cpus=covers_all_cpus,
         processes=processes,
         tree=tree,
         threads=_threads(proc, tree),
@@ -145,7 +145,7 @@ def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
             text = (proc / str(pid) / "stat").read_text(errors="replace")
             head, _, tail = text.rpartition(")")
             rest = tail.split()
-            spent, reaped = (sum(map(int, rest[i : i + 2])) * TICK_S for i in (11, 13))
+            spent, reaped = (sum(map(int, rest[i : i + 2])) * CLOCK_TICK_S for i in (11, 13))
             yield pid, Process(int(rest[1]), head.partition("(")[2], int(rest[19]), spent, reaped)
         except (OSError, ValueError, IndexError):  # the process has ended
             continue
@@ -206,7 +206,7 @@ def _cpu_times(proc: Path, cpus: Collection[int]) -> tuple[float | None, float |
             return None, None, False
         busy = sum(known[cpu][column] for cpu in wanted for column in _BUSY)
         stolen = sum(known[cpu][_STEAL] for cpu in wanted)
-        return busy * TICK_S, stolen * TICK_S, known.keys() == wanted
+        return busy * CLOCK_TICK_S, stolen * CLOCK_TICK_S, known.keys() == wanted
     except (OSError, ValueError, IndexError):
         return None, None, False
 

@@ -30,7 +30,7 @@ class WindowObservers:
         gpus: UUIDs of the GPUs that the experiment runs on.
         harness: Pids of the processes that wait or measure meanwhile: the supervisor and the pytest processes.
         processes: Pids of other processes that run the model, with their descendants: those of a server.
-        on_first: Called at the start of the first window, and again if that is restarted.
+        on_first_window: Called at the start of the first window, and again if that is restarted.
     """
 
     def __init__(
@@ -38,9 +38,14 @@ class WindowObservers:
         gpus: Sequence[str],
         harness: Sequence[int],
         processes: Sequence[int] = (),
-        on_first: Callable[[], None] = lambda: None,
+        on_first_window: Callable[[], None] = lambda: None,
     ) -> None:
-        self._gpus, self._harness, self._processes, self._on_first = gpus, harness, processes, on_first
+        self._gpus, self._harness, self._processes, self._on_first_window = (
+            gpus,
+            harness,
+            processes,
+            on_first_window,
+        )
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []
         self._waits: list[float | None] = []
@@ -50,7 +55,7 @@ class WindowObservers:
     def begin(self) -> None:
         """Start or restart observing, at the start of a window."""
         if not self._activities:
-            self._on_first()
+            self._on_first_window()
         last = self._watch
         self._watch = ContentionWatch([root_of(self._harness), *self._processes], self._harness)
         if last is not None and self._activities:

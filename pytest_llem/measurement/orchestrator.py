@@ -39,7 +39,7 @@ from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import (
     active_tracer,
-    condition_warnings,
+    disturbance_warnings,
     energy_warnings,
     find_warnings,
 )
@@ -76,7 +76,15 @@ from pytest_llem.workload.prompts import Texts, build_workload, read_texts
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A loaded engine, its driver, what its class states, and the time in s and the energy of loading."""
+    """A loaded engine.
+
+    Attributes:
+        engine: The engine.
+        driver: What makes it work: passes over the prompts, or a load on a server.
+        needs: What the engine's class declares for the experiment: its needs, and fields that do not reach it.
+        seconds: Duration of loading, in s.
+        energy: Energy of loading.
+    """
 
     engine: Engine
     driver: Driver[Any]
@@ -87,7 +95,12 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Observed:
-    """What was measured of a loaded engine. The peak memory use is that in the window, in bytes."""
+    """What was measured of a loaded engine.
+
+    Attributes:
+        peak_memory: Peak memory use in the window, in bytes.
+        tracer: A debugger, profiler or coverage tool that slowed Python down; None if there was none.
+    """
 
     warmup: WarmupRecord | None
     window: Window
@@ -96,7 +109,7 @@ class _Observed:
     contention: Contention
     idle_power: IdlePowerRecord
     peak_memory: int | None
-    cache: CacheMemory | None
+    kv_cache: CacheMemory | None
     tracer: str | None
 
 
@@ -116,8 +129,8 @@ class ExperimentOrchestrator:
         root: Directory whose git commit is recorded; None for the current directory.
         carbon: Carbon intensity of the electricity; None if not given.
         known_idle_power: Idle power that an earlier cycle of *config* measured.
-        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
-        on_progress: Called at the start of each phase and of each warm-up run; never within a window.
+        harness: Pids of the processes that started this one: their CPU time is overhead of the measurement.
+        on_progress: Called at the start of each phase and of each warm-up batch; never within a window.
         telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
         devices: Leased devices: the engine may use no other GPUs. Empty for any.
         turns: Turns with another experiment; None to measure without interruption.
@@ -181,8 +194,8 @@ class ExperimentOrchestrator:
             driver = self._driver(engine, texts, needs.sequences, compiled_before)
             loaded = _Loaded(engine, driver, needs, seconds, energy)
             observed = self._observe(loaded, meters)
-            self._report_phase("accounting")
-            return self._account(loaded, observed, meters, started_at, library)
+            self._report_phase("computing the metrics")
+            return self._complete(loaded, observed, meters, started_at, library)
         finally:
             meters.close()
 
@@ -207,7 +220,7 @@ class ExperimentOrchestrator:
         contention = observers.contention(window.seconds)
         tracer = active_tracer()
         peak_memory = engine.peak_memory_bytes()
-        cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
+        kv_cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
         prefill = None
         if config.measurement.prefill_split:
             assert isinstance(driver, PassDriver)
@@ -222,17 +235,17 @@ class ExperimentOrchestrator:
             window,
             on_idle=lambda: self._report_phase("measuring the idle machine again", config.baseline.part_seconds),
         )
-        return _Observed(warmup, window, prefill, observers, contention, idle_power, peak_memory, cache, tracer)
+        return _Observed(warmup, window, prefill, observers, contention, idle_power, peak_memory, kv_cache, tracer)
 
-    def _account(
+    def _complete(
         self, loaded: _Loaded, observed: _Observed, meters: Meters, started_at: str, library: Sequence[str]
     ) -> Measured:
-        """Check what the engine reports, and return the outcome."""
+        """Check what the engine reports, compute the metrics, and return the outcome."""
         config, engine, driver = self.config, loaded.engine, loaded.driver
         window, prefill = observed.window, observed.prefill
         requests = driver.requests(window)
         requests.check(config, has_limit="max_output_tokens" not in loaded.needs.unused)
-        repeats = driver.check(window, requests)
+        repeats_faster = driver.check(window, requests)
         record = engine.describe()
         driver.measure_drift(meters, self._observers(engine))
         metrics = self._metrics(loaded, observed, requests, record)
@@ -241,7 +254,7 @@ class ExperimentOrchestrator:
             identity=self._identity,
             effective_config=records.effective_config(config, loaded.needs.unused),
             metrics=accounting.not_judged(
-                metrics, requests.not_judged or window.compiled or repeats or observed.tracer
+                metrics, requests.not_judged or window.compiled or repeats_faster or observed.tracer
             ),
             devices=records.device_energies(window.account),
             window=records.window_record(window),
@@ -274,7 +287,7 @@ class ExperimentOrchestrator:
                     allow_estimated=config.energy.allow_estimated,
                     prefill=prefill.account if prefill else None,
                 ),
-                *condition_warnings(repeats, observed.tracer),
+                *disturbance_warnings(repeats_faster, observed.tracer),
                 *_unexpected(library, engine),
             ],
         )
@@ -304,10 +317,10 @@ class ExperimentOrchestrator:
             **work_metrics(engine, record, requests, window.seconds / window.count),
             "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
             "peak_memory_mb": accounting.megabytes("peak_memory_mb", observed.peak_memory),
-            **accounting.cache_metrics(observed.cache),
+            **accounting.cache_metrics(observed.kv_cache),
             **driver.loading_metrics(loaded.seconds, loaded.energy),
         }
-        metrics = accounting.with_coverage(metrics, record, engine.gpus)
+        metrics = accounting.with_covers_engine(metrics, record, engine.gpus)
         if prefill is not None and prefill.compiled is not None:
             of_prefill = {name: metrics[name] for name in PREFILL_METRICS}
             metrics |= accounting.not_judged(of_prefill, prefill.compiled)
@@ -334,8 +347,8 @@ class ExperimentOrchestrator:
         workload = build_workload(config, batch_engine, texts)
         return PassDriver(batch_engine, config, workload, sequences, compiled_before)
 
-    def _observers(self, engine: Engine, on_first: Callable[[], None] = lambda: None) -> WindowObservers:
-        return WindowObservers(engine.gpus, self.harness, _processes(engine), on_first)
+    def _observers(self, engine: Engine, on_first_window: Callable[[], None] = lambda: None) -> WindowObservers:
+        return WindowObservers(engine.gpus, self.harness, _processes(engine), on_first_window)
 
     def _check_devices(self, engine: Engine) -> None:
         """Check that the loaded engine uses leased GPUs only: others are not locked, nor metered from the start.
@@ -390,7 +403,7 @@ def _files(sent: Requests, requests: Requests, window: Window) -> dict[str, str]
 
     Args:
         sent: Every request that was sent.
-        requests: Those of the window, of which outputs are kept.
+        requests: Those of the window: only their outputs are kept.
         window: The window.
     """
     files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: requests.outputs_to_csv()}
@@ -399,7 +412,7 @@ def _files(sent: Requests, requests: Requests, window: Window) -> dict[str, str]
 
 
 def _processes(engine: Engine) -> Sequence[int]:
-    """Return the pids of the processes that run the model beside this one, with all their descendants."""
+    """Return the pids of further processes that run the model, which stand for their descendants too."""
     return engine.processes if isinstance(engine, SupportsProcesses) else ()
 
 

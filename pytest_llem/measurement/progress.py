@@ -63,15 +63,15 @@ class Watcher(Protocol):
     """Follows the progress of a running experiment.
 
     Attributes:
-        every_s: Longest time between two calls of :meth:`tick`, in s.
+        refresh_every_s: Longest time between two calls of :meth:`refresh`, in s.
     """
 
-    every_s: float
+    refresh_every_s: float
 
     def see(self, seen: Progress | GpuStatus) -> None:
         """Process a report of the experiment's process or of its sampler."""
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         """Do periodic work. Called each time that the waiting process wakes up."""
 
 

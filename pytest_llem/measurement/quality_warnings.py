@@ -103,15 +103,15 @@ def energy_warnings(
     yield from _device_warnings(account)
 
 
-def condition_warnings(repeats: str | None, tracer: str | None) -> Iterator[QualityWarning]:
+def disturbance_warnings(repeats_faster: str | None, tracer: str | None) -> Iterator[QualityWarning]:
     """Yield the quality warnings about conditions under which no gate judges a result.
 
     Args:
-        repeats: Message of :func:`repeats_are_faster`.
+        repeats_faster: Message of :func:`repeats_are_faster`.
         tracer: Message of :func:`active_tracer`.
     """
-    if repeats is not None:
-        text = f"{repeats}; no gate judges it: disable the engine's caches of prompts and answers"
+    if repeats_faster is not None:
+        text = f"{repeats_faster}; no gate judges it: disable the engine's caches of prompts and answers"
         yield QualityWarning.of("repeats_faster", text)
     if tracer is not None:
         text = (

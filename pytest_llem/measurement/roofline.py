@@ -39,7 +39,8 @@ class Step:
 def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]:
     """Yield the steps of a batch: prefill, which gives the first tokens, then one step for each further token.
 
-    With a prompt of p tokens, P weights in linear layers, H in the head, A query heads · head size over layers:
+    With a prompt of p tokens, P weights in linear layers, H weights in the head, and A = query heads · head size,
+    summed over all layers:
 
     - prefill: 2·P·p + 2·H + 4·A·p², summed over the prompts; the head is computed for the last position only
     - the step in which a sequence of c tokens, its newest included, gets the next: 2·P + 2·H + 4·A·c
@@ -78,7 +79,7 @@ def roofline_seconds(step: Step, peaks: Peaks, peak_flops: float) -> float:
     Args:
         step: The forward pass.
         peaks: Peaks of the device.
-        peak_flops: The device's peak in the model's precision, in FLOP/s.
+        peak_flops: The device's peak in the precision in which the model computes, in FLOP/s.
     """
     return max(step.bytes / peaks.bandwidth, step.min_flops / peak_flops)
 

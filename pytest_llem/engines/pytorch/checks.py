@@ -1,4 +1,4 @@
-"""Check a model that transformers has loaded: it accepts more than can be measured, with a warning at most."""
+"""Check a loaded model: transformers also loads models that cannot be measured, and warns at most."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -
         held = f", which hold {_some(unused)}" if unused else ""
         raise PreflightError(
             f"model {name!r} cannot be loaded: none of the {len(parameters)} weights of {architecture} is in its "
-            f"files{held}: see that config.json names their architecture"
+            f"files{held}: check that config.json names the architecture of the weights in them"
         )
     if missing:
         model.config.random_weights = True
