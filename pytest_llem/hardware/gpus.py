@@ -169,7 +169,7 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
 
 
 def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
-    """Return the first entry of CUDA_VISIBLE_DEVICES that matches no GPU; None if all match one.
+    """Return the first entry of CUDA_VISIBLE_DEVICES that does not match exactly one GPU; None if all do.
 
     An empty entry or ``-1`` is valid: it hides the GPUs of all entries after it.
 

@@ -62,7 +62,7 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         yield from _wrapped(f"GPUs: none ({reason})", width)
         return
     title = f"GPUs (driver {_text(driver.version)}, CUDA up to {_text(driver.cuda)})"
-    names = [(str(gpu.index), _text(gpu.name or gpu.error), _text(gpu.uuid), _first(gpu)) for gpu in found.gpus]
+    names = [(str(gpu.index), _text(gpu.name or gpu.error), _text(gpu.uuid), _cuda(gpu)) for gpu in found.gpus]
     yield from _table(title, ("", "name", "UUID", "CUDA"), names, width)
     known = [gpu for gpu in found.gpus if gpu.error is None]
     if not known:
@@ -107,7 +107,7 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         yield from _table("Users of GPUs", ("", "pid", "program", "memory MB"), using, width, right=(1, 3))
 
 
-def _first(gpu: GpuReport) -> str:
+def _cuda(gpu: GpuReport) -> str:
     if not gpu.visible:
         return "hidden"
     return "first" if gpu.first else "visible"
@@ -116,7 +116,7 @@ def _first(gpu: GpuReport) -> str:
 def _counter(gpu: GpuReport) -> str:
     if gpu.energy_counter is None:
         return "?"
-    return ("still" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"
+    return ("fails" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"
 
 
 def _processor(found: Examination, width: int) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
             f"{_text(one.distribution)} {_text(one.version)}",
             (one.error if one.installed else "not installed") or "yes",
             _text(one.torch_cuda),
-            "-" if one.error else "all" if one.gpus is None else str(one.gpus),
+            "-" if one.gpus is None else str(one.gpus),
         )
         for one in software.engines
     ]
@@ -161,7 +161,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
 
 def _surroundings(found: Examination, width: int) -> Iterator[str]:
     around = found.surroundings
-    memory = f"{_number(around.memory_mb, 0)} MB"
+    memory = _size(around.memory_mb)
     if around.memory_limit_mb is not None:
         memory += f", limit {around.memory_limit_mb:,} MB"
     visible = "not set" if around.cuda_visible_devices is None else around.cuda_visible_devices
@@ -169,13 +169,12 @@ def _surroundings(found: Examination, width: int) -> Iterator[str]:
         ("system", f"{around.os} {around.kernel}"),
         ("container", _text(around.container)),
         ("memory", memory),
-        ("swap in use", f"{_number(around.swap_used_mb, 0)} MB"),
+        ("swap in use", _size(around.swap_used_mb)),
         ("HF_HUB_OFFLINE", "set" if around.hf_hub_offline else "not set"),
         ("CUDA_VISIBLE_DEVICES", visible),
     ]
     rows += [
-        (one.purpose, f"{_text(one.path)}: {one.error or f'{_number(one.free_mb, 0)} MB free'}")
-        for one in around.folders
+        (one.purpose, f"{_text(one.path)}: {one.error or f'{_size(one.free_mb)} free'}") for one in around.folders
     ]
     yield from _table("Surroundings", None, rows, width)
 
@@ -191,9 +190,12 @@ def _table(
     """Yield a blank line, the title and the table. Without headings, rows are pairs of a name and its value."""
     yield ""
     yield from _wrapped(title, width)
+    if not rows:
+        yield "  none"
+        return
     table = plain_table()
     table.show_header = headings is not None
-    for column in range(len(rows[0]) if rows else len(headings or ())):
+    for column in range(len(rows[0])):
         table.add_column(
             headings[column] if headings is not None else "",
             justify="right" if column in right else "left",
@@ -203,9 +205,6 @@ def _table(
         )
     for row in rows:
         table.add_row(*("\n".join(map(printable, cell.split("\n"))) for cell in row))
-    if not rows:
-        yield "  none"
-        return
     yield from (f"  {line}" for line in render(table, width - 2))
 
 
@@ -221,6 +220,10 @@ def _text(value: str | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _size(megabytes: int | None) -> str:
+    return "-" if megabytes is None else f"{megabytes:,} MB"
 
 
 def _switch(value: bool | None) -> str:
