@@ -25,7 +25,7 @@ class Texts:
 
     Attributes:
         prompts: The texts in order.
-        conversations: The same with all turns of each conversation.
+        conversations: For each of them, all turns of its conversation, of which it is the first.
         revision: Commit of their hub dataset; None if they are from a file.
     """
 
@@ -105,13 +105,12 @@ def read_texts(
         prompts, revision = read_dataset(on_hub, folder), folder.name
     else:
         prompts = read_file(dataset, directory)
-    if config.load is not None and config.load.prompts == "distinct":  # a load needs as many as it takes
-        return Texts([one.text for one in prompts], revision, [one.turns for one in prompts])
-    if len(prompts) < config.n:
-        message = f"dataset {dataset!r} has {len(prompts)} prompts, but the experiment needs n: {config.n}"
-        raise PreflightError(message)
-    ordered = _ordered(prompts, config)
-    return Texts([one.text for one in ordered], revision, [one.turns for one in ordered])
+    if config.load is None or config.load.prompts != "distinct":
+        if (count := len(prompts)) < config.n:
+            has = f"has {count} prompt{'s' * (count != 1)}"
+            raise PreflightError(f"dataset {dataset!r} {has}, but the experiment needs n: {config.n}")
+        prompts = _ordered(prompts, config)
+    return Texts([one.text for one in prompts], revision, [one.turns for one in prompts])
 
 
 def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt]:
@@ -166,7 +165,7 @@ def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Work
     takes texts, they hold random words of these texts.
     """
     rng = random.Random(f"warm-up {config.random_seed}")
-    if engine.takes_texts:
+    if config.has_texts and engine.takes_texts:
         words = [word for text in workload.prompts for word in text.split()]
         return [" ".join(rng.choices(words, k=len(text.split()))) for text in workload.prompts]
     ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
