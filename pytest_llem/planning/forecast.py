@@ -54,7 +54,7 @@ class Forecast:
     def __init__(self, points: Mapping[Hashable, Hashable], estimates: Mapping[Hashable, Expected | None]) -> None:
         self._points = points
         self._estimates = estimates
-        self._pending = dict.fromkeys(points)
+        self._pending = set(points)
         #: By point: number of pending experiments; number and total time (s) of ended ones.
         self._count = Counter(points.values())
         self._taken: dict[Hashable, tuple[int, float]] = {}
@@ -72,7 +72,7 @@ class Forecast:
     def begin(self, key: Hashable) -> None:
         """Remove an experiment from the pending ones: it has started, or will not run."""
         if key in self._pending:
-            del self._pending[key]
+            self._pending.remove(key)
             point = self._points[key]
             self._add(point, -1)
             self._count[point] -= 1

@@ -48,9 +48,9 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
     needed = [one for one in _requirements(interpreter, PLUGIN) if canonicalize_name(one.name) in WORKER_PACKAGES]
     if provider not in (None, PLUGIN):
         needed += _requirements(interpreter, provider)
-    lines = list(dict.fromkeys(_line(one) for one in needed if not _meets(interpreter, one)))
-    if lines:
-        return f"is missing {' and '.join(lines)}: {pip} install {shlex.join(lines)}"
+    missing = list(dict.fromkeys(_pip_requirement(one) for one in needed if not _meets(interpreter, one)))
+    if missing:
+        return f"is missing {' and '.join(missing)}: {pip} install {shlex.join(missing)}"
     return missing_engine_packages(interpreter, engine, pip) if engine is not None else None
 
 
@@ -67,7 +67,7 @@ def missing_engine_packages(interpreter: Interpreter, engine: str, pip: str) -> 
     """
     provider = interpreter.engines[engine]
     needed = _engine_requirements(interpreter, engine)
-    missing = list(dict.fromkeys(_found(interpreter, one) for one in needed if not _meets(interpreter, one)))
+    missing = list(dict.fromkeys(_missing(interpreter, one) for one in needed if not _meets(interpreter, one)))
     if not missing:
         return None
     return f"needs {' and '.join(missing)}: {pip} install {shlex.quote(f'{provider}[{engine}]')}"
@@ -135,13 +135,13 @@ def _providing(engine: str) -> str | None:
     return None
 
 
-def _found(interpreter: Interpreter, requirement: Requirement) -> str:
+def _missing(interpreter: Interpreter, requirement: Requirement) -> str:
     """Return the name of a missing package; with its required and its installed version if that is another one."""
     version = interpreter.version(requirement.name)
-    return requirement.name if version is None else f"{_line(requirement)} (found {version})"
+    return requirement.name if version is None else f"{_pip_requirement(requirement)} (found {version})"
 
 
-def _line(requirement: Requirement) -> str:
+def _pip_requirement(requirement: Requirement) -> str:
     """Return a requirement without its marker, as an argument of pip."""
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     where = f" @ {requirement.url}" if requirement.url else str(requirement.specifier)
