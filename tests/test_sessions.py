@@ -256,6 +256,31 @@ class TestCommand:
         assert deltas["output_tokens_per_second"] == 0.02
         assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
 
+    def test_default_metrics_of_an_open_loop_are_those_of_its_gates(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
+        runs = [session(run, number=number, metric="ttft_p99_ms") for number, run in enumerate(RUNS)]
+        for one in runs:
+            for point in one.points:
+                point.config["load"] = {"rate": 4.0}
+                # A server that sends several tokens at a time has no times between tokens.
+                point.metrics["tpot_p99_ms"] = point.metrics["ttft_p99_ms"]
+        status, lines, error = llem(*folders(*runs))
+        assert (status, error) == (0, f"llem: {METRIC}: no session has values\n")
+        deltas = yaml.safe_load("\n".join(lines[lines.index("gates:") :]))["gates"]["delta"]
+        assert list(deltas) == ["ttft_p99_ms", "tpot_p99_ms"]
+
+    @pytest.mark.parametrize("saved_first", [True, False])
+    def test_baseline_and_the_run_it_was_saved_from_are_one_session(
+        self, folders: Callable[..., Any], llem: Callable[..., Any], saved_first: bool
+    ) -> None:
+        run = session(RUNS[0], entry={"result_sha256": "a" * 64})
+        run.points[0].cycles, run.points[0].result_digests = [1], ["a" * 64]
+        saved = run.model_copy(update={"experiments": []})
+        names = folders(*((saved, run) if saved_first else (run, saved)))
+        message = "not independent: both have the same measurement of 1 experiment; measure one of the two again"
+        assert llem(*names, "--metric", METRIC) == (2, [], f"llem: r2 and r1: {message}\n")
+
     def test_alpha_and_metrics_come_from_the_study(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:

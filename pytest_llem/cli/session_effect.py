@@ -9,11 +9,12 @@ from typing import Literal
 
 from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
-from pytest_llem.gates.matching import shared_experiments
+from pytest_llem.gates.eligibility import judged_metric
+from pytest_llem.gates.matching import pairs, shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
+from pytest_llem.study.gates import DEFAULT_DELTA, GatesConfig
 from pytest_llem.study.problems import printable
 
 _UNUSABLE = "too few sessions, or sessions that differ too much, for a delta below 100%"
@@ -34,19 +35,18 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         OSError: A result cannot be read.
     """
     results = _read(paths)
-    gates = results[-1].measurement_protocol.get("gates") or {}
-    alpha = gates.get("alpha") or GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or gates.get("metrics") or DEFAULT_FAMILY))
+    gates = GatesConfig.model_validate(results[-1].measurement_protocol.get("gates") or {})
+    names = list(dict.fromkeys(metrics or _gated_metrics(results, gates)))
     effects = []
     for name in names:
         try:
-            effects.append(session_effect(results, name, alpha=alpha, metrics=len(names)))
+            effects.append(session_effect(results, name, alpha=gates.alpha, metrics=len(names)))
         except UndecidableError as error:
             print_error(f"{name}: {error}")
     if not effects:
         return FAILED
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
-    for line in _lines(effects, usable, alpha):
+    for line in _lines(effects, usable, gates.alpha):
         write(f"{line}\n")
     for effect in effects:
         if effect.metric not in usable:
@@ -83,8 +83,8 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 "the effect of that is counted as part of the session effect"
             )
         for other, earlier in zip(paths[:at], results[:at], strict=True):
-            # The result of a saved baseline has no experiments.
-            if not result.experiments and (dependent := shared_experiments(result, earlier)):
+            is_saved = not (result.experiments and earlier.experiments)  # a saved baseline has none of its own
+            if is_saved and (dependent := shared_experiments(result, earlier)):
                 raise ValueError(f"{path} and {other}: {dependent}")
         for entry in result.experiments:
             if entry.replayed_from is not None:
@@ -94,6 +94,16 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 if seen != at:
                     raise ValueError(f"{path}: is the same session as {paths[seen]}")
     return results
+
+
+def _gated_metrics(results: Sequence[StudyResult], gates: GatesConfig) -> Iterator[str]:
+    """Yield the metrics that gates would judge in comparisons of the last result with the others, some repeatedly."""
+    for earlier in results[:-1]:
+        for pair in pairs(results[-1].points, earlier):
+            for metric in gates.family_of(pair.candidate.config.get("load")):
+                if gates.metrics is None and pair.reference is not None:
+                    metric, _ = judged_metric(metric, pair.candidate, pair.reference)
+                yield metric
 
 
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["testbed", "sut"]) -> list[str]:
