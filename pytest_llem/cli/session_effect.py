@@ -97,7 +97,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
 
 
 def _gated_metrics(results: Sequence[StudyResult], gates: GatesConfig) -> Iterator[str]:
-    """Yield the metrics that gates would judge in comparisons of the last result with the others, some repeatedly."""
+    """Yield the metrics that gates judge when the last result is compared with each other one; some repeatedly."""
     for earlier in results[:-1]:
         for pair in pairs(results[-1].points, earlier):
             for metric in gates.family_of(pair.candidate.config.get("load")):

@@ -65,7 +65,7 @@ class PromptTokenizer:
         """
         assert self.tokenizer is not None, "chats are texts"
         if not self.tokenizer.chat_template:
-            message = f"model {self._model!r} has no chat template: take prompt_format: raw, or another model"
+            message = f"model {self._model!r} has no chat template: set prompt_format: raw, or name another model"
             raise PreflightError(message)
         try:
             self.encode("Hello")
