@@ -382,6 +382,15 @@ class TestGpus:
         (finding,) = [one for one in findings(found, []) if one.about == "CUDA_VISIBLE_DEVICES"]
         assert finding.message == "'GPU-' in 'GPU-' does not name one GPU: CUDA uses only the entries before it"
 
+    def test_mig_instance_among_different_gpus_is_not_an_index(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+        _, found = doctor()
+        found.gpus[0].first = False
+        found.gpus.append(GpuReport(index=1, uuid=B, name="NVIDIA L4"))
+        assert [one.message for one in findings(found, []) if one.about.startswith("CUDA_")] == []
+
     def test_cpu_build_of_torch_blocks_on_a_gpu_machine(
         self,
         one_gpu: None,
@@ -876,6 +885,20 @@ class TestOutput:
         text = "\n".join(lines)
         assert "\x1b" not in text
         assert "[red]" in text
+
+    def test_unknown_is_distinct_from_none_and_from_empty(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        _, found = doctor()
+        (gpu,) = found.gpus
+        cells = {}
+        for reasons in (None, [], ["idle"]):
+            gpu.clock_reasons = reasons
+            lines = [*table_of(found, 120)]
+            cells[str(reasons)] = lines[lines.index("State of GPUs") + 4].split()[-2]
+        assert cells == {"None": "-", "[]": "none", "['idle']": "idle"}
+        assert any(re.fullmatch(r"  CUDA_VISIBLE_DEVICES +empty", line) for line in lines)
 
     def test_unknown_sizes_have_no_unit(self, one_gpu: None, doctor: Doctor) -> None:
         _, found = doctor()

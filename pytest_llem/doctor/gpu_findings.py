@@ -44,8 +44,9 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
             advice=f"name GPUs by their UUID, or by index from 0 to {len(gpus) - 1}",
         )
     candidates = [gpu.uuid for gpu in gpus if gpu.visible]
+    has_index = visible is not None and any(entry.strip().isdecimal() for entry in visible.split(","))
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
-    if visible is None or len(candidates) < 2 or is_ordered or any(gpu.first for gpu in gpus):
+    if not has_index or len(candidates) < 2 or is_ordered or any(gpu.first for gpu in gpus):
         return
     answering = next((uuid for uuid in candidates if uuid is not None), "UUID")
     order = "CUDA may number these different GPUs in another order than nvidia-smi"

@@ -1,4 +1,7 @@
-"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software."""
+"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software.
+
+A dash stands for a value that is not known.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +92,8 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
             _switch(gpu.mig_mode),
             _switch(gpu.ecc_mode),
             f"{_number(gpu.sm_clock_mhz, 0)} of\n{_number(gpu.max_sm_clock_mhz, 0)}",
-            {True: "yes", False: "no", None: "?"}[gpu.clocks_held],
-            ", ".join(gpu.clock_reasons or ()) or "-",
+            _yes_no(gpu.clocks_held),
+            _text(None if gpu.clock_reasons is None else ", ".join(gpu.clock_reasons) or "none"),
             _number(gpu.temperature_c, 0),
         )
         for gpu in known
@@ -114,9 +117,7 @@ def _cuda(gpu: GpuReport) -> str:
 
 
 def _counter(gpu: GpuReport) -> str:
-    if gpu.energy_counter is None:
-        return "?"
-    return ("fails" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"
+    return "fails" if gpu.energy_counter and gpu.energy_counter_error else _yes_no(gpu.energy_counter)
 
 
 def _processor(found: Examination, width: int) -> Iterator[str]:
@@ -128,8 +129,8 @@ def _processor(found: Examination, width: int) -> Iterator[str]:
         ("SMT", _switch(cpu.smt)),
         ("governor", f"{_text(cpu.governor)}, boost {_switch(cpu.boost)}"),
         ("load", _number(cpu.load, 2)),
-        ("OMP_NUM_THREADS", _text(cpu.omp_num_threads)),
-        ("virtual machine", {True: "yes", False: "no", None: "-"}[cpu.virtual_machine]),
+        ("OMP_NUM_THREADS", _variable(cpu.omp_num_threads)),
+        ("virtual machine", _yes_no(cpu.virtual_machine)),
     ]
     rows += [(f"RAPL {one.device}", one.error or "readable") for one in rapl.domains]
     if not rapl.domains:
@@ -164,14 +165,13 @@ def _surroundings(found: Examination, width: int) -> Iterator[str]:
     memory = _size(around.memory_mb)
     if around.memory_limit_mb is not None:
         memory += f", limit {around.memory_limit_mb:,} MB"
-    visible = "not set" if around.cuda_visible_devices is None else around.cuda_visible_devices
     rows = [
         ("system", f"{around.os} {around.kernel}"),
-        ("container", _text(around.container)),
+        ("container", around.container or "no sign of one"),
         ("memory", memory),
         ("swap in use", _size(around.swap_used_mb)),
         ("HF_HUB_OFFLINE", "set" if around.hf_hub_offline else "not set"),
-        ("CUDA_VISIBLE_DEVICES", visible),
+        ("CUDA_VISIBLE_DEVICES", _variable(around.cuda_visible_devices)),
     ]
     rows += [
         (one.purpose, f"{_text(one.path)}: {one.error or f'{_size(one.free_mb)} free'}") for one in around.folders
@@ -224,6 +224,14 @@ def _number(value: float | None, digits: int) -> str:
 
 def _size(megabytes: int | None) -> str:
     return "-" if megabytes is None else f"{megabytes:,} MB"
+
+
+def _variable(value: str | None) -> str:
+    return "not set" if value is None else value or "empty"
+
+
+def _yes_no(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[value]
 
 
 def _switch(value: bool | None) -> str:
