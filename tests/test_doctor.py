@@ -519,6 +519,15 @@ class TestCpu:
         assert [(one.device, one.error) for one in found.rapl.domains] == [("package-0", None), ("dram-0", None)]
         assert about(found, "blocks") == []
 
+    def test_measured_cpu_beside_a_gpu_without_energy_is_not_called_the_gpus(
+        self, add_gpus: AddGpus, doctor: Doctor, counting: list[Path]
+    ) -> None:
+        add_gpus(scripted_gpu(mig=1))
+        status, found = doctor()
+        assert (status, found.verdict.method, found.verdict.meter) == (1, "measured", "rapl")
+        text = " ".join(" ".join(table_of(found, 400)).split())
+        assert f"by rapl_package+rapl_dram (meter rapl); that of {A} will not: NVML: {A}: MIG is on" in text
+
     def test_unreadable_rapl_blocks_and_has_commands(
         self, doctor: Doctor, counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -885,6 +894,10 @@ class TestOutput:
         text = "\n".join(lines)
         assert "\x1b" not in text
         assert "[red]" in text
+
+    def test_narrow_terminal_hides_no_cell(self, one_gpu: None, doctor: Doctor) -> None:
+        _, found = doctor()
+        assert any(re.fullmatch(rf"  0   NVIDIA H100 +{A}   first", line) for line in table_of(found, 20))
 
     def test_unknown_is_distinct_from_none_and_from_empty(
         self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch

@@ -12,8 +12,8 @@ from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
-#: In a narrower terminal, lines are longer than it is.
-_MIN_WIDTH = 40
+#: In a narrower terminal, lines are longer than it is: a UUID is kept whole, and leaves no room for other cells.
+_MIN_WIDTH = 70
 
 _VERDICTS = {
     "measured": "energy will be measured on this machine",
@@ -44,7 +44,11 @@ def _verdict(verdict: Verdict) -> str:
     text = _VERDICTS[verdict.method]
     if verdict.boundary is not None:
         text += f": {verdict.boundary} by {verdict.source} (meter {verdict.meter})"
-    return f"{text}: {verdict.reason}" if verdict.reason else text
+    if verdict.reason is None:
+        return text
+    # What is measured is then the energy of the CPU beside a GPU.
+    link = f"; that of {verdict.device} will not" if verdict.method == "measured" else ""
+    return f"{text}{link}: {verdict.reason}"
 
 
 def _finding(finding: Finding, width: int) -> Iterator[str]:
