@@ -84,6 +84,15 @@ def test_unused_weights_are_a_warning(save: Callable[..., str]) -> None:
     assert made.describe().random_weights is False
 
 
+def test_long_text_that_will_be_cut_is_no_warning(save: Callable[..., str], tmp_path: Path) -> None:
+    model = save()
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 4}))
+    with library_warnings() as found:
+        assert len(engine(model=model).encode("hello world")) > 4
+    assert found == []
+
+
 def test_complete_model_has_no_warning(save: Callable[..., str]) -> None:
     with library_warnings() as found:
         made = engine(model=save())
