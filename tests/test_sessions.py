@@ -286,12 +286,12 @@ class TestCommand:
     ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
         for one in runs:
-            one.measurement_protocol["gates"] = {"alpha": 0.05, "delta": 0.02, "metrics": [METRIC]}
+            one.measurement_protocol["gates"] = {"alpha": 0.005, "delta": 0.02, "metrics": [METRIC]}
         status, lines, _ = llem(*folders(*runs))
         assert status == 0
-        delta = session_effect(runs, METRIC, alpha=0.05, metrics=1).delta
+        delta = session_effect(runs, METRIC, alpha=0.005, metrics=1).delta
         assert lines[1].split()[-1] == f"{math.ceil(1000 * delta) / 10:.3g}%"
-        assert any("5% of comparisons" in line for line in lines)
+        assert any("in 0.5% of comparisons" in line for line in lines)
 
     def test_too_few_sessions_give_no_delta(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))

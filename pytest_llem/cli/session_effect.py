@@ -124,7 +124,7 @@ def _lines(effects: Sequence[SessionEffect], usable: Mapping[str, float], alpha:
     yield ""
     yield "sigma_session: standard deviation of the effect that a session has on all its cycles"
     yield f"upper bound: of sigma_session at {CONFIDENCE:.0%} confidence; more sessions lower it, and delta too"
-    exceeded = f"two sessions exceed in any metric in {alpha:.0%} of comparisons"
+    exceeded = f"two sessions exceed in any metric in {100 * alpha:g}% of comparisons"
     yield f"delta: {DEFAULT_DELTA:.0%}, or the difference that {exceeded}"
     for effect in effects:
         for note in effect.notes:
