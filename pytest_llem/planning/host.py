@@ -36,21 +36,19 @@ class Host:
     memory_is_limited: bool = False
 
     def device_memory_bytes(self, gpus: int | None = 1) -> int:
-        """Return the memory that a model has to fit into, in bytes: that of its GPUs together.
-
-        Without GPUs it is the machine's.
+        """Return the memory that a model has to fit into, in bytes: that of its GPUs together, or the machine's.
 
         Args:
-            gpus: Number of GPUs of one kind that the model is divided among; None for all GPUs.
+            gpus: Number of GPUs of one kind that the model is divided among: 0 for none, None for all GPUs.
         """
-        if not self.gpus:
+        if not self.gpus or gpus == 0:
             return self.memory_bytes
         if gpus is None:
             return sum(gpu.memory_bytes for gpu in self.gpus)
         kinds: dict[str, list[int]] = {}
         for gpu in self.gpus:
             kinds.setdefault(gpu.name, []).append(gpu.memory_bytes)
-        return max(sum(sorted(sizes, reverse=True)[: max(1, gpus)]) for sizes in kinds.values())
+        return max(sum(sorted(sizes, reverse=True)[:gpus]) for sizes in kinds.values())
 
 
 def this_host() -> Host:
