@@ -35,20 +35,28 @@ class Host:
     gpus: tuple[GpuCapacity, ...] = ()
     memory_is_limited: bool = False
 
-    def device_memory_bytes(self, gpus: int | None = 1) -> int:
+    def gpus_of_experiment(self, count: int | None) -> tuple[GpuCapacity, ...]:
+        """Return the GPUs that an experiment leases if all are free; none if there are too few of one kind.
+
+        Args:
+            count: Number of GPUs, all of one kind: the first of which there are enough. None for all GPUs.
+        """
+        if count is None:
+            return self.gpus
+        kinds: dict[str, list[GpuCapacity]] = {}
+        for gpu in self.gpus:
+            kinds.setdefault(gpu.name, []).append(gpu)
+        return next((tuple(kind[:count]) for kind in kinds.values() if len(kind) >= count), ())
+
+    def device_memory_bytes(self, count: int | None = 1) -> int:
         """Return the memory that a model has to fit into, in bytes: that of its GPUs together, or the machine's.
 
         Args:
-            gpus: Number of GPUs of one kind that the model is divided among: 0 for none, None for all GPUs.
+            count: Number of GPUs, as in :meth:`gpus_of_experiment`; 0 for none.
         """
-        if not self.gpus or gpus == 0:
+        if not self.gpus or count == 0:
             return self.memory_bytes
-        if gpus is None:
-            return sum(gpu.memory_bytes for gpu in self.gpus)
-        kinds: dict[str, list[int]] = {}
-        for gpu in self.gpus:
-            kinds.setdefault(gpu.name, []).append(gpu.memory_bytes)
-        return max(sum(sorted(sizes, reverse=True)[:gpus]) for sizes in kinds.values())
+        return sum(gpu.memory_bytes for gpu in self.gpus_of_experiment(count) or self.gpus)
 
 
 def this_host() -> Host:
