@@ -105,6 +105,16 @@ def test_shuffled_uses_the_seed(texts: Callable[..., Any]) -> None:
     assert any(int(text) >= 10 for text in drawn), "drawn from the whole file, and not the first ten in disorder"
 
 
+@pytest.mark.parametrize(("kind", "number"), [("repeated", 4), ("distinct", 8)])
+def test_load_takes_the_prompts_in_the_files_order(tmp_path: Path, kind: str, number: int) -> None:
+    lines = [json.dumps({"prompt": text, "source": source}) for text, source in SOURCED]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    load = {"backend": "server", "server": {"url": "http://127.0.0.1:9"}, "load": {"rate": 1, "prompts": kind}}
+    experiment = ExperimentConfig.model_validate({**load, "model": "m", "dataset": "prompts.jsonl", "n": 4})
+    found = not_none(read_texts(experiment, tmp_path)).prompts
+    assert found == [text for text, _ in SOURCED[:number]]
+
+
 WRONG = [
     (
         "prompts.csv",
