@@ -337,6 +337,13 @@ class TestCommand:
         assert status == 0
         assert error.startswith("llem: r2: warning: differs from r1 in torch: ")
 
+    def test_invalid_gates_of_a_result_are_refused_in_one_line(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
+        runs = [session(run, number=number) for number, run in enumerate(RUNS[:2])]
+        runs[1].measurement_protocol["gates"] = {"alpha": 2}
+        assert llem(*folders(*runs)) == (2, [], "llem: r2: gates.alpha: must be less than 0.5 (got 2)\n")
+
     def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (
             2,

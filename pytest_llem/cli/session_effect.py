@@ -11,6 +11,7 @@ from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.eligibility import judged_metric
 from pytest_llem.gates.matching import pairs, shared_experiments
+from pytest_llem.gates.regression import gates_of
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
@@ -35,7 +36,10 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         OSError: A result cannot be read.
     """
     results = _read(paths)
-    gates = GatesConfig.model_validate(results[-1].measurement_protocol.get("gates") or {})
+    try:
+        gates = gates_of(results[-1])
+    except ValueError as error:
+        raise ValueError(f"{paths[-1]}: {error}") from error
     names = list(dict.fromkeys(metrics or _gated_metrics(results, gates)))
     effects = []
     for name in names:

@@ -1,7 +1,4 @@
-"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software.
-
-A dash stands for a value that is not known.
-"""
+"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software."""
 
 from __future__ import annotations
 
