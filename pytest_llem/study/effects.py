@@ -24,7 +24,12 @@ _CONVERGENCE_FIELDS = ("cv_threshold", "window_size", "min_prompts", "max_prompt
 
 #: Arguments of transformers' ``generate`` that are used only if a model drafts tokens, and those that make it
 #: draft.
-_DRAFT_ARGUMENTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+_DRAFT_ARGUMENTS = (
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_ensemble_weight",
+)
 _DRAFTING = ("assistant_early_exit", "use_mtp")
 
 #: Arguments that ``generate`` accepts but that never have an effect in the engine, and why.
@@ -33,8 +38,15 @@ _UNUSED_ARGUMENTS = {
     "penalty_alpha": "without a contrastive search: not supported",
     "low_memory": "in this version of transformers",
     "decoder_start_token_id": "on a model without an encoder",
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), "without a second model: not supported"),
+    **dict.fromkeys(
+        ("assistant_lookbehind", "target_lookbehind", "speculation_type"), "without a second model: not supported"
+    ),
+    "continuous_batching_config": "without continuous batching: not supported",
+    "transformers_version": "beside the version that is installed",
 }
+
+#: Caches that grow, so that they have no maximum length.
+_GROWING_CACHES = (None, "dynamic", "offloaded", "quantized")
 
 
 def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -63,6 +75,8 @@ def _unused_arguments(options: PyTorchConfig, given: Mapping[str, Any]) -> Itera
     """Yield each argument of transformers' ``generate`` in *given* that has no effect, and the reason."""
     if "cache_config" in given and options.cache_implementation != "quantized":
         yield "cache_config", "without cache_implementation: quantized"
+    if "max_cache_len" in given and options.cache_implementation in _GROWING_CACHES:
+        yield "max_cache_len", "without cache_implementation: static"
     if "max_matching_ngram_size" in given and options.prompt_lookup_num_tokens is None:
         yield "max_matching_ngram_size", "without prompt_lookup_num_tokens"
     if not any(given.get(name) for name in _DRAFTING):
