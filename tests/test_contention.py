@@ -695,15 +695,17 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
 # ---- the plan and tables ----
 
 
-@pytest.mark.parametrize(("load_average", "warned"), [(7.33, True), (0.2, False)])
-def test_the_plan_warns_of_a_load_above_the_cpus(
+@pytest.mark.parametrize(("load_average", "cpus", "warned"), [(7.33, 2, True), (0.2, 2, False), (7.33, 64, False)])
+def test_the_plan_warns_of_a_load_above_the_machines_cpus(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
     monkeypatch: pytest.MonkeyPatch,
     load_average: float,
+    cpus: int,
     warned: bool,
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load_average, 1.0, 1.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     write_study()
     found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json")

@@ -54,6 +54,9 @@ COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpus")
 #: What is missing for the engine vllm, which the environment of the tests does not have.
 VLLM_NEEDS = f"needs vllm: {sys.executable} -m pip install 'pytest-llem[vllm]'"
 
+#: Imports an engine; tests replace it by default.
+IMPORT = software._IMPORT
+
 #: Reports what an engine's import would, without the time that importing torch takes.
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
@@ -361,6 +364,33 @@ class TestGpus:
         commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
         assert about(found, "hinders", "CUDA_VISIBLE_DEVICES=0")[0].commands == commands
 
+    def test_advice_on_different_gpus_names_one_that_answers(
+        self, add_gpus: AddGpus, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_gpus(scripted_gpu(lost_at=0), scripted_gpu(B, name="NVIDIA L4"))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        _, found = doctor()
+        (finding,) = about(found, "hinders", "CUDA_VISIBLE_DEVICES=1")
+        assert finding.commands[-1] == f"export CUDA_VISIBLE_DEVICES={B}"
+
+    def test_entry_that_names_several_gpus_is_found(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-")
+        _, found = doctor()
+        found.gpus.append(GpuReport(index=1, uuid=B))
+        (finding,) = [one for one in findings(found, []) if one.about == "CUDA_VISIBLE_DEVICES"]
+        assert finding.message == "CUDA does not accept 'GPU-' in 'GPU-', and uses only the entries before it"
+
+    def test_mig_instance_among_different_gpus_is_not_an_index(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+        _, found = doctor()
+        found.gpus[0].first = False
+        found.gpus.append(GpuReport(index=1, uuid=B, name="NVIDIA L4"))
+        assert [one.message for one in findings(found, []) if one.about.startswith("CUDA_")] == []
+
     def test_cpu_build_of_torch_blocks_on_a_gpu_machine(
         self,
         one_gpu: None,
@@ -389,6 +419,14 @@ class TestGpus:
         assert [one.severity for one in found.findings if one.about == "torch"] == [severity] * (
             severity is not None
         )
+
+    def test_torch_for_newer_cuda_does_not_matter_without_a_visible_gpu(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        imports(monkeypatch, torch_cuda="14.1")
+        _, found = doctor()
+        found.gpus[0].visible = False
+        assert [one for one in findings(found, []) if one.about == "torch"] == []
 
     def test_torch_without_a_package_has_no_version_in_its_finding(
         self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
@@ -481,6 +519,15 @@ class TestCpu:
         assert [(one.device, one.error) for one in found.rapl.domains] == [("package-0", None), ("dram-0", None)]
         assert about(found, "blocks") == []
 
+    def test_measured_cpu_beside_a_gpu_without_energy_is_not_called_the_gpus(
+        self, add_gpus: AddGpus, doctor: Doctor, counting: list[Path]
+    ) -> None:
+        add_gpus(scripted_gpu(mig=1))
+        status, found = doctor()
+        assert (status, found.verdict.method, found.verdict.meter) == (1, "measured", "rapl")
+        text = " ".join(" ".join(table_of(found, 400)).split())
+        assert f"by rapl_package+rapl_dram (meter rapl); that of {A} will not: NVML: {A}: MIG is on" in text
+
     def test_unreadable_rapl_blocks_and_has_commands(
         self, doctor: Doctor, counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -550,6 +597,22 @@ class TestCpu:
         assert "the load average of the last minute is 3 on 8 CPUs" in load.message
         assert ("2.5 of 8 CPUs" in limit.message, "OMP_NUM_THREADS=2" in limit.advice) == (True, True)
         assert governor.commands == ["sudo cpupower frequency-set -g performance"]
+
+    @pytest.mark.parametrize(
+        ("governor", "follows"),
+        [("userspace", False), ("performance, userspace", False), ("performance, powersave", True)],
+    )
+    def test_governor_of_a_fixed_clock_does_not_hinder(
+        self,
+        doctor: Doctor,
+        counting: list[Path],
+        monkeypatch: pytest.MonkeyPatch,
+        governor: str,
+        follows: bool,
+    ) -> None:
+        monkeypatch.setattr(host, "processor", lambda: processor_facts() | {"cpu_governor": governor})
+        _, found = doctor()
+        assert any("governor" in one.message for one in about(found, "hinders", "CPU")) == follows
 
 
 class TestSoftware:
@@ -626,6 +689,28 @@ class TestSoftware:
         monkeypatch.setattr(software, "_IMPORT", code)
         status, found = doctor("--timeout", seconds)
         assert (status, found.software.engines[0].error) == (1, error)
+
+    @pytest.mark.parametrize(("default_gpus", "gpus"), [("lambda *_: None", "all"), ("lambda *_: 1 / 0", None)])
+    def test_unknown_number_of_gpus_of_an_engine_is_not_shown_as_all(
+        self,
+        one_gpu: None,
+        doctor: Doctor,
+        monkeypatch: pytest.MonkeyPatch,
+        noop_engine: None,
+        default_gpus: str,
+        gpus: str | None,
+    ) -> None:
+        code = (
+            "import sys; sys.argv[2] == 'noop' or sys.exit(3)\n"
+            "from pytest_llem.measurement import engine_imports\n"
+            f"engine_imports.default_gpus = {default_gpus}\n"
+        )
+        monkeypatch.setattr(software, "_IMPORT", code + IMPORT)
+        _, found = doctor()
+        (noop,) = [one for one in found.software.engines if one.name == "noop"]
+        assert (noop.error, noop.gpus) == (None, gpus)
+        (line,) = [one for one in table_of(found, 100) if one.startswith("  noop ")]
+        assert line.endswith(gpus or "-")
 
     def test_engines_of_another_interpreter_are_examined(self, doctor: Doctor) -> None:
         _, found = doctor("--python", sys.executable)
@@ -809,6 +894,30 @@ class TestOutput:
         text = "\n".join(lines)
         assert "\x1b" not in text
         assert "[red]" in text
+
+    def test_narrow_terminal_hides_no_cell(self, one_gpu: None, doctor: Doctor) -> None:
+        _, found = doctor()
+        assert any(re.fullmatch(rf"  0   NVIDIA H100 +{A}   first", line) for line in table_of(found, 20))
+
+    def test_unknown_is_distinct_from_none_and_from_empty(
+        self, one_gpu: None, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        _, found = doctor()
+        (gpu,) = found.gpus
+        cells = {}
+        for reasons in (None, [], ["idle"]):
+            gpu.clock_reasons = reasons
+            lines = [*table_of(found, 120)]
+            cells[str(reasons)] = lines[lines.index("State of GPUs") + 4].split()[-2]
+        assert cells == {"None": "-", "[]": "none", "['idle']": "idle"}
+        assert any(re.fullmatch(r"  CUDA_VISIBLE_DEVICES +empty", line) for line in lines)
+
+    def test_unknown_sizes_have_no_unit(self, one_gpu: None, doctor: Doctor) -> None:
+        _, found = doctor()
+        around = found.surroundings
+        around.memory_mb = around.swap_used_mb = around.folders[0].free_mb = None
+        assert " - MB" not in "\n".join(table_of(found, 100))
 
     def test_output_is_ascii_in_a_terminal_without_unicode(
         self, capfdbinary: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

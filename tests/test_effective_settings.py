@@ -106,6 +106,18 @@ class TestIdenticalPoints:
         assert len(study.excluded) == 2
         assert any(note.where == "decoder.top_k" for note in study.notes)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "decoder: {do_sample: false, top_k: 10}\nsweep: {decoder.min_p: [null, 0.1]}",
+            "decoder: {do_sample: false, preset: creative}\nsweep: {decoder.top_p: [0.9, 0.1]}",
+        ],
+        ids=["beside a setting without effect", "beside a preset's value"],
+    )
+    def test_axis_without_effect_makes_no_second_point(self, tmp_path: Path, text: str) -> None:
+        study = load(tmp_path, text)
+        assert (len(study.points), len(study.excluded)) == (1, 1)
+
     def test_identical_listed_experiments_are_excluded(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
@@ -140,6 +152,11 @@ class TestIdenticalPoints:
             {"energy": {"backend": None}, "baseline": {"duration_seconds": 9}},
             "baseline.duration_seconds",
             "a meter",
+        ),
+        (
+            {"energy": {"backend": "estimate"}, "baseline": {"duration_seconds": 9}},
+            "baseline.duration_seconds",
+            "idle power is never estimated",
         ),
         (
             {"passthrough_kwargs": {"cache_config": {"nbits": 4}}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,9 @@ from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from pytest_llem.workload.files import read_file
-from pytest_llem.workload.prompts import Texts, build_workload
+from pytest_llem.workload.prompts import Texts, build_workload, prompts_digest
 from tests.conftest import Results, RunPytest, WriteStudy
+from tests.support.load_studies import write_load_study
 from tests.support.marks import slow
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
@@ -79,6 +81,23 @@ class TestHubDatasetOfAnotherCommit:
         assert changes("owner/prompts") == [
             "dataset 'owner/prompts' was revision aaaaaaaaaaaa in the cache, is missing now"
         ]
+
+
+class TestConversations:
+    @pytest.mark.parametrize(("measured", "changes"), [("one\nthree", 0), ("one\nother", 1)])
+    def test_unchanged_conversations_of_a_load_are_current(
+        self, tmp_path: Path, measured: str, changes: int
+    ) -> None:
+        """The hash of a load's result is that of all turns."""
+        turns = [("human", "one"), ("gpt", "two"), ("human", "three")]
+        line = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+        (tmp_path / "talks.jsonl").write_text(json.dumps(line))
+        result = ExperimentResult.model_validate_json(min(GOLDEN.glob("*.json")).read_text())
+        result.inputs = InputsRecord(modules={}, distributions={})
+        result.tokens.dataset_hash = prompts_digest([measured])
+        study = load_study(write_load_study(tmp_path, dataset="talks.jsonl"))
+        current = CurrentInputs(study, [], [], knows_packages=False)
+        assert len(current.changes(result, study.points[0].config)) == changes
 
 
 class TestNumbersOfAnotherBase:

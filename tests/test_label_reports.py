@@ -118,6 +118,11 @@ class TestArgumentsOfGenerate:
             ("num_beam_groups", [2, 4]),
             ("penalty_alpha", [0.2, 0.6]),
             ("low_memory", [True, False]),
+            ("assistant_ensemble_weight", [0.2, 0.6]),
+            ("speculation_type", ["dflash", "other"]),
+            ("continuous_batching_config", [1, 2]),
+            ("transformers_version", ["4", "5"]),
+            ("max_cache_len", [64, 128]),
         ],
     )
     def test_unused_generate_arguments_make_no_points(self, tmp_path: Path, name: str, values: list[Any]) -> None:

@@ -49,11 +49,11 @@ def save(tmp_path: Path) -> Callable[..., str]:
 
 def test_missing_weights_mark_the_result_as_one_of_random_weights(save: Callable[..., str]) -> None:
     model = save(lambda weights: {name: one for name, one in weights.items() if "layers.1" not in name})
-    with pytest.warns(UserWarning, match="missing in the files"):
+    with pytest.warns(UserWarning, match="are missing"):
         result = run_experiment({**TINY, "model": model})
     assert result.engine.random_weights is True
     expected = (
-        f"9 weights of LlamaForCausalLM missing in the files of model {model!r}, and random: "
+        f"the files of model {model!r} are missing 9 weights of LlamaForCausalLM, now random: "
         "model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight, "
         "model.layers.1.mlp.gate_proj.weight and 6 more"
     )
@@ -69,17 +69,28 @@ def test_model_without_any_weights_is_refused(save: Callable[..., str]) -> None:
 
 
 def test_weights_of_another_shape_are_refused_by_name(save: Callable[..., str]) -> None:
-    reason = "2 weights in its files of another shape than in config.json: lm_head.weight is 300×32 and not 299×32"
+    reason = "its files have 2 weights of another shape than config.json: lm_head.weight is 300×32 and not 299×32"
     with pytest.raises(PreflightError, match=reason):
         engine(model=save(vocab_size=299))
 
 
 def test_unused_weights_are_a_warning(save: Callable[..., str]) -> None:
     model = save(lambda weights: {**weights, "vision.weight": weights["lm_head.weight"] + 1})
-    with pytest.warns(UserWarning, match="not used by"), library_warnings() as found:
+    with pytest.warns(UserWarning, match="does not use"), library_warnings() as found:
         made = engine(model=model)
-    assert found == [f"1 weight in the files of model {model!r} not used by LlamaForCausalLM: vision.weight"]
+    assert found == [
+        f"the files of model {model!r} have 1 weight that LlamaForCausalLM does not use: vision.weight"
+    ]
     assert made.describe().random_weights is False
+
+
+def test_long_text_that_will_be_cut_is_no_warning(save: Callable[..., str], tmp_path: Path) -> None:
+    model = save()
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 4}))
+    with library_warnings() as found:
+        assert len(engine(model=model).encode("hello world")) > 4
+    assert found == []
 
 
 def test_complete_model_has_no_warning(save: Callable[..., str]) -> None:

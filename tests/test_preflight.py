@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 
 from pytest_llem.hardware import gpus
 from pytest_llem.hardware.gpus import Gpu
+from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.planning import host
 from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.runner_environment import how_to_install
+from pytest_llem.study.engine_options import Needs
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results, WriteStudy
 from tests.support.environments import EVERYTHING, Environment
@@ -203,7 +206,7 @@ class TestAnotherInterpreter:
         text = "model: builtin:tiny-llama"
         try:
             for torch, expected in (("2.99.0+cu130", OLD_GPU.gpus), ("2.99.0+cpu", ())):
-                monkeypatch.setattr(host, "version", lambda name, torch=torch: torch)
+                monkeypatch.setattr(host, "package_version", lambda name, torch=torch: torch)
                 (tmp_path / "study.yaml").write_text(text)
                 study = load_study(tmp_path / "study.yaml")
                 assert Preflight(study, (), []).host_of(study.points[0].config).gpus == expected
@@ -247,6 +250,41 @@ def test_precision_that_the_gpu_does_not_support_is_reported(tmp_path: Path) -> 
         None,
     ]
     assert reasons(tmp_path, study) == [None, None]
+
+
+def test_engine_without_gpus_is_checked_against_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(MODEL))
+    monkeypatch.setattr(Preflight, "needs", lambda preflight, config: Needs(gpus=0, resolves_model=True))
+    host = replace(OLD_GPU, memory_bytes=200 * 2**30)
+    assert reasons(tmp_path, "model: big\nsweep: {precision: [bf16, fp32]}", host, model_path=(tmp_path,)) == [
+        None,
+        "model 'big' needs 263 GiB in fp32 and this machine has 200 GiB of memory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        (1, "model 'big' needs 131 GiB in bf16 and small has 120 GiB of memory"),
+        (2, None),
+        (3, "model 'big' needs 131 GiB in bf16 and 3 × slow have 30 GiB of memory"),
+    ],
+)
+def test_model_is_compared_with_the_gpus_that_are_leased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, reason: str | None
+) -> None:
+    """The first kind of which there are enough is leased, even if another has more memory."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(MODEL))
+    monkeypatch.setattr(Preflight, "needs", lambda preflight, config: Needs(gpus=count, resolves_model=True))
+    monkeypatch.setattr(Preflight, "request", lambda preflight, config: DeviceRequest())
+    kinds = [("small", 120, 1), ("large", 200, 2), ("slow", 10, 3)]
+    gpus = [GpuCapacity(name, size * 2**30, (9, 0)) for name, size, number in kinds for _ in range(number)]
+    host = Host(2**36, tuple(gpus))
+    assert reasons(tmp_path, "model: big", host, model_path=(tmp_path,)) == [reason]
 
 
 def test_model_larger_than_the_memory_is_reported(tmp_path: Path) -> None:

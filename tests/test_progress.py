@@ -65,8 +65,17 @@ def _forecast(estimates: Mapping[Hashable, Expected | None], cycles: int = 2) ->
 def test_first_estimate_is_that_of_the_plan() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0, once=5.0)})
     assert forecast.seconds(("b", 0)) == 35.0
-    forecast.begin(("b", 0))
+    forecast.remove(("b", 0))
     assert forecast.left() == pytest.approx(10 + 10 + 35)
+
+
+def test_what_is_done_once_is_no_longer_left_while_it_is_done() -> None:
+    forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0, once=5.0)})
+    forecast.start(("b", 0))
+    assert forecast.left() == pytest.approx(10 + 10 + 30)
+    assert forecast.seconds(("b", 1)) == 30.0
+    forecast.end(("b", 0), 38.0, completed=True)
+    assert forecast.left() == pytest.approx((10 + 10) * 33 / 30 + 33)
 
 
 def test_estimates_are_corrected_by_what_experiments_have_taken() -> None:

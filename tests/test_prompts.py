@@ -19,7 +19,13 @@ from pytest_llem.study.dataset import LengthConfig
 from pytest_llem.study.identity import config_hash
 from pytest_llem.workload import prompts
 from pytest_llem.workload.files import Prompt
-from pytest_llem.workload.prompts import build_workload, dataset_problem, prompts_digest, read_texts
+from pytest_llem.workload.prompts import (
+    build_workload,
+    dataset_problem,
+    prompts_digest,
+    read_texts,
+    warmup_prompts,
+)
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
 from tests.support.tiny import TINY
@@ -99,6 +105,16 @@ def test_shuffled_uses_the_seed(texts: Callable[..., Any]) -> None:
     assert any(int(text) >= 10 for text in drawn), "drawn from the whole file, and not the first ten in disorder"
 
 
+@pytest.mark.parametrize(("kind", "number"), [("repeated", 4), ("distinct", 8)])
+def test_load_takes_the_prompts_in_the_files_order(tmp_path: Path, kind: str, number: int) -> None:
+    lines = [json.dumps({"prompt": text, "source": source}) for text, source in SOURCED]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    load = {"backend": "server", "server": {"url": "http://127.0.0.1:9"}, "load": {"rate": 1, "prompts": kind}}
+    experiment = ExperimentConfig.model_validate({**load, "model": "m", "dataset": "prompts.jsonl", "n": 4})
+    found = not_none(read_texts(experiment, tmp_path)).prompts
+    assert found == [text for text, _ in SOURCED[:number]]
+
+
 WRONG = [
     (
         "prompts.csv",
@@ -118,7 +134,7 @@ WRONG = [
     ("name", "content", "message"),
     [
         *WRONG,
-        ("few.txt", "one\n", r"dataset 'few.txt' has 1 prompts, but the experiment needs n: 2"),
+        ("few.txt", "one\n", r"dataset 'few.txt' has 1 prompt, but the experiment needs n: 2"),
         ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
         ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
         ("bad.jsonl", '\n{"text": "a", "source": 1}\n', r"bad.jsonl:2: expected a string under 'source'"),
@@ -269,6 +285,17 @@ def test_prompts_of_many_lengths_reach_the_engine() -> None:
     result = ExperimentOrchestrator(config(dataset=dataset)).run().result
     assert result.tokens.input_tokens == sum(lengths(dataset))
     assert result.tokens.truncated_prompts == 0
+
+
+def test_engine_of_texts_is_warmed_up_with_token_ids_if_prompts_are_synthetic() -> None:
+    class OfTexts(Vocabulary):
+        takes_texts = True
+
+    engine: Any = OfTexts()
+    synthetic = config(dataset={"n": 3, "input_len": 4})
+    warm = warmup_prompts(synthetic, engine, build_workload(synthetic, engine, None))
+    assert [len(prompt) for prompt in warm] == [4, 4, 4]
+    assert {token for prompt in warm for token in prompt} <= set(engine.vocabulary())
 
 
 # ---- their digest ----

@@ -263,24 +263,39 @@ class TestCommand:
     def test_default_metrics_of_an_open_loop_are_those_of_its_gates(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
-        runs = [session(run, metric="ttft_p99_ms", number=number) for number, run in enumerate(RUNS)]
+        runs = [session(run, number=number, metric="ttft_p99_ms") for number, run in enumerate(RUNS)]
         for one in runs:
             for point in one.points:
-                point.config["load"] = {"rate": 4.0, "slo": {"ttft_ms": 200}}
-        status, lines, _ = llem(*folders(*runs))
-        assert (status, lines[1].split()[0]) == (0, "ttft_p99_ms")
+                point.config["load"] = {"rate": 4.0}
+                # A server that sends several tokens at a time has no times between tokens.
+                point.metrics["tpot_p99_ms"] = point.metrics["ttft_p99_ms"]
+        status, lines, error = llem(*folders(*runs))
+        assert (status, error) == (0, f"llem: {METRIC}: no session has values\n")
+        deltas = yaml.safe_load("\n".join(lines[lines.index("gates:") :]))["gates"]["delta"]
+        assert list(deltas) == ["ttft_p99_ms", "tpot_p99_ms"]
+
+    @pytest.mark.parametrize("saved_first", [True, False])
+    def test_baseline_and_the_run_it_was_saved_from_are_one_session(
+        self, folders: Callable[..., Any], llem: Callable[..., Any], saved_first: bool
+    ) -> None:
+        run = session(RUNS[0], entry={"result_sha256": "a" * 64})
+        run.points[0].cycles, run.points[0].result_digests = [1], ["a" * 64]
+        saved = run.model_copy(update={"experiments": []})
+        names = folders(*((saved, run) if saved_first else (run, saved)))
+        message = "not independent: both have the same measurement of 1 experiment; measure one of the two again"
+        assert llem(*names, "--metric", METRIC) == (2, [], f"llem: r2 and r1: {message}\n")
 
     def test_alpha_and_metrics_come_from_the_study(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
         for one in runs:
-            one.measurement_protocol["gates"] = {"alpha": 0.05, "delta": 0.02, "metrics": [METRIC]}
+            one.measurement_protocol["gates"] = {"alpha": 0.005, "delta": 0.02, "metrics": [METRIC]}
         status, lines, _ = llem(*folders(*runs))
         assert status == 0
-        delta = session_effect(runs, METRIC, alpha=0.05, metrics=1).delta
+        delta = session_effect(runs, METRIC, alpha=0.005, metrics=1).delta
         assert lines[1].split()[-1] == f"{math.ceil(1000 * delta) / 10:.3g}%"
-        assert any("5% of comparisons" in line for line in lines)
+        assert any("in 0.5% of comparisons" in line for line in lines)
 
     def test_too_few_sessions_give_no_delta(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
@@ -325,6 +340,13 @@ class TestCommand:
         status, _, error = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
         assert error.startswith("llem: r2: warning: differs from r1 in torch: ")
+
+    def test_invalid_gates_of_a_result_are_refused_in_one_line(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
+        runs = [session(run, number=number) for number, run in enumerate(RUNS[:2])]
+        runs[1].measurement_protocol["gates"] = {"alpha": 2}
+        assert llem(*folders(*runs)) == (2, [], "llem: r2: gates.alpha: must be less than 0.5 (got 2)\n")
 
     def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (

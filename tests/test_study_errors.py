@@ -141,6 +141,7 @@ def test_wrong_types_are_errors(tmp_path: Path, text: str, expected: str) -> Non
         ("decoder: {top_p: 1.1}", "decoder.top_p: must be at most 1 (got 1.1)"),
         ("decoder: {min_p: -0.5}", "decoder.min_p: must be at least 0 (got -0.5)"),
         ("dataset: {n: 0}", "dataset.n: must be at least 1 (got 0)"),
+        ("dataset: {n: 100000001}", "dataset.n: must be at most 100000000 (got 100000001)"),
         ("dataset: {n: x}", "dataset.n: must be a whole number (got 'x')"),
         ("dataset: {input_len: 0}", "dataset.input_len: must be at least 1 (got 0)"),
         ("dataset: {input_len: x}", "dataset.input_len: must be a whole number or a mapping (got 'x')"),

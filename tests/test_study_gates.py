@@ -449,6 +449,11 @@ class TestUnreachableGates:
                 "energy.backend is 'estimate', and energy.allow_estimated false",
             ),
             ("baseline: {enabled: false}", "active_energy_j", "baseline.enabled is false"),
+            (
+                "energy: {backend: estimate, allow_estimated: true}",
+                "active_energy_j",
+                "energy.backend is 'estimate', and idle power is never estimated",
+            ),
             ("n: 1", "prefill_seconds", "measurement.prefill_split is false"),
             ("n: 1", "energy_per_input_token_j", "measurement.prefill_split is false"),
         ],

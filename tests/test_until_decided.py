@@ -12,6 +12,8 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.execution.stopping import begin_time_budget, elapsed_seconds
+from pytest_llem.judging.until_decided import _by_precision
+from pytest_llem.results.statistics import Summary
 from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support import figures
 
@@ -89,12 +91,24 @@ class TestComparison:
 
 
 class TestPrecision:
+    def test_precision_is_shown_as_it_was_set(self) -> None:
+        result = SimpleNamespace(
+            points=[
+                SimpleNamespace(id="p", metrics={"seconds": Summary(mean=1.05, n=2, unit="s", values=[1.0, 1.1])})
+            ]
+        )
+        execution = SimpleNamespace(half_width=0.0025)
+        study = SimpleNamespace(budgets=(), compared_metrics=lambda point: ["seconds"], execution=execution)
+        run: Any = SimpleNamespace(study=study, summarise=lambda: result)
+        point: Any = SimpleNamespace(id="p")
+        assert _by_precision(run, point) == (None, "not yet within 0.25%: seconds")
+
     def test_without_comparison_narrow_intervals_end_the_cycles(self, auto: Auto, results: Results) -> None:
         seconds = "1 + (0.003 if size == 1 else 0.3) * (-1) ** cycle"
         run = auto(seconds, "--llem-run-id=alone")
         assert cycles(results, "alone") == {"size=1": 4, "size=2": 10}
         run.stdout.fnmatch_lines(["llem: size=1 after 4 cycles, decided"])
-        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, not yet within 2.0%: seconds"])
+        run.stdout.fnmatch_lines(["llem: size=2 after 5 cycles, not yet within 2%: seconds"])
 
     @pytest.mark.parametrize(
         ("option", "shown"),

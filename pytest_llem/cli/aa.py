@@ -13,8 +13,9 @@ delta that a gate needs to compare runs.
 
 Each DIR holds the results of one run (a session) of the same study on the
 same machine. Use five or more, as far apart in time as later comparisons will
-be. Name all metrics that the study gates. Gates that compare interleaved runs
-(pytest --llem-against) do not need this.
+be. Without --metric, the metrics are those that the study gates; with it, name
+all of them. Gates that compare interleaved runs (pytest --llem-against) do not
+need this.
 """
 
 

@@ -9,11 +9,13 @@ from typing import Literal
 
 from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
-from pytest_llem.gates.matching import shared_experiments
+from pytest_llem.gates.eligibility import judged_metric
+from pytest_llem.gates.matching import pairs, shared_experiments
+from pytest_llem.gates.regression import gates_of
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
+from pytest_llem.study.gates import DEFAULT_DELTA, GatesConfig
 from pytest_llem.study.problems import printable
 
 _UNUSABLE = "too few sessions, or sessions that differ too much, for a delta below 100%"
@@ -34,19 +36,21 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         OSError: A result cannot be read.
     """
     results = _read(paths)
-    gates = results[-1].measurement_protocol.get("gates") or {}
-    alpha = gates.get("alpha") or GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or _gated_metrics(results, gates.get("metrics")) or DEFAULT_FAMILY))
+    try:
+        gates = gates_of(results[-1])
+    except ValueError as error:
+        raise ValueError(f"{paths[-1]}: {error}") from error
+    names = list(dict.fromkeys(metrics or _gated_metrics(results, gates)))
     effects = []
     for name in names:
         try:
-            effects.append(session_effect(results, name, alpha=alpha, metrics=len(names)))
+            effects.append(session_effect(results, name, alpha=gates.alpha, metrics=len(names)))
         except UndecidableError as error:
             print_error(f"{name}: {error}")
     if not effects:
         return FAILED
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
-    for line in _lines(effects, usable, alpha):
+    for line in _lines(effects, usable, gates.alpha):
         write(f"{line}\n")
     for effect in effects:
         if effect.metric not in usable:
@@ -83,8 +87,8 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 "the effect of that is counted as part of the session effect"
             )
         for other, earlier in zip(paths[:at], results[:at], strict=True):
-            # The result of a saved baseline has no experiments.
-            if not result.experiments and (dependent := shared_experiments(result, earlier)):
+            is_saved = not (result.experiments and earlier.experiments)  # a saved baseline has none of its own
+            if is_saved and (dependent := shared_experiments(result, earlier)):
                 raise ValueError(f"{path} and {other}: {dependent}")
         for entry in result.experiments:
             if entry.replayed_from is not None:
@@ -96,11 +100,14 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
     return results
 
 
-def _gated_metrics(results: Sequence[StudyResult], metrics: list[str] | None) -> list[str]:
-    """Return the metrics that are gated at any point, given ``gates.metrics`` of the study."""
-    gates = GatesConfig.model_construct(metrics=metrics)
-    loads = [point.config.get("load") for result in results for point in result.points]
-    return [name for load in loads for name in gates.family_of(load)]
+def _gated_metrics(results: Sequence[StudyResult], gates: GatesConfig) -> Iterator[str]:
+    """Yield the metrics that gates judge when the last result is compared with each other one; some repeatedly."""
+    for earlier in results[:-1]:
+        for pair in pairs(results[-1].points, earlier):
+            for metric in gates.family_of(pair.candidate.config.get("load")):
+                if gates.metrics is None and pair.reference is not None:
+                    metric, _ = judged_metric(metric, pair.candidate, pair.reference)
+                yield metric
 
 
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["testbed", "sut"]) -> list[str]:
@@ -121,7 +128,7 @@ def _lines(effects: Sequence[SessionEffect], usable: Mapping[str, float], alpha:
     yield ""
     yield "sigma_session: standard deviation of the effect that a session has on all its cycles"
     yield f"upper bound: of sigma_session at {CONFIDENCE:.0%} confidence; more sessions lower it, and delta too"
-    exceeded = f"two sessions exceed in any metric in {alpha:.0%} of comparisons"
+    exceeded = f"two sessions exceed in any metric in {100 * alpha:g}% of comparisons"
     yield f"delta: {DEFAULT_DELTA:.0%}, or the difference that {exceeded}"
     for effect in effects:
         for note in effect.notes:

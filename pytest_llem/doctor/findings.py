@@ -25,7 +25,10 @@ from pytest_llem.hardware.gpus import is_cpu_build
 MIN_FREE_MB = 2_000
 
 #: A machine is busy if its load exceeds both this share of its CPUs and this number of CPUs.
-_BUSY_SHARE, _BUSY = 0.1, 0.5
+_BUSY_SHARE, _BUSY_CPUS = 0.1, 0.5
+
+#: Governors under which the clock does not follow the load; a clock that the user sets has ``userspace``.
+_FIXED_CLOCK = {"performance", "userspace"}
 
 _RAPL_COMMANDS = [
     'sudo chgrp -R "$(id -gn)" /sys/class/powercap/intel-rapl/',
@@ -79,7 +82,9 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
 
 def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
     torch = software.torch
-    if torch is not None and is_cpu_build(torch) and any(gpu.visible for gpu in gpus):
+    if not any(gpu.visible for gpu in gpus):
+        return
+    if torch is not None and is_cpu_build(torch):
         yield Finding(
             severity="hinders" if verdict.method == "measured" else "blocks",
             about="torch",
@@ -87,8 +92,8 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
             advice="install a CUDA build",
         )
     built = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
-    if built and driver.cuda and _pair(built) > _pair(driver.cuda):
-        other_major = _pair(built)[0] > _pair(driver.cuda)[0]
+    if built and driver.cuda and _major_minor(built) > _major_minor(driver.cuda):
+        other_major = _major_minor(built)[0] > _major_minor(driver.cuda)[0]
         yield Finding(
             severity="blocks" if other_major else "note",
             about="torch",
@@ -154,7 +159,7 @@ def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
         yield Finding(
             severity="hinders", about="CPU", message=message, advice="other experiments wait until it ends"
         )
-    elif cpu.load is not None and cpu.load > max(_BUSY, _BUSY_SHARE * (cpu.count or 1)):
+    elif cpu.load is not None and cpu.load > max(_BUSY_CPUS, _BUSY_SHARE * (cpu.count or 1)):
         yield Finding(
             severity="hinders",
             about="CPU",
@@ -168,7 +173,7 @@ def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
             message=f"a control group limits this process to the time of {cpu.limit:g} of {cpu.count} CPUs",
             advice=f"use no more threads than that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
         )
-    if cpu.governor is not None and cpu.governor != "performance":
+    if cpu.governor is not None and not _FIXED_CLOCK.issuperset(cpu.governor.split(", ")):
         yield Finding(
             severity="note" if on_gpu else "hinders",
             about="CPU",
@@ -217,5 +222,5 @@ _FOLDERS = {
 }
 
 
-def _pair(version: str) -> tuple[int, ...]:
+def _major_minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

@@ -43,35 +43,36 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
             + (", so engines run on the CPU" if hidden else ""),
             advice=f"name all GPUs by their UUIDs, or all by index from 0 to {len(gpus) - 1}",
         )
-    named = [gpu for gpu in gpus if gpu.visible]
+    candidates = [gpu.uuid for gpu in gpus if gpu.visible]
+    has_index = visible is not None and any(entry.strip().isdecimal() for entry in visible.split(","))
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
-    if visible is None or len(named) < 2 or is_ordered or any(gpu.first for gpu in gpus):
+    if not has_index or len(candidates) < 2 or is_ordered or any(gpu.first for gpu in gpus):
         return
+    answering = next((uuid for uuid in candidates if uuid is not None), "UUID")
     order = "CUDA may number these different GPUs in another order than nvidia-smi"
     yield Finding(
         severity="hinders",
         about=f"CUDA_VISIBLE_DEVICES={visible}",
         message=f"{order}: which of them is meant is unknown",
         advice="number them in PCI bus order, or name one by its UUID",
-        commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={named[0].uuid}"],
+        commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={answering}"],
     )
 
 
 def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
     about = f"GPU {gpu.index}"
+    severity: Severity = "blocks" if used else "hinders"
     if gpu.error is not None:
-        severity: Severity = "blocks" if used else "hinders"
         message = f"it does not answer: {gpu.error}"
         yield Finding(severity=severity, about=about, message=message, advice="reset it or reboot")
         return
-    yield from _energy(gpu, about, blocking=used)
+    yield from _energy(gpu, about, severity)
     if gpu.compute_mode == "prohibited":
-        command = f"sudo nvidia-smi -i {gpu.index} -c 0"
         yield Finding(
-            severity="blocks" if used else "hinders",
+            severity=severity,
             about=about,
             message="compute mode is prohibited: nothing can run on it",
-            commands=[command],
+            commands=[f"sudo nvidia-smi -i {gpu.index} -c 0"],
         )
     throttling = [reason for reason in gpu.clock_reasons or () if reason not in (IDLE, SETTING)]
     if throttling:
@@ -84,8 +85,7 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
     yield from _users(gpu, about, around)
 
 
-def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
-    severity: Severity = "blocks" if blocking else "hinders"
+def _energy(gpu: GpuReport, about: str, severity: Severity) -> Iterator[Finding]:
     if gpu.mig_mode:
         yield Finding(
             severity=severity,
@@ -129,7 +129,7 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
             about=_names(alike),
             message=f"clocks {locked}: they vary with temperature and power, and so do figures",
             advice="lock them at a clock that the GPU sustains under your load"
-            + (f"; undo with nvidia-smi -i {indices} -rgc" if mhz else ""),
+            + (f"; undo with sudo nvidia-smi -i {indices} -rgc" if mhz else ""),
             commands=[f"sudo nvidia-smi -i {indices} -lgc {mhz},{mhz}"] if mhz else [],
         )
 

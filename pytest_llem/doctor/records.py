@@ -113,7 +113,7 @@ class GpuReport(Record):
     """SM clock that the advice recommends for locking."""
     clock_reasons: list[str] | None = None
     """Reasons for the clocks now: ``idle``, ``setting``, ``power``, ``hw_slowdown``, ``sync_boost``,
-    ``sw_thermal``, ``hw_thermal``, ``hw_power_brake``, ``display``.
+    ``sw_thermal``, ``hw_thermal``, ``hw_power_brake``, ``display``, ``board_limit``, ``reliability``.
     """
     users: list[GpuUser] | None = None
     """Processes that use the GPU; null if NVML does not report them."""
@@ -189,8 +189,10 @@ class Engine(Record):
     """Whether a package of the extra that has the engine's name is installed; true without such an extra."""
     torch_cuda: str | None = None
     """CUDA version that the engine's torch is built for; null without torch or for a CPU-only build."""
-    gpus: int | None = None
-    """Number of GPUs that an experiment with the engine's default options leases; null for all visible ones."""
+    gpus: int | Literal["all"] | None = None
+    """Number of GPUs that an experiment with the engine's default options leases, or ``all`` visible ones; null
+    if unknown, because an option has no default or the engine cannot be used.
+    """
 
 
 class Meter(Record):
@@ -308,7 +310,7 @@ class Verdict(Record):
     ``unknown`` if the driver hangs.
     """
     reason: str | None = None
-    """Why energy is not measured; null if it is."""
+    """Why the energy of ``device`` is not measured; null if it is."""
 
 
 class Examination(Record):

@@ -32,6 +32,7 @@ try:
         try:
             from pytest_llem.measurement.engine_imports import default_gpus
             gpus = default_gpus(sys.argv[2], engine)
+            gpus = "all" if gpus is None else gpus
         except Exception:  # options without defaults, which only a study can give
             gpus = None
 except BaseException as failure:

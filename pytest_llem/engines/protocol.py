@@ -313,7 +313,7 @@ class BatchEngine(Engine, Protocol):
     def prepare(self, prompts: Sequence[Any]) -> Sequence[Any]:
         """Return the batches of *prompts* in their order, ready on the device.
 
-        A prompt is a list of token ids, or a text if ``takes_texts`` is true.
+        A prompt is a list of token ids, or a text of a dataset if ``takes_texts`` is true.
 
         Called with the window's prompts, and with warm-up prompts of the same lengths. No gate judges an engine
         that answers repeated prompts faster.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -65,7 +66,7 @@ class PromptTokenizer:
         """
         assert self.tokenizer is not None, "chats are texts"
         if not self.tokenizer.chat_template:
-            message = f"model {self._model!r} has no chat template: take prompt_format: raw, or another model"
+            message = f"model {self._model!r} has no chat template: set prompt_format: raw, or name another model"
             raise PreflightError(message)
         try:
             self.encode("Hello")
@@ -105,6 +106,7 @@ def _load(source: ModelSource, config: ExperimentConfig, origin: dict[str, Any])
         with library_errors_as_preflight(what):
             found = AutoTokenizer.from_pretrained(source.location, **origin)
         if len(found) > len(found.all_special_ids):
+            found.model_max_length = sys.maxsize  # it would warn of a long text, although prompts are cut
             return found
         # If the files are missing, transformers makes some tokenizers without a vocabulary.
         missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")

@@ -25,7 +25,7 @@ _WEIGHT_FILES = (
 
 
 class NotSafetensorsError(ValueError):
-    """A file that is not a whole safetensors file. The message goes on after its name: "is truncated …"."""
+    """A file that is not a whole safetensors file. The message follows the file's name: "is truncated …"."""
 
 
 def read_header(file: Path) -> dict[str, Any]:

@@ -37,16 +37,18 @@ class _StudyProgress:
     def position(self, item: pytest.Item) -> StudyPosition:
         """Return the position of *item*. Earlier items no longer count as remaining, whatever their outcome."""
         number = self._number[item.nodeid]
-        for one in self._items[self._passed : number]:
-            self._forecast.begin(_key(one))
+        for one in self._items[self._passed : number - 1]:
+            self._forecast.remove(_key(one))
         self._passed = max(self._passed, number)
+        expected_s = self._forecast.seconds(_key(item))
+        self._forecast.start(_key(item))
         experiment, reference = experiment_of(item), "reference " if is_reference(run_of(item)) else ""
         return StudyPosition(
             number=number,
             count=self.count,
             name=f"{reference}{experiment.id}",
             short=f"{reference}{_short(experiment)}",
-            expected_s=self._forecast.seconds(_key(item)),
+            expected_s=expected_s,
             study_began=self.began,
             study_left_s=self._forecast.left(),
         )

@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from pydantic import ValidationError
-
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import ORIGIN, blocking_fact, different_facts
 from pytest_llem.gates.eligibility import (
@@ -21,6 +19,7 @@ from pytest_llem.gates.eligibility import (
     ineligible_reason,
     replay_ineligible_reason,
 )
+from pytest_llem.gates.regression import gates_of
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
@@ -216,11 +215,9 @@ def _gates_of(result: StudyResult) -> GatesConfig:
         ValueError: They are invalid.
     """
     try:
-        return GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ["gates", *first["loc"]]))
-        raise ValueError(f"{result.name}, newest run: {where}: {first['msg']}") from error
+        return gates_of(result)
+    except ValueError as error:
+        raise ValueError(f"{result.name}, newest run: {error}") from error
 
 
 def _unique_runs(results: Iterable[StudyResult], metrics: Sequence[str]) -> tuple[list[Run], int]:

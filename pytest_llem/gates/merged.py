@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.regression import Comparison, FailOn, compare
+from pytest_llem.gates.regression import Comparison, FailOn, compare, gates_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
-from pytest_llem.study.gates import Budget, GatesConfig
+from pytest_llem.study.gates import Budget
 
 
 def judge_budgets(result: StudyResult) -> list[GateVerdict]:
@@ -36,8 +36,7 @@ def judge_comparison(
         paired: Whether both were interleaved.
         fail_on: The mildest verdict that fails.
     """
-    settings = GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
-    found = compare(result, reference, settings, name=name, paired=paired, fail_on=fail_on)
+    found = compare(result, reference, gates_of(result), name=name, paired=paired, fail_on=fail_on)
     points = {point.id: point for point in result.points}
     verdicts = [_with_cycles(verdict, result) for verdict in found.verdicts]
     for verdict in verdicts:

@@ -176,8 +176,8 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
 def invalid_entry(uuids: Sequence[str], visible: str) -> str | None:
     """Return the first entry of CUDA_VISIBLE_DEVICES that CUDA does not accept; None if it accepts all.
 
-    It accepts no entry that matches no GPU, and no index among UUIDs or the reverse. An empty entry or ``-1`` is
-    valid: it hides the GPUs of all entries after it.
+    It accepts no entry that matches no GPU or several, and no index among UUIDs or the reverse. An empty entry or
+    ``-1`` is valid: it hides the GPUs of all entries after it.
 
     Args:
         uuids: UUIDs of all GPUs in NVML's order.

@@ -123,7 +123,9 @@ def _by_precision(run: StudyRun, point: Point) -> tuple[str | None, str]:
         return _NOT_JUDGED, f"{_NOT_JUDGED}: no value of {', '.join(values)}"
     half_width = study.execution.half_width
     too_wide = [name for name, found in known.items() if not is_precise(found, half_width)]
-    return (None, f"not yet within {half_width:.1%}: {', '.join(too_wide)}") if too_wide else (_DECIDED, _DECIDED)
+    if too_wide:
+        return None, f"not yet within {100 * half_width:g}%: {', '.join(too_wide)}"
+    return _DECIDED, _DECIDED
 
 
 class _Cycles(NamedTuple):

@@ -30,7 +30,7 @@ from pytest_llem.serving.engine import ServerEngine
 from pytest_llem.serving.errors import DatasetExhaustedError, LoadError
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.load import LoadConfig
-from pytest_llem.workload.prompts import Texts, prompts_digest
+from pytest_llem.workload.prompts import Texts, texts_digest
 
 #: Maximum number of requests in flight while warming up.
 _WARMUP_CONCURRENCY = 8
@@ -60,9 +60,9 @@ class LoadDriver(Driver[LoadWindow]):
     ) -> None:
         assert config.load is not None
         self._engine, self._config, self._load = engine, config, config.load
-        self._texts = None if texts is None else texts.conversations
-        vocabulary = engine.vocabulary() if texts is None else ()
-        self._requests = LoadRequests(config, self._texts, vocabulary, cycle, engine.record.first_prompt)
+        self._texts = texts
+        conversations, vocabulary = (None, engine.vocabulary()) if texts is None else (texts.conversations, ())
+        self._requests = LoadRequests(config, conversations, vocabulary, cycle, engine.record.first_prompt)
         self._drift = engine.record.drift
         self._sent_again: Sequence[RequestRecord] = ()
         self._measurement = LoadMeasurement(
@@ -180,7 +180,7 @@ class LoadDriver(Driver[LoadWindow]):
             input_tokens=None if work.input_tokens is None else round(work.input_tokens / passes),
             output_tokens=None if work.output_tokens is None else round(work.output_tokens / passes),
             padding_waste=None,
-            dataset_hash=None if self._texts is None else prompts_digest(map("\n".join, self._texts)),
+            dataset_hash=None if self._texts is None else texts_digest(self._texts, self._config),
             requests=requests.total,
             failed_requests=requests.failed,
         )

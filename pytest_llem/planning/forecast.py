@@ -54,7 +54,9 @@ class Forecast:
     def __init__(self, points: Mapping[Hashable, Hashable], estimates: Mapping[Hashable, Expected | None]) -> None:
         self._points = points
         self._estimates = estimates
-        self._pending = dict.fromkeys(points)
+        self._pending = set(points)
+        #: Points of which an experiment runs or has run, and so does what is done once.
+        self._started: set[Hashable] = set()
         #: By point: number of pending experiments; number and total time (s) of ended ones.
         self._count = Counter(points.values())
         self._taken: dict[Hashable, tuple[int, float]] = {}
@@ -69,10 +71,18 @@ class Forecast:
         for point in self._count:
             self._add(point, 1)
 
-    def begin(self, key: Hashable) -> None:
-        """Remove an experiment from the pending ones: it has started, or will not run."""
+    def start(self, key: Hashable) -> None:
+        """Remove an experiment from the pending ones: it runs."""
+        self.remove(key)
+        point = self._points.get(key)
+        self._add(point, -1)
+        self._started.add(point)
+        self._add(point, 1)
+
+    def remove(self, key: Hashable) -> None:
+        """Remove an experiment from the pending ones: it runs already, or will not run."""
         if key in self._pending:
-            del self._pending[key]
+            self._pending.remove(key)
             point = self._points[key]
             self._add(point, -1)
             self._count[point] -= 1
@@ -83,7 +93,7 @@ class Forecast:
 
         A failed experiment affects only the forecast of its own point.
         """
-        self.begin(key)
+        self.remove(key)
         point = self._points.get(key)
         estimated = self._estimates.get(point)
         if estimated is not None and completed and point not in self._taken:
@@ -104,7 +114,9 @@ class Forecast:
             times, total = self._taken[point]
             return total / times
         estimated = self._estimates.get(point)
-        return self._mean if estimated is None else estimated.each * self._ratio + estimated.once
+        if estimated is None:
+            return self._mean
+        return estimated.each * self._ratio + (0.0 if point in self._started else estimated.once)
 
     def left(self) -> float | None:
         """Return the expected time of all pending experiments, one after the other, in s; None if unknown."""
@@ -123,7 +135,7 @@ class Forecast:
             self._known += sign * count * total / times
         elif (estimated := self._estimates.get(point)) is not None:
             self._each += sign * count * estimated.each
-            self._once += sign * estimated.once
+            self._once += sign * (0.0 if point in self._started else estimated.once)
         else:
             self._unknown += sign * count
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
-from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
+from pytest_llem.hardware.cgroups import memory_limit_bytes
 from pytest_llem.hardware.gpus import gpus_for
+from pytest_llem.results.environment import package_version
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,33 @@ class Host:
     gpus: tuple[GpuCapacity, ...] = ()
     memory_is_limited: bool = False
 
-    def device_memory_bytes(self, gpus: int | None = 1) -> int:
-        """Return the memory that a model has to fit into, in bytes: that of its GPUs together.
-
-        Without GPUs it is the machine's.
+    def gpus_of_experiment(self, count: int | None) -> tuple[GpuCapacity, ...]:
+        """Return the GPUs that an experiment leases if all are free; none if there are too few of one kind.
 
         Args:
-            gpus: Number of GPUs of one kind that the model is divided among; None for all GPUs.
+            count: Number of GPUs, all of one kind: the first of which there are enough. None for all GPUs.
         """
-        if not self.gpus:
-            return self.memory_bytes
-        kinds: dict[str, list[int]] = {}
+        if count is None:
+            return self.gpus
+        kinds: dict[str, list[GpuCapacity]] = {}
         for gpu in self.gpus:
-            kinds.setdefault(gpu.name, []).append(gpu.memory_bytes)
-        if gpus is None:
-            return sum(gpu.memory_bytes for gpu in self.gpus)
-        return max(sum(sorted(sizes, reverse=True)[: max(1, gpus)]) for sizes in kinds.values())
+            kinds.setdefault(gpu.name, []).append(gpu)
+        return next((tuple(kind[:count]) for kind in kinds.values() if len(kind) >= count), ())
+
+    def device_memory_bytes(self, count: int | None = 1) -> int:
+        """Return the memory that a model has to fit into, in bytes: that of its GPUs together, or the machine's.
+
+        Args:
+            count: Number of GPUs, as in :meth:`gpus_of_experiment`; 0 for none.
+        """
+        if not self.gpus or count == 0:
+            return self.memory_bytes
+        return sum(gpu.memory_bytes for gpu in self.gpus_of_experiment(count) or self.gpus)
 
 
 def this_host() -> Host:
     """Return this machine as seen by the torch that is installed in this environment."""
-    try:
-        return host_for(version("torch"))
-    except PackageNotFoundError:
-        return host_for(None)
+    return host_for(package_version("torch"))
 
 
 @cache
@@ -81,19 +84,21 @@ def host_for(torch: str | None) -> Host:
 
 
 def load_warning() -> str | None:
-    """Return a warning if the load exceeds the CPUs available to this process; None otherwise, or if unknown.
+    """Return a warning if the load exceeds the machine's CPUs; None otherwise, or if unknown.
+
+    The load is that of all CPUs, also of those that this process may not use.
 
     Example:
         "load 7.33 on 2 CPUs in the last minute: …"
     """
     try:
-        load, cpus = os.getloadavg()[0], float(len(os.sched_getaffinity(0)))
-    except (OSError, AttributeError):  # not Linux
+        load = os.getloadavg()[0]
+    except OSError:
         return None
-    cpus = min(cpus, cpu_limit() or cpus)
-    if load <= cpus:
+    cpus = os.cpu_count()
+    if cpus is None or load <= cpus:
         return None
     return (
-        f"load {load:.2f} on {cpus:g} CPU{'s' * (cpus != 1)} in the last minute: other programs may slow down "
+        f"load {load:.2f} on {cpus} CPU{'s' * (cpus != 1)} in the last minute: other programs may slow down "
         "what is measured; stop them and wait"
     )

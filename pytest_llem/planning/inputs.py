@@ -22,7 +22,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.workload.hub_dataset import cached_dataset
-from pytest_llem.workload.prompts import hub_dataset, prompts_digest, read_texts
+from pytest_llem.workload.prompts import hub_dataset, read_texts, texts_digest
 
 #: Maximum number of names in a message.
 MAX_NAMES = 3
@@ -150,7 +150,7 @@ class CurrentInputs:
                 texts = read_texts(config, directory)
             except PreflightError:
                 texts = None
-            self._prompts[key] = prompts_digest(texts.prompts) if texts else None
+            self._prompts[key] = texts_digest(texts, config) if texts else None
         if self._prompts[key] != result.tokens.dataset_hash:
             yield f"dataset {config.dataset!r} has changed"
 

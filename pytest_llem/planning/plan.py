@@ -239,7 +239,8 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
             f"set {advice} to at most {1 / len(sides) - 0.05:.2f}"
         )
     sizes = [side.memory_bytes(config) for side in sides]
-    memory = host.device_memory_bytes(candidate.needs(config).gpus or 1)
+    gpus = candidate.needs(config).gpus
+    memory = host.device_memory_bytes(1 if gpus is None else gpus)
     needed = sum(size for size in sizes if size is not None)
     if needed > memory:
         return f"two of them need about {gib(needed)}, and there are {gib(memory)}"

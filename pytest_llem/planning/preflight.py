@@ -192,13 +192,14 @@ class Preflight:
     def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if the GPUs do not support the precision, or if the model does not fit into memory."""
         host = self.host_of(config)
-        if config.precision == "bf16" and host.gpus and all(gpu.capability < _MIN_BF16 for gpu in host.gpus):
-            yield f"{host.gpus[0].name} does not support bf16: use precision: fp16 or fp32"
+        gpus = host.gpus_of_experiment(needs.gpus)
+        if config.precision == "bf16" and gpus and all(gpu.capability < _MIN_BF16 for gpu in gpus):
+            yield f"{gpus[0].name} does not support bf16: use precision: fp16 or fp32"
         footprint = self.footprint(config)
-        if footprint is None or needs.gpus is None:
-            return
+        if footprint is None or needs.gpus is None or (host.gpus and len(gpus) != needs.gpus):
+            return  # the number of GPUs is unknown, or there are too few, which is another error
         weights, memory = weight_bytes(config, needs, footprint), host.device_memory_bytes(needs.gpus)
-        if host.memory_is_limited and not host.gpus:
+        if host.memory_is_limited and not gpus:
             # The kernel kills a process that exceeds the limit, so the whole estimate counts here. Elsewhere only
             # weights and runtime count, because the rest of the estimate is rough.
             if (needed := memory_bytes(config, needs, footprint)) > memory:
@@ -208,9 +209,9 @@ class Preflight:
                     "control group"
                 )
         elif weights + RUNTIME_BYTES > memory:
-            where, has = host.gpus[0].name if host.gpus else "this machine", "has"
-            if host.gpus and needs.gpus > 1:
-                where, has = f"{needs.gpus} × {where}", "have"
+            where, has = gpus[0].name if gpus else "this machine", "has"
+            if len(gpus) > 1:
+                where, has = f"{len(gpus)} × {where}", "have"
             need = f"model {config.model!r} needs {gib(weights)} in {config.precision}"
             yield f"{need} and {where} {has} {gib(memory)} of memory"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -48,9 +48,8 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
     needed = [one for one in _requirements(interpreter, PLUGIN) if canonicalize_name(one.name) in WORKER_PACKAGES]
     if provider not in (None, PLUGIN):
         needed += _requirements(interpreter, provider)
-    lines = list(dict.fromkeys(_line(one) for one in needed if not _meets(interpreter, one)))
-    if lines:
-        return f"is missing {' and '.join(lines)}: {pip} install {shlex.join(lines)}"
+    if unmet := _unmet(interpreter, needed):
+        return f"needs {' and '.join(unmet.values())}: {pip} install {shlex.join(unmet)}"
     return missing_engine_packages(interpreter, engine, pip) if engine is not None else None
 
 
@@ -65,12 +64,11 @@ def missing_engine_packages(interpreter: Interpreter, engine: str, pip: str) -> 
         engine: Name of an engine that is installed there.
         pip: The pip command of the interpreter's environment.
     """
-    provider = interpreter.engines[engine]
-    needed = _engine_requirements(interpreter, engine)
-    missing = list(dict.fromkeys(_found(interpreter, one) for one in needed if not _meets(interpreter, one)))
-    if not missing:
+    unmet = _unmet(interpreter, _engine_requirements(interpreter, engine))
+    if not unmet:
         return None
-    return f"needs {' and '.join(missing)}: {pip} install {shlex.quote(f'{provider}[{engine}]')}"
+    extra = f"{interpreter.engines[engine]}[{engine}]"
+    return f"needs {' and '.join(unmet.values())}: {pip} install {shlex.quote(extra)}"
 
 
 def is_installed(interpreter: Interpreter, engine: str) -> bool:
@@ -135,13 +133,20 @@ def _providing(engine: str) -> str | None:
     return None
 
 
-def _found(interpreter: Interpreter, requirement: Requirement) -> str:
-    """Return the name of a missing package; with its required and its installed version if that is another one."""
-    version = interpreter.version(requirement.name)
-    return requirement.name if version is None else f"{_line(requirement)} (found {version})"
+def _unmet(interpreter: Interpreter, requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Return the requirements that an interpreter does not meet, for messages, by their arguments of pip.
+
+    That is the name of a package that is not installed, and both versions of one whose version does not fit.
+    """
+    unmet: dict[str, str] = {}
+    for one in requirements:
+        if not _meets(interpreter, one):
+            wanted, version = _pip_requirement(one), interpreter.version(one.name)
+            unmet[wanted] = one.name if version is None else f"{wanted} (found {version})"
+    return unmet
 
 
-def _line(requirement: Requirement) -> str:
+def _pip_requirement(requirement: Requirement) -> str:
     """Return a requirement without its marker, as an argument of pip."""
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     where = f" @ {requirement.url}" if requirement.url else str(requirement.specifier)

@@ -75,7 +75,7 @@ _NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
 _Pieces = dict[str, list[BudgetEntry]]
 
 #: A conflict: the later budget, its limit that conflicts, and the earlier budget.
-_Clash = tuple[BudgetEntry, Bound, BudgetEntry]
+_Conflict = tuple[BudgetEntry, Bound, BudgetEntry]
 
 
 def read_budgets(document: Document) -> tuple[Scoped, list[Problem]]:
@@ -201,8 +201,8 @@ def apply_budgets(
                 message = _unused_budget(document, one, fits_others=bool(found), is_entry=bool(scope))
                 # An error, because a budget that matches no point due to a misspelt value would never fail.
                 (notes if one.where is None or found else problems).append(message)
-    budgets, clashes = _merged(document, points, pieces)
-    return budgets, [*problems, *clashes], notes
+    budgets, conflicts = _merged(document, points, pieces)
+    return budgets, [*problems, *conflicts], notes
 
 
 def _unused_budget(document: Document, one: BudgetEntry, *, fits_others: bool, is_entry: bool) -> Problem:
@@ -220,22 +220,24 @@ def _merged(
 ) -> tuple[list[Budget], list[Problem]]:
     """Return the budgets of all points, combined from their *pieces*, and a problem for each conflict."""
     budgets: list[Budget] = []
-    clashes: dict[tuple[KeyPath, Bound, KeyPath], tuple[_Clash, list[Point]]] = {}
+    conflicts: dict[tuple[KeyPath, Bound, KeyPath], tuple[_Conflict, list[Point]]] = {}
     for point, by_metric in zip(points, pieces, strict=True):
         for metric, written in by_metric.items():
             holders: dict[Bound, BudgetEntry] = {}
-            for later, bound, earlier in _clashing(written, holders):
+            for later, bound, earlier in _conflicts(written, holders):
                 key = (later.at, bound, earlier.at)
-                clashes.setdefault(key, ((later, bound, earlier), []))[1].append(point)
+                conflicts.setdefault(key, ((later, bound, earlier), []))[1].append(point)
             limits = {bound: holder.bounds[bound] for bound, holder in holders.items()}
             line = _line(document, written[0])
             budgets.append(
                 Budget(f"{metric}-{point.id}", metric, point.id, limits.get("max"), limits.get("min"), line)
             )
-    return budgets, [_clash_problem(document, clash, concerned) for clash, concerned in clashes.values()]
+    return budgets, [
+        _conflict_problem(document, conflict, concerned) for conflict, concerned in conflicts.values()
+    ]
 
 
-def _clashing(written: Sequence[BudgetEntry], holders: dict[Bound, BudgetEntry]) -> Iterator[_Clash]:
+def _conflicts(written: Sequence[BudgetEntry], holders: dict[Bound, BudgetEntry]) -> Iterator[_Conflict]:
     """Record in *holders* which of a point's budgets on one metric gives each limit, and yield conflicts."""
     for one in written:
         for bound, value in one.bounds.items():
@@ -249,8 +251,8 @@ def _clashing(written: Sequence[BudgetEntry], holders: dict[Bound, BudgetEntry])
                 yield one, bound, other
 
 
-def _clash_problem(document: Document, clash: _Clash, concerned: Sequence[Point]) -> Problem:
-    later, bound, earlier = clash
+def _conflict_problem(document: Document, conflict: _Conflict, concerned: Sequence[Point]) -> Problem:
+    later, bound, earlier = conflict
     key = (*later.entry, bound)
     at = key if key in document.marks else later.at
     line = _line(document, earlier)

@@ -32,8 +32,8 @@ _MAX_DEVIATIONS = 5
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 _HUB = re.compile(
-    r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^/:#@]+))?(/(?P<subset>[^/:#@]+))?"
-    r"(:(?P<split>[^/:#@]+))?(#(?P<column>.+))?"
+    r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>refs/\w+/\w+|[^/:#@]+))?"
+    r"(/(?P<subset>[^/:#@]+))?(:(?P<split>[^/:#@]+))?(#(?P<column>.+))?"
 )
 
 
@@ -110,14 +110,14 @@ class DatasetConfig(Section):
 
 def overrides(dataset: dict[str, Any]) -> dict[str, int]:
     """Return the valid values of the experiment's fields that *dataset*, as given in a study, sets."""
-    given = {ours: dataset.get(its) for its, ours in DATASET_FIELDS.items()}
+    given = {field: dataset.get(key) for key, field in DATASET_FIELDS.items()}
     lengths = given["max_input_tokens"]
     if isinstance(lengths, dict | LengthConfig):
         try:
             given["max_input_tokens"] = LengthConfig.model_validate(lengths).largest
         except ValidationError:  # reported when the whole dataset is validated
             given["max_input_tokens"] = None
-    return {ours: value for ours, value in given.items() if type(value) is int and value > 0}
+    return {field: value for field, value in given.items() if type(value) is int and 0 < value <= MAX_COUNT}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class HubDataset:
 
     Attributes:
         name: ``owner/name``.
-        revision: Branch, tag or commit; None for the main branch.
+        revision: Branch, tag, commit, or reference such as ``refs/convert/parquet``; None for the main branch.
         subset: Configuration of the dataset; None for the default one.
         split: Name of the split; None for ``train`` or the only one.
         column: Column of the prompts; None to search for it.

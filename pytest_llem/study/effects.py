@@ -22,10 +22,14 @@ _BEAM_FIELDS = ("early_stopping", "length_penalty")
 #: Fields that are used only with convergence detection.
 _CONVERGENCE_FIELDS = ("cv_threshold", "window_size", "min_prompts", "max_prompts")
 
-
 #: Arguments of transformers' ``generate`` that are used only if a model drafts tokens, and those that make it
 #: draft.
-_DRAFT_ARGUMENTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+_DRAFT_ARGUMENTS = (
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_ensemble_weight",
+)
 _DRAFTING = ("assistant_early_exit", "use_mtp")
 
 #: Arguments that ``generate`` accepts but that never have an effect in the engine, and why.
@@ -34,8 +38,15 @@ _UNUSED_ARGUMENTS = {
     "penalty_alpha": "without a contrastive search: not supported",
     "low_memory": "in this version of transformers",
     "decoder_start_token_id": "on a model without an encoder",
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), "without a second model: not supported"),
+    **dict.fromkeys(
+        ("assistant_lookbehind", "target_lookbehind", "speculation_type"), "without a second model: not supported"
+    ),
+    "continuous_batching_config": "without continuous batching: not supported",
+    "transformers_version": "beside the version that is installed",
 }
+
+#: Caches that grow, so that they have no maximum length.
+_GROWING_CACHES = (None, "dynamic", "offloaded", "quantized")
 
 
 def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -50,20 +61,22 @@ def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     options = config.pytorch
     if options and options.num_beams == 1:
         for name in _BEAM_FIELDS:
-            if _differs(options, name):
+            if _is_given(options, name):
                 yield ("pytorch", name), "has no effect without num_beams above 1"
     if config.dataset_order != "interleaved" and not config.has_texts:
         yield ("dataset_order",), "has no effect on synthetic prompts"
-    yield from _of_disabled_features(config)
+    yield from _in_disabled_features(config)
     if options:
-        for name, why in _of_generate(options, config.passthrough_kwargs or {}):
+        for name, why in _unused_arguments(options, config.passthrough_kwargs or {}):
             yield ("passthrough_kwargs", name), f"has no effect {why}"
 
 
-def _of_generate(options: PyTorchConfig, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _unused_arguments(options: PyTorchConfig, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each argument of transformers' ``generate`` in *given* that has no effect, and the reason."""
     if "cache_config" in given and options.cache_implementation != "quantized":
         yield "cache_config", "without cache_implementation: quantized"
+    if "max_cache_len" in given and options.cache_implementation in _GROWING_CACHES:
+        yield "max_cache_len", "without cache_implementation: static"
     if "max_matching_ngram_size" in given and options.prompt_lookup_num_tokens is None:
         yield "max_matching_ngram_size", "without prompt_lookup_num_tokens"
     if not any(given.get(name) for name in _DRAFTING):
@@ -71,21 +84,24 @@ def _of_generate(options: PyTorchConfig, given: Mapping[str, Any]) -> Iterator[t
     yield from ((name, why) for name, why in _UNUSED_ARGUMENTS.items() if name in given)
 
 
-def _of_disabled_features(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
+def _in_disabled_features(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     warmup = config.warmup
     if not warmup.enabled:
         for name in type(warmup).model_fields:
-            if name != "enabled" and _differs(warmup, name):
+            if name != "enabled" and _is_given(warmup, name):
                 yield ("warmup", name), "has no effect with enabled: false"
     elif not warmup.convergence_detection:
         for name in _CONVERGENCE_FIELDS:
-            if _differs(warmup, name):
+            if _is_given(warmup, name):
                 yield ("warmup", name), "has no effect with convergence_detection: false"
-    if _differs(config.baseline, "duration_seconds"):
+    if _is_given(config.baseline, "duration_seconds"):
         if not config.baseline.enabled:
             yield ("baseline", "duration_seconds"), "has no effect with enabled: false"
         elif config.energy.backend is None:
             yield ("baseline", "duration_seconds"), "has no effect without a meter (energy.backend is null)"
+        elif config.energy.backend == "estimate":
+            message = "has no effect with energy.backend: estimate: idle power is never estimated"
+            yield ("baseline", "duration_seconds"), message
 
 
 def given_value(config: ExperimentConfig, location: KeyPath) -> Any:
@@ -106,10 +122,9 @@ def in_effect(config: ExperimentConfig) -> ExperimentConfig:
         name, *inner = map(str, location)
         section = update.get(name, getattr(config, name))
         if not inner:
-            update[name] = type(config).model_fields[name].default
+            update[name] = _default(config, name)
         elif isinstance(section, BaseModel):
-            default = type(section).model_fields[inner[0]].default
-            update[name] = section.model_copy(update={inner[0]: default})
+            update[name] = section.model_copy(update={inner[0]: _default(section, inner[0])})
         else:
             update[name] = {key: value for key, value in section.items() if key != inner[0]} or None
     return config.model_copy(update=update)
@@ -122,12 +137,12 @@ def smaller_batches(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
         yield ("pytorch", "batch_size"), f"{size} does not divide n {config.n}: the last batch holds {rest}"
 
 
-def _differs(section: BaseModel, name: str) -> bool:
-    return bool(getattr(section, name) != type(section).model_fields[name].default)
+def _is_given(section: BaseModel, name: str) -> bool:
+    return bool(getattr(section, name) != _default(section, name))
 
 
-def _is_given(decoder: DecoderConfig, name: str) -> bool:
-    """Return whether a value differs from the preset's, or from the default without a preset."""
-    preset = PRESETS[decoder.preset] if decoder.preset else {}
-    default = preset.get(name, DecoderConfig.model_fields[name].default)
-    return bool(getattr(decoder, name) != default)
+def _default(section: BaseModel, name: str) -> Any:
+    """Return the value of a field that is not given: the decoder preset's, or else the field's default."""
+    preset = section.preset if isinstance(section, DecoderConfig) else None
+    values = PRESETS[preset] if preset else {}
+    return values.get(name, type(section).model_fields[name].default)

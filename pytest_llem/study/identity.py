@@ -108,7 +108,7 @@ def _value_text(value: Any) -> str:
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Return whether two values are equal in a study file: 1.0 equals 1, true does not."""
+    """Return whether two values are equal in a study file: 1.0 and "1" equal 1, true does not."""
     return _meaning(one) == _meaning(other)
 
 

@@ -56,7 +56,7 @@ def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
     These are the engines of the grammar, installed engines, user-defined classes, and engines that the file runs
     in another interpreter, which may have them installed.
     """
-    named = [name for name in _named(document.data, shared) if isinstance(name, str)]
+    named = [name for name in _named_backends(document.data, shared) if isinstance(name, str)]
     own = [name for name in named if is_class(name) or _runs_elsewhere(name, document.data)]
     return list(dict.fromkeys([*ENGINES, *installed(ENGINE_GROUP), *own]))
 
@@ -69,15 +69,11 @@ def _runs_elsewhere(name: str, data: Mapping[str, Any]) -> bool:
     return bool(name) and name not in ExperimentConfig.model_fields and name not in STUDY_KEYS
 
 
-def _named(data: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Any]:
-    sweep, experiments = data.get("sweep"), data.get("experiments")
-    swept = sweep.get("backend") if isinstance(sweep, dict) else None
-    listed = (
-        [one.get("backend") for one in experiments if isinstance(one, dict)]
-        if isinstance(experiments, list)
-        else []
-    )
-    for given in (shared.get("backend"), swept, listed):
+def _named_backends(data: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a file gives as ``backend``, for the whole study, in its sweep and in its experiments."""
+    experiments = data.get("experiments")
+    for section in (shared, data.get("sweep"), *(experiments if isinstance(experiments, list) else ())):
+        given = section.get("backend") if isinstance(section, Mapping) else None
         yield from given if isinstance(given, list) else [given]
 
 

@@ -44,8 +44,11 @@ def _missing(metric: str, config: ExperimentConfig) -> str | None:
             return "energy.backend is null"
         if config.energy.backend == "estimate" and not config.energy.allow_estimated:
             return "energy.backend is 'estimate', and energy.allow_estimated false"
-    if metric in _IDLE_POWER_METRICS and not config.baseline.enabled:
-        return "baseline.enabled is false"
+    if metric in _IDLE_POWER_METRICS:
+        if not config.baseline.enabled:
+            return "baseline.enabled is false"
+        if config.energy.backend == "estimate":
+            return "energy.backend is 'estimate', and idle power is never estimated"
     if metric in PREFILL_METRICS and not config.measurement.prefill_split:
         return "measurement.prefill_split is false"
     return None

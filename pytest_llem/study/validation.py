@@ -115,7 +115,7 @@ def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft
     first: dict[str, Mapping[str, Any]] = {}
     for place, (_, axes, config) in enumerate(checked.valid):
         if place not in ineffective:
-            first.setdefault(hasher.hash(config), axes)
+            first.setdefault(hasher.hash(in_effect(config)), axes)
     repeated: set[int] = set()
     for place, (draft, reason) in ineffective.items():
         _, axes, config = checked.valid[place]

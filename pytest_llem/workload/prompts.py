@@ -25,7 +25,7 @@ class Texts:
 
     Attributes:
         prompts: The texts in order.
-        conversations: The same with all turns of each conversation.
+        conversations: For each of them, all turns of its conversation, of which it is the first.
         revision: Commit of their hub dataset; None if they are from a file.
     """
 
@@ -84,7 +84,7 @@ def read_texts(
 ) -> Texts | None:
     """Return the ``n`` prompts of a pass as texts, in the order of ``dataset_order``; None if they are synthetic.
 
-    For a load of distinct prompts, they are all of the dataset, in its order.
+    For a load, they are the first ``n`` of the dataset, or all of them if they have to be distinct.
 
     Args:
         config: The experiment.
@@ -105,13 +105,12 @@ def read_texts(
         prompts, revision = read_dataset(on_hub, folder), folder.name
     else:
         prompts = read_file(dataset, directory)
-    if config.load is not None and config.load.prompts == "distinct":  # a load needs as many as it takes
-        return Texts([one.text for one in prompts], revision, [one.turns for one in prompts])
-    if len(prompts) < config.n:
-        message = f"dataset {dataset!r} has {len(prompts)} prompts, but the experiment needs n: {config.n}"
-        raise PreflightError(message)
-    ordered = _ordered(prompts, config)
-    return Texts([one.text for one in ordered], revision, [one.turns for one in ordered])
+    if config.load is None or config.load.prompts == "repeated":
+        if (count := len(prompts)) < config.n:
+            has = f"has {count} prompt{'s' * (count != 1)}"
+            raise PreflightError(f"dataset {dataset!r} {has}, but the experiment needs n: {config.n}")
+        prompts = _ordered(prompts, config) if config.load is None else prompts[: config.n]
+    return Texts([one.text for one in prompts], revision, [one.turns for one in prompts])
 
 
 def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt]:
@@ -147,7 +146,7 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
         ]
         return Workload(prompts, prompts_digest(prompts))
     if engine.takes_texts:
-        return Workload(texts.prompts, prompts_digest(texts.prompts), revision=texts.revision)
+        return Workload(texts.prompts, texts_digest(texts, config), revision=texts.revision)
     encoded = [engine.encode(text) for text in texts.prompts]
     if [] in encoded:
         text = texts.prompts[encoded.index([])]
@@ -156,7 +155,7 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
         )
     truncated = sum(len(ids) > shape.input_len for ids in encoded)
     cut = [ids[: shape.input_len] for ids in encoded]
-    return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
+    return Workload(cut, texts_digest(texts, config), truncated, texts.revision)
 
 
 def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> Sequence[Any]:
@@ -166,11 +165,16 @@ def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Work
     takes texts, they hold random words of these texts.
     """
     rng = random.Random(f"warm-up {config.random_seed}")
-    if engine.takes_texts:
+    if config.has_texts and engine.takes_texts:
         words = [word for text in workload.prompts for word in text.split()]
         return [" ".join(rng.choices(words, k=len(text.split()))) for text in workload.prompts]
     ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
     return [rng.choices(ids, k=len(prompt)) for prompt in workload.prompts]
+
+
+def texts_digest(texts: Texts, config: ExperimentConfig) -> str:
+    """Return the SHA-256 of an experiment's texts: its prompts or, of a load, all turns of its conversations."""
+    return prompts_digest(texts.prompts if config.load is None else map("\n".join, texts.conversations))
 
 
 def prompts_digest(prompts: Iterable[str | Sequence[int]]) -> str:

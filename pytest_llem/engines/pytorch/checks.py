@@ -33,7 +33,7 @@ def check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -
     if mismatched := sorted(found["mismatched_keys"]):
         weight, given, expected = mismatched[0]
         raise PreflightError(
-            f"model {name!r} cannot be loaded: {_count(mismatched)} in its files of another shape than in "
+            f"model {name!r} cannot be loaded: its files have {_count(mismatched)} of another shape than "
             f"config.json: {weight} is {_shape(given)} and not {_shape(expected)}"
         )
     missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
@@ -47,13 +47,13 @@ def check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -
     if missing:
         model.config.random_weights = True
         warnings.warn(
-            f"{_count(missing)} of {architecture} missing in the files of model {name!r}, and random: "
+            f"the files of model {name!r} are missing {_count(missing)} of {architecture}, now random: "
             f"{_some(missing)}",
             stacklevel=2,
         )
     if unused:
         warnings.warn(
-            f"{_count(unused)} in the files of model {name!r} not used by {architecture}: {_some(unused)}",
+            f"the files of model {name!r} have {_count(unused)} that {architecture} does not use: {_some(unused)}",
             stacklevel=2,
         )
 

@@ -35,12 +35,19 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> SpecialTokens:
-        """Return the special tokens of *model*. Missing ones are taken from *tokenizer*, unless that is None."""
+        """Return the special tokens of a loaded model.
+
+        Its end is the model's own, or else the tokenizer's; its padding is the tokenizer's, or else the model's,
+        or else the end.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer; None if it has none.
+        """
         own = model.generation_config
         eos = own.eos_token_id if own.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
         pads = getattr(tokenizer, "pad_token_id", None), own.pad_token_id, eos
-        padding = (one for one in pads if one is not None)
-        pad = next(padding, 0)
+        pad = next((one for one in pads if one is not None), 0)
         return cls(own.bos_token_id, eos, int(pad if isinstance(pad, int) else pad[0]))
 
 

@@ -9,8 +9,8 @@ from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
-#: In a narrower terminal, lines are longer than it is.
-_MIN_WIDTH = 40
+#: In a narrower terminal, lines are longer than it is: a UUID is kept whole, and leaves no room for other cells.
+_MIN_WIDTH = 70
 
 _VERDICTS = {
     "measured": "energy will be measured on this machine",
@@ -41,7 +41,11 @@ def _verdict(verdict: Verdict) -> str:
     text = _VERDICTS[verdict.method]
     if verdict.boundary is not None:
         text += f": {verdict.boundary} by {verdict.source} (meter {verdict.meter})"
-    return f"{text}: {verdict.reason}" if verdict.reason else text
+    if verdict.reason is None:
+        return text
+    # What is measured is then the energy of the CPU beside a GPU.
+    link = f"; that of {verdict.device} will not" if verdict.method == "measured" else ""
+    return f"{text}{link}: {verdict.reason}"
 
 
 def _finding(finding: Finding, width: int) -> Iterator[str]:
@@ -62,7 +66,7 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         yield from _wrapped(f"GPUs: none ({reason})", width)
         return
     title = f"GPUs (driver {_text(driver.version)}, CUDA up to {_text(driver.cuda)})"
-    names = [(str(gpu.index), _text(gpu.name or gpu.error), _text(gpu.uuid), _first(gpu)) for gpu in found.gpus]
+    names = [(str(gpu.index), _text(gpu.name or gpu.error), _text(gpu.uuid), _cuda(gpu)) for gpu in found.gpus]
     yield from _table(title, ("", "name", "UUID", "CUDA"), names, width)
     known = [gpu for gpu in found.gpus if gpu.error is None]
     if not known:
@@ -89,8 +93,8 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
             _switch(gpu.mig_mode),
             _switch(gpu.ecc_mode),
             f"{_number(gpu.sm_clock_mhz, 0)} of\n{_number(gpu.max_sm_clock_mhz, 0)}",
-            {True: "yes", False: "no", None: "?"}[gpu.clocks_held],
-            ", ".join(gpu.clock_reasons or ()) or "-",
+            _yes_no(gpu.clocks_held),
+            _text(None if gpu.clock_reasons is None else ", ".join(gpu.clock_reasons) or "none"),
             _number(gpu.temperature_c, 0),
         )
         for gpu in known
@@ -107,16 +111,14 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         yield from _table("Users of GPUs", ("", "pid", "program", "memory MB"), using, width, right=(1, 3))
 
 
-def _first(gpu: GpuReport) -> str:
+def _cuda(gpu: GpuReport) -> str:
     if not gpu.visible:
         return "hidden"
     return "first" if gpu.first else "visible"
 
 
 def _counter(gpu: GpuReport) -> str:
-    if gpu.energy_counter is None:
-        return "?"
-    return ("still" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"
+    return "fails" if gpu.energy_counter and gpu.energy_counter_error else _yes_no(gpu.energy_counter)
 
 
 def _processor(found: Examination, width: int) -> Iterator[str]:
@@ -128,8 +130,8 @@ def _processor(found: Examination, width: int) -> Iterator[str]:
         ("SMT", _switch(cpu.smt)),
         ("governor", f"{_text(cpu.governor)}, boost {_switch(cpu.boost)}"),
         ("load", _number(cpu.load, 2)),
-        ("OMP_NUM_THREADS", _text(cpu.omp_num_threads)),
-        ("virtual machine", {True: "yes", False: "no", None: "-"}[cpu.virtual_machine]),
+        ("OMP_NUM_THREADS", _variable(cpu.omp_num_threads)),
+        ("virtual machine", _yes_no(cpu.virtual_machine)),
     ]
     rows += [(f"RAPL {one.device}", one.error or "readable") for one in rapl.domains]
     if not rapl.domains:
@@ -146,7 +148,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
             f"{_text(one.distribution)} {_text(one.version)}",
             (one.error if one.installed else "not installed") or "yes",
             _text(one.torch_cuda),
-            "-" if one.error else "all" if one.gpus is None else str(one.gpus),
+            "-" if one.gpus is None else str(one.gpus),
         )
         for one in software.engines
     ]
@@ -161,21 +163,19 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
 
 def _surroundings(found: Examination, width: int) -> Iterator[str]:
     around = found.surroundings
-    memory = f"{_number(around.memory_mb, 0)} MB"
+    memory = _size(around.memory_mb)
     if around.memory_limit_mb is not None:
         memory += f", limit {around.memory_limit_mb:,} MB"
-    visible = "not set" if around.cuda_visible_devices is None else around.cuda_visible_devices
     rows = [
         ("system", f"{around.os} {around.kernel}"),
-        ("container", _text(around.container)),
+        ("container", around.container or "no sign of one"),
         ("memory", memory),
-        ("swap in use", f"{_number(around.swap_used_mb, 0)} MB"),
+        ("swap in use", _size(around.swap_used_mb)),
         ("HF_HUB_OFFLINE", "set" if around.hf_hub_offline else "not set"),
-        ("CUDA_VISIBLE_DEVICES", visible),
+        ("CUDA_VISIBLE_DEVICES", _variable(around.cuda_visible_devices)),
     ]
     rows += [
-        (one.purpose, f"{_text(one.path)}: {one.error or f'{_number(one.free_mb, 0)} MB free'}")
-        for one in around.folders
+        (one.purpose, f"{_text(one.path)}: {one.error or f'{_size(one.free_mb)} free'}") for one in around.folders
     ]
     yield from _table("Surroundings", None, rows, width)
 
@@ -191,9 +191,12 @@ def _table(
     """Yield a blank line, the title and the table. Without headings, rows are pairs of a name and its value."""
     yield ""
     yield from _wrapped(title, width)
+    if not rows:
+        yield "  none"
+        return
     table = plain_table()
     table.show_header = headings is not None
-    for column in range(len(rows[0]) if rows else len(headings or ())):
+    for column in range(len(rows[0])):
         table.add_column(
             headings[column] if headings is not None else "",
             justify="right" if column in right else "left",
@@ -203,9 +206,6 @@ def _table(
         )
     for row in rows:
         table.add_row(*("\n".join(map(printable, cell.split("\n"))) for cell in row))
-    if not rows:
-        yield "  none"
-        return
     yield from (f"  {line}" for line in render(table, width - 2))
 
 
@@ -221,6 +221,18 @@ def _text(value: str | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _size(megabytes: int | None) -> str:
+    return "-" if megabytes is None else f"{megabytes:,} MB"
+
+
+def _variable(value: str | None) -> str:
+    return "not set" if value is None else value or "empty"
+
+
+def _yes_no(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[value]
 
 
 def _switch(value: bool | None) -> str:

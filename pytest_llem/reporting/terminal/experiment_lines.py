@@ -100,7 +100,7 @@ class Lines:
     def _leave_out(self, key: str, experiment: Experiment) -> None:
         """Count an experiment that was skipped or replayed as ended, without a line."""
         self._ended.setdefault(file_of(key), set()).add((key, experiment.id))
-        self._forecast(file_of(key)).begin((key, experiment.id))
+        self._forecast(file_of(key)).remove((key, experiment.id))
 
     def _forecast(self, file: str) -> Forecast:
         if file not in self._forecasts:
