@@ -287,7 +287,7 @@ def test_prompts_of_many_lengths_reach_the_engine() -> None:
     assert result.tokens.truncated_prompts == 0
 
 
-def test_engine_of_texts_is_warmed_up_with_token_ids_if_prompts_are_synthetic() -> None:
+def test_engine_of_texts_warms_up_with_token_ids_of_synthetic_prompts() -> None:
     class OfTexts(Vocabulary):
         takes_texts = True
 
