@@ -222,6 +222,37 @@ def test_unusable_input_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["compare", "main"], ["table"], ["history"], ["aa", "main.json"]])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("points.0.config.n", "2"),
+        ("points.0.config.energy", [1]),
+        ("points.0.config.load", 5),
+        ("points.0.config.load.slo", "x"),
+        ("points.0.testbed.cpus", ""),
+        ("points.0.testbed.energy_ticks", "many"),
+        ("measurement_protocol.gates", [1]),
+        ("measurement_protocol.n_cycles", "five"),
+        ("measurement_protocol.budgets", 5),
+    ],
+)
+def test_value_of_a_wrong_type_is_one_line_that_names_it(
+    saved: Path, capsys: pytest.CaptureFixture[str], command: list[str], place: str, value: Any
+) -> None:
+    result = _result(1).model_dump(mode="json")
+    (saved / "main.json").write_text(json.dumps(result))
+    *parents, last = place.split(".")
+    section = result
+    for key in parents:
+        section = section[int(key)] if key.isdigit() else section.setdefault(key, {})
+    section[last] = value
+    (saved / "edited.json").write_text(json.dumps(result))
+    assert cli.main([*command, "edited.json"]) == 2
+    error = capsys.readouterr().err.splitlines()[0]
+    assert f"edited.json: not a StudyResult: {place}" in error
+
+
 @pytest.mark.parametrize(
     ("metric", "message"),
     [

@@ -353,6 +353,11 @@ def test_entry_of_a_replayed_experiment_names_its_source(tmp_path: Path) -> None
     assert writer.entry("n=0").replayed_from is None, "run again after all"
 
 
+def _started(at: str) -> str:
+    fields = {"study_name": "s", "study_design_hash": "0", "pytest_llem_version": "0", "total_experiments": 0}
+    return json.dumps({**fields, "started_at": at, "experiments": []})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -361,6 +366,8 @@ def test_entry_of_a_replayed_experiment_names_its_source(tmp_path: Path) -> None
         ("{}", "not a Manifest: study_name: Field required"),
         ("\udcff", "not a Manifest: the file: Invalid JSON"),
         ('{"schema_version": "3.0", "studies": []}', "schema version 3.0 cannot be read"),
+        (_started("noon"), "not a Manifest: started_at: Value error, Invalid isoformat string: 'noon'"),
+        (_started("2026-11-30T12:00:00"), "started_at: Value error, a time with an offset from UTC is needed"),
     ],
 )
 def test_invalid_manifest_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
+from pytest_llem.reporting.html.cycles import _deviation
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -735,3 +737,9 @@ def test_environment_is_grouped_and_unknown_values_are_listed() -> None:
         ("packages", [("torch", "2")]),
         ("gpus 1", [("name", "A"), ("mig", "no")]),
     ]
+
+
+def test_plot_of_cycles_has_no_deviation_of_a_metric_that_the_point_lacks() -> None:
+    contents: Any = SimpleNamespace(points=[point({"size": 1})])
+    cycle: Any = SimpleNamespace(point=0)
+    assert _deviation(contents, "ttft_p50_ms", cycle, 1.0) is None

@@ -11,9 +11,10 @@ from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.matching import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
+from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
+from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
 from pytest_llem.study.problems import printable
 
 _UNUSABLE = "too few sessions, or sessions that differ too much, for a delta below 100%"
@@ -34,19 +35,18 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         OSError: A result cannot be read.
     """
     results = _read(paths)
-    gates = results[-1].measurement_protocol.get("gates") or {}
-    alpha = gates.get("alpha") or GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or gates.get("metrics") or DEFAULT_FAMILY))
+    gates = gates_of(results[-1], paths[-1], {"metrics": [*dict.fromkeys(metrics)]} if metrics else {})
+    names = gates.metrics or DEFAULT_FAMILY
     effects = []
     for name in names:
         try:
-            effects.append(session_effect(results, name, alpha=alpha, metrics=len(names)))
+            effects.append(session_effect(results, name, alpha=gates.alpha, metrics=len(names)))
         except UndecidableError as error:
             print_error(f"{name}: {error}")
     if not effects:
         return FAILED
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
-    for line in _lines(effects, usable, alpha):
+    for line in _lines(effects, usable, gates.alpha):
         write(f"{line}\n")
     for effect in effects:
         if effect.metric not in usable:
