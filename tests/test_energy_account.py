@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_meter_is_found_by_its_entry_point(outside: Callable[..., Any]) -> None:
         pytest.param(
             "import a_module_that_is_not_there", "No module named 'a_module_that_is_not_there'", id="import"
         ),
-        pytest.param("", "AttributeError: module 'llem_plug' has no attribute 'PlugMeter'", id="attribute"),
+        pytest.param("", "there is no 'PlugMeter' in *llem_plug.py", id="attribute"),
         pytest.param(
             """
             class PlugMeter:
@@ -217,6 +218,16 @@ def test_meter_is_found_by_its_entry_point(outside: Callable[..., Any]) -> None:
             "OSError: no plug at /dev/ttyUSB0",
             id="open",
         ),
+        pytest.param(
+            """
+            class PlugMeter:
+                def open(self, gpus):
+                    {}["PLUG_PORT"]
+            """,
+            "KeyError: 'PLUG_PORT'",
+            id="lookup",
+        ),
+        pytest.param('{}["PLUG_PORT"]', "llem_plug raises KeyError: 'PLUG_PORT'", id="module"),
     ],
 )
 def test_third_party_meter_that_does_not_open_is_refused(
@@ -224,8 +235,8 @@ def test_third_party_meter_that_does_not_open_is_refused(
 ) -> None:
     outside(source)
     meters = Meters.open("plug", [])
-    assert meters.refusals == {"plug": reason}
-    assert _measure(meters).total.reason == f"plug: {reason}"
+    assert fnmatch(meters.refusals["plug"], reason)
+    assert _measure(meters).total.reason == f"plug: {meters.refusals['plug']}"
 
 
 # ---- sums ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -194,7 +194,12 @@ class Meters:
 
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
-            meter: Meter = registry.load(registry.METER_GROUP, name)()
+            make: Callable[[], Meter] = registry.load(registry.METER_GROUP, name)
+        except (LookupError, ImportError) as error:  # of the registry, whose message is enough
+            self.refusals[name] = str(error)
+            return
+        try:
+            meter = make()
             if self._telemetry_fd is not None and isinstance(meter, StreamsTelemetry):
                 meter.stream_telemetry(self._telemetry_fd)
             if self._processes and isinstance(meter, MetersProcesses):
@@ -206,7 +211,7 @@ class Meters:
             self.meters[name] = meter
 
     def _refuse(self, name: str, error: Exception) -> None:
-        is_expected = isinstance(error, MeterUnavailableError | LookupError | ImportError)
+        is_expected = isinstance(error, MeterUnavailableError | ImportError)
         self.refusals[name] = str(error) if is_expected else f"{type(error).__name__}: {error}"
 
     def begin(self) -> None:
