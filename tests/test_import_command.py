@@ -150,6 +150,13 @@ def test_outputs_of_llama_bench_are_the_same_points_in_every_format() -> None:
         (["missing.json"], "missing.json: no such file or folder"),
         (["a.json", "--axis", "x"], "--axis x: must be NAME=JSON.path"),
         (["a.json", "--axis", "x=model_id", "--axis", "x=duration"], "--axis x=duration: x is given twice"),
+        (["a.json", "--name", "../a"], "--name: must be a name without path separators or control characters"),
+        (
+            ["a.json", "--name", ""],
+            "--name: must be a name without path separators or control characters",
+        ),
+        (["a.json", "--name", 201 * "a"], "--name: must be at most 200 bytes long"),
+        (["a.json", "-o", "a\tb"], "a\\tb: --name: must be a name without path separators or control characters"),
         (["a.json", "-o", "full"], "full: exists already: give the name of a new folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
