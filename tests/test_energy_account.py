@@ -259,6 +259,11 @@ def test_sum_has_the_weakest_method_of_its_parts(methods: list[str], weakest: st
     assert account.over("wall") == account.total
 
 
+def test_boundary_of_a_device_with_a_plus_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"boundary must have no \+ \(got 'gpu_board\+fans'\)"):
+        DeviceReading("GPU-1", "gpu_board+fans", 1.0, "measured", "plug_power")
+
+
 def test_sum_with_a_missing_part_is_unavailable() -> None:
     lost = ("GPU-2", "gpu_board", None, "unavailable", "nvml_total_energy", "NVML: GPU is lost")
     account = _measure(Meters({"fixed": Fixed(_reading(BOARD, lost))}))

@@ -86,7 +86,6 @@ def _run(options: argparse.Namespace) -> int:
     points = points_of(read_runs(options.files, options.format), parse_axes(options.axis), options.cycle_per)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ImportFileError(f"{directory}: exists already: give the name of a new folder")
-    directory.mkdir(parents=True, exist_ok=True)
     result = write_study(directory, name, points)
     lines = [f"{directory}: {counted(len(result.points), 'point')}"]
     lines += [f"  {point.id}: {counted(len(point.cycles), 'cycle')}" for point in result.points]

@@ -218,7 +218,8 @@ def bursts(uuid: str, share: float, seconds: float) -> tuple[float, float | None
     meter.close()
     [device] = reading.devices
     assert device.integral_j is not None, device.integral_reason
-    return device.integral_j / _energy(reading), disagreement(device, reading.seconds, reading.tick_seconds)
+    assert reading.tick_seconds is not None
+    return device.integral_j / _energy(reading), disagreement(device, reading.seconds / reading.tick_seconds)
 
 
 def disturb(share: float) -> None:
