@@ -487,3 +487,17 @@ def test_results_are_read_one_point_at_a_time(tmp_path: Path, monkeypatch: pytes
     assert [one.metrics["seconds"].n for one in found.points] == [1] * 40
     assert len(most) == 40
     assert max(most) <= 2
+
+
+def test_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    file.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/result\.json'"):
+        write_atomically(file, "new")
+    assert [*tmp_path.iterdir()] == [file]
+    assert file.read_text() == "old"

@@ -248,7 +248,7 @@ def test_results_are_kept_if_report_becomes_unwritable(
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
-    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: *Is a directory*", "1 of 1 experiment completed"])
+    run.stdout.fnmatch_lines(["noop: --llem-html: *must be a file (got*", "1 of 1 experiment completed"])
     run.stdout.no_fnmatch_line("report: *")
     assert results.study_result["summary"]["completed"] == 1
 
@@ -401,6 +401,16 @@ def test_empty_result_has_a_report(tmp_path: Path) -> None:
         "No axis has two values",
     ):
         assert text in page.text
+
+
+def test_link_to_a_report_is_kept_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to("report.html")
+    write_report(tmp_path / "run", tmp_path / "link.html", study_result())
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="must be a file"):
+        write_report(tmp_path / "run", tmp_path / "pipe", study_result())
 
 
 def test_invalid_csv_and_study_files_are_ignored(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ This module, and each command's module, imports only the standard library when i
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 
 #: Exit statuses of all commands. Each command defines what 1 means.
 DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+#: What errors call it.
+STANDARD_OUTPUT = "standard output"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -153,7 +157,7 @@ def prepare_output() -> None:
         OSError: Standard output is closed.
     """
     if sys.stdout is None:
-        raise OSError("is closed")
+        raise OSError(errno.EBADF, "is closed", STANDARD_OUTPUT)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of studies may have any character
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -164,8 +168,25 @@ def write(text: str) -> None:
     Raises:
         OSError: Standard output cannot be written to.
     """
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = STANDARD_OUTPUT
+        raise
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write *text* to *file*, which may be a device or a pipe.
+
+    Raises:
+        OSError: *file* cannot be written to; the error names it.
+    """
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(file)
+        raise
 
 
 def discard_output() -> None:

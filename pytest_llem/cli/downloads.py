@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llem import registry
 from pytest_llem._plugin.options import Settings, read_config
-from pytest_llem.cli.command import DONE, FAILED
+from pytest_llem.cli.command import DONE, FAILED, write
 from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import OTHER_WEIGHTS, cached_snapshot, local_file, resolve_model
@@ -84,7 +84,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
             # The line already names what is not found.
             reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
             line = f"not available: {need}: {reason}"
-        print(printable(line), flush=True)
+        write(f"{printable(line)}\n")
     return DONE if complete else FAILED
 
 

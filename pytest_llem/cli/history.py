@@ -70,7 +70,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
-    from pytest_llem._plugin.overwriting import PAGE, check_overwrite
+    from pytest_llem._plugin.overwriting import check_page
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_report_extra
     from pytest_llem.reporting.terminal.history import lines
@@ -78,10 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output
-    if page is not None:
-        problem = missing_report_extra() or check_overwrite(page, PAGE)
-        if problem is not None or page.is_dir():
-            raise ValueError(problem or f"{page}: is a folder")
+    if page is not None and (problem := missing_report_extra() or check_page(page)) is not None:
+        raise ValueError(problem)
     history = history_of(
         _results(options.paths),
         options.metric,

@@ -95,6 +95,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.declarations import YAML_SUFFIXES
+    from pytest_llem.results.manifest import write_atomically
 
     study = Path(options.file)
     if study.suffix not in YAML_SUFFIXES:
@@ -110,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     for file, text in written.items():
         if file not in kept:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write_atomically(file, text)
         write(f"{'kept' if file in kept else 'wrote'} {file}\n")
     if options.ci == "gitlab":
         write(f"add to .gitlab-ci.yml:  include: {{local: {CI_FILES['gitlab']}}}\n")

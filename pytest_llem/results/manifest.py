@@ -36,7 +36,7 @@ REFRESH_PAUSE = 100
 def write_atomically(path: Path, text: str) -> str:
     """Write *text* to *path* so that after a crash the file is either the old one or the new one, complete.
 
-    Lone surrogates, which UTF-8 cannot hold, are escaped.
+    If *path* is a link, the file that it names is written. Lone surrogates, which UTF-8 cannot hold, are escaped.
 
     Returns:
         SHA-256 of the written bytes, in hex.
@@ -45,17 +45,20 @@ def write_atomically(path: Path, text: str) -> str:
         OSError: The file could not be written; *path* is unchanged.
     """
     content = text.encode(errors="backslashreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file_path = path.resolve()
+    temporary = file_path.with_name(f".{file_path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except BaseException:
+        temporary.replace(file_path)
+        _sync_directory(file_path.parent)
+    except BaseException as error:
         with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a write it has no file, and of the others the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
     return hashlib.sha256(content).hexdigest()
 
