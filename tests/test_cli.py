@@ -213,3 +213,29 @@ def test_error_without_standard_error_is_silent() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["table", ""],
+        ["report", "results", "-o", ""],
+        ["history", ""],
+        ["aa", ""],
+        ["summary", ""],
+        ["merge", "a", "-o", ""],
+        ["compare", "A", "B", "--baseline-dir", ""],
+        ["fetch", ""],
+        ["import", "", "-o", "out"],
+        ["schema", "-o", ""],
+        ["init", ""],
+        ["init", "--model", ""],
+    ],
+    ids=" ".join,
+)
+def test_empty_path_is_refused_and_is_not_the_current_folder(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert capsys.readouterr().err.endswith(": must not be empty\n")

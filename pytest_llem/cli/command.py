@@ -65,12 +65,32 @@ def add_command(
     return parser
 
 
+def not_empty(text: str) -> str:
+    """Return *text*. Used as the type of an argument, which an unset variable of a shell may leave empty.
+
+    Raises:
+        argparse.ArgumentTypeError: *text* is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """Return *text* as a path. Used as the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: *text* is empty.
+    """
+    return Path(not_empty(text))
+
+
 def add_baseline_dir(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the folder of the baselines."""
     parser.add_argument(
         "--baseline-dir",
         metavar="DIR",
-        type=Path,
+        type=path,
         default=Path(".llem", "baselines"),
         help="folder of the baselines; default: .llem/baselines",
     )

@@ -15,6 +15,7 @@ from pytest_llem.cli.command import (
     Commands,
     add_command,
     add_metrics,
+    path,
     print_error,
     with_error_message,
     write,
@@ -50,9 +51,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem history results\n  llem history history -o history.html --metric seconds",
     )
     parser.add_argument(
-        "paths", metavar="DIR", nargs="+", type=Path, help="folders with results, or saved results"
+        "paths", metavar="DIR", nargs="+", type=path, help="folders with results, or saved results"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="HTML page to write")
+    parser.add_argument("-o", "--output", metavar="FILE", type=path, help="HTML page to write")
     add_metrics(parser, "metric to show", "the newest study")
     parser.add_argument(
         "--alpha",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
+from pytest_llem.cli.command import DONE, Commands, add_command, path, with_error_message, write
 
 #: Names of the formats.
 FORMATS = ("vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own")
@@ -42,9 +42,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples=_EXAMPLES,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a result file")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=path, help="a result file")
     parser.add_argument(
-        "-o", "--output", metavar="DIR", type=Path, required=True, help="results directory to create"
+        "-o", "--output", metavar="DIR", type=path, required=True, help="results directory to create"
     )
     parser.add_argument(
         "--from",
