@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saving import save
 from pytest_llem.gates.verdict_text import verdict_line
@@ -229,7 +230,9 @@ def test_unusable_input_is_one_line_and_status_2(
         ("points.0.config.n", "2"),
         ("points.0.config.energy", [1]),
         ("points.0.config.load", 5),
-        ("points.0.config.load.slo", "x"),
+        ("points.0.config.load", {}),
+        ("points.0.config.load", {"rate": 1, "slo": "x"}),
+        ("points.0.config.load", {"rate": 1, "slo": {"attainment": None}}),
         ("points.0.testbed.cpus", ""),
         ("points.0.testbed.energy_ticks", "many"),
         ("measurement_protocol.gates", [1]),
@@ -434,3 +437,9 @@ def test_ids_cannot_break_the_markdown() -> None:
     assert all(line.replace(r"\|", "").count("|") in (0, 9) for line in text.splitlines())
     assert "<" not in text
     assert "reference: evil\\|&lt;i&gt; name" in text
+
+
+@pytest.mark.parametrize("n", [None, 0])
+def test_tokens_per_request_are_not_compared_if_their_number_is_unknown(n: int | None) -> None:
+    sides = [point({"size": 1}, config={"n": number, "energy": {}}, output_tokens=[8.0]) for number in (n, 4)]
+    assert not [one for one in workload_differences(*sides) if "tokens" in one]

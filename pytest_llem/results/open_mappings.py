@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Mapping = dict[str, Any]
 
@@ -18,12 +18,25 @@ class _Keys(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class _Slo(_Keys):
+    attainment: float
+
+
 class _Load(_Keys):
-    slo: Mapping | None = None
+    concurrency: float | Literal["auto"] | None = None
+    rate: float | Literal["auto"] | None = None
+    trace: str | None = None
+    slo: _Slo | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> _Load:
+        if self.concurrency is self.rate is self.trace is None:
+            raise ValueError("needs concurrency, rate or trace")
+        return self
 
 
 class _Config(_Keys):
-    n: int = Field(1, gt=0)
+    n: int | None = Field(1, ge=0)  # null if it did not reach the engine, 0 if nothing was answered
     energy: Mapping = {}
     load: _Load | None = None
 
