@@ -340,13 +340,20 @@ class ManifestWriter:
         self._journal.clear()
 
 
-def runs_of(results_dir: Path, name: str, design_hash: str) -> list[tuple[Path, Manifest]]:
-    """Return the runs in *results_dir* with the study's name or design: first those of its name, newest first."""
+def runs_of(
+    results_dir: Path, name: str, design_hash: str, unreadable: list[str] | None = None
+) -> list[tuple[Path, Manifest]]:
+    """Return the runs in *results_dir* with the study's name or design: first those of its name, newest first.
+
+    Why a manifest there cannot be read is appended to *unreadable*.
+    """
     found = []
     for directory in results_dir.iterdir() if results_dir.is_dir() else ():
         try:
             manifest = read_manifest(directory)
-        except (OSError, ValueError):  # not a results directory
+        except (OSError, ValueError) as error:
+            if unreadable is not None and (directory / MANIFEST).exists():  # else it is no results directory
+                unreadable.append(str(error))
             continue
         if manifest.study_name == name or manifest.study_design_hash == design_hash:
             found.append((directory, manifest))
