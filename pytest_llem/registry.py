@@ -39,7 +39,7 @@ def load(group: str, name: str) -> Any:
     found = [point for point in entry_points(group=group) if point.name == name]
     if not found:
         raise LookupError(f"{name!r} is not installed (there are: {', '.join(installed(group))})")
-    return found[0].load()
+    return _attribute(found[0].value)
 
 
 def _attribute(name: str) -> Any:

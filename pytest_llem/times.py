@@ -21,6 +21,17 @@ def now() -> str:
     return utc(datetime.now(UTC).timestamp())
 
 
+def check_time(text: str) -> str:
+    """Return *text* if it is a time with an offset from UTC, in ISO 8601.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"a time with an offset from UTC is needed (got {text!r})")
+    return text
+
+
 def seconds_between(start: str, end: str) -> float:
     """Return the time from *start* to *end*, both in ISO 8601, in s."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()

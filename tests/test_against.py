@@ -161,7 +161,7 @@ def test_session_with_another_interpreter_is_not_judged(
     drift(1, f"--llem-against={other.python}", "--llem-interleave=cycle", "-k", selected)
     run = drift(1, *CYCLES, "-k", "regression")
     run.assert_outcomes(failed=1, deselected=8)
-    run.stdout.fnmatch_lines(["*cannot be judged: the reference has no results"])
+    run.stdout.fnmatch_lines(["*: energy_per_output_token_j: cannot be judged: the reference has no results"])
 
 
 def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytest.RunResult]) -> None:

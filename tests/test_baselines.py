@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,6 +59,28 @@ def test_baseline_of_workers_on_other_hosts_fits_their_results(
             session.config.stash[baseline._TESTBEDS] = ["another"]
     """)
     assert run_pytest("--llem-baseline=main").ret == 0
+
+
+def test_baseline_of_the_measured_devices_is_judged_although_others_are_here(
+    study: None, run_pytest: RunPytest, pytester: pytest.Pytester
+) -> None:
+    """Which of several models the engine uses is not known when the items are collected."""
+    assert run_pytest(*SAVE).ret == 0
+    file = saved_file(pytester.path, "main", "noop")
+    other = json.loads(file.read_text())
+    other["points"][0] |= {"id": "n=3", "axes": {"n": 3}}
+    (file.parent.parent / "another").mkdir()
+    (file.parent.parent / "another" / file.name).write_text(json.dumps(other))
+    pytester.makeconftest(f"""
+        from pytest_llem._plugin import baseline
+
+        def pytest_configure(config):
+            config.stash[baseline._TESTBEDS] = ["another", {file.parent.name!r}]
+    """)
+    run = run_pytest("--llem-baseline=main", "-rs")
+    assert run.ret == 0
+    skipped = "SKIPPED*n=3: cannot be judged: only the baseline of other devices has this point"
+    run.stdout.fnmatch_lines(["  output_tokens_per_second * → *", skipped])
 
 
 def test_folder_of_baselines_is_from_option_or_ini(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.merged import judge_budgets
 from pytest_llem.gates.verdict_text import rounded, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.cycles import _NO_METRICS, summarise
@@ -21,6 +23,7 @@ from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget
 from tests.conftest import NOOP_STUDY
+from tests.support.study_results import study_result
 
 COST = "energy_per_output_token_j"
 SPEED = "output_tokens_per_second"
@@ -325,3 +328,10 @@ def test_budget_of_cycles_on_different_hosts_is_not_judged() -> None:
     verdict = judge(budget("ttft_p50_ms", maximum=20.0), found)
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert verdict.reason == "its cycles ran on different CPUs: One CPU, Another CPU; use hosts of one kind"
+
+
+def test_budget_of_a_point_that_merged_results_lack_is_not_judged() -> None:
+    other = replace(budget("seconds", maximum=1.0), point="n=2")
+    result = study_result(point("seconds", 1.0), measurement_protocol={"budgets": [asdict(other)]})
+    (verdict,) = judge_budgets(result)
+    assert (verdict.verdict, verdict.outcome, verdict.reason) == ("NOT JUDGED", "failed", "no completed cycle")

@@ -72,6 +72,8 @@ def test_full_disk_prints_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = llem("schema", stdout=full)
     assert (done.returncode, done.stderr) == (2, "llem: standard output: No space left on device\n")
+    done = llem("schema", "-o", "/dev/full", stdout=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (2, "llem: /dev/full: No space left on device\n")
 
 
 def test_ctrl_c_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +86,8 @@ def test_ctrl_c_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor", "report results"]
+    "command",
+    ["", "--version", "schema", "fetch study.yaml", "aa results", "compare A B", "doctor", "report results"],
 )
 def test_missing_standard_output_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
@@ -210,3 +213,29 @@ def test_error_without_standard_error_is_silent() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["table", ""],
+        ["report", "results", "-o", ""],
+        ["history", ""],
+        ["aa", ""],
+        ["summary", ""],
+        ["merge", "a", "-o", ""],
+        ["compare", "A", "B", "--baseline-dir", ""],
+        ["fetch", ""],
+        ["import", "", "-o", "out"],
+        ["schema", "-o", ""],
+        ["init", ""],
+        ["init", "--model", ""],
+    ],
+    ids=" ".join,
+)
+def test_empty_path_is_refused_and_is_not_the_current_folder(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert capsys.readouterr().err.endswith(": must not be empty\n")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.eligibility import workload_differences
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saving import save
 from pytest_llem.gates.verdict_text import verdict_line
@@ -222,6 +223,39 @@ def test_unusable_input_is_one_line_and_status_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["compare", "main"], ["table"], ["history"], ["aa", "main.json"]])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("points.0.config.n", "2"),
+        ("points.0.config.energy", [1]),
+        ("points.0.config.load", 5),
+        ("points.0.config.load", {}),
+        ("points.0.config.load", {"rate": 1, "slo": "x"}),
+        ("points.0.config.load", {"rate": 1, "slo": {"attainment": None}}),
+        ("points.0.testbed.cpus", ""),
+        ("points.0.testbed.energy_ticks", "many"),
+        ("measurement_protocol.gates", [1]),
+        ("measurement_protocol.n_cycles", "five"),
+        ("measurement_protocol.budgets", 5),
+    ],
+)
+def test_value_of_a_wrong_type_is_one_line_that_names_it(
+    saved: Path, capsys: pytest.CaptureFixture[str], command: list[str], place: str, value: Any
+) -> None:
+    result = _result(1).model_dump(mode="json")
+    (saved / "main.json").write_text(json.dumps(result))
+    *parents, last = place.split(".")
+    section = result
+    for key in parents:
+        section = section[int(key)] if key.isdigit() else section.setdefault(key, {})
+    section[last] = value
+    (saved / "edited.json").write_text(json.dumps(result))
+    assert cli.main([*command, "edited.json"]) == 2
+    error = capsys.readouterr().err.splitlines()[0]
+    assert f"edited.json: not a StudyResult: {place}" in error
+
+
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
@@ -403,3 +437,9 @@ def test_ids_cannot_break_the_markdown() -> None:
     assert all(line.replace(r"\|", "").count("|") in (0, 9) for line in text.splitlines())
     assert "<" not in text
     assert "reference: evil\\|&lt;i&gt; name" in text
+
+
+@pytest.mark.parametrize("n", [None, 0])
+def test_tokens_per_request_are_not_compared_if_their_number_is_unknown(n: int | None) -> None:
+    sides = [point({"size": 1}, config={"n": number, "energy": {}}, output_tokens=[8.0]) for number in (n, 4)]
+    assert not [one for one in workload_differences(*sides) if "tokens" in one]

@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_meter_is_found_by_its_entry_point(outside: Callable[..., Any]) -> None:
         pytest.param(
             "import a_module_that_is_not_there", "No module named 'a_module_that_is_not_there'", id="import"
         ),
-        pytest.param("", "AttributeError: module 'llem_plug' has no attribute 'PlugMeter'", id="attribute"),
+        pytest.param("", "there is no 'PlugMeter' in *llem_plug.py", id="attribute"),
         pytest.param(
             """
             class PlugMeter:
@@ -217,6 +218,16 @@ def test_meter_is_found_by_its_entry_point(outside: Callable[..., Any]) -> None:
             "OSError: no plug at /dev/ttyUSB0",
             id="open",
         ),
+        pytest.param(
+            """
+            class PlugMeter:
+                def open(self, gpus):
+                    {}["PLUG_PORT"]
+            """,
+            "KeyError: 'PLUG_PORT'",
+            id="lookup",
+        ),
+        pytest.param('{}["PLUG_PORT"]', "llem_plug raises KeyError: 'PLUG_PORT'", id="module"),
     ],
 )
 def test_third_party_meter_that_does_not_open_is_refused(
@@ -224,8 +235,8 @@ def test_third_party_meter_that_does_not_open_is_refused(
 ) -> None:
     outside(source)
     meters = Meters.open("plug", [])
-    assert meters.refusals == {"plug": reason}
-    assert _measure(meters).total.reason == f"plug: {reason}"
+    assert fnmatch(meters.refusals["plug"], reason)
+    assert _measure(meters).total.reason == f"plug: {meters.refusals['plug']}"
 
 
 # ---- sums ----
@@ -246,6 +257,11 @@ def test_sum_has_the_weakest_method_of_its_parts(methods: list[str], weakest: st
     assert account.total.method == weakest
     assert account.total.energy_j == 1.5 * len(methods)
     assert account.over("wall") == account.total
+
+
+def test_boundary_of_a_device_with_a_plus_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"boundary must have no \+ \(got 'gpu_board\+fans'\)"):
+        DeviceReading("GPU-1", "gpu_board+fans", 1.0, "measured", "plug_power")
 
 
 def test_sum_with_a_missing_part_is_unavailable() -> None:

@@ -297,6 +297,8 @@ class Engine:
             1 / 0
         if self.name == "leaving":
             sys.exit("bye")
+        if self.name == "partly" and self.section["level"] != 2:
+            raise PreflightError(f"no level {self.section['level']}")
 """
 
 
@@ -331,6 +333,15 @@ class TestOwnEngine:
         assert [line for line in log if line.startswith("good")] == [
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
+
+    def test_each_configuration_that_fails_is_reported_and_the_others_are_fetched(
+        self, pytester: pytest.Pytester, study: WriteText
+    ) -> None:
+        pytester.makepyfile(mine=OWN_ENGINE)
+        file = study("model: partly\nbackend: 'mine:Engine'\nsweep: {'mine:Engine.level': [1, 2, 3]}")
+        which = "2 of 3 configurations: no level 1; no level 3"
+        assert llem(file)[:2] == (1, [f"not available: partly (by engine mine:Engine): {which}"])
+        assert len((pytester.path / "log").read_text().splitlines()) == 3
 
     def test_missing_engine_is_reported_in_one_line(self, study: WriteText) -> None:
         file = study("model: m\nbackend: [tensorrt, 'nowhere.to_be:Found']")

@@ -72,6 +72,9 @@ def test_study_with_another_name_is_pointed_out(pytester: pytest.Pytester, write
             "study.study.yaml, or name it: pytest study.yaml"
         ]
     )
+    (pytester.path / "study.yaml").rename(pytester.path / "my study.yaml")
+    run = pytester.runpytest_inprocess("-p", "llem", ".")
+    run.stdout.fnmatch_lines(["llem: my study.yaml looks like *, or name it: pytest 'my study.yaml'"])
 
 
 def test_studies_with_other_names_are_ignored_beside_tests(

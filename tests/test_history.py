@@ -237,7 +237,7 @@ class TestCommand:
         [
             (["nowhere"], "llem: nowhere: no such file or folder"),
             (["empty"], "llem: empty: holds no results"),
-            (["empty", "-o", "empty"], "llem: empty: is a folder"),
+            (["empty", "-o", "empty"], "llem: must be a file (got 'empty')"),
             (["empty", "-o", "study.yaml"], "llem: exists with other content and is not overwritten *"),
         ],
     )

@@ -150,6 +150,14 @@ def test_outputs_of_llama_bench_are_the_same_points_in_every_format() -> None:
         (["missing.json"], "missing.json: no such file or folder"),
         (["a.json", "--axis", "x"], "--axis x: must be NAME=JSON.path"),
         (["a.json", "--axis", "x=model_id", "--axis", "x=duration"], "--axis x=duration: x is given twice"),
+        (["a.json", "--name", "../a"], "--name: must be a name without path separators or control characters"),
+        (
+            ["a.json", "--name", ""],
+            "--name: must be a name without path separators or control characters",
+        ),
+        (["a.json", "--name", 201 * "a"], "--name: must be at most 200 bytes long"),
+        (["a.json", "-o", "a\tb"], "a\\tb: --name: must be a name without path separators or control characters"),
+        (["untimed.json"], "untimed.json: has neither the duration of the run nor the times of its requests"),
         (["a.json", "-o", "full"], "full: exists already: give the name of a new folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -161,6 +169,8 @@ def test_import_that_cannot_be_is_one_line(
         write_vllm(Path(name))
     Path("own.json").write_text('{"llem_run": 1, "seconds": 1, "metrics": {"seconds": 1}}')
     write_vllm(Path("full/a.json"))
+    untimed = json.loads((GOLDEN / "llama-bench_b11434.json").read_text())
+    Path("untimed.json").write_text(json.dumps([{**untimed[0], "avg_ns": None}]))
     assert main(["import", "-o", "out", *arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pytest_llem.cli import main
+from pytest_llem.cli.init import CI_FILES
 from pytest_llem.doctor import host as doctor_host
 from pytest_llem.doctor.records import Rapl
 from pytest_llem.planning import host
@@ -72,6 +73,13 @@ def test_energy_of_cpu_packages_is_gated(folder: Path, monkeypatch: pytest.Monke
 def test_model_is_written_as_given(model: str, folder: Path) -> None:
     assert main(["init", "sub/it.yaml", "--model", model]) == 0
     assert {point.config.model for point in load_study(folder / "sub" / "it.yaml").points} == {model}
+
+
+def test_commands_of_a_file_with_a_space_are_quoted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "my study.yaml", "--ci", "gitlab"]) == 0
+    assert "bin/pytest 'my study.yaml' -p llem" in Path(CI_FILES["gitlab"]).read_text()
+    assert "next: pytest 'my study.yaml' -p llem\n" in capsys.readouterr().out
+    assert "pytest 'my study.yaml' -p llem\n" in (folder / "my study.yaml").read_text()
 
 
 @pytest.mark.parametrize("system", ["github", "github-main", "gitlab"])

@@ -353,6 +353,11 @@ def test_entry_of_a_replayed_experiment_names_its_source(tmp_path: Path) -> None
     assert writer.entry("n=0").replayed_from is None, "run again after all"
 
 
+def _started(at: str) -> str:
+    fields = {"study_name": "s", "study_design_hash": "0", "pytest_llem_version": "0", "total_experiments": 0}
+    return json.dumps({**fields, "started_at": at, "experiments": []})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -361,6 +366,8 @@ def test_entry_of_a_replayed_experiment_names_its_source(tmp_path: Path) -> None
         ("{}", "not a Manifest: study_name: Field required"),
         ("\udcff", "not a Manifest: the file: Invalid JSON"),
         ('{"schema_version": "3.0", "studies": []}', "schema version 3.0 cannot be read"),
+        (_started("noon"), "not a Manifest: started_at: Value error, Invalid isoformat string: 'noon'"),
+        (_started("2026-11-30T12:00:00"), "started_at: Value error, a time with an offset from UTC is needed"),
     ],
 )
 def test_invalid_manifest_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
@@ -480,3 +487,17 @@ def test_results_are_read_one_point_at_a_time(tmp_path: Path, monkeypatch: pytes
     assert [one.metrics["seconds"].n for one in found.points] == [1] * 40
     assert len(most) == 40
     assert max(most) <= 2
+
+
+def test_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    file.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/result\.json'"):
+        write_atomically(file, "new")
+    assert [*tmp_path.iterdir()] == [file]
+    assert file.read_text() == "old"

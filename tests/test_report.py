@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
+from pytest_llem.reporting.html.cycles import _deviation
 from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -246,7 +248,7 @@ def test_results_are_kept_if_report_becomes_unwritable(
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
-    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: *Is a directory*", "1 of 1 experiment completed"])
+    run.stdout.fnmatch_lines(["noop: --llem-html: *must be a file (got*", "1 of 1 experiment completed"])
     run.stdout.no_fnmatch_line("report: *")
     assert results.study_result["summary"]["completed"] == 1
 
@@ -399,6 +401,16 @@ def test_empty_result_has_a_report(tmp_path: Path) -> None:
         "No axis has two values",
     ):
         assert text in page.text
+
+
+def test_link_to_a_report_is_kept_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to("report.html")
+    write_report(tmp_path / "run", tmp_path / "link.html", study_result())
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="must be a file"):
+        write_report(tmp_path / "run", tmp_path / "pipe", study_result())
 
 
 def test_invalid_csv_and_study_files_are_ignored(tmp_path: Path) -> None:
@@ -735,3 +747,9 @@ def test_environment_is_grouped_and_unknown_values_are_listed() -> None:
         ("packages", [("torch", "2")]),
         ("gpus 1", [("name", "A"), ("mig", "no")]),
     ]
+
+
+def test_plot_of_cycles_has_no_deviation_of_a_metric_that_the_point_lacks() -> None:
+    contents: Any = SimpleNamespace(points=[point({"size": 1})])
+    cycle: Any = SimpleNamespace(point=0)
+    assert _deviation(contents, "ttft_p50_ms", cycle, 1.0) is None

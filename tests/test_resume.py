@@ -216,6 +216,15 @@ class TestReplays:
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 damaged, measured again"])
         assert study.started() == 3
 
+    def test_manifest_that_cannot_be_read_is_named(self, study: Study) -> None:
+        study.write(sweep={"n": [1]})
+        study.run()
+        (directory,) = study.directories()
+        (directory / "manifest.json").write_text("{")
+        run = study.run("--llem-resume", "--collect-only")
+        why = f"cannot be read: {directory}/manifest.json: not a Manifest: the file: Invalid JSON: *"
+        run.stdout.fnmatch_lines([f"  resume: there are no results to replay; {why}"])
+
     def test_preflight_is_not_asked_for_replayed_experiments(
         self, study: Study, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -368,6 +368,20 @@ class TestCommand:
         assert (status, error.startswith("llem: other.json: schema version 9.0 cannot")) == (2, True)
 
     @pytest.mark.parametrize(
+        ("gates", "message"),
+        [
+            ({"alpha": "low"}, "gates.alpha: must be a number (got 'low')"),
+            ({"metrics": 5}, "gates.metrics: must be a list (got 5)"),
+            ({"metrics": ["new"]}, "gates.metrics: no metric of that name (got 'new'): give --metric"),
+        ],
+    )
+    def test_unusable_gates_of_the_study_are_refused(
+        self, folders: Callable[..., Any], llem: Callable[..., Any], gates: dict[str, Any], message: str
+    ) -> None:
+        newest = session(RUNS[1], number=2).model_copy(update={"measurement_protocol": {"gates": gates}})
+        assert llem(*folders(session(RUNS[0]), newest)) == (2, [], f"llem: r2: {message}\n")
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ([], "the following arguments are required: DIR"),

@@ -347,6 +347,19 @@ def test_energies_of_turns_are_summed_with_the_errors_of_all_edges() -> None:
     assert joined.ticks == pytest.approx(40 / 2**0.5), "two windows have twice as many edges"
 
 
+@pytest.mark.parametrize(("seconds", "invalid"), [(1.2, None), (2.0, "counter_disagrees")])
+def test_counter_of_turns_is_checked_if_they_have_enough_effective_ticks(
+    seconds: float, invalid: str | None
+) -> None:
+    turns = [_account(_reading(10.0, integral_j=11.0), seconds=seconds) for _ in range(2)]
+    assert join_accounts(turns).total.invalid == invalid
+
+
+def test_device_that_was_not_metered_has_no_part_of_the_total() -> None:
+    account = _account(_reading(10.0), replace(_reading(12.0), boundary="module"))
+    assert account.of({"GPU-1", "GPU-2"}).energy_j is None, "two readings of one GPU are not two GPUs"
+
+
 def test_energy_missing_in_one_turn_is_missing_in_the_window() -> None:
     joined = join_accounts([_account(_reading(10.0)), _account(_reading(None))])
     assert (joined.total.energy_j, joined.total.reason) == (None, "lost")

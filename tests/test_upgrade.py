@@ -111,6 +111,30 @@ def test_other_major_versions_are_refused(version: str, tmp_path: Path) -> None:
         StudyResult.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("points", 5),
+        ("points.0", []),
+        ("points.0.bench", 5),
+        ("points.0.metrics", -1),
+        ("points.0.metrics.energy_j", None),
+        ("points.0.metrics.energy_j.boundary", 5),
+        ("points.0.verdicts.0.metric", []),
+    ],
+)
+def test_value_of_a_wrong_type_is_named(tmp_path: Path, place: str, value: Any) -> None:
+    former = json.loads((GOLDEN / "1.4" / "study_result.json").read_text())
+    *parents, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    section = former
+    for key in parents:
+        section = section[key]
+    section[last] = value
+    (tmp_path / "study_result.json").write_text(json.dumps(former))
+    with pytest.raises(ValueError, match=f"not a StudyResult: {place.replace('bench', 'testbed')}: "):
+        StudyResult.load(tmp_path)
+
+
 def test_llem_compares_two_results_of_1_4(tmp_path: Path) -> None:
     former = json.loads((GOLDEN / "1.4" / "study_result.json").read_text())
     for point in former["points"]:

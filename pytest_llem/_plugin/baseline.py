@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.stash import REMOTE
 from pytest_llem.gates.baselines import BaselineError, is_name, load
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.environment import processor
@@ -25,7 +26,8 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
     Args:
         config: pytest's configuration.
         study: The study.
-        testbeds: Keys of the testbeds that it may be of, the likeliest first; empty for those of this machine.
+        testbeds: Keys of the testbeds of its results, the likeliest first. Those that a run on this machine may
+            turn out to be come after them, unless workers on other hosts measured the results.
 
     Raises:
         BaselineError: The baseline does not exist, is too old, or cannot be read.
@@ -33,14 +35,15 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
     settings = Settings.from_config(config)
     if settings.baseline is None:
         return None
-    if not testbeds and _TESTBEDS not in config.stash:
+    if _TESTBEDS not in config.stash:
         config.stash[_TESTBEDS] = [one.key for one in local_testbeds()]
+    elsewhere = bool(testbeds) and config.stash.get(REMOTE, False)
     try:
         return load(
             settings.baseline,
             settings.baseline_dir,
             study.name,
-            testbeds=testbeds or config.stash[_TESTBEDS],
+            testbeds=[*testbeds, *([] if elsewhere else config.stash[_TESTBEDS])],
             only_fitting=True,
             max_age=settings.baseline_max_age,
         )

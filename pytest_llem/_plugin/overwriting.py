@@ -28,6 +28,17 @@ def check_overwrite(file: Path, begins: str) -> str | None:
     return f"exists with other content and is not overwritten (got '{file}')"
 
 
+def check_page(file: Path) -> str | None:
+    """Return why an HTML page must not be written to *file*, such as a device; None if it may.
+
+    Raises:
+        OSError: *file* cannot be read.
+    """
+    if file.exists() and not file.is_file():
+        return f"must be a file (got '{file}')"
+    return check_overwrite(file, PAGE)
+
+
 def check_html(file: Path) -> None:
     """Check, before anything runs, that an HTML report can be written to *file*.
 
@@ -41,9 +52,7 @@ def check_html(file: Path) -> None:
     if (missing := missing_report_extra()) is not None:
         raise pytest.UsageError(f"--llem-html: {missing}")
     try:
-        if file.exists() and not file.is_file():
-            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
-        if (problem := check_overwrite(file, PAGE)) is not None:
+        if (problem := check_page(file)) is not None:
             raise pytest.UsageError(f"--llem-html: {problem}")
         folder = next(parent for parent in file.parents if parent.exists())
         if not folder.is_dir():

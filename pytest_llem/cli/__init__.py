@@ -25,7 +25,16 @@ from pytest_llem.cli import (
     summary,
     table,
 )
-from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, prepare_output, print_error
+from pytest_llem.cli.command import (
+    DONE,
+    INTERRUPTED,
+    NOT_RUN,
+    STANDARD_OUTPUT,
+    discard_output,
+    prepare_output,
+    print_error,
+    write,
+)
 
 #: The commands, in the order in which ``llem --help`` lists them.
 COMMANDS = (init, doctor, fetch, import_, merge, compare, table, summary, report, history, aa, schema)
@@ -45,21 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     try:
+        prepare_output()
         if not (sys.argv[1:] if arguments is None else arguments):
-            parser.print_help()
+            write(parser.format_help())
             return DONE
         options = parser.parse_args(arguments)
-        prepare_output()
         status: int = options.run(options)
     except BrokenPipeError:  # the reader of the output has closed it, as head does
         discard_output()
         return NOT_RUN
     except OSError as error:
-        if error.filename is None:
+        if error.filename == STANDARD_OUTPUT:
             discard_output()
         missing = isinstance(error, FileNotFoundError)
         reason = "no such file or folder" if missing else error.strerror or error
-        print_error(f"{error.filename or 'standard output'}: {reason}")
+        print_error(f"{error.filename}: {reason}" if error.filename else str(reason))
         return NOT_RUN
     except KeyboardInterrupt:
         print_error("interrupted")
@@ -87,5 +96,5 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
 
-        print(f"llem {version('pytest-llem')}")
+        write(f"llem {version('pytest-llem')}\n")
         parser.exit()

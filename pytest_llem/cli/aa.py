@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_metrics, with_error_message
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_metrics, path, with_error_message
 
 _DESCRIPTION = """\
 Measure how far repeated runs of an unchanged study differ, and recommend the
@@ -30,7 +29,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "a delta is recommended", FAILED: "no delta can be recommended"},
         examples="  llem aa results/llama_*",
     )
-    parser.add_argument("results", metavar="DIR", nargs="+", type=Path, help="a results directory of the study")
+    parser.add_argument("results", metavar="DIR", nargs="+", type=path, help="a results directory of the study")
     add_metrics(parser, "metric to look at")
 
 

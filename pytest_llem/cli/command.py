@@ -6,6 +6,7 @@ This module, and each command's module, imports only the standard library when i
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 
 #: Exit statuses of all commands. Each command defines what 1 means.
 DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+#: What errors call it.
+STANDARD_OUTPUT = "standard output"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -61,12 +65,32 @@ def add_command(
     return parser
 
 
+def not_empty(text: str) -> str:
+    """Return *text*. Used as the type of an argument, which an unset variable of a shell may leave empty.
+
+    Raises:
+        argparse.ArgumentTypeError: *text* is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """Return *text* as a path. Used as the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: *text* is empty.
+    """
+    return Path(not_empty(text))
+
+
 def add_baseline_dir(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the folder of the baselines."""
     parser.add_argument(
         "--baseline-dir",
         metavar="DIR",
-        type=Path,
+        type=path,
         default=Path(".llem", "baselines"),
         help="folder of the baselines; default: .llem/baselines",
     )
@@ -153,7 +177,7 @@ def prepare_output() -> None:
         OSError: Standard output is closed.
     """
     if sys.stdout is None:
-        raise OSError("is closed")
+        raise OSError(errno.EBADF, "is closed", STANDARD_OUTPUT)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of studies may have any character
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -164,8 +188,25 @@ def write(text: str) -> None:
     Raises:
         OSError: Standard output cannot be written to.
     """
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = STANDARD_OUTPUT
+        raise
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write *text* to *file*, which may be a device or a pipe.
+
+    Raises:
+        OSError: *file* cannot be written to; the error names it.
+    """
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(file)
+        raise
 
 
 def discard_output() -> None:

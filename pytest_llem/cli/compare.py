@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from typing import TYPE_CHECKING
 
 from pytest_llem.cli.command import (
     DONE,
@@ -18,10 +17,6 @@ from pytest_llem.cli.command import (
     with_error_message,
     write,
 )
-
-if TYPE_CHECKING:
-    from pytest_llem.results.study_result import StudyResult
-    from pytest_llem.study.gates import GatesConfig
 
 _DESCRIPTION = """\
 Compare two saved results, point by point and metric by metric, as
@@ -80,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.baselines import load
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
+    from pytest_llem.gates.settings import gates_of
     from pytest_llem.reporting.terminal import comparison as formats
     from pytest_llem.reporting.text import fitted
     from pytest_llem.results.testbeds import testbed_of
@@ -90,11 +86,12 @@ def _run(options: argparse.Namespace) -> int:
     reference = load(options.reference, options.baseline_dir, testbeds=keys)
     if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
-    settings = _settings(candidate, options)
+    given = {"metrics": list(dict.fromkeys(options.metric)), "alpha": options.alpha, "delta": options.delta}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
     found = compare(
         candidate,
         reference,
-        settings,
+        gates_of(candidate, options.candidate, given),
         name=options.reference,
         allow_mismatch=options.allow_mismatch,
         fail_on=options.fail_on,
@@ -106,30 +103,3 @@ def _run(options: argparse.Namespace) -> int:
     else:
         write("\n".join(fitted(formats.lines(found, shutil.get_terminal_size().columns))) + "\n")
     return FAILED if any(verdict.outcome == "failed" for verdict in found.verdicts) else DONE
-
-
-def _settings(candidate: StudyResult, options: argparse.Namespace) -> GatesConfig:
-    """Return the gate settings of the candidate's study, overridden by the options given.
-
-    Raises:
-        ValueError: A setting is out of range, or another version wrote one that this version does not have.
-    """
-    from pydantic import ValidationError
-
-    from pytest_llem.study.document import dotted
-    from pytest_llem.study.gates import GatesConfig, metric_fault
-    from pytest_llem.study.problems import error_sentence
-    from pytest_llem.study.section_errors import error_details
-
-    given = {"metrics": list(dict.fromkeys(options.metric)), "alpha": options.alpha, "delta": options.delta}
-    given = {key: value for key, value in given.items() if value not in (None, [])}
-    try:
-        settings = GatesConfig.model_validate((candidate.measurement_protocol.get("gates") or {}) | given)
-    except ValidationError as error:
-        location, detail = next(error_details(error))
-        where = f"--{location[0]}" if location[0] in given else f"{options.candidate}: gates.{dotted(location)}"
-        raise ValueError(f"{where}: {error_sentence(detail)} (got {detail['input']!r})") from error
-    for name in settings.metrics or ():
-        if fault := metric_fault(name):
-            raise ValueError(f"{options.candidate}: gates.metrics: {fault} (got {name!r}): give --metric")
-    return settings

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_format, write
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, add_format, path, write
 
 _DESCRIPTION = """\
 Check what this machine can measure: its GPUs and their energy counters, RAPL,
@@ -47,7 +46,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--python",
         metavar="PYTHON",
-        type=Path,
+        type=path,
         help="check the engines of this interpreter, as in a study's runners",
     )
     parser.add_argument(

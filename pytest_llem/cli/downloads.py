@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llem import registry
 from pytest_llem._plugin.options import Settings, read_config
-from pytest_llem.cli.command import DONE, FAILED
+from pytest_llem.cli.command import DONE, FAILED, write
 from pytest_llem.engines.function import load_engine
 from pytest_llem.engines.library_errors import one_line
 from pytest_llem.engines.models import OTHER_WEIGHTS, cached_snapshot, local_file, resolve_model
@@ -84,7 +84,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
             # The line already names what is not found.
             reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
             line = f"not available: {need}: {reason}"
-        print(printable(line), flush=True)
+        write(f"{printable(line)}\n")
     return DONE if complete else FAILED
 
 
@@ -151,10 +151,13 @@ def _fetch(need: Need, model_path: tuple[Path, ...]) -> str:
         if need.engine is not None:
             return _by_engine(need.engine, need.configs, EngineContext(model_path))
         return _by_name(need.name, need.revision, model_path)
-    except PreflightError:
-        raise
     except (Exception, SystemExit) as error:  # an engine's code, a full disk: the next download may succeed
-        raise PreflightError(f"{type(error).__name__}: {one_line(error)}") from error
+        raise PreflightError(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    name = "" if isinstance(error, PreflightError) else f"{type(error).__name__}: "
+    return name + one_line(error)
 
 
 def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineContext) -> str:
@@ -162,9 +165,16 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
         engine = load_engine(name, defer=True)
     except (LookupError, ImportError) as error:
         raise PreflightError(f"engine {name!r} cannot be loaded: {one_line(error)}") from error
+    reasons = []
     for config in configs:
-        check_options(engine, config)
-        engine(config, context).fetch()
+        try:
+            check_options(engine, config)
+            engine(config, context).fetch()
+        except (Exception, SystemExit) as error:  # another configuration may need other files
+            reasons.append(_reason(error))
+    if reasons:
+        which = f"{len(reasons)} of {len(configs)} configurations: " if len(reasons) < len(configs) else ""
+        raise PreflightError(which + "; ".join(dict.fromkeys(reasons)))
     # A function, for example, finds its model when it is called.
     return "left to the engine" if getattr(engine, "fetch", None) is Engine.fetch else "fetched"
 

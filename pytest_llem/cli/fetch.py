@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, add_command
+from pytest_llem.cli.command import DONE, FAILED, Commands, add_command, path
 
 _DESCRIPTION = """\
 Download the models and datasets of studies, so that a later run needs no
@@ -33,13 +32,13 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "everything is available", FAILED: "something is not available, or a study is invalid"},
         examples=_EXAMPLES,
     )
-    parser.add_argument("studies", metavar="STUDY", nargs="+", type=Path, help="a study file")
+    parser.add_argument("studies", metavar="STUDY", nargs="+", type=path, help="a study file")
     parser.add_argument(
         "--model-path",
         metavar="DIR",
         action="append",
         default=[],
-        type=Path,
+        type=path,
         help="folder that contains models by name, which need no download; may be given several times",
     )
 

@@ -15,6 +15,7 @@ from pytest_llem.cli.command import (
     Commands,
     add_command,
     add_metrics,
+    path,
     print_error,
     with_error_message,
     write,
@@ -50,9 +51,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem history results\n  llem history history -o history.html --metric seconds",
     )
     parser.add_argument(
-        "paths", metavar="DIR", nargs="+", type=Path, help="folders with results, or saved results"
+        "paths", metavar="DIR", nargs="+", type=path, help="folders with results, or saved results"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="HTML page to write")
+    parser.add_argument("-o", "--output", metavar="FILE", type=path, help="HTML page to write")
     add_metrics(parser, "metric to show", "the newest study")
     parser.add_argument(
         "--alpha",
@@ -70,7 +71,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
-    from pytest_llem._plugin.overwriting import PAGE, check_overwrite
+    from pytest_llem._plugin.overwriting import check_page
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_report_extra
     from pytest_llem.reporting.terminal.history import lines
@@ -78,10 +79,8 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output
-    if page is not None:
-        problem = missing_report_extra() or check_overwrite(page, PAGE)
-        if problem is not None or page.is_dir():
-            raise ValueError(problem or f"{page}: is a folder")
+    if page is not None and (problem := missing_report_extra() or check_page(page)) is not None:
+        raise ValueError(problem)
     history = history_of(
         _results(options.paths),
         options.metric,

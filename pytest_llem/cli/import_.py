@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
+from pytest_llem.cli.command import DONE, Commands, add_command, path, with_error_message, write
 
 #: Names of the formats.
 FORMATS = ("vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own")
@@ -42,9 +42,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples=_EXAMPLES,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a result file")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=path, help="a result file")
     parser.add_argument(
-        "-o", "--output", metavar="DIR", type=Path, required=True, help="results directory to create"
+        "-o", "--output", metavar="DIR", type=path, required=True, help="results directory to create"
     )
     parser.add_argument(
         "--from",
@@ -77,13 +77,16 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.importers.reading import ImportFileError
     from pytest_llem.measurement.imported_study import parse_axes, points_of, write_study
     from pytest_llem.reporting.text import counted
+    from pytest_llem.study.loading import name_fault
 
     directory: Path = options.output
+    name = directory.resolve().name if options.name is None else options.name
+    if fault := name_fault(name):
+        raise ImportFileError(f"{'--name' if options.name is not None else f'{directory}: --name'}: {fault}")
     points = points_of(read_runs(options.files, options.format), parse_axes(options.axis), options.cycle_per)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ImportFileError(f"{directory}: exists already: give the name of a new folder")
-    directory.mkdir(parents=True, exist_ok=True)
-    result = write_study(directory, options.name or directory.resolve().name, points)
+    result = write_study(directory, name, points)
     lines = [f"{directory}: {counted(len(result.points), 'point')}"]
     lines += [f"  {point.id}: {counted(len(point.cycles), 'cycle')}" for point in result.points]
     lines += [f"warning: {warning}" for warning in result.warnings]

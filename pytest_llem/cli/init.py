@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, add_command, print_error, write
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, add_command, not_empty, path, print_error, write
 
 BUILTIN = "builtin:tiny-llama"
 
@@ -83,10 +84,18 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem init\n  llem init studies/llama.yaml --model meta-llama/Llama-3.2-1B --ci github",
     )
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", default="study.yaml", help="study to write; default: study.yaml"
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=path,
+        default="study.yaml",
+        help="study to write; default: study.yaml",
     )
     parser.add_argument(
-        "--model", default=BUILTIN, help="a folder, a model of the Hugging Face hub, or " + BUILTIN + " (default)"
+        "--model",
+        default=BUILTIN,
+        type=not_empty,
+        help="a folder, a model of the Hugging Face hub, or " + BUILTIN + " (default)",
     )
     parser.add_argument(
         "--ci", choices=CI_FILES, help="also write a job that compares with the main branch, or that measures it"
@@ -95,8 +104,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.declarations import YAML_SUFFIXES
+    from pytest_llem.results.manifest import write_atomically
 
-    study = Path(options.file)
+    study: Path = options.file
     if study.suffix not in YAML_SUFFIXES:
         print_error(f"{study}: the name of a study ends with {' or '.join(YAML_SUFFIXES)}")
         return NOT_RUN
@@ -110,11 +120,11 @@ def _run(options: argparse.Namespace) -> int:
     for file, text in written.items():
         if file not in kept:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write_atomically(file, text)
         write(f"{'kept' if file in kept else 'wrote'} {file}\n")
     if options.ci == "gitlab":
         write(f"add to .gitlab-ci.yml:  include: {{local: {CI_FILES['gitlab']}}}\n")
-    write(f"next: pytest {study} -p llem\n")
+    write(f"next: pytest {shlex.quote(str(study))} -p llem\n")
     return DONE
 
 
@@ -128,7 +138,7 @@ def _study(file: Path, model: str) -> str:
     energy, metric = _energy([gpu.name for gpu in gpus])
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rpartition(":")[2].rstrip("/").rpartition("/")[2]).strip("-.")
     return _STUDY.format(
-        file=file,
+        file=shlex.quote(str(file)),
         name=_scalar(name.lower() or "study"),
         model=_scalar(model),
         n=32 if gpus else 8,
@@ -162,4 +172,4 @@ def _energy(gpus: list[str]) -> tuple[str, str]:
 
 def _ci_job(system: str, study: Path) -> str:
     template = files("pytest_llem") / "cli" / "templates" / f"{system}.yml"
-    return template.read_text(encoding="utf-8").replace("studies/llama.yaml", study.as_posix())
+    return template.read_text(encoding="utf-8").replace("studies/llama.yaml", shlex.quote(study.as_posix()))

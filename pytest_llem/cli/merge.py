@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llem.cli.command import (
@@ -15,6 +14,7 @@ from pytest_llem.cli.command import (
     add_baseline_dir,
     add_command,
     add_fail_on,
+    path,
     with_error_message,
     write,
 )
@@ -61,12 +61,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         },
         examples=_EXAMPLES,
     )
-    parser.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="a results directory")
+    parser.add_argument("directories", metavar="DIR", type=path, nargs="+", help="a results directory")
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUT",
-        type=Path,
+        type=path,
         required=True,
         help="results directory to write; merged results of the same study are replaced",
     )

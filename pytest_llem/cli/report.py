@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
+from pytest_llem.cli.command import DONE, Commands, add_command, path, with_error_message, write
 
 #: Default name of the report, in the results directory.
 PAGE = "report.html"
@@ -32,9 +32,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples="  llem report results/llama_2026-11-24T09-12-41Z -o llama.html",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="a results directory")
+    parser.add_argument("directory", metavar="DIR", type=path, help="a results directory")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help=f"where to write the report; default: DIR/{PAGE}"
+        "-o", "--output", metavar="FILE", type=path, help=f"where to write the report; default: DIR/{PAGE}"
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, write
+from pytest_llem.cli.command import DONE, Commands, add_command, path, write, write_file
 
 _DESCRIPTION = """\
 Print the JSON Schema of a study file, or write it to FILE. Editors use it to
@@ -28,7 +27,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples="  llem schema -o study.schema.json",
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="where to write the schema; default: standard output"
+        "-o", "--output", metavar="FILE", type=path, help="where to write the schema; default: standard output"
     )
 
 
@@ -38,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
 
     text = schema_text(installed(ENGINE_GROUP))
     if options.output is not None:
-        Path(options.output).write_text(text, encoding="utf-8")
+        write_file(options.output, text)
     else:
         write(text)
     return DONE

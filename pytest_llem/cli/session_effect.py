@@ -11,8 +11,8 @@ from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.eligibility import judged_metric
 from pytest_llem.gates.matching import pairs, shared_experiments
-from pytest_llem.gates.regression import gates_of
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
+from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA, GatesConfig
@@ -36,11 +36,8 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         OSError: A result cannot be read.
     """
     results = _read(paths)
-    try:
-        gates = gates_of(results[-1])
-    except ValueError as error:
-        raise ValueError(f"{paths[-1]}: {error}") from error
-    names = list(dict.fromkeys(metrics or _gated_metrics(results, gates)))
+    gates = gates_of(results[-1], paths[-1], {"metrics": [*dict.fromkeys(metrics)]} if metrics else {})
+    names = list(dict.fromkeys(_gated_metrics(results, gates)))
     effects = []
     for name in names:
         try:

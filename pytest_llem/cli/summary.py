@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, with_error_message, write
+from pytest_llem.cli.command import DONE, Commands, add_command, path, with_error_message, write
 
 _DESCRIPTION = """\
 Summarise results as Markdown for a comment of a pull request: gates, points
@@ -29,7 +28,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples="  llem summary results > summary.md\n  llem summary energy-a100 energy-h100",
     )
-    parser.add_argument("paths", metavar="DIR", nargs="+", type=Path, help="folder with results, or a result")
+    parser.add_argument("paths", metavar="DIR", nargs="+", type=path, help="folder with results, or a result")
 
 
 @with_error_message

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, add_command, add_format, with_error_message, write
+from pytest_llem.cli.command import DONE, Commands, add_command, add_format, path, with_error_message, write
 
 _DESCRIPTION = """\
 Print the points of a study as a table: as at the end of its run, as Markdown
@@ -29,7 +28,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples="  llem table results/llama_2026-11-24T09-12-41Z --format markdown",
     )
-    parser.add_argument("path", metavar="DIR", type=Path, help="a results directory, or a saved result")
+    parser.add_argument("path", metavar="DIR", type=path, help="a results directory, or a saved result")
     add_format(parser, "markdown", "csv")
 
 

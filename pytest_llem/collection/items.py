@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def name_hint(files: Iterable[Path], directory: Path) -> str | None:
             shown = Path(os.path.relpath(file, directory))
             return (
                 f"{shown} looks like a study, and its name does not match llem_files: rename it to "
-                f"{shown.stem}.study.yaml, or name it: pytest {shown}"
+                f"{shown.stem}.study.yaml, or name it: pytest {shlex.quote(str(shown))}"
             )
     return None
 

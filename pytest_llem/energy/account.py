@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -88,24 +88,22 @@ class Account:
 
         The errors at the edges of joined windows are independent, and add up in quadrature.
         """
-        if not self.tick_seconds or not self.seconds:
-            return None
-        return self.seconds / self.tick_seconds / math.sqrt(self.windows)
+        return _ticks(self.seconds, self.tick_seconds, self.windows)
 
     def of(self, devices: Collection[str]) -> Total:
         """Return the part of the total that *devices* used."""
         parts = [device for device in self.devices if device.device in devices]
-        if len(parts) < len(devices) or not parts:
+        if not parts or {part.device for part in parts} < {*devices}:
             reason = "the engine reported its devices only after loading, and they were not metered before"
             return Total(None, "unavailable", reason=reason)
-        return _sum(parts, self.seconds, self.tick_seconds)
+        return _sum(parts, self.ticks)
 
     def over(self, boundary: str) -> Total:
         """Return the sum over the devices of one boundary."""
         parts = [device for device in self.devices if device.boundary == boundary]
         if not parts:
             return Total(None, "unavailable", boundary=boundary, reason=f"no meter read {boundary}")
-        return _sum(parts, self.seconds, self.tick_seconds)
+        return _sum(parts, self.ticks)
 
 
 def join_accounts(accounts: Sequence[Account]) -> Account:
@@ -128,19 +126,20 @@ def join_accounts(accounts: Sequence[Account]) -> Account:
     seconds = total_of(account.seconds for account in accounts)
     ticks = [account.tick_seconds for account in accounts if account.tick_seconds is not None]
     skews = [account.read_skew_seconds for account in accounts if account.read_skew_seconds is not None]
-    tick = max(ticks, default=None)
+    tick, windows = max(ticks, default=None), len(accounts)
     totals = [account.total for account in accounts]
     parts = [device for device in devices if any(device.device in total.devices for total in totals)]
     parts = [one for one in parts if any(one.boundary in (total.boundary or "").split("+") for total in totals)]
+    missing = next((total for total in totals if total.energy_j is None), None)
     return Account(
         devices,
-        next((total for total in totals if total.energy_j is None), None) or _sum(parts, seconds, tick),
+        missing or _sum(parts, _ticks(seconds, tick, windows)),
         seconds,
         tick,
         max(skews, default=None),
         tuple(chain.from_iterable(account.samples for account in accounts)),
         total_of(account.harness_cpu_seconds for account in accounts),
-        windows=len(accounts),
+        windows=windows,
         began=first.began,
         ended=accounts[-1].ended,
     )
@@ -196,7 +195,12 @@ class Meters:
 
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
-            meter: Meter = registry.load(registry.METER_GROUP, name)()
+            make: Callable[[], Meter] = registry.load(registry.METER_GROUP, name)
+        except (LookupError, ImportError) as error:  # of the registry, whose message is enough
+            self.refusals[name] = str(error)
+            return
+        try:
+            meter = make()
             if self._telemetry_fd is not None and isinstance(meter, StreamsTelemetry):
                 meter.stream_telemetry(self._telemetry_fd)
             if self._processes and isinstance(meter, MetersProcesses):
@@ -208,7 +212,7 @@ class Meters:
             self.meters[name] = meter
 
     def _refuse(self, name: str, error: Exception) -> None:
-        is_expected = isinstance(error, MeterUnavailableError | LookupError | ImportError)
+        is_expected = isinstance(error, MeterUnavailableError | ImportError)
         self.refusals[name] = str(error) if is_expected else f"{type(error).__name__}: {error}"
 
     def begin(self) -> None:
@@ -245,7 +249,7 @@ class Meters:
             span: tuple[float | None, float | None] = None, None
         else:
             seconds, tick, skew = first.seconds, first.tick_seconds, first.read_skew_seconds
-            total, span = _sum(first.devices, seconds, tick), (first.began, first.ended)
+            total, span = _sum(first.devices, _ticks(seconds, tick, 1)), (first.began, first.ended)
         cpu_seconds = sum(harness) if harness else None
         return Account(devices, total, seconds, tick, skew, samples, cpu_seconds, 1, *span)
 
@@ -257,7 +261,11 @@ class Meters:
                 meter.close()
 
 
-def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: float | None) -> Total:
+def _ticks(seconds: float | None, tick_seconds: float | None, windows: int) -> float | None:
+    return seconds / tick_seconds / math.sqrt(windows) if seconds and tick_seconds else None
+
+
+def _sum(parts: Sequence[DeviceReading], ticks: float | None) -> Total:
     if not parts:
         return Total(None, "unavailable", reason="the meter read no device")
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
@@ -273,7 +281,7 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
     known = [part.uncertainty_j for part in parts if part.uncertainty_j is not None]
     uncertainty = math.hypot(*known) if len(known) == len(parts) else None
-    worst = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
+    worst = max((abs(disagreement(part, ticks) or 0.0) for part in parts), default=0.0)
     return Total(
         total,
         weakest(part.method for part in parts) or "unavailable",
@@ -285,7 +293,7 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
     )
 
 
-def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: float | None) -> float | None:
+def disagreement(device: DeviceReading, ticks: float | None) -> float | None:
     """Return integral / counter − 1 of a device if it is beyond ±:data:`WARN_DISAGREEMENT`.
 
     Infinite if the counter did not rise. None if they agree, if one is missing, if the difference is within three
@@ -294,12 +302,11 @@ def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: flo
 
     Args:
         device: The reading of the device.
-        seconds: Time that the reading covers, in s.
-        tick_seconds: Tick of the counter, in s; None if unknown.
+        ticks: Effective number of ticks of the window, as :attr:`Account.ticks`; None if unknown.
     """
     if device.integral_j is None or device.energy_j is None:
         return None
-    if tick_seconds and (not seconds or seconds < MIN_TICKS * tick_seconds):
+    if ticks is not None and ticks < MIN_TICKS:
         return None
     # The integral is inexact if power changes faster than it is sampled.
     uncertainty_j = 3 * math.hypot(device.integral_uncertainty_j or 0, device.uncertainty_j or 0)

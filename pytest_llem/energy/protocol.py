@@ -91,7 +91,7 @@ class DeviceReading(_Finite):
     Attributes:
         device: Name of the device: a GPU's UUID, ``package-0``, …
         boundary: What the energy covers: ``gpu_board``, ``module`` (a GPU with the CPU and memory that share its
-            module), ``cpu_package``, ``dram``, …
+            module), ``cpu_package``, ``dram``, …; without ``+``, which joins the boundaries of a sum.
         energy_j: Energy in J; None if it could not be read, never 0 instead.
         method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``, …
         source: What the energy was read from.
@@ -126,6 +126,8 @@ class DeviceReading(_Finite):
         super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)} (got {self.method!r})")
+        if "+" in self.boundary:  # which joins the boundaries of a sum
+            raise ValueError(f"boundary must have no + (got {self.boundary!r})")
 
 
 def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:

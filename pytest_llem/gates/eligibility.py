@@ -175,5 +175,5 @@ def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) 
 
 
 def _per_request(point: PointResult, metric: str) -> float | None:
-    mean = point.summary_of(metric).mean
-    return None if mean is None else mean / point.config.get("n", 1)
+    mean, n = point.summary_of(metric).mean, point.config.get("n", 1)
+    return mean / n if mean is not None and n else None

@@ -24,6 +24,7 @@ class Gate:
         index: Position among the study's gates of this kind, from 0.
         skip: Why the point is skipped; None if it is not.
         xfail: Why the point is expected to fail; None if it is not.
+        metric: Name of the metric in the catalogue; empty for a point that only the reference has.
     """
 
     kind: Literal["budget", "regression"]
@@ -34,6 +35,7 @@ class Gate:
     index: int
     skip: str | None = None
     xfail: str | None = None
+    metric: str = ""
 
 
 def budget_gates(study: StudyConfig) -> list[Gate]:
@@ -42,7 +44,8 @@ def budget_gates(study: StudyConfig) -> list[Gate]:
     gates = []
     for index, budget in enumerate(study.budgets):
         point = points[budget.point]
-        gates.append(Gate("budget", budget.id, point.axes, point.id, budget.line, index, point.skip, point.xfail))
+        about = point.axes, point.id, budget.line, index, point.skip, point.xfail, budget.metric
+        gates.append(Gate("budget", budget.id, *about))
     return gates
 
 
@@ -55,7 +58,7 @@ def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[
     """
     line = study.gates_line
     gates = [
-        Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, 0, point.skip, point.xfail)
+        Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, 0, point.skip, point.xfail, metric)
         for point in study.points
         for metric in study.compared_metrics(point)
     ]

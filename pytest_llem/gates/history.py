@@ -19,8 +19,8 @@ from pytest_llem.gates.eligibility import (
     ineligible_reason,
     replay_ineligible_reason,
 )
-from pytest_llem.gates.regression import gates_of
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
+from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
@@ -193,7 +193,8 @@ def history_of(
     runs, copies = _unique_runs(results, metrics)
     runs = _in_order(runs, commits_of([run.commit for run in runs if run.commit]))
     newest = {run.result.name: run.result for run in runs}
-    settings = {study: _gates_of(result) for study, result in newest.items()}
+    given = {"metrics": metrics} if metrics else {}
+    settings = {study: gates_of(result, f"{study}, newest run", given) for study, result in newest.items()}
     series: list[MetricHistory] = []
     family: list[Series] = []
     for study, gates in settings.items():
@@ -206,18 +207,6 @@ def history_of(
     for one, changes in zip(series, find_changes(family, level), strict=True):
         one.changes = [_change(one, change) for change in changes]
     return History(runs, series, level, copies)
-
-
-def _gates_of(result: StudyResult) -> GatesConfig:
-    """Return the settings of gates of a result's study.
-
-    Raises:
-        ValueError: They are invalid.
-    """
-    try:
-        return gates_of(result)
-    except ValueError as error:
-        raise ValueError(f"{result.name}, newest run: {error}") from error
 
 
 def _unique_runs(results: Iterable[StudyResult], metrics: Sequence[str]) -> tuple[list[Run], int]:
@@ -254,7 +243,7 @@ def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> li
 def _run_of(result: StudyResult, metrics: Sequence[str]) -> Run:
     """Return the run of a result, which is stripped of what a history does not need: 200 fit into memory."""
     with suppress(ValueError):  # reported if it is the newest run
-        metrics = metrics or _gates_of(result).metrics or ()
+        metrics = metrics or gates_of(result, result.name).metrics or ()
     kept_metrics = {*metrics} or {*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY, *_INSTEAD.values()}
     recorded = result.environment.get("git")  # null without a repository
     git = recorded if isinstance(recorded, dict) else {}

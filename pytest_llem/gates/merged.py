@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.regression import Comparison, FailOn, compare, gates_of
+from pytest_llem.gates.regression import Comparison, FailOn, compare
+from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget
@@ -18,8 +19,10 @@ def judge_budgets(result: StudyResult) -> list[GateVerdict]:
     verdicts = []
     for fields in result.measurement_protocol.get("budgets", ()):
         budget = Budget(**fields)
-        verdict = _with_cycles(judge_budget(budget, points[budget.point], file=None), result)
-        points[budget.point].verdicts.append(verdict)
+        point = points.get(budget.point)
+        verdict = _with_cycles(judge_budget(budget, point, file=None), result)
+        if point is not None:
+            point.verdicts.append(verdict)
         verdicts.append(verdict)
     return verdicts
 
@@ -36,7 +39,7 @@ def judge_comparison(
         paired: Whether both were interleaved.
         fail_on: The mildest verdict that fails.
     """
-    found = compare(result, reference, gates_of(result), name=name, paired=paired, fail_on=fail_on)
+    found = compare(result, reference, gates_of(result, result.name), name=name, paired=paired, fail_on=fail_on)
     points = {point.id: point for point in result.points}
     verdicts = [_with_cycles(verdict, result) for verdict in found.verdicts]
     for verdict in verdicts:

@@ -8,8 +8,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
@@ -23,10 +21,7 @@ from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
-from pytest_llem.study.document import dotted
 from pytest_llem.study.gates import GatesConfig
-from pytest_llem.study.problems import error_sentence
-from pytest_llem.study.section_errors import error_details
 
 FailOn = Literal["regression", "inconclusive"]
 
@@ -144,20 +139,6 @@ def compare(
         missing_points=[point.id for point in missing],
     )
     return Comparison(record, [verdict.model_copy(update={"paired": paired}) for verdict in verdicts])
-
-
-def gates_of(result: StudyResult) -> GatesConfig:
-    """Return the settings of gates of the study that *result* is of.
-
-    Raises:
-        ValueError: They are invalid, as another version may have written them.
-    """
-    try:
-        return GatesConfig.model_validate(result.measurement_protocol.get("gates") or {})
-    except ValidationError as error:
-        location, detail = next(error_details(error))
-        where = dotted(("gates", *location))
-        raise ValueError(f"{where}: {error_sentence(detail)} (got {detail['input']!r})") from error
 
 
 def schedule_of(result: StudyResult) -> Schedule | None:

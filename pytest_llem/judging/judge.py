@@ -15,7 +15,8 @@ from pytest_llem._plugin.baseline import baseline_of
 from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
-from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
+from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.execution.replay import current_inputs
 from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.budgets import judge_budget
@@ -32,7 +33,7 @@ from pytest_llem.reporting.text import counted, fitted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import testbed_of
-from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.results.verdicts import GateVerdict, Outcome
 from pytest_llem.study.design import StudyConfig
 
 
@@ -151,6 +152,7 @@ class StudyGates:
         gates = budget_gates(self.study)
         if self._settings.baseline or self._settings.against:
             gates += regression_gates(self.study, self._baseline)
+            gates += regression_gates(self.study, self._collected_baseline)
         return {(gate.kind, gate.id): gate for gate in gates}
 
     def gate(self, node_id: str, node: Node) -> Gate:
@@ -195,7 +197,11 @@ class StudyGates:
         if (result := self._results.own) is not None:
             result.comparison = self.comparison.record
         place = {"file": self._file, "line": self.study.gates_line}
-        return {one.id: self._placed(one.model_copy(update=place)) for one in self.comparison.verdicts}
+        found = {one.id: self._placed(one.model_copy(update=place)) for one in self.comparison.verdicts}
+        for one in wanted - found.keys():
+            why = "only the baseline of other devices has this point"
+            found[one] = self._unjudged(self.gates[REGRESSION, one], why, outcome="skipped")
+        return found
 
     def budget(self, name: str) -> GateVerdict:
         """Return the verdict of a budget, given its id."""
@@ -234,16 +240,16 @@ class StudyGates:
         if self._results.own is not None and verdict.point in self._results.measured:
             next(one for one in self._results.own.points if one.id == verdict.point).verdicts.append(verdict)
 
-    def _unjudged(self, gate: Gate, reason: str) -> GateVerdict:
+    def _unjudged(self, gate: Gate, reason: str, outcome: Outcome = "failed") -> GateVerdict:
         return GateVerdict(
             gate="regression",
             id=gate.id,
-            metric="",
+            metric=gate.metric,
             point=gate.point,
             verdict="NOT JUDGED",
-            outcome="failed",
+            outcome=outcome,
             reason=reason,
-            unit="",
+            unit=CATALOGUE[gate.metric].unit if gate.metric else "",
             file=self._file,
             line=gate.line,
         )
@@ -267,20 +273,24 @@ class StudyGates:
     @cached_property
     def _baseline(self) -> StudyResult | None:
         try:
-            return baseline_of(self._config, self.study, self._remote_testbeds())
+            return baseline_of(self._config, self.study, self._testbeds())
         except BaselineError as error:  # it existed when the items were collected
             raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
-    def _remote_testbeds(self) -> list[str]:
-        """Return the testbeds of the workers on other hosts, by their results; empty if there are none."""
-        if not self._config.stash.get(REMOTE, False):
-            return []
-        found = Counter(
-            testbed.key
-            for judged in self._results.points.values()
-            if (testbed := testbed_of([judged.point])) is not None
-        )
-        return [key for key, _ in found.most_common()]
+    @cached_property
+    def _collected_baseline(self) -> StudyResult | None:
+        """The baseline by which items were collected, when it was not known which devices the engine would use."""
+        try:
+            return baseline_of(self._config, self.study)
+        except BaselineError:  # workers on other hosts found theirs
+            return self._baseline
+
+    def _testbeds(self) -> list[str]:
+        """Return the testbeds of the judged results: that of all points, and those of points, by their number."""
+        points = [judged.point for judged in self._results.points.values()]
+        found = Counter(one.key for point in points if (one := testbed_of([point])) is not None)
+        whole = testbed_of(points)
+        return [*([] if whole is None else [whole.key]), *(key for key, _ in found.most_common())]
 
     @property
     def _name(self) -> str:

@@ -140,7 +140,7 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
     """Write the results of *points* to *directory*, as a run of a study does, and return the StudyResult.
 
     Args:
-        directory: The results directory, an empty folder.
+        directory: The results directory, which is empty or is created.
         name: Name of the study.
         points: The points.
 
@@ -180,6 +180,7 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
         total_experiments=len(entries),
         experiments=entries,
     )
+    directory.mkdir(parents=True, exist_ok=True)
     writer = ManifestWriter(directory, manifest)
     for entry in entries:
         result, requests = results[entry.experiment_id]

@@ -171,7 +171,7 @@ def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
 
 def _device_warnings(account: Account) -> Iterator[QualityWarning]:
     for device in account.devices:
-        off = disagreement(device, account.seconds, account.tick_seconds)
+        off = disagreement(device, account.ticks)
         if off is not None and device.energy_j is not None and device.integral_j is not None:
             yield QualityWarning.of(
                 "counter_disagrees",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,11 +120,13 @@ class Replay:
         results: Results by the ids of this run's experiments.
         damaged: Number of experiments whose stored result is damaged.
         changed: Changes since experiments were measured, by their ids; these experiments are measured again.
+        unreadable: Why manifests in the results directory, of whichever study, cannot be read.
     """
 
     results: Mapping[str, Stored]
     damaged: int = 0
     changed: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
 
     @property
     def sources(self) -> list[str]:
@@ -162,7 +164,8 @@ class Resume:
             ResumeError: The results were measured with another design or environment, or ``source`` is not a
                 results directory.
         """
-        runs = self._named(study) if self.source else self._runs(study, results_dir)
+        unreadable: list[str] = []
+        runs = self._named(study) if self.source else self._runs(study, results_dir, unreadable)
         if runs is None:
             return None
         matching = [run for run in runs if self.allow_mismatch or run[1].study_design_hash == study.design_hash]
@@ -175,10 +178,10 @@ class Resume:
             if differences and not found.results:
                 raise ResumeError(_refusal(directory, differences))
         changed = {name: text for name, text in found.changed.items() if name not in found.results}
-        return Replay(found.results, len(found.damaged - found.results.keys()), changed)
+        return Replay(found.results, len(found.damaged - found.results.keys()), changed, unreadable)
 
-    def _runs(self, study: StudyConfig, results_dir: Path) -> list[tuple[Path, Manifest]]:
-        found = runs_of(results_dir, study.name, study.design_hash)
+    def _runs(self, study: StudyConfig, results_dir: Path, unreadable: list[str]) -> list[tuple[Path, Manifest]]:
+        found = runs_of(results_dir, study.name, study.design_hash, unreadable)
         return [run for run in found if run[1].shard == self.shard]
 
     def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:

@@ -5,14 +5,21 @@ Files of schema 1.x and 2.x are read; :func:`upgrade` converts those of 1.x.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
+
+from pytest_llem.times import check_time
 
 #: Major.minor. A minor version only adds fields.
 SCHEMA_VERSION = "2.0"
+
+
+#: A time, UTC, as ISO 8601.
+Time = Annotated[str, AfterValidator(check_time)]
 
 
 class Record(BaseModel):
@@ -117,8 +124,9 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
         upgraded["idle_power"] = upgraded.pop("baseline")
     if isinstance(warnings := upgraded.get("warnings"), list):
         upgraded["warnings"] = [_coded(warning) for warning in warnings]
-    for point in upgraded.get("points") or ():
-        _add_coverage(point)
+    with suppress(AttributeError, TypeError):  # a value of a wrong type, which the validation that follows reports
+        for point in upgraded.get("points") or ():
+            _add_coverage(point)
     return upgraded
 
 
@@ -128,8 +136,8 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {_RENAMED.get(key, key): item if key in _VERBATIM else _renamed(item) for key, item in value.items()}
-    if found.get("metric") in _RENAMED:  # of a verdict
-        found["metric"] = _RENAMED[found["metric"]]
+    if isinstance(metric := found.get("metric"), str):  # of a verdict
+        found["metric"] = _RENAMED.get(metric, metric)
     return found
 
 

@@ -36,7 +36,7 @@ REFRESH_PAUSE = 100
 def write_atomically(path: Path, text: str) -> str:
     """Write *text* to *path* so that after a crash the file is either the old one or the new one, complete.
 
-    Lone surrogates, which UTF-8 cannot hold, are escaped.
+    If *path* is a link, the file that it names is written. Lone surrogates, which UTF-8 cannot hold, are escaped.
 
     Returns:
         SHA-256 of the written bytes, in hex.
@@ -45,17 +45,20 @@ def write_atomically(path: Path, text: str) -> str:
         OSError: The file could not be written; *path* is unchanged.
     """
     content = text.encode(errors="backslashreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file_path = path.resolve()
+    temporary = file_path.with_name(f".{file_path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except BaseException:
+        temporary.replace(file_path)
+        _sync_directory(file_path.parent)
+    except BaseException as error:
         with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a write it has no file, and of the others the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
     return hashlib.sha256(content).hexdigest()
 
@@ -337,13 +340,20 @@ class ManifestWriter:
         self._journal.clear()
 
 
-def runs_of(results_dir: Path, name: str, design_hash: str) -> list[tuple[Path, Manifest]]:
-    """Return the runs in *results_dir* with the study's name or design: first those of its name, newest first."""
+def runs_of(
+    results_dir: Path, name: str, design_hash: str, unreadable: list[str] | None = None
+) -> list[tuple[Path, Manifest]]:
+    """Return the runs in *results_dir* with the study's name or design: first those of its name, newest first.
+
+    Why a manifest there cannot be read is appended to *unreadable*.
+    """
     found = []
     for directory in results_dir.iterdir() if results_dir.is_dir() else ():
         try:
             manifest = read_manifest(directory)
-        except (OSError, ValueError):  # not a results directory
+        except (OSError, ValueError) as error:
+            if unreadable is not None and (directory / MANIFEST).exists():  # else it is no results directory
+                unreadable.append(str(error))
             continue
         if manifest.study_name == name or manifest.study_design_hash == design_hash:
             found.append((directory, manifest))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pytest_llem.results.document import Record, RecordFile
+from pytest_llem.results.document import Record, RecordFile, Time
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight", "partner", "load"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -50,9 +50,9 @@ class ManifestEntry(Record):
     """Why the experiment failed; null if it did not."""
     reason: str | None = None
     """Why the experiment was skipped or expected to fail."""
-    started_at: str | None = None
+    started_at: Time | None = None
     """Start, UTC, as ISO 8601."""
-    completed_at: str | None = None
+    completed_at: Time | None = None
     """End, UTC, as ISO 8601."""
     attempt: int = 0
     """Number of the attempt, from 1; 0 before the first one."""
@@ -82,9 +82,9 @@ class Manifest(RecordFile):
     """State of the run. A killed run keeps ``running``; readers on the same machine report it as
     ``interrupted``.
     """
-    started_at: str
+    started_at: Time
     """Start of the run, UTC, as ISO 8601."""
-    completed_at: str | None = None
+    completed_at: Time | None = None
     """End of the run, UTC, as ISO 8601; null while it runs."""
     total_experiments: int
     """Number of experiments of the study."""

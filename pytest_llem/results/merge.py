@@ -100,6 +100,10 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
             shutil.rmtree(replaced)
         else:
             fresh.rename(output)
+    except OSError as error:
+        if error.filename2 or not error.filename:  # of a write, and not of a file that cannot be read
+            error.filename = str(output)
+        raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return merged

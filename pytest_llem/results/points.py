@@ -9,6 +9,7 @@ from pydantic import Field
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Record
+from pytest_llem.results.open_mappings import Config, Testbed
 from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
@@ -32,7 +33,7 @@ class PointResult(Record):
     """Id of the point, as in the items' ids without the cycle."""
     axes: dict[str, Any]
     """Values of the point's axes, by dotted key."""
-    config: dict[str, Any]
+    config: Config
     """Resolved configuration; once there are results, their ``effective_config``."""
     config_hash: str
     """Hash of the configuration."""
@@ -44,7 +45,7 @@ class PointResult(Record):
     """SHA-256 of the result of each of ``cycles``, in their order, which shows whether two points are the same
     measurement. Empty in results of schema 1.3 and older.
     """
-    testbed: dict[str, Any] = Field(default_factory=dict)
+    testbed: Testbed = Field(default_factory=dict)
     """Testbed facts, which must match in a comparison."""
     sut: dict[str, Any] = Field(default_factory=dict)
     """System-under-test facts, which may differ in a comparison."""

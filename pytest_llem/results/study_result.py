@@ -22,6 +22,7 @@ from pytest_llem.results.manifest import read_manifest, stored_result, write_ato
 from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
 from pytest_llem.results.measurement_protocol import measurement_protocol
 from pytest_llem.results.metrics import weakest
+from pytest_llem.results.open_mappings import Protocol
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
@@ -93,7 +94,7 @@ class StudyResult(RecordFile):
     """All experiments, in run order; empty in a baseline."""
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
-    measurement_protocol: dict[str, Any] = Field(default_factory=dict)
+    measurement_protocol: Protocol = Field(default_factory=dict)
     """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``; and
     ``reference``, the name of the reference, in its own result.
     """

@@ -27,7 +27,7 @@ class GateVerdict(Record):
     id: str
     """Id of the gate, inside the brackets of the item's id."""
     metric: str
-    """Name of the metric in the catalogue."""
+    """Name of the metric in the catalogue; empty for a point that only the reference has."""
     point: str
     """Id of the point."""
     verdict: Verdict

@@ -160,14 +160,19 @@ def _read_name(document: Document) -> tuple[str, list[Problem]]:
     path = document.path
     name = document.data.get("name", path.name.removesuffix(path.suffix).removesuffix(".study") or path.stem)
     if not isinstance(name, str):
-        message = f"must be a string {document.given(('name',), name)}"
-    elif not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
-        message = f"must be a name without path separators or control characters (got {shown(name)})"
-    elif len(name.encode()) > MAX_NAME_BYTES:
-        message = f"must be at most {MAX_NAME_BYTES} bytes long (got {shown(name)})"
+        message: str | None = f"must be a string {document.given(('name',), name)}"
     else:
-        return name, []
-    return "", [document.problem(("name",), message)]
+        message = name_fault(name)
+    return (name, []) if message is None else ("", [document.problem(("name",), message)])
+
+
+def name_fault(name: str) -> str | None:
+    """Return an error message if *name* cannot be the name of a study and of its files; else None."""
+    if not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
+        return f"must be a name without path separators or control characters (got {shown(name)})"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"must be at most {MAX_NAME_BYTES} bytes long (got {shown(name)})"
+    return None
 
 
 def _read_execution(document: Document, overrides: Overrides) -> tuple[ExecutionConfig, list[Problem]]:

@@ -219,7 +219,8 @@ def bursts(uuid: str, share: float, seconds: float) -> tuple[float | None, str |
     meter.close()
     [device] = reading.devices
     ratio = device.integral_j and device.integral_j / _energy(reading)
-    return ratio, device.integral_reason, disagreement(device, reading.seconds, reading.tick_seconds)
+    assert reading.tick_seconds is not None
+    return ratio, device.integral_reason, disagreement(device, reading.seconds / reading.tick_seconds)
 
 
 def disturb(share: float) -> None:

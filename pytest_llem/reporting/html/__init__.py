@@ -27,7 +27,7 @@ def write_report(directory: Path, file: Path, result: StudyResult | None = None)
     from pytest_llem.reporting.html.page import render
     from pytest_llem.results.manifest import write_atomically
 
-    if (problem := overwriting.check_overwrite(file, overwriting.PAGE)) is not None:
+    if (problem := overwriting.check_page(file)) is not None:
         raise ValueError(problem)
     contents = read_contents(directory, result or StudyResult.load(directory))
     file.parent.mkdir(parents=True, exist_ok=True)

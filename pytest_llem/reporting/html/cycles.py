@@ -105,7 +105,7 @@ def _heights(
 
 
 def _deviation(contents: Contents, metric: str, cycle: Cycle, value: float | None) -> float | None:
-    mean = contents.points[cycle.point].metrics[metric].mean
+    mean = contents.points[cycle.point].summary_of(metric).mean
     return None if value is None or not mean else float(f"{100 * (value - mean) / abs(mean):.4g}")
 
 

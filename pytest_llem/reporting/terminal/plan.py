@@ -99,7 +99,8 @@ def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
         parts.append(f"gco2e_g with {'; '.join(factors)}")
     if replay.damaged:
         parts.append(f"{replay.damaged:,} damaged, measured again")
-    return ", ".join(parts) or ("nothing is replayed" if replay.changed else "there are no results to replay")
+    found = ", ".join(parts) or ("nothing is replayed" if replay.changed else "there are no results to replay")
+    return "; ".join([found, *(f"cannot be read: {one}" for one in replay.unreadable)])
 
 
 def _span(times: Sequence[str]) -> str:

@@ -1,0 +1,39 @@
+"""Settings of the gates of a result's study, which another version or an editor may have written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from pytest_llem.results.study_result import StudyResult
+from pytest_llem.study.document import dotted
+from pytest_llem.study.gates import GatesConfig, metric_fault
+from pytest_llem.study.problems import error_sentence
+from pytest_llem.study.section_errors import error_details
+
+
+def gates_of(result: StudyResult, name: object, given: Mapping[str, Any] | None = None) -> GatesConfig:
+    """Return the settings of gates of a result's study.
+
+    Args:
+        result: The result.
+        name: What messages call it.
+        given: Settings by options of a command, in place of those of the study; None if it has no such options.
+
+    Raises:
+        ValueError: A setting is out of range, or another version wrote one that this version does not have.
+    """
+    found = {**(result.measurement_protocol.get("gates") or {}), **(given or {})}
+    try:
+        settings = GatesConfig.model_validate(found)
+    except ValidationError as error:
+        location, detail = next(error_details(error))
+        where = f"--{location[0]}" if location[0] in (given or {}) else f"{name}: gates.{dotted(location)}"
+        raise ValueError(f"{where}: {error_sentence(detail)} (got {detail['input']!r})") from error
+    for metric in settings.metrics or ():
+        if fault := metric_fault(metric):
+            hint = "" if given is None else ": give --metric"
+            raise ValueError(f"{name}: gates.metrics: {fault} (got {metric!r}){hint}")
+    return settings
