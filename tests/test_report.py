@@ -326,7 +326,7 @@ def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: Wri
         (lambda path: None, "given: no such file or folder"),
         (lambda path: path.write_text("x"), "given: is not a folder"),
         (lambda path: path.mkdir(), "holds no manifest.json, so no results of a study"),
-        (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
+        (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "must be a file"),
         (
             lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").write_text("mine"),
             "exists with other content and is not overwritten",
