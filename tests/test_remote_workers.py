@@ -183,7 +183,7 @@ def test_controller_needs_no_torch(cluster: Cluster, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_study")
 def test_cut_connection_fails_one_experiment_and_no_other(cluster: Cluster) -> None:
-    run = cluster.start()
+    run = cluster.start("--llem-start-method=spawn")  # the other host would be done before the worker is back
     pid = cluster.experiment_on("a")
     cluster.servers["a"].cut(pid)
     output = cluster.finish(run)
