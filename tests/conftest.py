@@ -21,12 +21,12 @@ import yaml
 from xdist import workermanage
 
 import pytest_llem
-from pytest_llem.isolation.forkserver_client import ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServer, ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
-from tests.support import nvml, weights
+from tests.support import nvml, warm_forkservers, weights
 from tests.support.hub import Hub
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
@@ -71,6 +71,10 @@ for _name in (
         with contextlib.suppress(ImportError):  # of an extra that is not installed
             importlib.import_module(_name)
 
+# No file of a test has to survive a power failure, and waiting for the disk takes half the time of a run in this
+# process: a manifest is flushed at each transition of an experiment.
+os.fsync = lambda fd: None
+
 NOOP_STUDY = {
     "name": "noop",
     "model": "none",
@@ -88,6 +92,13 @@ NOOP_STUDY = {
 
 #: Variables of the outer run that the runs inside tests must not inherit.
 _OUTER_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS")
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Have three workers on two cores with ``-n auto``: half of its time, a test waits for a clock or process."""
+    count = yield
+    return count if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else count * 3 // 2
 
 
 @pytest.hookimpl(wrapper=True)
@@ -141,11 +152,12 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 
 
 @pytest.fixture
-def run_pytest(pytester: pytest.Pytester) -> RunPytest:
+def run_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunPytest:
     """Run pytest with the plugin, on ``study.yaml`` unless *files* are given.
 
     It runs in this process, at a tenth of the cost of a subprocess, and its experiments are forked.
     """
+    monkeypatch.setattr(ForkServer, "_launch", warm_forkservers.launch)
 
     def run(*options: str | Path, files: Sequence[str | Path] = ("study.yaml",)) -> pytest.RunResult:
         return pytester.runpytest_inprocess(*files, "-p", "llem", FORKSERVER, *options)

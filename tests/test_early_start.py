@@ -158,6 +158,8 @@ class TestInTheGap:
         self, pytester: pytest.Pytester, study: WriteStudy, measured: Notes
     ) -> None:
         study(600)
+        # A process that is still exiting would be reason enough to start the next one early.
+        pytester.makeconftest("import time\n\ndef pytest_runtest_teardown():\n    time.sleep(0.5)")
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-no-gaps")
         run.assert_outcomes(passed=2)
         assert _early(measured) == [False, False]

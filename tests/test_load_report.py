@@ -117,6 +117,7 @@ def test_latencies_are_of_answered_requests_of_the_window() -> None:
     assert read_latencies(text) == {"ttft_ms": [10.0, 20.0]}
 
 
+@pytest.mark.slow
 def test_search_on_a_real_server_is_shown_everywhere(
     pytester: pytest.Pytester, run_pytest: RunPytest, results: Results
 ) -> None:

@@ -33,6 +33,18 @@ def test_command_for_ci_is_one_line(name: str) -> None:
     assert "\n" not in found[1]
 
 
+@pytest.mark.parametrize("failing", ["sphinx-build", "ruff", "mypy", "lint-imports", "pre-commit", None])
+def test_ci_run_fails_if_one_linter_does(tmp_path: Path, failing: str | None) -> None:
+    found = re.search(r"^stage 'lint.*?' '(.*?)'$", (ROOT / ".ci" / "run").read_text(), re.M | re.S)
+    assert found
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in {*re.findall(r"\.venv/bin/([\w-]+)", found[1])}:
+        (folder / name).symlink_to("/bin/false" if name == failing else "/bin/true")
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", found[1]], cwd=tmp_path, check=False)
+    assert (done.returncode != 0) == (failing is not None)
+
+
 def test_example_study_has_twelve_lines_and_gates(tmp_path: Path) -> None:
     found = re.search(r"^```yaml\n(.*?)^```", README, re.M | re.S)
     assert found

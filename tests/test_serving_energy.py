@@ -134,9 +134,10 @@ def test_energy_per_token_is_right_for_a_batch_that_varies(measured: Measure, sw
         assert value == pytest.approx(truth.energy_j / truth.tokens(), rel=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("load", "seconds", "between"),
-    [({"concurrency": 8}, 2.0, "25"), slow({"rate": 25}, 6.0, "50")],
+    [({"concurrency": 8}, 2.0, "25"), ({"rate": 25}, 6.0, "50")],
     ids=["concurrency", "Poisson"],
 )
 def test_energy_per_token_and_per_good_token_is_right(

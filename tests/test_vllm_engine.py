@@ -36,6 +36,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.loading import load_study
 from tests.support import nvml
 from tests.support.in_process import InProcess
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 from tests.support.warned import texts
 
@@ -646,7 +647,7 @@ def noted(tmp_path: Path) -> dict[str, int]:
     ("fault", "timeout", "kind", "message"),
     [
         ("die", 120, "crash", "vLLM's EngineCore has ended: its output says why"),
-        ("hang", 10, "timeout", "not finished after 10 s"),
+        slow("hang", 10, "timeout", "not finished after 10 s"),
     ],
 )
 def test_failed_engine_core_is_an_error_and_leaves_no_process(

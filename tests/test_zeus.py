@@ -40,7 +40,9 @@ def zeus_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet"]
     constraints = nvml.ROOT / "constraints.txt"
     done = subprocess.run(
-        [*install, "--disable-pip-version-check", "-c", str(constraints), ZEUS], capture_output=True, text=True
+        [*install, "--disable-pip-version-check", "--no-compile", "-c", str(constraints), ZEUS],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         last = (done.stderr.strip() or "no word").splitlines()[-1]

@@ -65,14 +65,14 @@ def imported() -> CodeState:
     tops: set[str] = set()
     for spec in _specs():
         origin = str(spec.origin)
-        if _INSTALLED.intersection(Path(origin).parts):
+        if _INSTALLED.intersection(origin.split(os.sep)):  # noqa: PTH206 (there may be a thousand of them)
             tops.add(spec.name.partition(".")[0])
         elif not origin.startswith(standard):
             modules[spec.name] = _digest(origin, before=_BEGAN)
     found: dict[str, str | None] = {}
     for one in distributions():  # if two have the same name, the first is imported
         if not tops.isdisjoint(_top_level(one)):
-            found.setdefault(one.metadata["Name"], _version(one))
+            found.setdefault(metadata_field(one, "Name"), _version(one))
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
 
@@ -133,7 +133,7 @@ def source(name: str, group: str, path: Sequence[str]) -> str | None:
     spec = PathFinder.find_spec(top, path) or find_by_hook(top)
     if spec is None:
         return None
-    version = " ".join([package.metadata["Name"], _version(package), *_requires(package, name)]) if package else ""
+    version = " ".join([package.name, _version(package), *_requires(package, name)]) if package else ""
     folders = [*(spec.submodule_search_locations or ())]
     is_installed = all(_INSTALLED.intersection(Path(one).parts) for one in (*folders, spec.origin or "/"))
     if package is not None and is_installed:
@@ -211,14 +211,25 @@ def _top_level(package: Distribution) -> set[str]:
     """Return the names of the modules and packages that a distribution installs."""
     if named := package.read_text("top_level.txt"):
         return set(named.split())
-    return {line.split("/", 1)[0].split(".", 1)[0] for line in (package.read_text("RECORD") or "").splitlines()}
+    return set(re.findall(r"^[^/.\n]*", package.read_text("RECORD") or "", re.MULTILINE))
+
+
+def metadata_field(package: Distribution, name: str) -> str:
+    """Return a required field of a distribution's metadata: ``Name`` or ``Version``.
+
+    ``package.metadata`` parses the whole text each time, often with a README in it, which takes milliseconds.
+    """
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    found = re.search(rf"^{name}:[ \t]*(.*?)\s*$", text, re.IGNORECASE | re.MULTILINE)
+    return found[1] if found else str(package.metadata[name])
 
 
 def _version(package: Distribution) -> str:
+    version = metadata_field(package, "Version")
     if package.read_text("direct_url.json") is None:
-        return package.version
+        return version
     files = sorted(line for line in (package.read_text("RECORD") or "").splitlines() if _is_content(line))
-    return f"{package.version} {hashlib.sha256(chr(10).join(files).encode()).hexdigest()[:_LENGTH]}"
+    return f"{version} {hashlib.sha256(chr(10).join(files).encode()).hexdigest()[:_LENGTH]}"
 
 
 def _is_content(line: str) -> bool:

@@ -6,10 +6,11 @@ import hashlib
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.code_state import metadata_field
 from pytest_llem.results.git import working_tree
 from pytest_llem.results.liveness import boot_id
 
@@ -78,7 +79,7 @@ _CONTAINERS = (("docker", ".dockerenv"), ("podman", "run/.containerenv"))
 def package_version(name: str) -> str | None:
     """Return an installed distribution's version, without importing it."""
     try:
-        return version(name)
+        return metadata_field(distribution(name), "Version")
     except PackageNotFoundError:
         return None
 

@@ -19,7 +19,7 @@ from pytest_llem.results.manifest_records import Manifest, ManifestEntry
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.study_result import StudyResult, StudySummary, build_study_result
 from pytest_llem.times import now
-from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
+from tests.conftest import FORKSERVER, NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support import nvml
 
 GPU = "GPU-report"
@@ -50,7 +50,7 @@ def run(directory: Path, library: Path, *arguments: str) -> Path:
     }
     (directory / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     paths = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
-    options = [word for name in OTHER_PLUGINS for word in ("-p", f"no:{name}")]
+    options = [FORKSERVER, *(word for name in OTHER_PLUGINS for word in ("-p", f"no:{name}"))]
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--rootdir", str(directory), *options]
     # Separate device locks, and no annotations for the CI in which the tests run.
     own = {"PYTHONPATH": paths, "PYTEST_ADDOPTS": "", "TMPDIR": str(directory)}
