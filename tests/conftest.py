@@ -21,12 +21,12 @@ import yaml
 from xdist import workermanage
 
 import pytest_llem
-from pytest_llem.isolation.forkserver_client import ForkServer, ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
-from tests.support import nvml, warm_forkservers, weights
+from tests.support import nvml, weights
 from tests.support.hub import Hub
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
@@ -152,12 +152,11 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 
 
 @pytest.fixture
-def run_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> RunPytest:
+def run_pytest(pytester: pytest.Pytester) -> RunPytest:
     """Run pytest with the plugin, on ``study.yaml`` unless *files* are given.
 
     It runs in this process, at a tenth of the cost of a subprocess, and its experiments are forked.
     """
-    monkeypatch.setattr(ForkServer, "_launch", warm_forkservers.launch)
 
     def run(*options: str | Path, files: Sequence[str | Path] = ("study.yaml",)) -> pytest.RunResult:
         return pytester.runpytest_inprocess(*files, "-p", "llem", FORKSERVER, *options)

@@ -17,13 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem.isolation.forkserver_client import ForkServer, ForkServers
+from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord
 from tests.conftest import Results, WriteStudy
-from tests.support import warm_forkservers
 from tests.support.marks import slow
 from tests.support.processes import children_called, gone, wait_until
 
@@ -284,10 +283,8 @@ class TestTheProcess:
         assert gone(first["imported_by"])
         assert second["environ"]["A_LIBRARY_READS_IT"] == "1"
 
-    @pytest.mark.parametrize("launch", [ForkServer._launch, warm_forkservers.launch], ids=["fresh", "warm"])
     def test_forked_process_is_like_a_spawned_one(
         self,
-        launch: Callable[..., None],
         forkservers: ForkServers,
         job: MakeJob,
         tmp_path: Path,
@@ -296,7 +293,6 @@ class TestTheProcess:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Compares variables, signals, limits, current folder, open files and streams."""
-        monkeypatch.setattr(ForkServer, "_launch", launch)
         monkeypatch.chdir(tmp_path)
         look = (
             "def look():\n"
