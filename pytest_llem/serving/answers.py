@@ -77,7 +77,11 @@ class Answer:
         return events, times
 
     def record(self, error: str | None) -> RequestRecord:
-        """Decode the answer, and drop its pieces. *error* says why the request failed, if it is known to have failed."""
+        """Decode the answer, drop its pieces, and return its record.
+
+        Args:
+            error: Why the request failed, if it is known to have failed.
+        """
         events, times = self.events()
         self.pieces = []
         done = bool(events) and events[-1].strip() == b"[DONE]"
