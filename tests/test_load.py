@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.protocol import PreflightError, RequestRecord
+from pytest_llem.serving.answers import Answer
 from pytest_llem.serving.checks import check_client
 from pytest_llem.serving.client import Client, Endpoint, LoadRequest
 from pytest_llem.serving.errors import (
@@ -72,6 +73,28 @@ def test_closed_loop_keeps_its_concurrency_in_flight() -> None:
     starts = [request.sent for request in load.records]
     assert starts == sorted(starts)
     assert len({request.index for request in load.records}) == len(load.records)
+
+
+def test_next_request_is_sent_before_an_answer_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers often end together, and decoding them all takes longer than a request may be late."""
+    order: list[tuple[str, Answer]] = []
+    post, record = Client._post, Answer.record
+
+    def posted(client: Client, body: bytes, answer: Answer) -> Any:
+        order.append(("sent", answer))
+        return post(client, body, answer)
+
+    def recorded(answer: Answer, error: str | None) -> RequestRecord:
+        order.append(("decoded", answer))
+        return record(answer, error)
+
+    monkeypatch.setattr(Client, "_post", posted)
+    monkeypatch.setattr(Answer, "record", recorded)
+    under_load(ClosedLoop(1), window=requests_ended(3))
+    answers = [answer for what, answer in order if what == "sent"]
+    assert len(answers) >= 4
+    for answer, following in pairwise(answers):
+        assert order.index(("sent", following)) < order.index(("decoded", answer))
 
 
 def test_steady_state_begins_when_every_slot_has_finished() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import resource
 import socket
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import coroutine
 from typing import Any
 
 import pytest
@@ -98,6 +100,32 @@ def test_token_times_are_those_of_the_server(mock: tuple[str, Path], token_ids: 
     # A busy machine delays some of the requests.
     assert min(map(statistics.median, token_delays)) < 2e-3
     assert min(delays) < 0.1
+
+
+def test_chunks_do_not_wake_the_task_of_their_request(mock: tuple[str, Path]) -> None:
+    """At thousands of chunks a second, that would cost more than the rest of what the client does."""
+    waits = 0
+
+    @coroutine
+    def counted(work: Awaitable[list[RequestRecord]]) -> Generator[Any, Any, list[RequestRecord]]:
+        nonlocal waits
+        steps = work.__await__()
+        while True:
+            try:
+                waited = next(steps)
+            except StopIteration as end:
+                records: list[RequestRecord] = end.value
+                return records
+            waits += 1
+            yield waited
+
+    async def run() -> list[RequestRecord]:
+        async with Client(Endpoint(mock[0]), connections=1) as client:
+            return await counted(client.send(LoadRequest(0, [[1]], 100)))
+
+    [record] = asyncio.run(run())
+    assert len(set(record.token_times)) > 50
+    assert waits < 25
 
 
 def test_due_time_is_that_of_the_first_turn(mock: tuple[str, Path]) -> None:
@@ -272,6 +300,22 @@ def test_connection_closed_between_requests_is_no_failure(tmp_path: Path) -> Non
         records = sent(Endpoint(url), REQUEST, REQUEST, REQUEST)
     assert [record.error for record in records] == [None, None, None]
     assert len(entries(log)) == 3
+
+
+def test_garbage_collection_is_off_while_requests_are_sent(mock: tuple[str, Path]) -> None:
+    """A full collection would delay requests, and there is no need for one."""
+
+    async def run() -> tuple[bool, int]:
+        async with Client(Endpoint(mock[0], token_ids=True), connections=1) as client:
+            gc.collect()
+            for _ in range(100):
+                await client.send(LoadRequest(0, [[1]], 1))
+            return gc.isenabled(), gc.collect()
+
+    is_enabled, unreachable = asyncio.run(run())
+    assert not is_enabled
+    assert unreachable < 100  # less than one object for each request
+    assert gc.isenabled()
 
 
 def test_open_files_are_allowed_as_far_as_the_system_does(mock: tuple[str, Path]) -> None:

@@ -7,11 +7,11 @@ from heapq import heappop, heappush
 
 import pytest
 
-from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.regression import compare
 from pytest_llem.machine.attached_server import is_this_host
 from pytest_llem.measurement.load_search import next_load
 from pytest_llem.results.points import PointResult
+from pytest_llem.serving.answers import Answer
 from pytest_llem.serving.checks import check_steady
 from pytest_llem.serving.client import SentRequest
 from pytest_llem.serving.errors import NotSteadyError
@@ -28,8 +28,9 @@ def queue(rate: float, seconds: float, *, seed: int, slots: int = 16, service: f
     while (at := at + rng.expovariate(rate)) < seconds:
         ended = max(at, heappop(free)) + service * rng.uniform(0.8, 1.2)
         heappush(free, ended)
-        record = RequestRecord(1, output_count=1, sent=at, due=at, last_token=ended)
-        sent.append(SentRequest(len(sent), 0, record, ended))
+        answer = Answer(due=at, max_tokens=1)
+        answer.sent = at
+        sent.append(SentRequest(len(sent), 0, answer, ended))
     return sent
 
 

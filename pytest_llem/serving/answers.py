@@ -8,6 +8,7 @@ reason (llama.cpp). An error within a stream that began with status 200 is an ev
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -22,7 +23,7 @@ MAX_ERROR_CHARACTERS = 200
 
 
 class Answer:
-    """What has arrived of an answer. Events are decoded once the answer has ended, all at once.
+    """What has arrived of an answer. Events are found and decoded once the answer has ended, all at once.
 
     Args:
         due: When its request should be sent by the schedule, on the clock of ``time.monotonic``; None without one.
@@ -31,72 +32,131 @@ class Answer:
     Attributes:
         sent: When its request was sent, likewise.
         reused: Whether that was over a connection of an earlier request.
+        pieces: What was read at once.
+        times: When each of them was.
     """
 
-    __slots__ = ("due", "events", "max_tokens", "reused", "sent", "times")
+    __slots__ = ("due", "max_tokens", "pieces", "reused", "sent", "times")
 
     def __init__(self, due: float | None, max_tokens: int) -> None:
         self.due, self.max_tokens = due, max_tokens
         self.sent = 0.0
         self.reused = False
-        #: Data of the server-sent events, and when the end of each arrived.
-        self.events: list[bytes] = []
+        self.pieces: list[bytes] = []
         self.times: list[float] = []
 
-    async def read(self, content: aiohttp.StreamReader) -> None:
+    async def read(self, response: aiohttp.ClientResponse) -> None:
         """Read to the end. The connection is used again only if nothing of the answer is left in it."""
-        events, times = self.events, self.times
+        connection = response.connection
+        self.add(response.content, monotonic())
+        if connection is not None:  # else all has arrived
+            assert connection.transport is not None
+            assert connection.protocol is not None
+            arrivals = _Arrivals(self, response.content, connection.transport, connection.protocol)
+            connection.transport.set_protocol(arrivals)
+            await response.content.wait_eof()
+
+    def add(self, content: aiohttp.StreamReader, now: float) -> None:
+        """Add what *content* holds."""
+        if piece := content.read_nowait():
+            self.pieces.append(piece)
+            self.times.append(now)
+
+    def events(self) -> tuple[list[bytes], list[float]]:
+        """Return the data of the server-sent events, and when the end of each arrived."""
+        events: list[bytes] = []
+        times: list[float] = []
         rest = b""
-        while data := await content.readany():
-            now = monotonic()
-            *lines, rest = (rest + data).split(b"\n")
+        # The last line may have no newline.
+        for piece, time in zip([*self.pieces, b"\n"], [*self.times, *self.times[-1:]], strict=False):
+            *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 if line.startswith(b"data:"):
                     events.append(line[5:])
-                    times.append(now)
-        if rest.startswith(b"data:"):
-            events.append(rest[5:])
-            times.append(now)
+                    times.append(time)
+        return events, times
 
     def record(self, error: str | None) -> RequestRecord:
-        """Return the record of the request. *error* says why it failed, if it is known to have failed."""
-        done = bool(self.events) and self.events[-1].strip() == b"[DONE]"
+        """Decode the answer, drop its pieces, and return its record.
+
+        Args:
+            error: Why the request failed, if it is known to have failed.
+        """
+        events, times = self.events()
+        self.pieces = []
+        done = bool(events) and events[-1].strip() == b"[DONE]"
         content = _Content()
         try:
-            content.add(json.loads(b"[" + b",".join(self.events[: -1 if done else None]) + b"]"), self.times)
+            content.add(json.loads(b"[" + b",".join(events[: -1 if done else None]) + b"]"), times)
         except (ValueError, TypeError, AttributeError, LookupError) as reason:
             error = error or f"the answer is not a stream of completion chunks: {type(reason).__name__}: {reason}"
-        if error is None and not self.events:
+        if error is None and not events:
             error = "the answer is not an event stream"
         error = error or content.error
         if error is None and not done and content.finish is None:
-            error = f"the stream was cut after {len(self.times)} chunks"
+            error = f"the stream was cut after {len(events)} chunks"
         ids, usage = content.ids, content.usage
         if problem := _usage_problem(usage, len(ids), self.max_tokens):
             error, usage = error or problem, {}
         output_tokens = usage.get("completion_tokens")
         # A server may leave out ids of some chunks, for example of a tool call: then usage has the number.
         complete = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
-        times: Sequence[float] = ()
+        token_times: Sequence[float] = ()
         if complete and (error is not None or output_tokens is not None):
-            times = content.id_times
+            token_times = content.id_times
         elif not ids:
             by_chunk = (content.times, content.text_times)
-            times = next((times for times in by_chunk if len(times) == output_tokens), ())
+            token_times = next((times for times in by_chunk if len(times) == output_tokens), ())
         return RequestRecord(
             input_tokens=usage.get("prompt_tokens"),
             output_ids=ids if complete else None,
             sent=self.sent,
-            token_times=times,
+            token_times=token_times,
             # token_times has them, else a chunk with a part of the answer.
-            first_token=None if times or not content.times else content.times[0],
-            last_token=None if times or not content.times else content.times[-1],
+            first_token=None if token_times or not content.times else content.times[0],
+            last_token=None if token_times or not content.times else content.times[-1],
             due=self.due,
             output_text="".join(content.texts),
             output_count=None if complete else output_tokens,
             error=error,
             cached_tokens=content.cached_tokens,
         )
+
+
+class _Arrivals(asyncio.Protocol):
+    """Notes when each part of an answer arrives, as the protocol of its connection, around that of aiohttp.
+
+    A task that waited for each chunk would cost more than the rest of what a chunk costs.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        content: aiohttp.StreamReader,
+        transport: asyncio.Transport,
+        http: asyncio.Protocol,
+    ) -> None:
+        self._answer, self._content, self._transport, self._http = answer, content, transport, http
+
+    def data_received(self, data: bytes) -> None:
+        now = monotonic()
+        self._http.data_received(data)
+        if self._content.exception() is None:
+            self._answer.add(self._content, now)
+        if self._content.is_eof():  # aiohttp may use the connection for another request
+            self._transport.set_protocol(self._http)
+
+    def eof_received(self) -> None:
+        self._http.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._http.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
 
 
 class _Content:

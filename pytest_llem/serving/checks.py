@@ -99,4 +99,4 @@ def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
 
 def _arrival(request: SentRequest) -> float:
     """Return when a request was due, or else when it was sent, on the clock of ``time.monotonic``, in s."""
-    return request.sent if request.record.due is None else request.record.due
+    return request.sent if request.answer.due is None else request.answer.due

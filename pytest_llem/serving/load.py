@@ -75,6 +75,7 @@ class Load:
         self._raised = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()
+        self._undecoded: asyncio.Queue[SentRequest] = asyncio.Queue()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heartbeat = Heartbeat()
 
@@ -91,6 +92,7 @@ class Load:
         """
         self._heartbeat.start()
         self._spawn(self._watch_server())
+        self._spawn(self._decode())
         if isinstance(self._schedule, ClosedLoop):
             await self._or_failure(self._begin_closed(self._schedule))
         else:
@@ -146,7 +148,7 @@ class Load:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if not self._raised:
-            await self._or_failure(self._check_errors(self._finished))
+            await self._or_failure(self._check_all())
 
     @property
     def records(self) -> list[SentRequest]:
@@ -275,15 +277,36 @@ class Load:
         ended = answers[-1].ended
         self._durations.append(ended - began)
         self._finished += len(answers)
-        self._tokens += sum(answer.record.output_tokens or 0 for answer in answers)
+        self._tokens += sum(len(one.answer.times) for one in answers)  # about, until they are decoded
         self._progress.set()
-        if (error := answers[-1].record.error) is not None:
+        for answer in answers:
+            if answer.error is None:
+                self._undecoded.put_nowait(answer)
+            else:  # before the next request, which may fail as fast
+                await self._check(answer)
+        return ended
+
+    async def _decode(self) -> None:
+        """Decode answers, and send requests that are due between two of them: answers often end together."""
+        while True:
+            await self._check(await self._undecoded.get())
+            await asyncio.sleep(0)
+
+    async def _check(self, request: SentRequest) -> None:
+        """Count the tokens of *request*, and raise if it is one failure too many."""
+        self._tokens += (request.record.output_tokens or 0) - len(request.answer.times)
+        if (error := request.record.error) is not None:
             self._failed += 1
             self._first_error = self._first_error or error
             if error.startswith(CANNOT_CONNECT):
                 await self._check_server()
             await self._check_errors(max(self._finished, _MIN_JUDGED))
-        return ended
+
+    async def _check_all(self) -> None:
+        """Raise if too many of all requests failed."""
+        while not self._undecoded.empty():
+            await self._check(self._undecoded.get_nowait())
+        await self._check_errors(self._finished)
 
     async def _check_errors(self, finished: int) -> None:
         """Raise if too many of *finished* requests failed."""

@@ -1,12 +1,13 @@
 """Compare the load client, and a study, with ``vllm bench serve``, AIPerf and guidellm on the same server.
 
     python tests/benchmarks/load_client.py --tokenizer DIR [--vllm PYTHON] [--aiperf PROGRAM] [--guidellm PROGRAM]
-        [--study] [--url URL --model NAME --vocabulary SIZE] [--rounds N]
+        [--checkout FOLDER] [--study] [--url URL --model NAME --vocabulary SIZE] [--rounds N]
 
 Each round runs every client, with few and with many requests, so that drift affects all alike. The CPU time of a
 client is that of its processes for the many less that for the few, so that imports do not count; making the
 prompts does. Its rates and latencies are those that it reports for the many. Ratios are to ours, by round.
-``--study`` adds a study of the same load by ``server.url``, with its ramp, window and drain.
+``--checkout`` adds our client of another version, whose repository is in FOLDER. ``--study`` adds a study of the
+same load by ``server.url``, with its ramp, window and drain.
 
 Prompts of about 64 tokens and 64 new tokens by default, in a closed loop. The server, a mock or that of ``--url``,
 is the same process for all clients, and on the same processor cores.
@@ -16,6 +17,10 @@ On two cores, the one round without other load: 152 requests/s (vLLM 152, AIPerf
 together: a likely reason for the TTFTs is the CPU time that a client needs to send such a burst. The E2E latencies
 agree, so AIPerf's lower rate is time between requests. docs/explanation/serving.md has figures of later versions,
 with guidellm and a study.
+
+The client before answers were read without a task, by ``--checkout FOLDER --tokens 128 --step-ms 5+0
+--requests 64 576 --rounds 7``: 1.32 (1.11 to 1.38) times the CPU time, 1.32 (0.72 to 1.53) times the TTFT, 0.953
+(0.944 to 0.978) times the tokens/s.
 """
 
 from __future__ import annotations
@@ -109,11 +114,19 @@ async def load(url: str, number: int, concurrency: int, first: int, tokens: int)
     return Report(len(records) / seconds, received / seconds, *(1e3 * statistics.median(one) for one in latencies))
 
 
-def ours(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
-    command = [sys.executable, __file__, "--load", url, str(number), "--concurrency", str(arguments.concurrency)]
+def ours(
+    arguments: argparse.Namespace, url: str, number: int, folder: Path, root: Path = Path(__file__).parents[2]
+) -> Report:
+    """Run our client of the checkout in *root*."""
+    command = [sys.executable, "-m", "tests.benchmarks.load_client", "--load", url, str(number)]
+    command += ["--concurrency", str(arguments.concurrency)]
     command += ["--seed", str(arguments.seed), "--tokens", str(arguments.tokens)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
     return Report(**json.loads(out))
+
+
+def checkout(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
+    return ours(arguments, url, number, folder, arguments.checkout)
 
 
 def study(arguments: argparse.Namespace, url: str, number: int, folder: Path) -> Report:
@@ -229,6 +242,7 @@ def with_cpu_time(client: Callable[[int, Path], Report], few: int, many: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkout", type=Path, help="folder of another version of this repository")
     parser.add_argument("--tokenizer", help="folder of a tokenizer, for the prompts of the others")
     parser.add_argument("--vllm", help="the Python of an environment with vLLM")
     parser.add_argument("--aiperf", help="the program aiperf")
@@ -251,9 +265,9 @@ def main() -> None:
         print(json.dumps(vars(report)))
         return
     clients: dict[str, Callable[..., Report]] = {"ours": ours}
-    for name, client in (("vllm", vllm), ("aiperf", aiperf), ("guidellm", guidellm), ("study", study)):
-        if getattr(arguments, name):
-            clients[name] = client
+    for client in (checkout, vllm, aiperf, guidellm, study):
+        if getattr(arguments, client.__name__):
+            clients[client.__name__] = client
     found: dict[str, list[Report]] = {name: [] for name in clients}
     with nullcontext(arguments.url) if arguments.url else mock_server("--step-ms", arguments.step_ms) as url:
         for seed in range(1, arguments.rounds + 1):
