@@ -15,8 +15,8 @@ to run. Each finding names the commands that help.
 It changes no setting and creates no CUDA context. If a driver does not
 answer, it stops waiting after --timeout. A finding has one of three
 severities:
-  blocks   the energy of the engines' devices is not measured, or no
-           experiment can run
+  blocks   the energy of the devices that the engines run on is not
+           measured, or no experiment can run
   hinders  figures vary more, or are incomplete
   note     for information
 """
@@ -47,7 +47,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         "--python",
         metavar="PYTHON",
         type=path,
-        help="check the engines of this interpreter, as in a study's runners",
+        help="check the engines of this interpreter, such as one that runners: of a study names",
     )
     parser.add_argument(
         "--timeout",

@@ -21,7 +21,7 @@ class PromptTokenizer:
     Args:
         source: Where the model was found.
         config: The experiment.
-        origin: Arguments of ``from_pretrained`` that say where the tokenizer is from.
+        origin: Further arguments of ``from_pretrained``, such as the revision.
 
     Attributes:
         tokenizer: The model's tokenizer; None if it has none and the prompts are token ids anyway.
@@ -64,7 +64,7 @@ class PromptTokenizer:
         Raises:
             PreflightError: The model has no chat template, or it fails.
         """
-        assert self.tokenizer is not None, "chats are texts"
+        assert self.tokenizer is not None, "prompts are texts if they have a template"
         if not self.tokenizer.chat_template:
             message = f"model {self._model!r} has no chat template: set prompt_format: raw, or name another model"
             raise PreflightError(message)

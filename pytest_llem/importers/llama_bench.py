@@ -1,4 +1,4 @@
-"""Read the results of llama-bench as JSON, JSON lines or CSV. Each of its tests is a run."""
+"""Read the results of llama-bench as JSON, JSON lines or CSV. Each of its tests is imported as a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME, FORMAT = "llama-bench", "llama-bench"
 #: Whole numbers, which CSV has as text.
 _NUMBER = re.compile(r"-?\d{1,18}")
 
-#: What was measured, and what may name a host.
+#: What is not a setting: what was measured, the build, and what names the machine or a path on it.
 _RESULTS = {
     *("test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
     *("build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename"),
@@ -55,7 +55,7 @@ def rows(file: Any, text: str) -> list[Fields]:
 
 
 def read(test: Fields) -> Iterator[ToolRun]:
-    """Yield the run of a test. A process of llama-bench loads the model itself, so that its file is one start.
+    """Yield the run of a test. A file is written by one process, which loads the model: its tests share a start.
 
     Raises:
         ImportFileError: A value has the wrong type.
@@ -74,7 +74,7 @@ def read(test: Fields) -> Iterator[ToolRun]:
         document=test.data,
         model=test.text("model_type"),
         concurrency=1,
-        no_stamps="llama-bench writes the means of its tests",
+        no_times="llama-bench writes no times of requests, only the means of its tests",
         figures=figures(
             {
                 "seconds": seconds,

@@ -44,7 +44,7 @@ class ToolRun:
         model: Name of the model; None if the file does not say.
         concurrency: Maximum number of requests in flight; None if there was no maximum, or if it is not known.
         requests: A record for each request; empty if the file has none.
-        no_stamps: Why the requests' times are not on one clock; None if they are.
+        no_times: Why the requests' times are not on one clock; None if they are.
         clock: That clock.
         figures: The tool's own figures, by the name of the metric that has the same definition.
         completed: Number of answered requests; None if unknown.
@@ -64,7 +64,7 @@ class ToolRun:
     model: str | None = None
     concurrency: int | None = None
     requests: Sequence[RequestRecord] = field(default=(), repr=False)
-    no_stamps: str | None = None
+    no_times: str | None = None
     clock: Clock = "other"
     figures: Mapping[str, float] = field(default_factory=dict)
     completed: int | None = None

@@ -29,7 +29,7 @@ _RESULT = re.compile(
     r"|date|endpoint_type|label|duration|completed|failed|rtfx|steady_state.*"
 )
 
-_NO_STAMPS = "the file has no times of requests (vllm bench serve --save-detailed writes them)"
+_NO_TIMES = "the file has no times of requests (vllm bench serve --save-detailed writes them)"
 
 
 def matches(document: Any) -> bool:
@@ -59,7 +59,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         model=fields.text("model_id"),
         concurrency=fields.count("max_concurrency"),
         requests=requests,
-        no_stamps=None if any(one.sent for one in requests) else _NO_STAMPS,
+        no_times=None if any(one.sent for one in requests) else _NO_TIMES,
         clock="monotonic",  # start_times are of time.perf_counter
         figures=_figures(fields),
         completed=fields.count("completed"),

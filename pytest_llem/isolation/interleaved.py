@@ -1,7 +1,7 @@
 """Run two experiments alternately: both are loaded, and one waits while the other one measures.
 
 Each process warms up alone, the first one first. Then they take turns in the order A B B A B A A B …, so that a
-drift of the machine, also one that becomes faster, is nearly the same for both. This process only gives the turns,
+drift of the machine, also one that accelerates, is nearly the same for both. This process only gives the turns,
 and sleeps during them.
 """
 
@@ -36,12 +36,14 @@ class Side:
 
     Attributes:
         name: Its name in messages: ``candidate`` or ``reference``.
-        job: Its job.
-        timeout: Time limit of both in s, without downloads.
+        job: What its process has to do.
+        timeout: Time limit of both sides together, in s, to which the time of downloads is added. The first
+            side's counts.
         forkservers: Forkservers to fork it from; None to start an interpreter.
-        started: A process that was started early; None if there is none.
+        started: Its process, if that was started in advance, to save time; else None.
         on_output: Called with output of the process as it arrives.
-        server: Pid of the first process of its server, which leads a process group; None without a server.
+        server: Pid of the first process of the inference server that it measures, which leads a process group;
+            None without a server.
     """
 
     name: str
@@ -81,8 +83,8 @@ class _Running:
     Attributes:
         side: The side.
         watcher: Notified of progress; None for no notification.
-        process: The process.
-        child: The process once its job has begun.
+        process: Starts and ends the process.
+        child: The connection to the process, once its job has begun.
         error: Why the process could not be started; None if it was.
         waiting: The last report that it waits for its turn.
         waits: Number of these reports.
@@ -129,6 +131,7 @@ class _Running:
             self.watcher.see(seen)
 
     def refresh(self) -> None:
+        """Let the watcher do its periodic work, such as redrawing the live line."""
         if self.watcher is not None:
             self.watcher.refresh()
 

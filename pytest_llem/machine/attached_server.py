@@ -55,6 +55,7 @@ def other_gpu_users(server: ServerConfig, pid: int | None) -> str | None:
 
 
 def _gpu_users(nvml: Nvml) -> dict[str, set[int]]:
+    """Return the pids of the processes that use each GPU which is visible to this process, by its UUID."""
     found = {}
     for gpu in visible_gpus().all:
         handle = nvml.ask("nvmlDeviceGetHandleByUUID", gpu.uuid)

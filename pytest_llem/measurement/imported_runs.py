@@ -107,7 +107,7 @@ class ImportedRuns:
     @property
     def _has_stamps(self) -> bool:
         """Whether the times of all requests are on one clock."""
-        return all(run.no_stamps is None for run in self.runs)
+        return all(run.no_times is None for run in self.runs)
 
     @property
     def _steady_seconds(self) -> float:
@@ -228,7 +228,7 @@ def _duration(run: ToolRun) -> float:
     if tokens and rate:
         return tokens / rate
     served = timed_requests(run)
-    if run.no_stamps is not None or not served:
+    if run.no_times is not None or not served:
         fail(run.files[0], "has neither the duration of the run nor the times of its requests")
     began, ended = _span(served)
     return ended - began

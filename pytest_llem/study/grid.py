@@ -23,7 +23,7 @@ STUDY_KEYS = (
 )
 
 #: Fields that become an axis if the study gives a list, slowest first.
-LIST_AXES = ("backend", "model")
+LISTABLE = ("backend", "model")
 
 
 #: Key path of a value in the configuration, and its position in the file.
@@ -127,7 +127,7 @@ class Grid:
         used |= {_backend({**self.shared, **entry}) for entry in self.entries.values()}
         sections = used & {*self.backends}
         fields = {
-            key: value for key, value in self.shared.items() if key not in LIST_AXES or not isinstance(value, list)
+            key: value for key, value in self.shared.items() if key not in LISTABLE or not isinstance(value, list)
         }
         return {
             backend: {key: value for key, value in fields.items() if key == backend or key not in sections}
@@ -218,7 +218,7 @@ def _read_axes(
         given = document.given(("sweep",), sweep)
         problems.append(document.problem(("sweep",), f"must be a mapping with at least one axis {given}"))
         sweep = {}
-    axes = [_Axis(name, shared[name], (name,)) for name in LIST_AXES if isinstance(shared.get(name), list)]
+    axes = [_Axis(name, shared[name], (name,)) for name in LISTABLE if isinstance(shared.get(name), list)]
     problems += [document.problem(axis.at, "an axis needs at least one value") for axis in axes if not axis.values]
     for name, given in sweep.items():
         values = given if isinstance(given, list) else [given]
@@ -268,7 +268,7 @@ def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]
     """Return an error message if an entry of the sweep is not a valid axis, else None."""
     if not axis.values:
         return "an axis needs at least one value"
-    if axis.name in LIST_AXES and isinstance(shared.get(axis.name), list):
+    if axis.name in LISTABLE and isinstance(shared.get(axis.name), list):
         return "is given as a list and swept too"
     if "" in axis.path:
         return "a part of its name is empty"
@@ -326,7 +326,7 @@ def _read_entries(
         if not isinstance(entry, dict):
             problems.append(document.problem(at, f"must be a mapping {document.given(at, entry)}"))
             continue
-        missing = [name for name in LIST_AXES if isinstance(shared.get(name), list) and name not in entry]
+        missing = [name for name in LISTABLE if isinstance(shared.get(name), list) and name not in entry]
         problems += [document.problem(at, f"needs its own {name}: the study's is a list") for name in missing]
         if not missing:
             entries[index] = {key: one for key, one in entry.items() if key != "budgets"}

@@ -1,7 +1,8 @@
-"""Generate the JSON Schema of a study file, for editors, from the models.
+"""Generate the JSON Schema of a study file, for editors, from the pydantic classes of its sections.
 
-Only the loader checks what a schema cannot: that a model is given, that fields are compatible, that an axis
-belongs to the study's own engine, and that a whole number is not written as ``1.0``, which JSON Schema accepts.
+Only the reader of study files checks what a schema cannot: that ``model`` is given, that fields are compatible,
+that an axis belongs to the study's own engine, and that a whole number is not written as ``1.0``, which JSON
+Schema accepts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import ENGINES
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
-from pytest_llem.study.grid import LIST_AXES
+from pytest_llem.study.grid import LISTABLE
 from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
 from pytest_llem.study.section import NullableSection, section_of
 
@@ -40,7 +41,7 @@ def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from _sections(section)
 
 
-#: The models under ``$defs``.
+#: The classes under ``$defs``.
 _MODELS: tuple[type[BaseModel], ...] = (
     *_sections(ExperimentConfig),
     ExecutionConfig,
@@ -62,12 +63,12 @@ def study_schema(engines: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a study file.
 
     Args:
-        engines: Names of engines in addition to those of the grammar. Each has a section that allows any content.
+        engines: Names of engines in addition to :data:`ENGINES`. Each has a section that allows any content.
     """
     defs = _definitions([name for name in engines if name not in ENGINES])
     experiment = defs[ExperimentConfig.__name__]
     fields = {
-        name: _listable(_reference(ExperimentConfig, name), one["description"]) if name in LIST_AXES else one
+        name: _listable(_reference(ExperimentConfig, name), one["description"]) if name in LISTABLE else one
         for name, one in experiment["properties"].items()
     }
     return {
@@ -159,7 +160,7 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             "not": {"enum": [".", ".."]},
             "maxLength": 200,
         },
-        "version": {"description": "Accepted and ignored."},
+        "version": {"description": "Version of LLenergyMeasure's study format. Accepted and ignored."},
         "base": {
             "description": "Another file, relative to this one, with experiment fields that this file overrides.",
             "anyOf": [{"type": "string", "minLength": 1}, _NULL],
@@ -211,7 +212,7 @@ def _entry(experiment: Schema) -> Schema:
         name: {"description": one["description"], **_reference(ExperimentConfig, name)}
         for name, one in experiment["properties"].items()
     }
-    own = "Limits on the results of this experiment; they replace the study's budgets."
+    own = "Limits on the results of this point; they replace the study's budgets."
     return {
         "type": "object",
         "properties": {**fields, "budgets": {"description": own, "$ref": "#/properties/budgets"}},

@@ -16,7 +16,7 @@ from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
 
 #: Modes in which each step adds one token to every sequence, so that the time of each token is known.
-STEPWISE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+ONE_PASS_PER_TOKEN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _beams(options: PyTorchConfig) -> dict[str, Any]:
 def no_latency(generation: GenerationConfig) -> str | None:
     """Return why the time of each token is unknown; None if it is known."""
     mode = generation.get_generation_mode()
-    if mode in STEPWISE:
+    if mode in ONE_PASS_PER_TOKEN:
         return None
     if mode == GenerationMode.ASSISTED_GENERATION:
         return "a step of speculative decoding returns several tokens at once"

@@ -1,4 +1,7 @@
-"""Determine the shape of a transformers decoder from its modules and from running one token through it."""
+"""Determine the shape of a transformers decoder: the sizes from which FLOPs and bytes of a token are computed.
+
+They are found in its modules, and by running one token through it.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,18 @@ _NOT_STANDARD = "its attention is not the standard one of queries, keys and valu
 
 
 def uncounted(options: GenerationConfig) -> str | None:
-    """Return why the FLOPs of ``generate`` do not follow from prompts and answers; None if they do."""
+    """Return why FLOPs or bytes of ``generate`` do not follow from prompts and answers; None if they do."""
     mode = options.get_generation_mode()
     if mode == GenerationMode.ASSISTED_GENERATION:
         return "speculative decoding computes drafts that are thrown away"
-    if mode not in generation.STEPWISE:
+    if mode not in generation.ONE_PASS_PER_TOKEN:
         return f"{mode.value.replace('_', ' ')} computes more than its answers show"
     if options.guidance_scale not in (None, 1):
         return "guidance runs every token through the model twice"
     if options.use_cache is False:
         return "without a cache every step computes its whole context again"
     if options.cache_implementation == "quantized":
-        return "the size of a quantised cache is not known"
+        return "the bytes that a quantised cache takes are not known"
     return None
 
 
