@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pytest_llem.study.loading import load_study as load_study
     from pytest_llem.study.problems import StudyError as StudyError
 
-_HOMES = {
+#: The module of each public name.
+_MODULES = {
     "EnergyMeter": "pytest_llem.energy.metering",
     "EnergyReading": "pytest_llem.energy.metering",
     "EngineOptions": "pytest_llem.study.engine_options",
@@ -49,7 +50,7 @@ _HOMES = {
     "run_study": "pytest_llem.api",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -57,8 +58,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("pytest-llem")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -78,7 +78,7 @@ def run_study(
         arguments = shlex.split(pytest_args)
         raise TypeError(f"pytest_args must be a list of arguments: {arguments} (got {pytest_args!r})")
     path = Path(path).expanduser().resolve()
-    load_study(path)
+    load_study(path)  # raises StudyError before pytest starts
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "-p", results_dir_note.__name__]
     if results_dir is not None:
         command += ["--llem-results-dir", str(Path(results_dir).expanduser().resolve())]
@@ -146,7 +146,7 @@ def run_experiment(
     if not isinstance(config, ExperimentConfig):
         config = ExperimentConfig.model_validate(config)
     context = EngineContext(model_path=_folders(model_path))
-    factors = Carbon(carbon_intensity or 0.0, pue)
+    factors = Carbon(carbon_intensity or 0.0, pue)  # checks pue also if no intensity is given
     carbon = None if carbon_intensity is None else factors
     return ExperimentOrchestrator(config, context=context, carbon=carbon).run().result
 

@@ -1,4 +1,4 @@
-"""Find a folder whose locks belong to this machine: that for temporary files may be shared by a cluster."""
+"""Find a folder for locks of this machine alone: the one for temporary files may be shared by a cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-#: File systems that several machines share. With some of them locks fail, with others they lock all machines.
+#: File systems that several machines share. On some of them locks fail, on others they hold for all machines.
 NETWORK = (
     "afs",
     "beegfs",
@@ -26,20 +26,20 @@ NETWORK = (
     "wekafs",
 )
 
-#: Folders to use if the one for temporary files has no locks of this machine.
+#: Folders to use if the one for temporary files has no locks of this machine alone.
 _OTHERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 _MOUNTS = Path("/proc/self/mounts")
 
 
 def local_folder() -> Path:
-    """Return the folder for temporary files, or another one if its locks are not those of this machine."""
+    """Return the folder for temporary files, or another one if its locks are not of this machine alone."""
     given = Path(tempfile.gettempdir())
     return next((path for path in (given, *map(Path, _OTHERS)) if lock_problem(path) is None), given)
 
 
 def lock_problem(folder: Path, mounts: Path = _MOUNTS) -> str | None:
-    """Return why a folder has no locks of this machine; None if it has.
+    """Return why a folder has no locks of this machine alone; None if it has.
 
     Args:
         folder: A folder. If it does not exist, that is the reason.
@@ -64,12 +64,12 @@ def lock_problem(folder: Path, mounts: Path = _MOUNTS) -> str | None:
 def file_system(folder: Path, mounts: Path = _MOUNTS) -> str | None:
     """Return the type of the file system that holds *folder*, such as ``nfs4``; None if it is unknown."""
     path = Path(os.path.realpath(folder))
-    found = [(place, kind) for place, kind in _mounted(mounts) if path.is_relative_to(place)]
+    found = [(mount_point, kind) for mount_point, kind in _mounted(mounts) if path.is_relative_to(mount_point)]
     return max(found, key=lambda one: len(one[0].parts))[1] if found else None
 
 
 def _mounted(mounts: Path) -> Iterator[tuple[Path, str]]:
-    """Yield place and type of each mounted file system, the one that hides others at its place last."""
+    """Yield mount point and type of each file system; of several at one mount point, the visible one last."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -62,7 +62,7 @@ def pytest_collect_file(
         return [*collected, ResultFile.from_parent(parent, path=file_path)]
     if file_path.suffix not in YAML_SUFFIXES or any(collected):
         return collected  # not YAML, or already collected by another plugin
-    named = parent.session.isinitpath(file_path)
+    named = parent.session.isinitpath(file_path)  # on the command line
     if named or any(fnmatch.fnmatch(file_path.name, one) for one in parent.config.getini("llem_files")):
         from pytest_llem.collection.items import StudyFile
 
@@ -75,8 +75,8 @@ def pytest_collect_file(
 
 
 def _is_result(file_path: Path, parent: pytest.Collector) -> bool:
-    named = parent.config.getoption("llem_budgets") and file_path.suffix in RESULT_SUFFIXES
-    return bool(named) and parent.session.isinitpath(file_path)
+    may_be_result = parent.config.getoption("llem_budgets") and file_path.suffix in RESULT_SUFFIXES
+    return bool(may_be_result) and parent.session.isinitpath(file_path)
 
 
 @pytest.hookimpl(wrapper=True)

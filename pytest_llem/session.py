@@ -34,7 +34,7 @@ _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resum
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
-#: Unique name of a session of several processes.
+#: Unique name of a pytest-xdist session, which its processes share.
 _SESSION: pytest.StashKey[str] = pytest.StashKey()
 
 
@@ -71,10 +71,10 @@ def identify_worker(node: WorkerController) -> None:
     from pytest_llem.execution.scheduling import distributes_one_at_a_time
     from pytest_llem.execution.stopping import elapsed_seconds
 
-    # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
     if (worktree := node.config.stash.get(WORKTREE, None)) is not None:
         given = worktree.folder, worktree.repository, worktree.revision, worktree.commit
         node.workerinput["llem_worktree"] = [str(one) for one in given]
+    # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
     node.workerinput["llem_elapsed"] = elapsed_seconds(node.config)
     if node.gateway.spec.popen and not node.gateway.spec.via:
@@ -111,7 +111,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     return _plan_lines(config, plans_of(config, items))
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which then ends its progress line
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     config = session.config
     if getattr(config, "workerinput", {}).get("llem_one_at_a_time"):
@@ -214,7 +214,7 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
         merge = "llem merge judges the gates, on the results of all shards"
         lines.append(f"llem: shard {shard} {text}" if is_empty else f"llem: shard {shard}: {merge}")
     lines += [f"llem: {note}" for note in lock_notes(config, [plan.study for plan in plans])]
-    lines += [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
+    lines += [f"llem: warning: {busy}" for busy in {plan.load for plan in plans} if busy is not None]
     return list(fitted(lines))
 
 
@@ -245,8 +245,8 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
         config.stash[RUN_EXPERIMENT] = run_item
     config.pluginmanager.register(DeferGates(), _DEFER_GATES)
     config.stash[_INTERRUPTS] = Interrupts()
-    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C leaves the debugger
-    config.stash[_INTERRUPTS].install(keyboard=not debugs)
+    has_debugger = getattr(config.option, "usepdb", False)  # Ctrl-C is to leave the debugger
+    config.stash[_INTERRUPTS].install(keyboard=not has_debugger)
 
 
 def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Recorder | None:

@@ -25,7 +25,7 @@ def check_time(text: str) -> str:
     """Return *text* if it is a time with an offset from UTC, in ISO 8601.
 
     Raises:
-        ValueError: It is not.
+        ValueError: *text* is not such a time.
     """
     if datetime.fromisoformat(text).tzinfo is None:
         raise ValueError(f"a time with an offset from UTC is needed (got {text!r})")

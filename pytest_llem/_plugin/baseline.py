@@ -17,6 +17,7 @@ from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import Testbed
 from pytest_llem.study.design import StudyConfig
 
+#: Keys of :func:`local_testbeds`.
 _TESTBEDS: pytest.StashKey[Sequence[str]] = pytest.StashKey()
 
 
@@ -26,8 +27,8 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
     Args:
         config: pytest's configuration.
         study: The study.
-        testbeds: Keys of the testbeds of its results, the likeliest first. Those that a run on this machine may
-            turn out to be come after them, unless workers on other hosts measured the results.
+        testbeds: Keys of the testbeds of its results, the likeliest first. Those of :func:`local_testbeds` come
+            after them, unless workers on other hosts measured the results.
 
     Raises:
         BaselineError: The baseline does not exist, is too old, or cannot be read.
@@ -56,7 +57,7 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
 
 
 def local_testbeds() -> list[Testbed]:
-    """Return the kinds of testbeds that a run on this machine may turn out to be, the likeliest first.
+    """Return the testbeds that results of this machine can have, the likeliest first.
 
     Which devices an engine uses is known only once it runs: all GPUs, those of one model, or none.
     """

@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-#: Functions of a comparison's candidate experiments and of its reference experiments.
+#: Test functions of a study's experiments, and of the reference's experiments in a comparison.
 EXPERIMENT, REFERENCE = "experiment", "reference"
 
-#: Functions of budget gates and of comparison gates.
+#: Test functions of budgets and of regression gates.
 BUDGET, REGRESSION = "budget", "regression"
 
 #: Attribute of a call report that carries an experiment's outcome.

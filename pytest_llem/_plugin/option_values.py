@@ -23,7 +23,7 @@ def flag(option: str) -> str:
 
 
 def read_path(name: str, directory: Path, given: str) -> Path:
-    """Return a path, relative to *directory*; *name* is that of the option."""
+    """Return a path, relative to *directory*; *name* is the option's, for messages."""
     try:
         return directory / Path(given).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -39,7 +39,7 @@ def read_ini(config: pytest.Config, name: str) -> Any:
 
 
 def read_option(config: pytest.Config, option: str) -> tuple[str, Any]:
-    """Return the name for messages and the value of an option, else of its ini option; None if neither is set."""
+    """Return name, for messages, and value of an option, else of its ini option; the value is None if not set."""
     given = config.getoption(option)
     if given is not None:
         return flag(option), given
@@ -82,7 +82,7 @@ def read_one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _
 
 
 def read_number(config: pytest.Config, name: str, minimum: float, expected: str) -> float | None:
-    """Return the number of an ini option, or None if it is not set."""
+    """Return the number of an ini option, or None if it is not set. *expected* describes it in the error."""
     text = read_ini(config, name)
     if text and not minimum <= _number(text) < math.inf:
         raise pytest.UsageError(f"{name}: must be {expected} (got {text!r})")
@@ -90,7 +90,7 @@ def read_number(config: pytest.Config, name: str, minimum: float, expected: str)
 
 
 def read_whole_number(name: str, text: Any) -> int:
-    """Return a number of 1 or more."""
+    """Return *text*, the value of option *name*, as a whole number of 1 or more."""
     try:
         number = int(text)
     except ValueError:

@@ -9,12 +9,12 @@ from pathlib import Path
 PAGE, PLAN = "<!DOCTYPE html>", "{"
 
 
-def check_overwrite(file: Path, begins: str) -> str | None:
+def check_overwrite(file: Path, prefix: str) -> str | None:
     """Return why *file* must not be overwritten; None if it is missing, empty or of the same kind.
 
     Args:
         file: Output file.
-        begins: First characters of files of its kind.
+        prefix: First characters of files of its kind.
 
     Raises:
         OSError: *file* cannot be read.
@@ -23,7 +23,7 @@ def check_overwrite(file: Path, begins: str) -> str | None:
         return None
     with file.open("rb") as existing:
         start = existing.read(1024).strip()
-    if not start or start.lower().startswith(begins.lower().encode()):
+    if not start or start.lower().startswith(prefix.lower().encode()):
         return None
     return f"exists with other content and is not overwritten (got '{file}')"
 

@@ -20,9 +20,11 @@ from pytest_llem.results.manifest_records import ManifestEntry
 #: with its reference.
 STOPPED, REPLAYED, MARKED, REPEATED, INTERLEAVED = "stopped", "replayed", "marked", "repeated", "interleaved"
 
-#: Topics, by what shares devices in all cycles: these devices; and by experiment: those that the controller has
-#: chosen for it, and those that it got instead.
-BOUND, ASSIGNED, PLACED = "bound", "assigned", "placed"
+#: Topic, by point or server: the devices that all its cycles use.
+BOUND = "bound"
+
+#: Topics, by experiment: the devices that the controller has chosen for it, and other devices that it got instead.
+ASSIGNED, PLACED = "assigned", "placed"
 
 #: Topics of a session: whether a device was used in it; the state of the GPUs before the first experiment.
 USED, COOL = "used", "cool"
@@ -50,7 +52,7 @@ class SharedState:
 
     @contextmanager
     def listed(self) -> Iterator[None]:
-        """Within the context, look for values of other processes once, and not at each of many calls of `read`."""
+        """Within the context, list other processes' values once, so that many calls of :meth:`read` are fast."""
         if self._folder is not None:
             try:
                 self._names = set(os.listdir(self._folder))  # noqa: PTH208 (names only)
@@ -130,7 +132,10 @@ class SharedState:
         return content
 
     def stored_result(self, directory: str, entry: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
-        """Return the result and the further files of a manifest's *entry*; None if it is missing or changed."""
+        """Return the result and the further files of a manifest's *entry*; None if it is missing or changed.
+
+        A worker on another host asks the controller for them.
+        """
         found = ManifestEntry.model_validate(entry)
         result = stored_result(directory, found)
         return None if result is None else (result, stored_files(directory, found))

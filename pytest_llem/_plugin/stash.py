@@ -30,5 +30,5 @@ SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Whether a result file was collected, to be judged by budgets.
 RESULTS: pytest.StashKey[bool] = pytest.StashKey()
 
-#: YAML files in directories that are not collected, as their names do not match the ini option llem_files.
+#: YAML files that are not collected, as they are in a directory and do not match the ini option llem_files.
 OTHER_YAML: pytest.StashKey[list[Path]] = pytest.StashKey()

@@ -18,7 +18,7 @@ from pathlib import Path
 #: Exit statuses of all commands. Each command defines what 1 means.
 DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
-#: What errors call it.
+#: Name of standard output in error messages.
 STANDARD_OUTPUT = "standard output"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it

@@ -23,9 +23,9 @@ Compare two saved results, point by point and metric by metric, as
 pytest --llem-baseline does.
 
 A is the reference and B the candidate. Each is the name of a baseline, a
-saved file, a study_result.json or a results directory. Of a baseline A, that
-of the testbed of B is taken. The study of B sets the metrics, alpha and delta
-(gates:).
+saved file, a study_result.json or a results directory. If a baseline A was
+saved on several testbeds, the one of the testbed of B is read. The study of B
+sets the metrics, alpha and delta (gates:).
 """
 
 _EXAMPLES = """\

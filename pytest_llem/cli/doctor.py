@@ -77,11 +77,11 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.doctor.examine import examine
 
     python = options.python.expanduser().absolute() if options.python is not None else None
-    found = examine(python, options.timeout)
+    examination = examine(python, options.timeout)
     if options.format == "json":
-        write(found.model_dump_json(indent=2) + "\n")
+        write(examination.model_dump_json(indent=2) + "\n")
     else:
         from pytest_llem.reporting.terminal.doctor import lines
 
-        write("\n".join(lines(found, shutil.get_terminal_size().columns)) + "\n")
-    return FAILED if found.blocked else DONE
+        write("\n".join(lines(examination, shutil.get_terminal_size().columns)) + "\n")
+    return FAILED if examination.blocked else DONE

@@ -101,13 +101,13 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
             if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
                 whole = HubDataset(found.name, found.revision)  # whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
-            if config.backend == SERVER:  # it runs in sessions only, and finds the model by its name
+            if config.backend == SERVER:  # a run starts the server, which finds the model by its name
                 if config.model is not None:
                     by_name[Need(config.model)] = None
                 continue
-            stated = shipped_needs(config)
-            if stated is not None and stated.resolves_model and config.model is not None:
-                by_name[Need(config.model, stated.model_revision)] = None
+            shipped = shipped_needs(config)
+            if shipped is not None and shipped.resolves_model and config.model is not None:
+                by_name[Need(config.model, shipped.model_revision)] = None
             elif (
                 config.model is not None
                 and config.backend in study.runners
@@ -147,10 +147,10 @@ def _fetch(need: Need, model_path: tuple[Path, ...]) -> str:
     """
     try:
         if need.dataset is not None:
-            return _dataset(need.dataset)
+            return _fetch_hub_dataset(need.dataset)
         if need.engine is not None:
-            return _by_engine(need.engine, need.configs, EngineContext(model_path))
-        return _by_name(need.name, need.revision, model_path)
+            return _fetch_by_engine(need.engine, need.configs, EngineContext(model_path))
+        return _fetch_by_name(need.name, need.revision, model_path)
     except (Exception, SystemExit) as error:  # an engine's code, a full disk: the next download may succeed
         raise PreflightError(_reason(error)) from error
 
@@ -160,7 +160,7 @@ def _reason(error: BaseException) -> str:
     return name + one_line(error)
 
 
-def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineContext) -> str:
+def _fetch_by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineContext) -> str:
     try:
         engine = load_engine(name, defer=True)
     except (LookupError, ImportError) as error:
@@ -179,12 +179,12 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
     return "left to the engine" if getattr(engine, "fetch", None) is Engine.fetch else "fetched"
 
 
-def _dataset(dataset: HubDataset) -> str:
-    before = _inside(cached_dataset(dataset))
-    return "already here" if _inside(fetch_dataset(dataset)) == before else "fetched"
+def _fetch_hub_dataset(dataset: HubDataset) -> str:
+    before = _files_in(cached_dataset(dataset))
+    return "already here" if _files_in(fetch_dataset(dataset)) == before else "fetched"
 
 
-def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str:
+def _fetch_by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str:
     if local_file(name, model_path) is not None:
         return "already here"
     source = resolve_model(name, model_path, revision, download=False)
@@ -194,20 +194,20 @@ def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> s
         exists = Path(source.location).is_dir()
         resolve_model(name, model_path, revision)
         return "already here" if exists else "fetched"
-    before = _files(name, revision)
+    before = _cached_files(name, revision)
     resolve_model(name, model_path, revision)
-    after = _files(name, revision)
+    after = _cached_files(name, revision)
     if missing := _missing_weights(after):
         raise PreflightError(missing)
     return "already here" if after == before else "fetched"
 
 
-def _files(name: str, revision: str | None) -> frozenset[Path]:
+def _cached_files(name: str, revision: str | None) -> frozenset[Path]:
     """Return the cached files of a hub model."""
-    return _inside(cached_snapshot(name, revision))
+    return _files_in(cached_snapshot(name, revision))
 
 
-def _inside(folder: Path | None) -> frozenset[Path]:
+def _files_in(folder: Path | None) -> frozenset[Path]:
     # is_file() is false for a link whose target was deleted.
     return frozenset(file for file in folder.rglob("*") if file.is_file()) if folder else frozenset()
 

@@ -35,7 +35,7 @@ Testbeds are kept apart. A change is marked once at least 3 runs have it.
 With -o, a page with plots is written: pip install 'pytest-llem[report]'
 """
 
-#: Files that could not be read which are named.
+#: Maximum number of unreadable files that are named.
 _MAX_NAMED = 5
 
 
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _results(paths: Sequence[Path]) -> Iterator[StudyResult]:
-    """Yield the results in *paths*, and name files that cannot be read on standard error."""
+    """Yield the results in *paths*, and report unreadable files on standard error."""
     from pytest_llem.reporting.text import counted
     from pytest_llem.results.result_folders import read_results
 

@@ -110,18 +110,18 @@ def _run(options: argparse.Namespace) -> int:
     if study.suffix not in YAML_SUFFIXES:
         print_error(f"{study}: the name of a study ends with {' or '.join(YAML_SUFFIXES)}")
         return NOT_RUN
-    written = {study: _study(study, options.model)}
+    texts = {study: _study(study, options.model)}
     if options.ci is not None:
-        written[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)
-    kept = [file for file in written if file.exists()]
-    if len(kept) == len(written):
-        print_error(f"{', '.join(map(str, kept))}: exists already, nothing was written")
+        texts[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)
+    existing = [file for file in texts if file.exists()]
+    if len(existing) == len(texts):
+        print_error(f"{', '.join(map(str, existing))}: exists already, nothing was written")
         return NOT_RUN
-    for file, text in written.items():
-        if file not in kept:
+    for file, text in texts.items():
+        if file not in existing:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, text)
-        write(f"{'kept' if file in kept else 'wrote'} {file}\n")
+        write(f"{'kept' if file in existing else 'wrote'} {file}\n")
     if options.ci == "gitlab":
         write(f"add to .gitlab-ci.yml:  include: {{local: {CI_FILES['gitlab']}}}\n")
     write(f"next: pytest {shlex.quote(str(study))} -p llem\n")
@@ -129,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _study(file: Path, model: str) -> str:
-    """Return a study of *model* with settings that suit the devices found here. No device is opened for CUDA."""
+    """Return a study of *model* with settings that suit this machine's devices. No CUDA context is created."""
     from pytest_llem.catalogue import CATALOGUE
     from pytest_llem.planning.host import this_host
 
@@ -153,14 +153,14 @@ def _study(file: Path, model: str) -> str:
 
 
 def _scalar(text: str) -> str:
-    """Return *text* as YAML has it, in quotes where it needs them."""
+    """Return *text* as a YAML scalar, in quotes if it needs them."""
     import yaml
 
     return yaml.safe_dump(text, allow_unicode=True, width=10_000).partition("\n")[0]
 
 
 def _energy(gpus: list[str]) -> tuple[str, str]:
-    """Return in a sentence how energy is obtained here, and a metric that can be gated with it."""
+    """Return a sentence on how energy is obtained on this machine, and a metric that can be gated there."""
     from pytest_llem.doctor.host import rapl
 
     if gpus:

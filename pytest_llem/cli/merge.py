@@ -40,7 +40,7 @@ _EXAMPLES = """\
   llem merge results/llama_*_shard-* -o results/llama --baseline main
 """
 
-#: Name in tables of an interleaved reference whose results do not record one.
+#: Name, in tables, of an interleaved reference whose results do not record its name.
 _REFERENCE = "the reference"
 
 #: Maximum number of lines about overlaps, about missing results, and about gates.

@@ -69,7 +69,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
     if len(results) < 2:
         raise ValueError(f"{paths[0]}: is the only session: at least two are needed")
     measured: dict[tuple[str, str], int] = {}
-    for at, (path, result) in enumerate(zip(paths, results, strict=True)):
+    for index, (path, result) in enumerate(zip(paths, results, strict=True)):
         first = results[0]
         if result.study_design_hash != first.study_design_hash:
             raise ValueError(
@@ -83,16 +83,16 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 f"{path}: warning: differs from {paths[0]} in {', '.join(differ)}: "
                 "the effect of that is counted as part of the session effect"
             )
-        for other, earlier in zip(paths[:at], results[:at], strict=True):
-            is_saved = not (result.experiments and earlier.experiments)  # a saved baseline has none of its own
+        for other, earlier in zip(paths[:index], results[:index], strict=True):
+            is_saved = not (result.experiments and earlier.experiments)  # a saved baseline has no experiments
             if is_saved and (dependent := shared_experiments(result, earlier)):
                 raise ValueError(f"{path} and {other}: {dependent}")
         for entry in result.experiments:
             if entry.replayed_from is not None:
                 raise ValueError(f"{path}: {entry.experiment_id} is of another session: {entry.replayed_from}")
             if entry.status == "completed" and entry.completed_at is not None:
-                seen = measured.setdefault((entry.experiment_id, entry.completed_at), at)
-                if seen != at:
+                seen = measured.setdefault((entry.experiment_id, entry.completed_at), index)
+                if seen != index:
                     raise ValueError(f"{path}: is the same session as {paths[seen]}")
     return results
 
@@ -110,12 +110,12 @@ def _gated_metrics(results: Sequence[StudyResult], gates: GatesConfig) -> Iterat
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["testbed", "sut"]) -> list[str]:
     """Return the names of the facts that differ at any point of two results."""
     by_hash = {point.config_hash: getattr(point, facts) for point in one.points}
-    minor = {key for key, fact in TESTBED.items() if fact.concerns == "nothing"}
+    warning_only = {key for key, fact in TESTBED.items() if fact.concerns == "nothing"}
     differing: dict[str, None] = {}
     for point in other.points:
         second, first = getattr(point, facts), by_hash.get(point.config_hash)
         if second and first:  # earlier versions did not record facts
-            keys = {**first, **second} if facts == "sut" else [key for key in TESTBED if key not in minor]
+            keys = {**first, **second} if facts == "sut" else [key for key in TESTBED if key not in warning_only]
             differing |= {key: None for key in keys if first.get(key) != second.get(key)}
     return list(differing)
 

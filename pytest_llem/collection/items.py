@@ -67,6 +67,7 @@ class StudyFile(pytest.Module):
             raise self.CollectError("\n".join(lines)) from None
         studies = self.config.stash.setdefault(STUDIES, {})
         studies[self.nodeid] = study
+        #: Experiments or gates of each test function, by its name.
         self._functions: dict[str, Any] = {EXPERIMENT: study.experiments}
         settings = Settings.from_config(self.config)
         if settings.against:
@@ -89,10 +90,10 @@ class StudyFile(pytest.Module):
                 collector=self, name=name, obj=getattr(self.obj, name)
             )
             items += made or ()
-        if named := self.config.stash.get(SELECTED_AXES, None):
+        if named_axes := self.config.stash.get(SELECTED_AXES, None):
             for item in items:
                 axes, cycle = _axes_and_cycle(item)
-                item.extra_keyword_matches.update(keywords(study, axes, cycle, named))
+                item.extra_keyword_matches.update(keywords(study, axes, cycle, named_axes))
         return items
 
     def _gates(self, study: StudyConfig) -> dict[str, list[Gate]]:
@@ -195,7 +196,10 @@ def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
 
 
 def run_of(item: pytest.Item) -> str:
-    """Return the key of an experiment's run. ``STUDIES`` has its study under the same key."""
+    """Return the key of an experiment's run: the node id of its file, with a suffix for the reference.
+
+    ``STUDIES`` has its study under the same key.
+    """
     function = _function(item)
     assert function is not None
     assert item.parent is not None
@@ -230,13 +234,13 @@ def deselect_other_shards(config: pytest.Config, items: list[pytest.Item]) -> No
     if shard is None:
         return
     points = {run: shard.points(study) for run, study in config.stash.get(STUDIES, {}).items()}
-    kept: list[pytest.Item] = []
+    selected: list[pytest.Item] = []
     deselected: list[pytest.Item] = []
     for item in items:
-        (kept if _is_in_shard(item, points) else deselected).append(item)
+        (selected if _is_in_shard(item, points) else deselected).append(item)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = kept
+        items[:] = selected
 
 
 def _is_in_shard(item: pytest.Item, points: Mapping[str, Collection[str]]) -> bool:
@@ -305,7 +309,7 @@ def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name = metafunc.function.__name__
         argument = EXPERIMENT_ARGUMENT if name in EXPERIMENTS else GATE_ARGUMENT
-        values = [_marked(one, *_rules(one)) for one in contents[name]]
+        values = [_marked(one, *_skip_and_xfail(one)) for one in contents[name]]
         metafunc.parametrize(argument, values, ids=[one.id for one in contents[name]])
 
     for name, values in contents.items():
@@ -321,6 +325,7 @@ def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment
     return module
 
 
-def _rules(one: Experiment | Gate) -> tuple[str | None, str | None]:
+def _skip_and_xfail(one: Experiment | Gate) -> tuple[str | None, str | None]:
+    """Return the reasons for which the study skips an experiment or gate, or expects it to fail; None for none."""
     source = one.point if isinstance(one, Experiment) else one
     return source.skip, source.xfail

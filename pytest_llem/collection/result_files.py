@@ -39,7 +39,7 @@ class ResultFile(pytest.File):
         except StudyError as error:
             lines = (str(one.shown_from(self.config.invocation_params.dir)) for one in error.problems)
             raise self.CollectError("\n".join(lines)) from None
-        except (ValueError, OSError) as error:  # an ImportFileError is one
+        except (ValueError, OSError) as error:  # ImportFileError is a ValueError
             raise self.CollectError(str(error)) from None
         for budget in budgets:
             item: BudgetItem = BudgetItem.from_parent(self, name=f"budget[{budget.id}]")
@@ -89,14 +89,14 @@ def budgets_of(file: Path, points: Iterable[PointResult]) -> list[Budget]:
     """Return the budgets in the YAML *file*, one for each metric and point that it limits.
 
     Raises:
-        StudyError: The file is invalid, or selects points by what is not an axis.
+        StudyError: The file is invalid, or selects points by a name that is not an axis.
     """
     document = load_document(file)
     if not isinstance(document.data, dict) or "budgets" not in document.data:
         raise StudyError([document.problem((), "has no key 'budgets', as a study has it")])
     known = [Point(point.id, point.axes, _NO_FIELDS, point.config_hash) for point in points]
     scoped, problems = read_budgets(document)
-    given: Scoped = {(): scoped.get((), [])}
+    given: Scoped = {(): scoped.get((), [])}  # those of the file, not those of experiments
     problems += _unknown_axes(document, given, known)
     if problems:
         raise StudyError(problems)

@@ -1,8 +1,8 @@
 """Select sweep points exactly, by ``-k axis=value``.
 
 pytest's ``-k`` has no ``=``, and its substring matches are ambiguous here (``8`` is in ``80``, ``float16`` in
-``bfloat16``). So ``axis=value`` is rewritten to one bracketed keyword, ``[axis:value]``, which only the items of
-that point have. Expressions that are valid in pytest keep their meaning.
+``bfloat16``). So ``axis=value`` is rewritten to one bracketed keyword, ``[axis:value]``, which only the items
+with that value have. Expressions that are valid in pytest keep their meaning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ALMOST_TERM = re.compile(r"""(?<![\w.-])([A-Za-z_][\w.-]*)\s*==?\s*("[^"]*"|'[^
 
 #: Characters to escape in a keyword: those that pytest's grammar does not allow in a word, those that would make
 #: the keyword ambiguous, and capital letters, because pytest ignores case.
-_WORD = re.compile(r"[^a-z0-9_.+/:-]")
+_ESCAPED = re.compile(r"[^a-z0-9_.+/:-]")
 
 
 def rewrite(expression: str) -> tuple[str, list[str]]:
@@ -124,5 +124,5 @@ def refuse_unknown_axes(
 def _keyword(axis: str, value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1.0 selects 1
-    name, text = (_WORD.sub(lambda match: f"\\x{ord(match[0]):x}", one) for one in (axis, value_text(value)))
+    name, text = (_ESCAPED.sub(lambda match: f"\\x{ord(match[0]):x}", one) for one in (axis, value_text(value)))
     return f"[{name}:{text}]"

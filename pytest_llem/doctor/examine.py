@@ -29,7 +29,7 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
     """
     cpu = host.cpu()  # first, because the processes below raise the load
     with ProbeProcess(gpus.COMMAND) as gpu_probe, software.import_engines(python) as wait_for_imports:
-        rapl, around = host.rapl(), host.surroundings()
+        rapl, surroundings = host.rapl(), host.surroundings()
         driver, found = gpus.read_gpus(gpu_probe, seconds)
         installed = wait_for_imports(seconds)
     used = used_gpus(found, installed.torch)
@@ -43,7 +43,7 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
         cpu=cpu,
         meters=meters,
         software=installed,
-        surroundings=around,
+        surroundings=surroundings,
     )
     examination.findings = findings(examination, used)
     return examination
@@ -80,12 +80,12 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
         "estimate": "energy can be estimated only for CPUs, and engines run on a GPU" if gpus else None,
     }
     measured = [name for name in (("nvml", "rapl") if gpus else ("rapl",)) if refusals[name] is None]
-    taken = measured or [name for name in ("estimate",) if refusals[name] is None]
+    chosen = measured or [name for name in ("estimate",) if refusals[name] is None]
     for meter in meters:
-        meter.auto = meter.name in taken
+        meter.auto = meter.name in chosen
         meter.error = refusals.get(meter.name)
     reason = refusals["nvml" if gpus else "rapl"]
-    if "nvml" in taken:
+    if "nvml" in chosen:
         sampled = next((gpu for gpu in gpus if not gpu.energy_counter or gpu.energy_counter_error), None)
         source, why = "nvml_total_energy", None
         if sampled is not None:
@@ -100,13 +100,13 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
             device=device,
             reason=why,
         )
-    if "rapl" in taken:
+    if "rapl" in chosen:
         boundaries = "+".join(dict.fromkeys(domain.boundary for domain in rapl.domains))
         sources = "+".join(dict.fromkeys(_SOURCES[domain.boundary] for domain in rapl.domains))
         return Verdict(
             method="measured", source=sources, boundary=boundaries, meter="rapl", device=device, reason=reason
         )
-    if "estimate" in taken:
+    if "estimate" in chosen:
         return Verdict(
             method="estimated",
             source="cpu_time_model",

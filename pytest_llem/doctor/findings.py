@@ -36,48 +36,46 @@ _RAPL_COMMANDS = [
 ]
 
 
-def findings(seen: Examination, used: Sequence[GpuReport]) -> list[Finding]:
+def findings(examination: Examination, used: Sequence[GpuReport]) -> list[Finding]:
     """Return the findings, worst first.
 
     Args:
-        seen: The examination so far.
+        examination: The examination so far.
         used: The GPUs that an engine runs on by default.
     """
     found = [
-        *_driver(seen, used),
-        *_torch(seen.software, seen.driver, seen.gpus, seen.verdict),
-        *visibility_findings(seen.gpus, seen.surroundings),
-        *gpu_findings([gpu for gpu in seen.gpus if gpu.visible], used, seen.surroundings),
-        *_rapl(seen.rapl, seen.cpu, seen.surroundings, on_gpu=bool(used)),
-        *_engines(seen.software),
-        *_cpu(seen.cpu, on_gpu=bool(used)),
-        *_surroundings(seen.surroundings),
+        *_driver(examination, used),
+        *_torch(examination.software, examination.driver, examination.gpus, examination.verdict),
+        *visibility_findings(examination.gpus, examination.surroundings),
+        *gpu_findings([gpu for gpu in examination.gpus if gpu.visible], used, examination.surroundings),
+        *_rapl(examination.rapl, examination.cpu, examination.surroundings, on_gpu=bool(used)),
+        *_engines(examination.software),
+        *_cpu(examination.cpu, on_gpu=bool(used)),
+        *_surroundings(examination.surroundings),
     ]
-    if seen.verdict.method != "measured" and not any(one.severity == "blocks" for one in found):
-        reason = seen.verdict.reason or "no meter reads this machine"
+    if examination.verdict.method != "measured" and not any(one.severity == "blocks" for one in found):
+        reason = examination.verdict.reason or "no meter reads this machine"
         found.append(Finding(severity="blocks", about="energy", message=reason))
     return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
 
-def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
-    driver, gpus, around = seen.driver, seen.gpus, seen.surroundings
+def _driver(examination: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
+    driver, gpus, surroundings = examination.driver, examination.gpus, examination.surroundings
     if driver.error is not None and driver.present:
         if driver.stuck:
             advice, commands = "the driver hangs: reset the GPU or reboot", ["sudo dmesg | grep -i nvrm"]
-        elif around.container is not None:
+        elif surroundings.container is not None:
             advice, commands = "give the container access to the GPU, for example with docker run --gpus all", []
         else:
             advice, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
-        cpu_only = seen.verdict.method == "measured" and is_cpu_build(seen.software.torch)
+        cpu_only = examination.verdict.method == "measured" and is_cpu_build(examination.software.torch)
         severity: Severity = "hinders" if cpu_only else "blocks"
         yield Finding(severity=severity, about="NVML", message=driver.error, advice=advice, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
     if gpus and len(hidden) == len(gpus):
-        yield Finding(
-            severity="note",
-            about="GPUs",
-            message=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} hides all GPUs from experiments",
-        )
+        visible = surroundings.cuda_visible_devices or ""
+        message = f"CUDA_VISIBLE_DEVICES={visible} hides all GPUs from experiments"
+        yield Finding(severity="note", about="GPUs", message=message)
 
 
 def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
@@ -91,15 +89,16 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
             message=f"torch {torch} is a CPU-only build, and does not use the GPU",
             advice="install a CUDA build",
         )
-    built = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
-    if built and driver.cuda and _major_minor(built) > _major_minor(driver.cuda):
-        other_major = _major_minor(built)[0] > _major_minor(driver.cuda)[0]
+    built_for = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
+    if built_for and driver.cuda and _major_minor(built_for) > _major_minor(driver.cuda):
+        # A driver runs builds for later minor versions of its major version.
+        newer_major = _major_minor(built_for)[0] > _major_minor(driver.cuda)[0]
         yield Finding(
-            severity="blocks" if other_major else "note",
+            severity="blocks" if newer_major else "note",
             about="torch",
-            message=f"{_versioned('torch', torch)} is built for CUDA {built}, "
+            message=f"{_versioned('torch', torch)} is built for CUDA {built_for}, "
             f"but {_versioned('driver', driver.version)} runs up to {driver.cuda}",
-            advice="install a newer driver, or a torch build for an older CUDA" if other_major else None,
+            advice="install a newer driver, or a torch build for an older CUDA" if newer_major else None,
         )
 
 
@@ -107,7 +106,7 @@ def _versioned(name: str, version: str | None) -> str:
     return name if version is None else f"{name} {version}"
 
 
-def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterator[Finding]:
+def _rapl(rapl: Rapl, cpu: Cpu, surroundings: Surroundings, *, on_gpu: bool) -> Iterator[Finding]:
     if rapl.error is None:
         return
     advice, commands = None, []
@@ -117,7 +116,7 @@ def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterat
         advice = "counters of virtual machines may not advance" if cpu.virtual_machine else None
     elif cpu.virtual_machine:
         advice = "virtual machines rarely have RAPL: measure on the host, or on a GPU"
-    elif around.container is not None:
+    elif surroundings.container is not None:
         advice = "containers hide it: use docker run --security-opt systempaths=unconfined, or measure outside"
     else:
         advice = "this processor has no RAPL, or its kernel module is not loaded"
@@ -189,32 +188,33 @@ def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
         )
 
 
-def _surroundings(around: Surroundings) -> Iterator[Finding]:
-    if around.os != "Linux":
-        yield Finding(severity="blocks", about="system", message=f"{around.os} is not supported: use Linux")
-    if around.container is not None:
-        message = f"this is a container ({around.container}): processes outside of it are not visible"
+def _surroundings(surroundings: Surroundings) -> Iterator[Finding]:
+    if surroundings.os != "Linux":
+        yield Finding(severity="blocks", about="system", message=f"{surroundings.os} is not supported: use Linux")
+    if surroundings.container is not None:
+        message = f"this is a container ({surroundings.container}): processes outside of it are not visible"
         yield Finding(severity="note", about="container", message=message)
-    if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
-        message = (
-            f"this process is limited to {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,} MB"
-        )
+    limit_mb, memory_mb = surroundings.memory_limit_mb, surroundings.memory_mb or 0
+    if limit_mb is not None and limit_mb < memory_mb:
+        message = f"this process is limited to {limit_mb:,} MB of the machine's {memory_mb:,} MB"
         yield Finding(severity="note", about="memory", message=message)
-    for folder in around.folders:
+    for folder in surroundings.folders:
         if folder.error is not None:
             needed = folder.purpose in (TEMPORARY, LOCKS)
             yield Finding(
                 severity="blocks" if needed else "note",
                 about=folder.purpose,
                 message=f"{folder.path}: {folder.error}" if folder.path else folder.error,
-                advice=_FOLDERS[folder.purpose],
+                advice=_FOLDER_ADVICE[folder.purpose],
             )
         elif folder.free_mb is not None and folder.free_mb < MIN_FREE_MB and folder.purpose != LOCKS:
             message = f"only {folder.free_mb:,} MB are free on the disk of {folder.path}"
-            yield Finding(severity="note", about=folder.purpose, message=message, advice=_FOLDERS[folder.purpose])
+            yield Finding(
+                severity="note", about=folder.purpose, message=message, advice=_FOLDER_ADVICE[folder.purpose]
+            )
 
 
-_FOLDERS = {
+_FOLDER_ADVICE = {
     TEMPORARY: "set TMPDIR to another folder",
     LOCKS: "every experiment needs a lock file: set TMPDIR to another folder",
     RESULTS: "choose another folder with pytest --llem-results-dir",

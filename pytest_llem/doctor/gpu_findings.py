@@ -12,27 +12,29 @@ from pytest_llem.hardware.sensors import IDLE, SETTING
 _USED_SHARE, _USED_MB = 0.02, 1_100
 
 
-def gpu_findings(gpus: Sequence[GpuReport], used: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
+def gpu_findings(
+    gpus: Sequence[GpuReport], used: Sequence[GpuReport], surroundings: Surroundings
+) -> Iterator[Finding]:
     """Yield the findings about the GPUs that experiments may use.
 
     Args:
         gpus: The GPUs that experiments may use.
         used: The GPUs that an engine runs on by default.
-        around: The surroundings.
+        surroundings: Environment variables of CUDA, and whether this is a container.
     """
     for gpu in gpus:
-        yield from _gpu(gpu, gpu in used, around)
+        yield from _gpu(gpu, gpu in used, surroundings)
     yield from _settings(gpus)
 
 
-def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
+def visibility_findings(gpus: Sequence[GpuReport], surroundings: Surroundings) -> Iterator[Finding]:
     """Yield findings that make it unclear on which GPUs experiments run.
 
     Args:
         gpus: All GPUs of this machine.
-        around: The surroundings.
+        surroundings: Environment variables of CUDA, and whether this is a container.
     """
-    visible = around.cuda_visible_devices
+    visible = surroundings.cuda_visible_devices
     uuids = [gpu.uuid or f"lost {gpu.index}" for gpu in gpus]
     if gpus and visible is not None and (entry := invalid_entry(uuids, visible)) is not None:
         hidden = not any(gpu.visible for gpu in gpus)
@@ -45,23 +47,23 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
         )
     candidates = [gpu.uuid for gpu in gpus if gpu.visible]
     has_index = visible is not None and any(entry.strip().isdecimal() for entry in visible.split(","))
-    is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
+    is_ordered = surroundings.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
     if not has_index or len(candidates) < 2 or is_ordered or any(gpu.first for gpu in gpus):
         return
     answering = next((uuid for uuid in candidates if uuid is not None), "UUID")
-    order = "CUDA may number these different GPUs in another order than nvidia-smi"
+    problem = "CUDA may number these different GPUs in another order than nvidia-smi"
     yield Finding(
         severity="hinders",
         about=f"CUDA_VISIBLE_DEVICES={visible}",
-        message=f"{order}: which of them is meant is unknown",
+        message=f"{problem}: which of them is meant is unknown",
         advice="number them in PCI bus order, or name one by its UUID",
         commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={answering}"],
     )
 
 
-def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
+def _gpu(gpu: GpuReport, is_used: bool, surroundings: Surroundings) -> Iterator[Finding]:
     about = f"GPU {gpu.index}"
-    severity: Severity = "blocks" if used else "hinders"
+    severity: Severity = "blocks" if is_used else "hinders"
     if gpu.error is not None:
         message = f"it does not answer: {gpu.error}"
         yield Finding(severity=severity, about=about, message=message, advice="reset it or reboot")
@@ -82,7 +84,7 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
             message=f"its clocks are throttled now: {', '.join(throttling)}",
             advice="let it cool, or check its power supply and limit, before you measure",
         )
-    yield from _users(gpu, about, around)
+    yield from _users(gpu, about, surroundings)
 
 
 def _energy(gpu: GpuReport, about: str, severity: Severity) -> Iterator[Finding]:
@@ -121,8 +123,8 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
     for gpu in gpus:
         if not gpu.clocks_held and gpu.sm_clock_mhz is not None:
             unlocked.setdefault((gpu.clocks_held, gpu.lasting_clock_mhz), []).append(gpu)
-    for (held, mhz), alike in unlocked.items():
-        locked = "are not locked" if held is False else "may not be locked (NVML does not report it)"
+    for (clocks_held, mhz), alike in unlocked.items():
+        locked = "are not locked" if clocks_held is False else "may not be locked (NVML does not report it)"
         indices = _indices(alike)
         yield Finding(
             severity="hinders",
@@ -134,7 +136,7 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
         )
 
 
-def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding]:
+def _users(gpu: GpuReport, about: str, surroundings: Surroundings) -> Iterator[Finding]:
     if gpu.held_by is not None:
         yield Finding(
             severity="hinders",
@@ -152,7 +154,7 @@ def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding
             advice="stop them before you measure: their energy is included in every figure",
         )
     elif gpu.used_mb is not None and gpu.used_mb > max(_USED_MB, _USED_SHARE * (gpu.memory_mb or 0)):
-        unseen = " (processes outside of a container are not visible in it)" if around.container else ""
+        unseen = " (processes outside of a container are not visible in it)" if surroundings.container else ""
         yield Finding(
             severity="hinders",
             about=about,

@@ -105,17 +105,18 @@ def main() -> None:
         answering: dict[str, int] = {}
         for index, (uuid, handle) in enumerate(handles.items()):
             _report("step", f"GPU {index}")
-            if handle is None:
+            if handle is None:  # the GPU is lost: it does not respond
                 nvml.ask("nvmlDeviceGetHandleByIndex", index)
-                _report("gpu", {"index": index, "visible": uuid in visible.lost, "error": nvml.error})
+                visible_but_lost = uuid in visible.lost
+                _report("gpu", {"index": index, "visible": visible_but_lost, "error": nvml.error})
                 continue
             answering[uuid] = index
-            place = {"index": index, "visible": uuid in visible.by_uuid, "first": uuid == visible.first}
-            _report("gpu", place | _gpu(nvml, uuid, handle))
+            identity = {"index": index, "visible": uuid in visible.by_uuid, "first": uuid == visible.first}
+            _report("gpu", identity | _gpu(nvml, uuid, handle))
         # One GPU after the other, because a call may take 4 ms, which would delay the reads of the others.
         for uuid, index in answering.items():
             _report("step", f"the counter of GPU {index}")
-            _report("gpu", {"index": index, **_watched(nvml, uuid, handles[uuid])})
+            _report("gpu", {"index": index, **_watch_counter(nvml, uuid, handles[uuid])})
 
 
 def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
         refusal = None
     except MeterUnavailableError as error:
         refusal = str(error)
-    using = gpu_processes(nvml, handle)
+    processes = gpu_processes(nvml, handle)
     return gpu_settings(nvml, uuid) | {
         "capability": "{}.{}".format(*known.capability) if known.capability else None,
         "used_mb": round(memory.used / 1e6) if memory is not None else None,
@@ -139,16 +140,16 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
         "compute_mode": _COMPUTE_MODES.get(nvml.ask("nvmlDeviceGetComputeMode", handle)),
         "lasting_clock_mhz": lasting_clock_mhz(nvml, handle),
         "users": None
-        if using is None
+        if processes is None
         else [
             {"pid": one.pid, "name": one.name, "used_mb": _mb(one.used_bytes)}
-            for one in using
+            for one in processes
             if one.pid != os.getpid()
         ],
     }
 
 
-def _watched(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
+def _watch_counter(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
     """Wait for ticks of a GPU's energy counter, compare its clocks before and after, and return the result."""
     max_mhz = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, nvml.constant("NVML_CLOCK_SM"))
     before, _ = clocks_mhz(nvml, handle)
@@ -169,7 +170,7 @@ def _watched(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
         "tick_ms": round(tick_s * 1e3, 2) if tick_s is not None else None,
         "call_ms": round(statistics.median(calls) * 1e3, 4) if calls else None,
         "clock_reasons": reasons,
-        "clocks_held": _held(reasons, before, clocks_mhz(nvml, handle)[0], max_mhz),
+        "clocks_held": _are_clocks_locked(reasons, before, clocks_mhz(nvml, handle)[0], max_mhz),
     }
 
 
@@ -186,7 +187,7 @@ def _timed(read: Callable[[], int], calls: list[float]) -> Callable[[], int]:
     return timed
 
 
-def _held(
+def _are_clocks_locked(
     reasons: list[str] | None, before: float | None, after: float | None, max_mhz: float | None
 ) -> bool | None:
     """Return whether a setting locks the clocks, or None if unknown: NVML has no call for that."""
@@ -197,8 +198,8 @@ def _held(
     return False if is_low or before != after else None
 
 
-def _mb(size: int | None) -> int | None:
-    return round(size / 1e6) if size is not None else None
+def _mb(size_bytes: int | None) -> int | None:
+    return round(size_bytes / 1e6) if size_bytes is not None else None
 
 
 def _report(key: str, value: object) -> None:

@@ -19,6 +19,7 @@ from pytest_llem.machine.device_locks import CPU, DeviceError, try_locks
 from pytest_llem.machine.owner import holder
 from pytest_llem.results.environment import container, is_virtual, processor
 
+#: Purposes of the folders that a run writes to.
 TEMPORARY, LOCKS, RESULTS, HUB = "temporary files", "locks", "results", "the hub's cache"
 
 
@@ -36,7 +37,7 @@ def surroundings() -> Surroundings:
         hf_hub_offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         cuda_device_order=os.environ.get("CUDA_DEVICE_ORDER"),
-        folders=[_temporary(), _locks(), _written(RESULTS, Path.cwd), _written(HUB, _hub)],
+        folders=[_temporary(), _locks(), _created(RESULTS, Path.cwd), _created(HUB, _hub)],
     )
 
 
@@ -79,7 +80,7 @@ def _hub() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def _written(purpose: str, find_path: Callable[[], Path]) -> Folder:
+def _created(purpose: str, find_path: Callable[[], Path]) -> Folder:
     """Return a folder that a run creates if it does not exist."""
     found = Folder(purpose=purpose)
     try:
@@ -159,6 +160,7 @@ def rapl() -> Rapl:
 
 
 def _unreadable(file: Path) -> str | None:
+    """Return why the counter in *file* cannot be read; None if it can."""
     try:
         int(file.read_text())
     except OSError as error:

@@ -15,7 +15,7 @@ _REAP_S = 1.0
 
 
 class ProbeProcess:
-    """A context manager that runs a command from its creation to its exit, and never waits for it without limit.
+    """A context manager that starts a command when it is created, and kills it at exit if it still runs.
 
     Args:
         command: The command. Its output must be short, because it is read only at the end.

@@ -25,7 +25,7 @@ class Driver(Record):
     cuda: str | None = None
     """Newest CUDA version that the driver supports."""
     error: str | None = None
-    """Why NVML reports nothing, or not everything; null if it reports all."""
+    """Why NVML reports nothing, or not everything; null if it reports everything."""
     stuck: bool = False
     """Whether the driver did not answer in time."""
     present: bool = False
@@ -118,7 +118,7 @@ class GpuReport(Record):
     users: list[GpuUser] | None = None
     """Processes that use the GPU; null if NVML does not report them."""
     held_by: str | None = None
-    """The experiment that holds the GPU's lease, as text."""
+    """The experiment that holds the GPU's lease, as text; null if none does."""
 
 
 class RaplDomain(Record):
@@ -144,7 +144,7 @@ class Rapl(Record):
     error: str | None = None
     """Why the meter ``rapl`` cannot be used; null if it can."""
     denied: bool = False
-    """Whether that is due to missing permission."""
+    """Whether ``error`` is due to missing permission."""
 
 
 class Cpu(Record):
@@ -171,7 +171,7 @@ class Cpu(Record):
     omp_num_threads: str | None = None
     """Value of OMP_NUM_THREADS."""
     held_by: str | None = None
-    """The experiment that holds the CPU's lease, as text."""
+    """The experiment that holds the CPU's lease, as text; null if none does."""
 
 
 class Engine(Record):
@@ -216,14 +216,14 @@ class Package(Record):
     version: str | None = None
     """Installed version; null if it is not installed."""
     purpose: str
-    """Purpose of the package."""
+    """What needs the package, such as ``the engine pytorch``."""
 
 
 class Folder(Record):
     """A folder that a run writes to."""
 
     purpose: str
-    """Purpose of the folder."""
+    """``temporary files``, ``locks``, ``results`` or ``the hub's cache``."""
     path: str | None = None
     """Path of the folder; null if there is none."""
     free_mb: int | None = None
@@ -287,9 +287,9 @@ class Finding(Record):
     about: str
     """Part of the machine, such as ``GPU 0``, ``RAPL``, ``engine pytorch``."""
     message: str
-    """The finding."""
+    """What was found, as text."""
     advice: str | None = None
-    """Advice; null if there is none."""
+    """What to do about it; null if there is no advice."""
     commands: list[str] = Field(default_factory=list)
     """Command lines that carry out the advice."""
 

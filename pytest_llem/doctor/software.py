@@ -19,9 +19,10 @@ from pytest_llem.planning.runner_environment import check_runner_environment, is
 from pytest_llem.registry import ENGINE_GROUP, METER_GROUP
 from pytest_llem.results.environment import package_version
 
+#: Beginning of the line of JSON in the output of an engine's import, which may print lines of its own.
 _MARKER = "llem doctor: "
 
-#: Run by the examined interpreter with an engine's entry-point group and name. No CUDA context is created.
+#: Code that the examined interpreter runs with an engine's entry-point group and name. It creates no CUDA context.
 _IMPORT = f"""
 import json, sys
 from importlib.metadata import entry_points
@@ -58,7 +59,7 @@ PURPOSES = {
 }
 
 #: Packages that only pytest's own process needs, even if engines run in another interpreter.
-_OF_PYTEST = ("pandas", "jinja2", "plotly")
+_PYTEST_PACKAGES = ("pandas", "jinja2", "plotly")
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def _installed(python: Path | None) -> Software:
     if isinstance(found, str):
         return Software(executable=executable, error=found)
     pip = f"{executable} -m pip"
-    packages = found.packages | {name: version for name in _OF_PYTEST if (version := package_version(name))}
+    packages = found.packages | {name: version for name in _PYTEST_PACKAGES if (version := package_version(name))}
     return Software(
         python=found.python,
         executable=executable,

@@ -30,7 +30,7 @@ SWITCHED_OFF = "energy: switched off by energy.backend"
 #: Relative difference between counter and integral above which there is a warning.
 WARN_DISAGREEMENT = 0.03
 
-#: That above which the energy is invalid.
+#: Relative difference between counter and integral above which the energy is invalid.
 INVALID_DISAGREEMENT = 0.05
 
 
@@ -177,7 +177,7 @@ class Meters:
             backend: ``auto`` (NVML and RAPL, and an estimate if neither can measure), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
             telemetry_fd: Pipe for the live telemetry of meters that support it; None if nothing reads it.
-            processes: Root pids of the processes that run the model; their descendants are included. Empty for the
+            processes: Pids of the processes that run the model; their descendants are included. Empty for the
                 current process.
         """
         opened = cls(_telemetry_fd=telemetry_fd, _processes=processes)

@@ -40,30 +40,30 @@ class EstimateMeter:
 
     The processes are listed at both edges of the window. CPU time that a child used before the window does not
     count, even if the child ends and is waited for within it. An orphaned process counts as long as it is in the
-    session that this process leads, which an experiment's process does. A process that leaves the session in the
-    window, or ends without one of these processes waiting for it, makes the energy unavailable. A process that
+    POSIX session that this process leads, which an experiment's process does. A process that leaves the session in
+    the window, or ends without one of these processes waiting for it, makes the energy unavailable. A process that
     starts and leaves within a window is not detected. For a server, its processes count and this one does not.
     """
 
     def __init__(self) -> None:
         self._before: _Tree | None = None
         self._began = 0.0
-        self._roots: Sequence[int] = ()
+        self._root_pids: Sequence[int] = ()
 
     def set_processes(self, pids: Sequence[int]) -> None:
-        self._roots = pids
+        self._root_pids = pids
 
     def open(self, gpus: Sequence[str]) -> None:
         if gpus:
             raise MeterUnavailableError("an estimate covers CPUs only, and what is measured runs on a GPU")
 
     def begin(self) -> None:
-        self._before = _tree(self._roots)
+        self._before = _stable_tree(self._root_pids)
         self._began = time.monotonic()
 
     def end(self) -> Reading:
         ended = time.monotonic()
-        before, after = self._before, _tree(self._roots)
+        before, after = self._before, _stable_tree(self._root_pids)
         energy_j: float | None = None
         reason: str | None = None
         if before is None or after is None:
@@ -104,11 +104,11 @@ def _seconds(tree: _Tree) -> float:
     return sum(one.own + one.waited for one in tree.values())
 
 
-def _tree(roots: Sequence[int]) -> _Tree | None:
-    """Return the process tree below *roots*, or else below this process; None if it kept changing."""
+def _stable_tree(root_pids: Sequence[int]) -> _Tree | None:
+    """Return the process tree below *root_pids*, or else below this process; None if it kept changing."""
     before = None
     for _ in range(_MAX_LISTS):
-        tree = _listed_below(roots) if roots else _listed()
+        tree = _tree_below(root_pids) if root_pids else _own_tree()
         # A child that ended while the processes were listed would count twice, or not at all.
         waited = None if tree is None else {key: one.waited for key, one in tree.items()}
         if tree is not None and waited == before:
@@ -117,10 +117,11 @@ def _tree(roots: Sequence[int]) -> _Tree | None:
     return None
 
 
-def _listed_below(roots: Sequence[int]) -> _Tree | None:
+def _tree_below(root_pids: Sequence[int]) -> _Tree | None:
+    """Return the processes *root_pids* and their descendants; None if a process ended meanwhile."""
     found: dict[tuple[int, float], _Process] = {}
     try:
-        for root in map(psutil.Process, roots):
+        for root in map(psutil.Process, root_pids):
             for one in (root, *root.children(recursive=True)):
                 found[one.pid, one.create_time()] = _process(one)
     except psutil.Error:  # a process has just ended
@@ -138,7 +139,8 @@ def _process(one: psutil.Process) -> _Process:
     return _Process(one.ppid(), own, waited)
 
 
-def _listed() -> _Tree | None:
+def _own_tree() -> _Tree | None:
+    """Return the tree of this process and its POSIX session; None if a process ended meanwhile."""
     this = psutil.Process()
     found: dict[tuple[int, float], _Process] = {}
     try:
@@ -146,7 +148,7 @@ def _listed() -> _Tree | None:
             found[one.pid, one.create_time()] = _process(one)
     except psutil.Error:  # a process has just ended
         return None
-    # These have a finer resolution than psutil's clock ticks.
+    # getrusage and process_time have a finer resolution than psutil's clock ticks.
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     waited = children.ru_utime + children.ru_stime
     found[this.pid, this.create_time()] = _Process(os.getppid(), time.process_time(), waited)

@@ -40,7 +40,7 @@ class MeteredGpu:
         averages: Whether *source* reports the mean power of the last second, not the current power.
         reads_module: Whether *source* also reports the power of the module that the GPU is on.
         is_module: Whether the GPU's name says that it shares a module with a CPU.
-        counter_reason: Why the counter is not used although the GPU has one, which is known after it was probed.
+        counter_reason: Why the GPU's counter is not used, found by probing it; None if it is used or missing.
     """
 
     uuid: str

@@ -15,9 +15,9 @@ from pytest_llem.registry import METER_GROUP, installed
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import AUTO
 
-_OPEN = "the block has not ended yet"
+_NOT_ENDED = "the block has not ended yet"
 
-#: Meters that read no GPU: one that is only visible to this process does not concern them.
+#: Meters that read no GPU: GPUs that this process may use, and does not use, do not concern them.
 _CPU_METERS = ("rapl", "estimate")
 
 _AMBIGUOUS = (
@@ -57,7 +57,7 @@ class EnergyReading:
         self.boundary: str | None = None
         self.covers_gpus: bool | None = None
         self.invalid: str | None = None
-        self.reason: str | None = _OPEN
+        self.reason: str | None = _NOT_ENDED
         self.uncertainty_j: float | None = None
         self.devices: tuple[DeviceReading, ...] = ()
         self.ticks: float | None = None
@@ -98,8 +98,8 @@ class EnergyMeter:
 
     Whole devices are metered, with everything that runs on them, in any process. The devices are the GPUs that
     PyTorch sees if this process uses it on GPUs, else those that ``CUDA_VISIBLE_DEVICES`` selects, else the CPU
-    packages. If the GPUs are ambiguous, the energy is not available. An estimate covers only this process and its
-    descendants. Blocks may be nested and run in several threads: each has its own meters.
+    packages. If these GPUs cannot be identified, the energy is not available. An estimate covers only this process
+    and its descendants. Blocks may be nested and run in several threads: each has its own meters.
 
     A GPU works on after a call has returned. If this process uses CUDA through PyTorch, the GPUs are synchronized
     at both ends of the block. With other libraries and other processes, synchronize them yourself.

@@ -30,7 +30,7 @@ from pytest_llem.hardware.sensors import busy_share
 #: Kepler. On later GPUs Yang et al. (arXiv 2312.02741) found about the same error, different for each GPU.
 GAIN_ERROR = 0.05
 
-#: Least share of a window that a GPU has to be busy for its sampled power to contradict the counter.
+#: Minimum share of a window that a GPU has to be busy for its sampled power to contradict the counter.
 BUSY_SHARE = 0.9
 
 #: Number of ticks from which the time between two ticks of a counter is determined.
@@ -326,8 +326,8 @@ def _check(
     if gpu.averages:  # the average is half a second late, and its integral would differ from a correct counter
         return _Energy(None, reason="power is only reported as an average over a second")
     check = sampled.module if boundary == "module" and sampled.module is not None else sampled.gpu
-    # Drivers measure power in a part of each of their periods. Bursts of work that are in step with them may be in
-    # no sample, so that nothing in the samples says that they are wrong.
+    # Drivers measure power in a part of each of their periods. Bursts of work that are in step with these periods
+    # may be in no sample, and the samples do not show that they are missing.
     if busy is not None and busy < BUSY_SHARE and _differs(check, counted):
         share = f"{100 * BUSY_SHARE:.0f} %"
         return _Energy(None, reason=f"busy for less than {share}, so that sampled power may miss bursts of work")

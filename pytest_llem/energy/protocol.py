@@ -69,7 +69,7 @@ class PowerSample(_Finite):
         temperature_c: Temperature, in °C.
         sm_clock_mhz: Clock of the streaming multiprocessors, in MHz.
         memory_clock_mhz: Clock of the memory, in MHz.
-        module_power_w: Power of the whole module, if it is reported apart from the GPU's, in W.
+        module_power_w: Power of the module that the GPU shares with a CPU, if reported apart from the GPU's, in W.
     """
 
     at: float
@@ -96,7 +96,8 @@ class DeviceReading(_Finite):
         method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``, …
         source: What the energy was read from.
         reason: Why ``energy_j`` is None.
-        seconds: Time that ``energy_j`` covers, in s, if not the reading's: counters tick independently.
+        seconds: Time that ``energy_j`` covers, in s; None if it is that of the :class:`Reading`. It may differ, as
+            counters tick independently.
         uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J, without ``gain_error``.
         gain_error: Relative constant error against a wall meter. It is kept apart because it cancels in a
             comparison of two energies of one device.
@@ -134,9 +135,9 @@ def join_readings(readings: Sequence[DeviceReading]) -> DeviceReading:
     """Return the reading of one device over several windows, as of one window.
 
     Energies and times are summed; an energy that is missing in one window is missing in the sum. Errors at a
-    counter's edges are independent, and their squares are summed. Errors of sampled power are summed themselves:
-    at the start of each window it still shows the power of the pause before. The method is the weakest: a counter
-    that failed in one window has sampled power in it.
+    counter's edges are independent, and their squares are summed. Errors of sampled power are correlated, and are
+    summed: at the start of each window, sampled power still shows the power of the pause before. The method is the
+    weakest: a counter that failed in one window has sampled power in it.
     """
     first, method = readings[0], weakest(one.method for one in readings)
     assert method is not None
@@ -186,7 +187,7 @@ def _join_conditions(parts: Sequence[tuple[Conditions | None, float | None]]) ->
 
 
 def _mean(weighted: Sequence[tuple[float | None, float]]) -> float | None:
-    """Return the weighted mean of values and their weights; None if a value is None."""
+    """Return the mean of pairs of a value and its weight; None if a value is None."""
     known = [(value, weight) for value, weight in weighted if value is not None]
     if len(known) < len(weighted):
         return None
@@ -257,7 +258,7 @@ class Meter(Protocol):
         """
 
     def begin(self) -> None:
-        """Start a window. A counter with ticks waits for one first.
+        """Start a window. A meter whose counter has ticks waits for a tick first.
 
         If a counter fails here, do not raise: return None as its energy in ``end``, with the reason.
         """
@@ -294,7 +295,7 @@ class MetersProcesses(Protocol):
     Example:
         class EstimateMeter:
             def set_processes(self, pids):
-                self._roots = pids
+                self._root_pids = pids
     """
 
     def set_processes(self, pids: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ class Zone:
     """The counter of a package or of its memory.
 
     Attributes:
-        folder: Its folder.
+        folder: Its powercap folder.
         device: Name of the device.
         boundary: What its energy covers.
         source: Source in its readings.
@@ -45,7 +45,7 @@ class Zone:
 
     @property
     def package(self) -> str | None:
-        """The package of the counter if it has several dies; None otherwise."""
+        """Name of the package if it has several dies; None otherwise."""
         package, die, _ = self.device.rpartition("-die-")
         return package if die else None
 
@@ -174,7 +174,7 @@ class RaplMeter:
         self._zones: list[Zone] = []
         self._tracks: list[_Track] = []
         self._began = 0.0
-        self._reading = threading.Lock()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -196,13 +196,13 @@ class RaplMeter:
         self._thread.start()
 
     def begin(self) -> None:
-        with self._reading:
+        with self._lock:
             self._tracks = [_Track(zone, is_mirror=zone.package is not None) for zone in self._zones]
             self._read_edge()
             self._began = time.monotonic()
 
     def end(self) -> Reading:
-        with self._reading:
+        with self._lock:
             self._read_edge()
             tracks, self._tracks = [track for track in self._tracks if not track.is_mirror], []
         devices = tuple(track.reading() for track in tracks)
@@ -237,7 +237,7 @@ class RaplMeter:
     def _keep_reading(self) -> None:
         period = min(zone.overflow_s for zone in self._zones) / 2
         while not self._closed.wait(min(period, threading.TIMEOUT_MAX)):
-            with self._reading:
+            with self._lock:
                 self._read()
 
 

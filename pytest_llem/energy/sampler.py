@@ -41,8 +41,8 @@ PERIOD_S = 0.1
 #: by 12 % on an H200.
 GOLDEN = (5**0.5 - 1) / 2
 
-#: Every how many samples of a GPU include its temperature and clocks: they change slowly, and each costs a call.
-#: GPUs do so in different rounds, so that all rounds take about the same time.
+#: One of so many samples of a GPU includes its temperature and clocks: they change slowly, and each costs a call.
+#: GPUs do so in different periods, so that all periods take about the same time.
 SLOW_EVERY = 5
 
 #: Time between two lines of telemetry, in s.
@@ -58,9 +58,9 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
         gpus: ``UUID=[POWER_SOURCE[+module]]`` of each GPU.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input ends the sampler
-    ends: list[int] = [0]
+    end_fds: list[int] = [0]  # readable when the sampler has to end
     with suppress(AttributeError, OSError):  # not Linux, or the parent has ended: standard input ends too
-        ends.append(os.pidfd_open(parent))
+        end_fds.append(os.pidfd_open(parent))
     with Nvml() as nvml:
         if not nvml.is_open:
             _write({"failed": nvml.error})
@@ -80,7 +80,7 @@ def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
                 telemetry.send(time.monotonic())
             period_began = max(period_began + PERIOD_S, time.monotonic())
             due = period_began + PERIOD_S * (number * GOLDEN % 1)
-            ready, _, _ = select.select(ends, [], [], max(0.0, due - time.monotonic()))
+            ready, _, _ = select.select(end_fds, [], [], max(0.0, due - time.monotonic()))
             if ready or os.getppid() != parent:
                 return
 

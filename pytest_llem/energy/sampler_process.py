@@ -41,13 +41,13 @@ class SamplerProcess:
         self._failure: str | None = None
         self._rest = b""
         self._offset = 0
-        self._cpu: list[tuple[float, float]] = []
+        self._cpu: list[tuple[float, float]] = []  # time of each sample, and CPU time until then, in s
         self.samples: list[PowerSample] = []
         requested = [f"{one.uuid}={one.source or ''}{'+module' * one.reads_module}" for one in gpus]
         telemetry = "" if telemetry_fd is None else str(telemetry_fd)
         try:
-            with ExitStack() as undone:
-                self._file = undone.enter_context(tempfile.TemporaryFile())
+            with ExitStack() as on_failure:
+                self._file = on_failure.enter_context(tempfile.TemporaryFile())
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", sampler.__name__, str(os.getpid()), telemetry, *requested],
                     stdin=subprocess.PIPE,
@@ -55,7 +55,7 @@ class SamplerProcess:
                     stderr=subprocess.DEVNULL,
                     pass_fds=() if telemetry_fd is None else [telemetry_fd],
                 )
-                undone.pop_all()
+                on_failure.pop_all()
         except OSError as error:
             self._failure = f"the sampler could not be started: {error}"
 
@@ -96,7 +96,7 @@ class SamplerProcess:
                 self._cpu.append((at, cpu_s))
 
     def forget(self) -> None:
-        """Forget all but the last sample of each GPU, at the start of a window."""
+        """Forget all samples but the last of each GPU, with which the next window's integral starts."""
         self.read()
         keep = len(self._gpus)
         self.samples, self._cpu = self.samples[-keep:], self._cpu[-keep:]

@@ -1,4 +1,4 @@
-"""How many tokens a model takes."""
+"""Determine how many tokens fit into a model's context."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class _UnknownOptions(EngineOptions):
 
 
 def load_engine(name: str, *, defer: bool = False) -> Any:
-    """Return the engine that a study names: a class, which may wrap a function, or another object.
+    """Return what a study names as its engine: a class, a function as a class, or an object that is neither.
 
     Args:
         name: The name of an entry point, or ``package.module:Class`` or ``package.module:function``.
@@ -64,7 +64,7 @@ def load_engine(name: str, *, defer: bool = False) -> Any:
 
 
 def is_function(name: str) -> bool:
-    """Return whether a module's source defines *name* as a function. Only packages around it are imported."""
+    """Return whether a module's source defines *name* as a function. Only its parent packages are imported."""
     module, _, attribute = name.partition(":")
     try:
         spec = find_spec(module) if attribute else None
@@ -107,7 +107,7 @@ class FunctionEngine(BatchEngine):
         self._config = config
         self.takes_texts = config.has_texts
         self.gpus: Sequence[str] = context.gpus
-        self._given: dict[str, Any] = {}
+        self._arguments: dict[str, Any] = {}
 
     def load(self) -> None:
         config = self._config
@@ -128,10 +128,10 @@ class FunctionEngine(BatchEngine):
         fields = {name: getattr(config, name) for name in self.signature.study_fields}
         if "decoder" in fields:
             fields["decoder"] = config.decoder.model_dump(mode="json")
-        if fields.get("model", "") is None:  # the function has a default
+        if fields.get("model", "") is None:  # the study has no model: the function's default applies
             del fields["model"]
-        self._given = fields | options.arguments
-        self._function = partial(self.signature.function, **self._given)
+        self._arguments = fields | options.arguments
+        self._function = partial(self.signature.function, **self._arguments)
         used = [f"GPU-{_torch().cuda.get_device_properties(index).uuid}" for index in _used_gpus()]
         self.gpus = used or self.gpus
 
@@ -144,7 +144,7 @@ class FunctionEngine(BatchEngine):
             device="cuda" if self.gpus else "cpu",
             device_names=[_torch().cuda.get_device_name(index) for index in gpus],
             # Within a key of their own: a parameter may have the name of a setting of another engine.
-            settings={"arguments": json.loads(json.dumps(self._given, default=str))},
+            settings={"arguments": json.loads(json.dumps(self._arguments, default=str))},
         )
 
     def vocabulary(self) -> Sequence[int]:
@@ -247,7 +247,7 @@ def _torch() -> Any:
 
 
 def _used_gpus() -> list[int]:
-    """Return PyTorch's numbers of the GPUs that this process uses through it. It is not imported."""
+    """Return PyTorch's numbers of the GPUs that this process uses through it. PyTorch is not imported."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or not cuda.is_initialized():
         return []

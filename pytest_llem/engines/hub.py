@@ -1,4 +1,4 @@
-"""Ask the Hugging Face hub, and turn its errors into one-line messages."""
+"""Check that the Hugging Face hub can be reached, and turn its errors into one-line messages."""
 
 from __future__ import annotations
 

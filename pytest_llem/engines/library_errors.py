@@ -10,8 +10,8 @@ from pytest_llem.engines.protocol import PreflightError
 #: Libraries whose ValueErrors, RuntimeErrors and OSErrors have messages for users.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
-#: Characters of a message that are kept.
-MESSAGE_CAP = 600
+#: Maximum length of a message, in characters.
+MAX_MESSAGE_LENGTH = 600
 
 
 @contextmanager
@@ -39,9 +39,9 @@ def library_errors_as_preflight(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message on one line, of at most MESSAGE_CAP characters."""
+    """Return an exception's message on one line, of at most MAX_MESSAGE_LENGTH characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MESSAGE_CAP else f"{text[: MESSAGE_CAP - 1]}…"
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[: MAX_MESSAGE_LENGTH - 1]}…"
 
 
 def _raised_in(error: BaseException) -> str:

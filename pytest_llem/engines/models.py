@@ -18,7 +18,7 @@ BUILTIN = "builtin:"
 #: Files of a hub model that are downloaded: weights in the format that transformers prefers, and all small files.
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
-#: Its weights, if it has none in that format.
+#: The weights of a hub model that has none in that format.
 OTHER_WEIGHTS = ["pytorch_model*.bin"]
 
 #: Suffixes of files that hold weights.
@@ -27,7 +27,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found.
+    """Where a model was found.
 
     Attributes:
         location: Argument for ``from_pretrained``: a folder or a hub id.
@@ -41,7 +41,7 @@ class ModelSource:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the weights are not trained: the builtin model's, or as ``config.json`` declares."""
+        """Whether the weights are random: those of the builtin model are, and ``config.json`` may declare it."""
         if self.kind == "builtin":
             return True
         try:
@@ -64,7 +64,7 @@ class ModelSource:
         """Return a SHA-256 that distinguishes models; None without a folder, or if its files cannot be read.
 
         It covers ``config.json`` and the name and size of each file of weights, but not their content: reading
-        100 GB would take minutes. So other weights of the same shape have the same fingerprint. Unlike that of
+        100 GB would take minutes. So other weights of the same size have the same fingerprint. Unlike that of
         :func:`folder_state`, it is the same on every machine.
         """
         if (folder := self.folder) is None:
@@ -98,8 +98,8 @@ def resolve_model(
         name: The model's name in the study.
         model_path: Folders that hold models by name.
         revision: Revision of a hub model; None for the main branch.
-        download: Whether to download. If false, the hub is not asked, and any name that it may have counts as
-            found.
+        download: Whether to download. If false, the hub is not asked, and any name that a hub model may have
+            counts as found.
 
     Raises:
         ModelNotFoundError: The model was not found. The message lists the places that were searched.
@@ -178,7 +178,7 @@ def _fetch_from_hub(name: str, revision: str | None, *, download: bool) -> str |
     """Download a hub model, unless *download* is false or the hub is offline.
 
     Returns:
-        Why the hub, or its cache, does not have it; None if it does.
+        Why the model is not found on the hub or in its cache; None if it is found.
     """
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 

@@ -134,7 +134,7 @@ def abilities(engine: Any) -> frozenset[str]:
 
 
 def needs_of_class(engine: Any, config: ExperimentConfig, parameters: int | None) -> Needs:
-    """Return what an engine's class states about *config*, without its abilities. The options must be valid."""
+    """Return what *config* needs, without ``supports``, as the engine's class states. Options must be valid."""
     options = getattr(engine, "options", None)
     return Needs() if options is None else options.from_config(config).needs(config, parameters)
 

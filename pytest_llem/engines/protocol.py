@@ -35,16 +35,16 @@ class ModelNotFoundError(PreflightError):
 
 
 class ShapeUnknownError(Exception):
-    """Raised if a model's FLOPs do not follow from its shape. The message says why in one line."""
+    """Raised if a model's FLOPs do not follow from a :class:`ModelShape`. The message says why in one line."""
 
 
 @dataclass(frozen=True)
 class EngineContext:
-    """Settings of the session that an engine gets beside its configuration.
+    """What an engine gets from the run, in addition to the experiment's configuration.
 
     Attributes:
         model_path: Folders that hold models by name (the ini option ``llem_model_path``).
-        gpus: UUIDs of the GPUs that are leased for the experiment; empty if it has none, or is not leased any.
+        gpus: UUIDs of the GPUs that are leased for the experiment; empty if none is leased.
         server: The running server, for the engine ``server``; None for the others.
         report_phase: Shows a phase of ``load`` on the live line, such as ``compiling``. Any thread may call it.
     """
@@ -60,7 +60,7 @@ class RequestRecord:
     """One request: when it was sent, when its answer came, and what the answer is.
 
     All times are on the clock of ``time.monotonic``, in s, and None if unknown. The meters use the same clock, and
-    the result's ``window.began_at`` joins it to UTC.
+    the result's ``window.began_at`` is the start of the window in UTC.
 
     Attributes:
         input_tokens: Number of prompt tokens, without padding; None if unknown.
@@ -161,7 +161,7 @@ def _difference(start: float | None, end: float | None) -> float | None:
 class ModelShape:
     """The sizes of a decoder that determine its FLOPs and its memory traffic.
 
-    The decoder has to pass every token through all of its layers once, and to keep its keys and values.
+    The decoder has to pass every token through all of its layers once, and to cache the token's keys and values.
 
     Attributes:
         parameters: Weights of all linear layers except the head. Embeddings, norms and biases do not count.
@@ -187,22 +187,22 @@ class ModelShape:
 
 
 class Engine(Protocol):
-    """Runs a model in an experiment's own process: its lifecycle, whatever drives it.
+    """Runs a model in an experiment's own process.
 
     A study names an engine by its entry point in the group ``pytest_llem.engines``, or as
     ``package.module:Class``. It is created as ``Engine(config, context)`` in the experiment's process. Heavy
     imports belong there.
 
-    Options: the class names the class of its options as ``options``, a subclass of
-    :class:`pytest_llem.EngineOptions`; ``options.from_config(config)`` returns them. Unknown options and wrong
+    Options: the class attribute ``options`` is a subclass of :class:`pytest_llem.EngineOptions`, and
+    ``options.from_config(config)`` returns the options of an experiment. Unknown options and wrong
     values are refused before the run. A class without ``options`` has no options.
     ``config.passthrough_kwargs`` is refused unless ``reads_passthrough_kwargs`` is true. The engine has to honour
     ``config.precision``, ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and
     ``measurement.length_mode`` (``fixed``: exactly that many tokens, even if the model would end earlier). It has
     to refuse each of these that it does not support, and each of its own options that it does not support.
 
-    How requests reach the engine is the driver's part. The driver of whole passes needs a :class:`BatchEngine`.
-    A class that derives from the protocol has to define its abstract methods only.
+    This protocol does not say how requests reach the engine. To run whole passes over prompts, pytest-llem needs
+    a :class:`BatchEngine`. A class that derives from the protocol has to define its abstract methods only.
 
     An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly`,
     :class:`SupportsOptionCheck`, :class:`SupportsPreload`, :class:`SupportsCacheMemory`,
@@ -260,7 +260,7 @@ class Engine(Protocol):
 
 
 class BatchEngine(Engine, Protocol):
-    """An engine that generates for batches of prompts. The driver runs whole passes over them.
+    """An engine that generates for batches of prompts. pytest-llem runs whole passes over the prompts.
 
     The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window it only
     generates; everything else happens outside. Every pass of the window has the same prompts. So an engine that
@@ -383,7 +383,7 @@ class SupportsPreload(Protocol):
 class SupportsExpectedWarnings(Protocol):
     """Optional: an engine whose library warns of what the experiment asks for."""
 
-    #: Parts of these warnings. Results omit warnings that hold one.
+    #: Parts of these warnings. Results omit warnings that contain one of them.
     expected_warnings: Sequence[str]
 
 
@@ -391,7 +391,7 @@ class SupportsExpectedWarnings(Protocol):
 class SupportsProcesses(Protocol):
     """Optional: an engine whose model runs in processes that do not descend from the experiment's: a server."""
 
-    #: Pids of processes that all of these descend from.
+    #: Pids of these processes. Their descendants are included.
     processes: Sequence[int]
 
 

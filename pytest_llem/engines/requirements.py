@@ -1,4 +1,4 @@
-"""Find why an experiment of an engine of this package cannot run, without importing the engine's library.
+"""Find why an experiment with an engine of pytest-llem's own cannot run, without importing the engine's library.
 
 Each function yields one sentence for each reason, with what to do. What depends on the model, or only the library
 itself can check, is reported when the engine loads.
@@ -19,7 +19,7 @@ from pytest_llem.study.substitution import command_values
 DATASETS = "datasets"
 
 
-def _is_here(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ImportError:  # its parent package is missing
@@ -31,11 +31,11 @@ class Packages:
     """The environment that an experiment runs in.
 
     Attributes:
-        has: Whether one of the optional modules is installed.
-        pip: The command that installs packages into it.
+        has: Returns whether an optional module, given by its name, is installed.
+        pip: The command for pip in this environment.
     """
 
-    has: Callable[[str], bool] = _is_here
+    has: Callable[[str], bool] = _is_installed
     pip: str = "pip"
 
 
@@ -70,18 +70,18 @@ GENERATION_FIELDS = {
     **{name: f"pytorch.{name}" for name in PyTorchConfig.model_fields},
 }
 
-_MODEL = "the model and measurement.length_mode set it"
-_ENDS = "it would end sequences without an end token, and token counts would be wrong; use max_output_tokens"
-_NOT_KEPT = "its output would be discarded"
+_SET_BY_MODEL = "the model and measurement.length_mode set it"
+_ENDS_EARLY = "it would end sequences without an end token, and token counts would be wrong; use max_output_tokens"
+_DISCARDED = "its output would be discarded"
 
 #: Arguments that only the engine can set, and why.
 SET_BY_ENGINE = {
     "num_return_sequences": "every prompt must have one answer, or metrics per request would be wrong",
-    "eos_token_id": _MODEL,
-    "pad_token_id": _MODEL,
-    "bos_token_id": _MODEL,
-    "max_time": _ENDS,
-    "stop_strings": _ENDS,
+    "eos_token_id": _SET_BY_MODEL,
+    "pad_token_id": _SET_BY_MODEL,
+    "bos_token_id": _SET_BY_MODEL,
+    "max_time": _ENDS_EARLY,
+    "stop_strings": _ENDS_EARLY,
     "token_healing": "it would change the prompts",
     "is_assistant": "the model is not a draft model",
     **dict.fromkeys(
@@ -92,7 +92,7 @@ SET_BY_ENGINE = {
             "output_attentions",
             "output_hidden_states",
         ),
-        _NOT_KEPT,
+        _DISCARDED,
     ),
 }
 
@@ -140,7 +140,7 @@ def _missing(packages: Packages, field: str, *names: str) -> Iterator[str]:
         yield f"{field} needs {' and '.join(absent)}: {packages.pip} install {' '.join(absent)}"
 
 
-#: Arguments of vLLM's engine that only pytest-llem sets, and what to use instead.
+#: Arguments of vLLM's engine that only pytest-llem sets, and what to use instead, or why.
 ENGINE_FIELDS = {
     "model": "use model",
     "dtype": "use precision",
@@ -149,7 +149,7 @@ ENGINE_FIELDS = {
     "worker_extension_cls": "pytest-llem measures memory with an extension of its own",
 }
 
-#: Arguments of vLLM's sampling that fields of the study set, and which.
+#: Arguments of vLLM's sampling that only pytest-llem sets, and what to use instead, or why.
 SAMPLING_FIELDS = {
     "n": "every prompt must have one answer, or metrics per request would be wrong",
     "max_tokens": "use max_output_tokens",
@@ -186,7 +186,7 @@ def unmet_by_server(config: ExperimentConfig, packages: Packages) -> Iterator[st
 
 
 def unmet_by_command(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
-    """Yield why a command cannot run. It is not run."""
+    """Yield why a command cannot run. The command is not run."""
     assert config.command is not None
     [program] = command_values(config, python="python").fill(config.command.run[:1])
     if "/" not in program and shutil.which(program) is None:

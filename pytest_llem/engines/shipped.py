@@ -1,4 +1,4 @@
-"""What is known of the engines of this package without importing their libraries."""
+"""Describe the engines of pytest-llem's own without importing their libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_llem.study.server import ServerConfig
 
 @dataclass(frozen=True)
 class ShippedEngine:
-    """An engine of this package.
+    """An engine of pytest-llem's own.
 
     Attributes:
         options: Class of its options.
@@ -66,7 +66,7 @@ SHIPPED = {
     ),
 }
 
-#: Engines about which everything is known without importing them.
+#: Engines whose options can be checked without importing their libraries.
 KNOWN_WHOLLY = {name for name, engine in SHIPPED.items() if not engine.checks_options}
 
 #: Modules that only some experiments need.
@@ -74,7 +74,7 @@ OPTIONAL_MODULES = (DATASETS, *(module for engine in SHIPPED.values() for module
 
 
 def shipped_needs(config: ExperimentConfig, parameters: int | None = None) -> Needs | None:
-    """Return what an experiment of an engine of this package needs; None for another engine.
+    """Return what an experiment needs from its engine, if that is one of pytest-llem's own; else None.
 
     Args:
         config: The experiment.

@@ -24,14 +24,14 @@ class NotAnEngineFunctionError(LookupError):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a function's signature says.
+    """The prompts, study fields and options that a function's signature declares.
 
     Attributes:
         name: ``package.module:function``.
         function: The function.
         takes_all: Whether it is called once with all prompts (``prompts``), and not once for each (``prompt``).
         prompts: ``texts`` or ``ids``, by the annotation of its first parameter; None if that does not say.
-        study_fields: Names in :data:`STUDY_FIELDS` of its parameters, and whether each has no default.
+        study_fields: Its parameters that are in :data:`STUDY_FIELDS`, and whether each is required.
         options: Its other parameters, as a class of options.
     """
 
@@ -56,8 +56,8 @@ class Signature:
             first, *others = _parameters(function)
         except ValueError:  # no parameters, or a builtin function without a signature
             first, others = None, []
-        by_name = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        if first is None or first.kind not in by_name or first.name not in ("prompt", "prompts"):
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if first is None or first.kind not in positional or first.name not in ("prompt", "prompts"):
             got = "it has none" if first is None else f"got {first.name!r}"
             raise NotAnEngineFunctionError(
                 "the first parameter of a function must be named prompt, to get one prompt in each call, or "
@@ -98,18 +98,18 @@ def _kind_of_prompts(annotation: Any, *, takes_all: bool) -> Literal["texts", "i
 
 
 def _options(parameters: Sequence[inspect.Parameter], *, takes_any_name: bool) -> type[FunctionOptions]:
-    """Return a class with a field for each of *parameters*, whose alias is its name: any name is possible."""
+    """Return a class with a field for each of *parameters*. Names are aliases: pydantic refuses some names."""
     fields: dict[str, Any] = {}
     for place, one in enumerate(parameters):
         is_required = one.default is one.empty
         default = PydanticUndefined if is_required else one.default
-        fields[f"option_{place}"] = (_checked(one.annotation), Field(default, alias=one.name))
+        fields[f"option_{place}"] = (_checked_type(one.annotation), Field(default, alias=one.name))
     base: type[FunctionOptions] = _OpenOptions if takes_any_name else FunctionOptions
     return create_model("FunctionOptions", __base__=base, **fields)
 
 
-def _checked(annotation: Any) -> Any:
-    """Return *annotation*, or Any if it does not say which values of a study are right."""
+def _checked_type(annotation: Any) -> Any:
+    """Return a type that checks a study's value against *annotation*; Any if pydantic cannot check it."""
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return Any
     try:

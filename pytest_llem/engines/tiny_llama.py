@@ -44,7 +44,7 @@ SHAPE = {
 
 def model_folder() -> Path:
     """Return the model's folder in the cache, which may be missing."""
-    return _cached(f"{NAME}-v{VERSION}")
+    return _cache_path(f"{NAME}-v{VERSION}")
 
 
 def cache_folder(name: str) -> Path:
@@ -53,21 +53,21 @@ def cache_folder(name: str) -> Path:
     Raises:
         OSError: Neither the cache nor a temporary folder can be written.
     """
-    folder = _cached(name)
+    folder = _cache_path(name)
     if folder.parent == _temporary_cache():
-        _make_own(folder.parent)
+        _make_private(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _cached(name: str) -> Path:
+def _cache_path(name: str) -> Path:
     """Return the path of a folder in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
 
     If the cache cannot be written, as without a home directory or with a read-only one, the folder is in a
     temporary folder of this user.
     """
     own = _user_cache()
-    if own is not None and (os.path.isdir(own / name) or _can_be_made(own / name)):  # noqa: PTH112  # as below
+    if own is not None and (os.path.isdir(own / name) or _can_be_made(own / name)):  # noqa: PTH112  # see _can_be_made
         return own / name
     return _temporary_cache() / name
 
@@ -85,7 +85,7 @@ def _user_cache() -> Path | None:
     root = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"
-    except RuntimeError:  # HOME is not set, and the user has no entry
+    except RuntimeError:  # HOME is not set, and the user is not in the password database
         return None
 
 
@@ -93,7 +93,7 @@ def _temporary_cache() -> Path:
     return Path(tempfile.gettempdir(), f"pytest-llem-{os.geteuid()}")
 
 
-def _make_own(folder: Path) -> None:
+def _make_private(folder: Path) -> None:
     """Make a folder that only this user can write. Another user may already have made a folder of that name.
 
     Raises:
@@ -108,7 +108,7 @@ def _make_own(folder: Path) -> None:
 
 def _can_be_made(folder: Path) -> bool:
     """Return whether a missing folder can be made: its nearest existing parent has to be a writable folder."""
-    # Path's methods raise for a path in a folder that this user cannot read. A link to nothing exists.
+    # Path's methods raise for a path in a folder that this user cannot read. A dangling link counts as existing.
     above = next(one for one in folder.parents if os.path.lexists(one))
     return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)  # noqa: PTH112
 
@@ -124,7 +124,7 @@ def tiny_llama() -> Path:
     """
     folder = model_folder()
     if folder.parent == _temporary_cache():
-        _make_own(folder.parent)
+        _make_private(folder.parent)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ class PromptTokenizer:
     Args:
         source: Where the model was found.
         config: The experiment.
-        origin: Further arguments of ``from_pretrained``, such as the revision.
+        arguments: Further arguments of ``from_pretrained``, such as the revision.
 
     Attributes:
         tokenizer: The model's tokenizer; None if it has none and the prompts are token ids anyway.
@@ -30,9 +30,9 @@ class PromptTokenizer:
         PreflightError: The prompts are texts, and the model has no tokenizer, or its chat template does not work.
     """
 
-    def __init__(self, source: ModelSource, config: ExperimentConfig, origin: dict[str, Any]) -> None:
+    def __init__(self, source: ModelSource, config: ExperimentConfig, arguments: dict[str, Any]) -> None:
         self._model, self._is_chat = config.model_name, config.prompt_format == "chat"
-        self.tokenizer = _load(source, config, origin)
+        self.tokenizer = _load(source, config, arguments)
         if self._is_chat:
             self._try_template()
 
@@ -100,13 +100,13 @@ def vocabulary(config: Any, tokenizer: Any) -> list[int]:
     return [token for token in range(size) if token not in special]
 
 
-def _load(source: ModelSource, config: ExperimentConfig, origin: dict[str, Any]) -> Any:
+def _load(source: ModelSource, config: ExperimentConfig, arguments: dict[str, Any]) -> Any:
     what = f"the tokenizer of model {config.model_name!r} cannot be loaded"
     try:
         with library_errors_as_preflight(what):
-            found = AutoTokenizer.from_pretrained(source.location, **origin)
+            found = AutoTokenizer.from_pretrained(source.location, **arguments)
         if len(found) > len(found.all_special_ids):
-            found.model_max_length = sys.maxsize  # it would warn of a long text, although prompts are cut
+            found.model_max_length = sys.maxsize  # it would warn of long texts, which are truncated later
             return found
         # If the files are missing, transformers makes some tokenizers without a vocabulary.
         missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")

@@ -12,7 +12,7 @@ from pytest_llem.engines.models import ModelSource
 #: Beginning of the pointer file that git leaves in place of a large file that git-lfs has not fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: Maximum size of a safetensors header in bytes, that of the library safetensors.
+#: Maximum size of a safetensors header in bytes: the limit of the library safetensors.
 _MAX_HEADER = 100_000_000
 
 #: Files of weights in the order in which transformers looks for them. The first that exists is loaded.
@@ -85,6 +85,7 @@ def damaged_file(folder: Path) -> str | None:
 
 
 def _loaded_from(folder: Path) -> Iterator[Path]:
+    """Yield the files that transformers loads from *folder*."""
     yield from (file for file in sorted(folder.glob("*.json")) if file.is_file())
     yield from (file for file in sorted(folder.glob("*.model")) if file.is_file())
     weights = next((file for name in _WEIGHT_FILES if (file := folder / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""An item's use of devices, and the processes that still use those of earlier items."""
+"""An item's lease of devices, and the processes of earlier items that still use theirs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class DeviceLease:
-    """Exclusive use of devices by one item, and what is prepared with them for its runs.
+    """Exclusive use of devices by one item, and what is prepared for its runs.
+
+    An item runs again if its experiment was contended, or if a plugin reruns it.
 
     Attributes:
         allocation: The devices; none if they could not be leased.
@@ -46,7 +48,7 @@ class DeviceLease:
     defer: Callable[[Callable[[], None]], object] = lambda callback: None
 
     def take_gap(self) -> GapRecord | None:
-        """Return the idle time before this run. A plugin may run the item again under the same lease."""
+        """Return the idle time before this run of the item."""
         gap, self.gap = self.gap, None
         return gap or self.next_gap()
 
@@ -116,12 +118,12 @@ class DrainingProcesses:
         handover, self.handover = self.handover, None
         if handover is None:
             return None
-        ownership, kept = handover
-        stack.enter_context(kept)
+        ownership, earlier_stack = handover
+        stack.enter_context(earlier_stack)
         is_suitable = len(ownership.devices) == request.count and ownership.devices <= set(request.pool)
         if is_suitable and ownership.hand_over(owner, keep=keep):
             return ownership
-        kept.close()
+        earlier_stack.close()
         return None
 
     def close(self) -> None:

@@ -58,14 +58,14 @@ class EnergyBudget:
             if (why := self._unjudged(used)) is not None:
                 yield f"its energy budget of {self.joules} J cannot be judged: {why}"
             elif used.energy_j is not None and used.energy_j > self.joules:
-                took = _beyond(used.energy_j, self.joules)
+                amount = _beyond(used.energy_j, self.joules)
                 yield (
-                    f"used {took} J ({used.method}, {used.source}{_beside(used, workers)}{_slowed()}), "
+                    f"used {amount} J ({used.method}, {used.source}{_beside(used, workers)}{_slowed()}), "
                     f"more than its budget of {self.joules} J"
                 )
         if self.seconds is not None and used.seconds > self.seconds:
-            took = _beyond(used.seconds, self.seconds)
-            yield f"took {took} s{_slowed()}, more than its budget of {self.seconds} s"
+            amount = _beyond(used.seconds, self.seconds)
+            yield f"took {amount} s{_slowed()}, more than its budget of {self.seconds} s"
 
     def _unjudged(self, used: EnergyReading) -> str | None:
         if used.energy_j is None:
@@ -80,7 +80,7 @@ class EnergyBudget:
                 '(the fixture energy_meter("rapl") measures that by name)'
             )
         if used.ticks is not None and used.tick_seconds is not None and used.ticks < MIN_TICKS:
-            # Not in proportion to the test's own time: a meter that waits for ticks covers more than a short test.
+            # Not computed from the test's own time: a meter that waits for ticks covers more than a short test.
             return (
                 f"the energy has {math.floor(used.ticks)} {resolution(used.method)}, fewer than {MIN_TICKS}: "
                 f"have the test work for {MIN_TICKS * used.tick_seconds:.2f} s or more"
@@ -90,7 +90,7 @@ class EnergyBudget:
 
 @contextmanager
 def metered(item: pytest.Item) -> Iterator[None]:
-    """Meter the context, put the values on *item*, and fail a passing test that exceeds its budget."""
+    """Measure the context, put energy and time on *item*, and fail a passing test that exceeds its budget."""
     budget = EnergyBudget.of(item)
     readings: list[EnergyReading] = []
     try:

@@ -40,7 +40,7 @@ from pytest_llem.study.design import Experiment
 #: The outcome of an item's experiment: plain data that the report carries to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
 
-#: The user property of a replayed experiment: the results directory of its result.
+#: Name of the user property that gives the results directory of a replayed result.
 REPLAYED_PROPERTY = "llem_replayed_from"
 
 #: Metrics that go into the report's user properties, which JUnit XML shows, and their names there. The names are
@@ -99,7 +99,7 @@ def start_early(item: pytest.Item, allocation: Allocation) -> ExperimentProcess:
 
 
 def _run_until_uncontended(item: pytest.Item, lease: DeviceLease, timeout: float) -> Outcome:
-    """Run *item*'s experiment, and repeat it while it is contended, as often as allowed. The last run counts."""
+    """Run *item*'s experiment, and repeat it while contended, as often as allowed. The last outcome counts."""
     repeats: list[ContendedRun] = []
     output = ""
     while True:
@@ -134,7 +134,7 @@ def _run(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float) -> Out
         return server
     drift, checks_drift = None, study_of_item(item).execution.check_drift
     if lease.ends_server and checks_drift and (first := server.first_before(item)) is not None:
-        config, drift = first
+        config, drift = first  # the last experiment on a server also measures the first load again
         timeout += preflight_of_item(item).deadline_seconds(config)
     job = server.job(job, drift)
     outcome = server.conclude(item, _run_process(item, job, lease, timeout))

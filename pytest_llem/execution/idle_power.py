@@ -14,44 +14,42 @@ from pytest_llem.machine.idle_power_no_context import measure_without_context, n
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import ExperimentConfig
 
-#: Topics of the shared state.
+#: Topics of the shared state: idle power with and without a CUDA context.
 _CONTEXT, _NO_CONTEXT = "idle-context", "idle-no-context"
 
 
-def _point_key(config_hash: str, python: Path | None) -> str:
-    return f"{config_hash} {python or ''}"
+def _shared_key(key: str, python: Path | None) -> str:
+    return f"{key} {python or ''}"
 
 
-def known_idle_power(shared_state: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
+def known_idle_power(shared_state: SharedState, key: str, python: Path | None) -> dict[str, Any] | None:
     """Return the idle power that an earlier cycle of a point measured.
 
     Args:
         shared_state: The session's shared state.
-        config_hash: Hash of the point's configuration.
-        python: The point's interpreter; None for this one.
+        key: Identifies what was idle: the point or its server, and the devices.
+        python: The interpreter that loads the model; None for this one.
 
     Returns:
         An IdlePowerRecord as plain data; None if no earlier cycle measured it.
     """
-    found: dict[str, Any] | None = shared_state.read(_point_key(config_hash, python), _CONTEXT)
+    found: dict[str, Any] | None = shared_state.read(_shared_key(key, python), _CONTEXT)
     return found
 
 
-def keep_idle_power(
-    shared_state: SharedState, config_hash: str, python: Path | None, result: Mapping[str, Any]
-) -> None:
+def keep_idle_power(shared_state: SharedState, key: str, python: Path | None, result: Mapping[str, Any]) -> None:
     """Keep the idle power that an experiment measured itself, for the later cycles of its point.
 
     Args:
         shared_state: The session's shared state.
-        config_hash: Hash of the point's configuration.
-        python: The point's interpreter; None for this one.
+        key: Identifies what was idle: the point or its server, and the devices.
+        python: The interpreter that loads the model; None for this one.
         result: The experiment's result as plain data.
     """
     idle_power = result.get("idle_power")
     if idle_power and idle_power.get("idle_power_w") is not None and idle_power.get("age_seconds") == 0:
         with suppress(OSError):  # the next cycle then measures it again
-            shared_state.put(_point_key(config_hash, python), _CONTEXT, idle_power)
+            shared_state.put(_shared_key(key, python), _CONTEXT, idle_power)
 
 
 def no_context_is_due(shared_state: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
@@ -63,7 +61,7 @@ def no_context_is_due(shared_state: SharedState, config: ExperimentConfig, devic
 def measure_no_context_once(
     shared_state: SharedState, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
 ) -> None:
-    """Measure idle power without a context, once in a session, if the experiment asks for it.
+    """Measure idle power without a CUDA context, once in a session, if the experiment asks for it.
 
     Call it before the experiment, while this process owns *devices*.
 

@@ -47,8 +47,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
     """
     experiment, gates = experiment_of(item), study_of_item(item).gates
     config, live_progress = experiment.point.config, lease.progress
-    max_seconds = config.measurement.min_window_seconds / MIN_TURNS
-    turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_seconds)}
+    max_turn_seconds = config.measurement.min_window_seconds / MIN_TURNS
+    turns = {"pair": uuid.uuid4().hex[:16], "min_seconds": min(gates.min_turn_seconds, max_turn_seconds)}
     timeout += preflight_of_item(partner).deadline_seconds(config)
     gap, erase = lease.take_gap(), live_progress.erase if live_progress is not None else lambda: None
 
@@ -84,8 +84,8 @@ def run_alternately(item: pytest.Item, partner: pytest.Item, lease: DeviceLease,
             servers.stop()
     if live_progress is not None:
         live_progress.completed = outcome.error is None
-    context = lease.allocation.devices, session_name(item.config)
-    outcome, other = with_neighbours(outcome, *context), with_neighbours(other, *context)
+    devices, session = lease.allocation.devices, session_name(item.config)
+    outcome, other = (with_neighbours(one, devices, session) for one in (outcome, other))
     item.config.stash[SHARED_STATE].put(run_of(partner), _topic(experiment), other.to_plain())
     return outcome
 
@@ -102,14 +102,15 @@ def partner_of(item: pytest.Item) -> pytest.Item | None:
     partner = known.get((run_key(file_of(run), function), experiment.id))
     if partner is None or is_skipped(partner) or stopped(partner) is not None:
         return None
-    sides = preflight_of_item(item), preflight_of_item(partner)
-    if sides[1].reason(experiment.point) is not None or cycles_reason(experiment.point.config, *sides) is not None:
+    own, others = preflight_of_item(item), preflight_of_item(partner)
+    point = experiment.point
+    if others.reason(point) is not None or cycles_reason(point.config, own, others) is not None:
         return None
     return partner
 
 
 def was_measured_with_partner(item: pytest.Item) -> bool:
-    """Return whether *item*'s experiment has been measured already, alternately with its reference."""
+    """Return whether *item*'s experiment has been measured already, alternately with the other side's."""
     topic = _topic(experiment_of(item))
     return item.config.stash[SHARED_STATE].read(run_of(item), topic) is not None
 

@@ -1,4 +1,4 @@
-"""Plugins around the items of studies. They are registered only if a study runs, so that other runs do not pay."""
+"""Plugins around the items of studies. They are registered only if a study runs, to keep other sessions fast."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunExperiments:
 
 
 class DeferGates:
-    """Passes over gates, and keeps their marks: the controller judges them after all experiments have run."""
+    """Does not run gates, and keeps their marks: the controller judges gates after all experiments have run."""
 
     @pytest.hookimpl(tryfirst=True)  # before plugins that rerun or time items
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -96,11 +96,10 @@ class WaitInPause:
 
 
 def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Tear down the fixtures that the item after one that never runs does not share, and report errors.
+    """Tear down the fixtures that *nextitem* does not share with *item*, which never runs, and report errors.
 
-    The item before it keeps the fixtures that it shares with it. As it never runs, pytest would never tear them
-    down: it could not set up items of another file, and a fixture that fails when the session ends would be an
-    internal error.
+    The item before *item* has not torn down the fixtures that both share, and pytest would never do so: it could
+    not set up items of another file, and a fixture that fails when the session ends would be an internal error.
     """
     capture = item.config.pluginmanager.get_plugin("capturemanager")
 

@@ -1,4 +1,4 @@
-"""Make the job of an experiment, and keep what the jobs of a session share: preflights and forkservers."""
+"""Make the job of an experiment (all that its process needs), and keep preflights and forkservers for all jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.server import SERVER, is_attached
 from pytest_llem.study.server_command import server_hash
 
-#: The preflight of each run, by its key.
+#: Preflights by run key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
 _FORKSERVERS = pytest.StashKey[ForkServers]()
@@ -140,15 +140,15 @@ def _code_interpreter(study: StudyConfig, point: Point) -> Path | None:
     return study.server_interpreter if is_server else study.interpreter(point.config.backend)
 
 
-def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
+def _working_tree(config: pytest.Config, reference_python: Path | None) -> Path:
     """Return the folder whose git commit is recorded: for the reference, the one around its interpreter.
 
     A reference interpreter inside the candidate's tree may have its code from anywhere, so the folder is ``/``,
     which is in no working tree.
     """
-    if reference is None:
+    if reference_python is None:
         return config.rootpath
     if (worktree := config.stash.get(WORKTREE, None)) is not None:
         return worktree.folder
-    folder = reference.parent
+    folder = reference_python.parent
     return Path("/") if folder.is_relative_to(config.rootpath) else folder

@@ -1,6 +1,7 @@
 """Lease devices to one item at a time, and idle before the item runs.
 
-Both end before pytest starts to time the item, so neither counts in its duration or against its timeout.
+pytest starts to time the item after the wait for devices and the idle time: neither counts in its duration or
+against its timeout.
 """
 
 from __future__ import annotations

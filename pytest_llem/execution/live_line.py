@@ -60,7 +60,7 @@ class Line:
         self._fd = fd
         self._encoding = encoding
         self._is_shown = False
-        self._at = 0.0
+        self._updated_at = 0.0
 
     @property
     def width(self) -> int:
@@ -74,12 +74,12 @@ class Line:
     @property
     def is_due(self) -> bool:
         """Whether the line may be updated now."""
-        return not self._is_shown or time.monotonic() - self._at >= MIN_INTERVAL_S
+        return not self._is_shown or time.monotonic() - self._updated_at >= MIN_INTERVAL_S
 
     def show(self, compose: Callable[[int], str]) -> None:
         """Show the text that *compose* returns for a width, unless the line was updated less than 0.5 s ago."""
         if self.is_due:
-            self._is_shown, self._at = True, time.monotonic()
+            self._is_shown, self._updated_at = True, time.monotonic()
             self._write(compose(self.width))
 
     def erase(self) -> None:

@@ -79,7 +79,7 @@ class LiveProgress:
         self._position = position
         self._clock = clock
         self.completed: bool | None = None
-        self._began = self._since = clock()
+        self._began = self._phase_began = clock()
         self._phase: Progress | str = Progress("starting")
         self._gpu_status: tuple[float, GpuStatus] | None = None
         self._served = _ServedSoFar(self._began)
@@ -108,7 +108,7 @@ class LiveProgress:
             return
         now = self._clock()
         if not isinstance(self._phase, Progress) or seen.phase != self._phase.phase:
-            self._since, self._served = now, _ServedSoFar(now)
+            self._phase_began, self._served = now, _ServedSoFar(now)
         self._phase = seen
         if seen.tokens_per_second is not None:
             status = self._current_gpu_status()
@@ -150,9 +150,9 @@ class LiveProgress:
         with_load = [(load, own_time), (load,)] if load else []
         for others in ((load, gpus, short), (load, short), *with_load, (short,)):
             room = width - joined(head, doing, *others).cell_len - len(_GAP)
-            cut = name.copy()
-            cut.truncate(max(room, MIN_NAME_COLUMNS), overflow="ellipsis")
-            yield joined(head, cut, doing, *others)
+            shortened = name.copy()
+            shortened.truncate(max(room, MIN_NAME_COLUMNS), overflow="ellipsis")
+            yield joined(head, shortened, doing, *others)
         if load:
             yield joined(head, doing, load)
         yield joined(head, doing, short)
@@ -166,7 +166,7 @@ class LiveProgress:
         now = self._phase
         if isinstance(now, str):
             return Text(printable(now), "cyan")
-        lasted = int(self._clock() - self._since)
+        lasted = int(self._clock() - self._phase_began)
         text = printable(now.phase)
         if now.in_flight is not None:  # after the ramp-up; whether the load was steady is judged later
             text = text.replace("measuring", "steady")
@@ -219,13 +219,13 @@ class _ServedSoFar:
     """
 
     def __init__(self, began: float) -> None:
-        self._at = began
+        self._last_report = began
         self._tokens = 0.0
         self._energy_j: float | None = 0.0
 
     def add(self, now: float, tokens_per_second: float, power_w: float | None) -> None:
-        """Add the time since the last report; a power of None is not known, and then the energy is not either."""
-        seconds, self._at = now - self._at, now
+        """Add the time since the last report. If *power_w* is None, the energy of the phase stays unknown."""
+        seconds, self._last_report = now - self._last_report, now
         self._tokens += tokens_per_second * seconds
         if power_w is None or self._energy_j is None:
             self._energy_j = None

@@ -50,7 +50,7 @@ class RunningServer:
     Attributes:
         key: Which experiments may share it.
         record: Its record in results.
-        process: Its process; None if it ran already.
+        process: Its process; None if it is attached.
         config: Its section of the study.
         prompts: Number of prompts that it has had.
         experiments: Number of experiments that it has had.
@@ -98,7 +98,7 @@ class RunningServer:
         return replace(outcome, error=self.process.error().model_copy(update={"phase": outcome.error.phase}))
 
     def is_usable(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
         return self.process is None or not self.process.has_ended
 
     def stop(self) -> None:
@@ -235,7 +235,7 @@ def _start_once(
 
 
 def _packages(python: Path | None) -> dict[str, str]:
-    """Return the versions of the packages that a server may use. Asked in the same way for both sides."""
+    """Return versions of the packages that a server may use, found in one way for both sides of a comparison."""
     found = ask(python or Path(sys.executable))
     return {} if isinstance(found, str) else found.packages
 
@@ -243,12 +243,12 @@ def _packages(python: Path | None) -> dict[str, str]:
 def _environment(
     item: pytest.Item, config: ExperimentConfig, python: Path | None, allocation: Allocation
 ) -> dict[str, str]:
-    """Return the environment variables of a server. Programs of its interpreter's environment come first."""
+    """Return the environment variables of a server. Its interpreter's folder comes first in ``PATH``."""
     assert config.server is not None
     inherited = {name: value for name, value in os.environ.items() if not (python and name in PYTHON_VARIABLES)}
     folder = (python or Path(sys.executable)).parent
     path = os.pathsep.join([str(folder), inherited.get("PATH", os.defpath)])
-    if python is None:  # as pytest imports; a git revision's interpreter has their counterparts on its path
+    if python is None:  # as pytest imports; the interpreter of a git revision has these folders' counterparts
         found = [*map(str, python_path(item.config)), *filter(None, [inherited.get("PYTHONPATH")])]
         inherited |= {"PYTHONPATH": os.pathsep.join(found)} if found else {}
     # ``python -m`` would import the working tree's code for a reference that has its own.
@@ -257,7 +257,7 @@ def _environment(
 
 
 def _directory(item: pytest.Item) -> Path | None:
-    """Return the current folder of a server of a git revision; None for that of pytest.
+    """Return the working directory of a server of a git revision; None for that of pytest.
 
     ``python -m`` and scripts that are given by relative paths import from there.
     """

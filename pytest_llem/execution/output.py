@@ -37,8 +37,8 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
 
     pytest keeps sections to the end of the session, which would add up over thousands of passing experiments.
     """
-    seen = failed or {"P", "A"} & set(item.config.getoption("reportchars", ""))
-    if output.strip() and seen and not _is_forwarded(item.config):
+    is_shown = failed or {"P", "A"} & set(item.config.getoption("reportchars", ""))
+    if output.strip() and is_shown and not _is_forwarded(item.config):
         item.add_report_section("call", "experiment output", output)
 
 

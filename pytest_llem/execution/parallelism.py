@@ -47,19 +47,19 @@ def auto_workers(config: pytest.Config) -> int | None:
 
 def _at_a_time(requests: Iterable[DeviceRequest], free: set[str]) -> int:
     """Return how many experiments can run at a time on *free* devices."""
-    sets = (len(free.intersection(one.pool)) // one.count for one in requests if one.count)
-    return max(sets, default=0)
+    numbers = (len(free.intersection(one.pool)) // one.count for one in requests if one.count)
+    return max(numbers, default=0)
 
 
 def parallelism(config: pytest.Config, plans: Mapping[str, Plan]) -> tuple[int, str | None]:
-    """Return how many experiments of some plans run at a time, and a line about xdist's workers.
+    """Return how many experiments of *plans* run at a time, and the plan's line about xdist's workers.
 
     Args:
         config: The configuration of xdist's controller, or of a run without xdist.
-        plans: The plans.
+        plans: The plans by run key.
 
     Returns:
-        1 and None in a run without xdist, or if xdist distributes the experiments.
+        1 and None in a run without xdist, or if one of xdist's own schedulers distributes the experiments.
     """
     if getattr(config.option, "dist", "no") == "no" or not distributes_one_at_a_time(config):
         return 1, None
@@ -80,5 +80,5 @@ def _devices(requests: Collection[DeviceRequest]) -> str:
         return "experiments run on the CPU, one at a time"
     counts = sorted({one.count for one in requests})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    pool = max((len(one.pool) for one in requests), default=0)
-    return f"an experiment takes {number} of {pool} GPU{'s' * (pool > 1)}"
+    gpus = max((len(one.pool) for one in requests), default=0)
+    return f"an experiment takes {number} of {gpus} GPU{'s' * (gpus > 1)}"

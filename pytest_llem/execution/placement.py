@@ -1,4 +1,4 @@
-"""Restrict an experiment's devices, as ``execution.devices`` says, to those of other cycles or to others."""
+"""Restrict an experiment's devices, as ``execution.devices`` says: cycles of a point share devices, or spread."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Bindings:
     def devices(self, run: str, study: StudyConfig, experiment: Experiment) -> list[str] | None:
         """Return the devices on which another cycle of an experiment's point (or server) ran; None if none did.
 
-        It may have been in a run that this one resumes.
+        That cycle may have been in an earlier run, which this run resumes.
 
         Args:
             run: Key of the experiment's run.
@@ -92,7 +92,7 @@ class Bindings:
     ) -> bool:
         """Record the devices of an experiment, and return whether it may have them.
 
-        It may not if another cycle of its point got other devices of the request in the meantime.
+        It may not have them if another cycle of its point got other devices of the request in the meantime.
         """
         if not keeps_devices(study):
             return True
@@ -104,13 +104,13 @@ class Bindings:
 
     def _of_replayed(self, run: str, study: StudyConfig, experiment: Experiment) -> list[str] | None:
         """Return the GPUs of a replayed result of an experiment's point; None if there is none."""
-        notice = self._shared_state.read(run, REPLAYED)
-        if not notice:
+        published = self._shared_state.read(run, REPLAYED)
+        if not published:
             return None
         key = run, experiment.point.config_hash
         if key not in self._replayed:
             names = (one.id for one in study.experiments if one.point is experiment.point)
-            self._replayed[key] = next((found for name in names if (found := _gpus(notice.get(name)))), None)
+            self._replayed[key] = next((found for name in names if (found := _gpus(published.get(name)))), None)
         return self._replayed[key]
 
 
@@ -166,7 +166,7 @@ def take_placed(shared_state: SharedState, run: str, experiment: str) -> list[st
 
 
 def _gpus(stored: dict[str, object] | None) -> list[str]:
-    """Return the UUIDs of the GPUs of a stored result, by its notice; empty if unknown."""
+    """Return the UUIDs of the GPUs of a *stored* result, as published for replay; empty if unknown."""
     if stored is None:
         return []
     text = stored_result(Path(str(stored["directory"])), ManifestEntry.model_validate(stored["entry"]))

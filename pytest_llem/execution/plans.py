@@ -70,13 +70,15 @@ def make_forecast(
 
 
 def _effects(config: pytest.Config, study: StudyConfig, plan: Plan) -> list[str]:
+    """Return the plan's lines about the changes that gates can detect, or the cycles that they will need."""
     settings = Settings.from_config(config)
     if settings.against is not None and study.execution.until_decided:
         each = None if plan.seconds is None else duration_text(2 * plan.seconds / len(plan.to_run))
         return expected_cycles(study, each)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)
-    if config.stash.get(REMOTE, False):  # which baseline fits is known once their hosts have results
+    # Which baseline fits the testbeds of other hosts is known only once these have results.
+    if config.stash.get(REMOTE, False):
         return []
     try:
         baseline = baseline_of(config, study)
@@ -96,7 +98,7 @@ def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
 
 
 def lock_notes(config: pytest.Config, studies: Iterable[StudyConfig]) -> Iterator[str]:
-    """Yield a note if device leases are not in the folder for temporary files, or results have no locks."""
+    """Yield a note if devices are leased outside the folder for temporary files, or results are without locks."""
     given, used = Path(tempfile.gettempdir()), local_folder()
     if used != given:
         yield f"{given} {lock_problem(given)}: devices are leased in {used}"
@@ -154,17 +156,17 @@ def check_both_sides(
     if Settings.from_config(config).against is None:
         return
     problems: dict[str, None] = {}
-    for key, study in studies.items():
-        points = [one.point for one in selected[key]]
+    for run, study in studies.items():
+        points = [one.point for one in selected[run]]
         wanted = [point for point in points if point.skip is None and point.xfail is None]
-        side = "the reference" if is_reference(key) else "the candidate"
-        preflight = preflight_of(config, key, study)
+        side = "the reference" if is_reference(run) else "the candidate"
+        preflight = preflight_of(config, run, study)
         found = list(preflight.engines.problems(sorted({point.config.backend for point in wanted})))
         reasons = [] if found else [preflight.reason(point) for point in wanted]
         if reasons and None not in reasons:
             found = [f"no point can run: {reasons[0]}"]
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
-        if is_reference(key):
+        if is_reference(run):
             problems |= dict.fromkeys(f"{side}: {problem}" for problem in _same_servers(config, points))
     if problems:
         raise pytest.UsageError(f"--llem-against: no experiment was started: {'; '.join(problems)}")

@@ -1,4 +1,7 @@
-"""Facts of a host for the controller. execnet runs this file there, so it imports only the standard library."""
+"""Facts of a host for the controller.
+
+execnet runs this file on the host, so it imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -30,5 +33,5 @@ def facts(files: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__channelexec__":
-    own: Any = globals()["channel"]  # execnet sets it
-    own.send(facts(own.receive()))
+    controller: Any = globals()["channel"]  # execnet sets it
+    controller.send(facts(controller.receive()))

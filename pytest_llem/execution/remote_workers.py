@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: leaves the connection open for hours.
 _SSH_OPTIONS = " -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=3"
 
-#: Times after which a lost host is tried again, in s.
+#: Pauses before the attempts to reach the host of a lost worker, in s.
 RETRIES_S = (0.0, 1.0, 3.0, 6.0)
 
 #: Longest time to wait for a host's answer, in s.
@@ -50,11 +50,13 @@ def is_remote(spec: execnet.XSpec) -> bool:
 
 
 class RemoteWorkers:
-    """A plugin of pytest's controller, registered if studies run on other hosts.
+    """Checks hosts before a run, connects their workers to the shared state, and replaces lost workers.
+
+    A plugin of xdist's controller, registered if studies run on other hosts.
 
     Args:
         config: The controller's configuration.
-        specs: xdist's workers.
+        specs: The ``--tx`` of each worker.
         studies: Paths of the study files.
 
     Raises:
@@ -64,19 +66,19 @@ class RemoteWorkers:
 
     def __init__(self, config: pytest.Config, specs: Sequence[execnet.XSpec], studies: Sequence[Path]) -> None:
         self._config = config
-        self._ready: dict[WorkerController, None] = {}
+        self._ready: dict[WorkerController, None] = {}  # an ordered set: all values are None
         if Settings.from_config(config).against is not None:
             raise pytest.UsageError("--llem-against: cannot be used with workers on other hosts (--tx ssh=…)")
         if config.option.rsyncdir or config.getini("rsyncdirs"):
             raise pytest.UsageError("--rsyncdir: studies do not use it: copy the files to each host yourself")
         directory = config.invocation_params.dir
-        self._files = {_shown(path, directory): _digest(path) for path in needed_files(config, studies)}
+        self._digests = {_path_on_host(path, directory): _digest(path) for path in needed_files(config, studies)}
         config.stash[REMOTE] = True
-        hosts = {id(spec): spec for spec in specs if spec.ssh}
-        for spec in hosts.values():
+        remote = {id(spec): spec for spec in specs if spec.ssh}  # by id: specs of one host are equal
+        for spec in remote.values():
             spec.ssh = f"{spec.ssh}{_SSH_OPTIONS}"
-        with ThreadPoolExecutor(len(hosts) or 1) as pool:
-            found = dict.fromkeys(chain.from_iterable(pool.map(self._problems, hosts.values())))
+        with ThreadPoolExecutor(len(remote) or 1) as pool:
+            found = dict.fromkeys(chain.from_iterable(pool.map(self._problems, remote.values())))
         if found:
             raise pytest.UsageError(*found)
         self._pass_arguments(specs)
@@ -87,11 +89,11 @@ class RemoteWorkers:
         xdist would refuse arguments that are files, unless it has copied them.
         """
         config, directory = self._config, self._config.invocation_params.dir
-        arguments = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))  # which other workers inherit
+        arguments = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))  # which workers here would inherit
         for argument in map(str, config.invocation_params.args):
             path, *rest = argument.split("::")
             is_inside = Path(path).is_absolute() and Path(path).is_relative_to(directory)
-            arguments.append("::".join([_shown(Path(path), directory) if is_inside else path, *rest]))
+            arguments.append("::".join([_path_on_host(Path(path), directory) if is_inside else path, *rest]))
         if not all(spec.popen for spec in specs):
             for spec in specs:
                 spec.env["PYTEST_ADDOPTS"] = shlex.join(arguments)
@@ -106,8 +108,8 @@ class RemoteWorkers:
         fresh.id, fresh.env = None, {}
         try:
             channel = group.makegateway(fresh).remote_exec(remote_facts)
-            channel.send([*self._files])
-            answer: Mapping[str, Any] = channel.receive(ANSWER_S)
+            channel.send([*self._digests])
+            facts: Mapping[str, Any] = channel.receive(ANSWER_S)
         except execnet.HostNotFound:
             return [f"{_name(spec)}: the host cannot be reached by ssh"]
         except (EOFError, OSError, execnet.RemoteError) as error:
@@ -116,7 +118,7 @@ class RemoteWorkers:
             return [f"{_name(spec)}: {what} (…//python=PATH names another)"]
         finally:
             group.terminate(timeout=1.0)
-        return [f"{_name(spec)}: {problem}" for problem in _differences(self._files, answer)]
+        return [f"{_name(spec)}: {problem}" for problem in _differences(self._digests, facts)]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: WorkerController) -> None:
@@ -132,7 +134,7 @@ class RemoteWorkers:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_testnodedown(self, node: WorkerController, error: object) -> None:
-        """Have xdist start the replacement of a lost worker on another host, if its own cannot be reached."""
+        """Have xdist replace a lost worker on another host, if the worker's own host cannot be reached."""
         was_ready = self._ready.pop(node, False) is None
         spec = node.gateway.spec
         if not error or not spec.ssh or error == "keyboard-interrupt":
@@ -156,23 +158,23 @@ class RemoteWorkers:
             reporter.write_line(f"\nllem: {reason}: {replaced}", yellow=True)
 
 
-def _differences(files: Mapping[str, str], answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a host does not have, given the digests of *files* here and the host's *answer*."""
-    for package, version in answer["packages"].items():
+def _differences(files: Mapping[str, str], facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a host does not have, given the digests of *files* here and the *facts* of the host."""
+    for package, version in facts["packages"].items():
         if version is None:
-            yield f"{package} is not installed for {answer['python']}"
-    there, here = answer["packages"]["pytest-llem"], package_version("pytest-llem")
+            yield f"{package} is not installed for {facts['python']}"
+    there, here = facts["packages"]["pytest-llem"], package_version("pytest-llem")
     if there is not None and there != here:
         yield f"pytest-llem {there} is installed there, and {here} here: install the same version"
-    digests = answer["digests"]
+    digests = facts["digests"]
     if missing := [name for name in files if digests[name] is None]:
-        where = f"missing in {answer['folder']}"
+        where = f"missing in {facts['folder']}"
         yield f"{listed(missing)} {where}: copy it there, or name the folder: …//chdir=FOLDER"
     if different := [name for name in files if digests[name] not in (None, files[name])]:
         first = different[0]
         yield (
             f"{listed(different)} differs from the file here (SHA-256 {digests[first][:12]} there, "
-            f"{files[first][:12]} here): copy it to {answer['folder']}"
+            f"{files[first][:12]} here): copy it to {facts['folder']}"
         )
 
 
@@ -189,8 +191,8 @@ def _name(spec: execnet.XSpec) -> str:
     return f"--tx ssh={spec.ssh.removesuffix(_SSH_OPTIONS)}"
 
 
-def _shown(path: Path, directory: Path) -> str:
-    """Return *path* as a worker finds it: relative to its own folder if it is below *directory* here."""
+def _path_on_host(path: Path, directory: Path) -> str:
+    """Return *path* on a worker's host: relative to the worker's folder if it is below *directory* here."""
     return str(path.relative_to(directory)) if path.is_relative_to(directory) else str(path)
 
 

@@ -24,7 +24,7 @@ _REPLAYS = pytest.StashKey[dict[str, Replay]]()
 
 
 def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dict[str, Replay]:
-    """Return the results to replay in each study, by the node id of its file; none without ``--llem-resume``.
+    """Return the results to replay in each study, by run key; none without ``--llem-resume``.
 
     The lookup runs once in a session, before the session makes results directories of its own.
 
@@ -39,12 +39,12 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
         resume = Resume(settings.resume_from, shard, settings.resume_mismatch, partial(_environment, config))
         try:
             found = {
-                file: resume.find(study, settings.results_dir_of(study, config.rootpath))
-                for file, study in studies.items()
+                run: resume.find(study, settings.results_dir_of(study, config.rootpath))
+                for run, study in studies.items()
             }
         except ResumeError as error:
             raise pytest.UsageError(str(error)) from error
-        replays = {file: replay for file, replay in found.items() if replay is not None}
+        replays = {run: replay for run, replay in found.items() if replay is not None}
         if settings.resume_from and not replays:
             raise pytest.UsageError(
                 f"--llem-resume-from: {settings.resume_from} holds no results of the collected studies"
@@ -80,7 +80,7 @@ def import_path_of(config: pytest.Config, *, reference: bool) -> list[Path]:
     """Return the folders in which a user's own engine is looked for, after the interpreter's own path.
 
     A reference in another environment gets none: it uses the engine installed there, and would otherwise import
-    the candidate's. That of a git revision gets their counterparts in its worktree.
+    the candidate's. A reference at a git revision gets the folders' counterparts in its worktree.
     """
     if not reference:
         return import_path(config)
@@ -92,10 +92,10 @@ def publish_replays(config: pytest.Config, replays: Mapping[str, Replay]) -> dic
     """Publish the results to replay to all processes that run experiments.
 
     Returns:
-        Names of the results directories from which each study is resumed, by the node id of its file.
+        Names of the results directories from which each study is resumed, by run key.
     """
-    for file, replay in replays.items():
-        notice = {
+    for run, replay in replays.items():
+        published = {
             name: {
                 "directory": str(stored.directory),
                 "entry": stored.entry.model_dump(mode="json"),
@@ -103,8 +103,8 @@ def publish_replays(config: pytest.Config, replays: Mapping[str, Replay]) -> dic
             }
             for name, stored in replay.results.items()
         }
-        config.stash[SHARED_STATE].put(file, REPLAYED, notice)
-    return {file: replay.sources for file, replay in replays.items()}
+        config.stash[SHARED_STATE].put(run, REPLAYED, published)
+    return {run: replay.sources for run, replay in replays.items()}
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ def replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
 
 
 def forget_replayed(item: pytest.Item) -> None:
-    """Drop the earlier outcome once it is on the report: items stay in memory to the end of the session."""
+    """Drop the earlier outcome from *item*, because items stay in memory to the end of the session."""
     if _REPLAYED in item.stash:
         del item.stash[_REPLAYED]
 
 
 def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
-    notice: dict[str, Any] = item.config.stash[SHARED_STATE].read(run_of(item), REPLAYED) or {}
-    if (stored := notice.get(experiment.id)) is None:
+    published: dict[str, Any] = item.config.stash[SHARED_STATE].read(run_of(item), REPLAYED) or {}
+    if (stored := published.get(experiment.id)) is None:
         return None
     found = item.config.stash[SHARED_STATE].stored_result(stored["directory"], stored["entry"])
     if found is None:  # the file was removed meanwhile

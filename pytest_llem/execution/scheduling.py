@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_llem.study.design import StudyConfig
 
 #: Returns the studies, by the keys of their runs. Called after the workers have collected.
-Studies = Callable[[], Mapping[str, "StudyConfig"]]
+GetStudies = Callable[[], Mapping[str, "StudyConfig"]]
 
 
 def distributes_one_at_a_time(config: pytest.Config) -> bool:
@@ -42,15 +42,15 @@ def are_all_studies(config: pytest.Config) -> bool:
     return bool(files) and all(file.suffix in YAML_SUFFIXES for file in files)
 
 
-def make_scheduler(config: pytest.Config, log: Producer, studies: Studies) -> StudyScheduling | None:
+def make_scheduler(config: pytest.Config, log: Producer, get_studies: GetStudies) -> StudyScheduling | None:
     """Return the scheduler of a session whose arguments are studies; None to use one of xdist's.
 
     Args:
         config: The controller's configuration.
         log: xdist's log.
-        studies: Returns the studies, by the keys of their runs. Called after the workers have collected.
+        get_studies: Returns the studies, by the keys of their runs. Called after the workers have collected.
     """
-    return StudyScheduling(config, log, studies) if distributes_one_at_a_time(config) else None
+    return StudyScheduling(config, log, get_studies) if distributes_one_at_a_time(config) else None
 
 
 def _host(node: WorkerController) -> str | None:
@@ -67,9 +67,9 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
     The worker waits in it for the next unit.
     """
 
-    def __init__(self, config: pytest.Config, log: Producer, studies: Studies) -> None:
+    def __init__(self, config: pytest.Config, log: Producer, get_studies: GetStudies) -> None:
         super().__init__(config, log)
-        self._studies = studies
+        self._get_studies = get_studies
         self._queue = WorkQueue()
         self._running: dict[WorkerController, RunningUnit] = {}
         #: Host on which the last unit of each binding started; None is this machine.
@@ -86,7 +86,7 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
             if not self._check_nodes_have_same_collection():
                 return
             self.collection: list[str] | None = next(iter(self.node2collection.values()))
-            self._queue = WorkQueue.of(units_of(self.config, self.collection, self._studies()))
+            self._queue = WorkQueue.of(units_of(self.config, self.collection, self._get_studies()))
         self._hand_out()
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
@@ -103,8 +103,10 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         """Run an item again that a crashed worker was running. Plugins call it in ``pytest_handlecrashitem``."""
         assert self.collection is not None
         index = self.collection.index(item)
-        unit = next(one for one in units_of(self.config, self.collection, self._studies()) if index in one.items)
-        unit.items, unit.cycle = [index], None  # only the rest of its unit counts in the cycle
+        unit = next(
+            one for one in units_of(self.config, self.collection, self._get_studies()) if index in one.items
+        )
+        unit.items, unit.cycle = [index], None  # the rest of its unit, which waits already, counts in the cycle
         self._queue.return_first(unit)
         self._hand_out()
 
@@ -114,11 +116,11 @@ class StudyScheduling(LoadScheduling):  # type: ignore[misc]  # xdist has no typ
         The unit's remaining items are run next, by another worker.
         """
         pending = self.node2pending.pop(node)
-        given = self._running.pop(node, None)
-        if given is None:
+        running = self._running.pop(node, None)
+        if running is None:
             return None
         assert self.collection is not None
-        self._queue.end(given, left=pending[1:])
+        self._queue.end(running, left=pending[1:])
         self._hand_out()
         crashed: str = self.collection[pending[0]]
         return crashed

@@ -1,6 +1,6 @@
-"""Values that all experiments of a session share: import path, controller, and whether the hub answers.
+"""Values that all experiments of a session share: import path, controller, whether the Hugging Face hub answers.
 
-This module does not import pytest.
+This module does not import pytest, because :mod:`~pytest_llem.execution.isolated` must not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def controller(config: pytest.Config) -> int | None:
 
 
 def worker_id(config: pytest.Config) -> str | None:
-    """Return the id of the xdist worker that this process is, such as ``gw0``; None if it is none."""
+    """Return the id of the xdist worker that this process is, such as ``gw0``; None if it is not one."""
     found: str | None = getattr(config, "workerinput", {}).get("workerid")
     return found
 
@@ -50,12 +50,12 @@ def session_name(config: pytest.Config) -> str | None:
     return found
 
 
-#: Keys of the answer in the shared state. No study has this key.
+#: Key and topic of the hub's answer in the shared state. No run has this key.
 _HUB, _ANSWER = "hub", "answer"
 
 
 def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config: ExperimentConfig) -> str | None:
-    """Return why an experiment must not ask the hub: the hub did not answer once in this session.
+    """Return why an experiment must not ask the hub: the hub did not answer when it was asked in this session.
 
     A hub that cannot be reached then costs its timeout once in a session, not once in each experiment.
 

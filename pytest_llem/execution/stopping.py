@@ -16,6 +16,7 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import expected
 from pytest_llem.study.design import Experiment
 
+#: Start of the time budget, on the monotonic clock in s.
 _BEGAN = pytest.StashKey[float]()
 
 
@@ -35,8 +36,9 @@ def ended(shared_state: SharedState, run: str, experiment: Experiment) -> str | 
     reason: str | None = shared_state.read(run, STOPPED)
     if reason is None:
         decided = shared_state.read(file_of(run), f"{DECIDED}-{experiment.point.config_hash}")
-        if decided is not None and experiment.cycle > decided[0]:
-            reason = str(decided[1])
+        if decided is not None:
+            cycles, why = decided
+            reason = str(why) if experiment.cycle > cycles else None
     return reason
 
 

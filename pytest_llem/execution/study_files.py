@@ -44,7 +44,7 @@ def needed_files(config: pytest.Config, studies: Sequence[Path]) -> list[Path]:
         found[path] = None
         with suppress(StudyError, OSError):  # which the workers report
             found |= dict.fromkeys(_files_of(config, path))
-    found |= dict.fromkeys(_baseline(config))
+    found |= dict.fromkeys(_baseline_files(config))
     return [path for path in found if path.is_file()]
 
 
@@ -59,10 +59,10 @@ def _files_of(config: pytest.Config, path: Path) -> Iterator[Path]:
     for load in (point.config.load for point in study.points):
         if load is not None and load.trace is not None:
             yield path.parent / load.trace
-    yield from _engines(config, study)
+    yield from _engine_files(config, study)
 
 
-def _engines(config: pytest.Config, study: StudyConfig) -> Iterator[Path]:
+def _engine_files(config: pytest.Config, study: StudyConfig) -> Iterator[Path]:
     """Yield the files of engines in the user's own modules. Installed packages are facts of each result."""
     folders = [str(folder) for folder in import_path(config)]
     for backend in {point.config.backend for point in study.points if ":" in point.config.backend}:
@@ -75,7 +75,7 @@ def _engines(config: pytest.Config, study: StudyConfig) -> Iterator[Path]:
             yield Path(spec.origin)
 
 
-def _baseline(config: pytest.Config) -> list[Path]:
+def _baseline_files(config: pytest.Config) -> list[Path]:
     settings = Settings.from_config(config)
     if settings.baseline is None:
         return []

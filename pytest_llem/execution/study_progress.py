@@ -31,15 +31,15 @@ class _StudyProgress:
         self.began = time.monotonic()
         self._number = {item.nodeid: number for number, item in enumerate(items, 1)}
         self._forecast = _forecast(items)
-        self._passed = 0
+        self._reached = 0  # number of the last item that has begun
         self._items = items
 
     def position(self, item: pytest.Item) -> StudyPosition:
         """Return the position of *item*. Earlier items no longer count as remaining, whatever their outcome."""
         number = self._number[item.nodeid]
-        for one in self._items[self._passed : number - 1]:
+        for one in self._items[self._reached : number - 1]:
             self._forecast.remove(_key(one))
-        self._passed = max(self._passed, number)
+        self._reached = max(self._reached, number)
         expected_s = self._forecast.seconds(_key(item))
         self._forecast.start(_key(item))
         experiment, reference = experiment_of(item), "reference " if is_reference(run_of(item)) else ""
@@ -53,7 +53,8 @@ class _StudyProgress:
             study_left_s=self._forecast.left(),
         )
 
-    def took(self, item: pytest.Item, seconds: float, *, completed: bool) -> None:
+    def record_duration(self, item: pytest.Item, seconds: float, *, completed: bool) -> None:
+        """Record in the forecast that *item* has ended."""
         self._forecast.end(_key(item), seconds, completed=completed)
 
 
@@ -69,12 +70,12 @@ def live_progress(item: pytest.Item) -> Iterator[LiveProgress | None]:
             return
         study = _study_progress(item)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-        live_progress = LiveProgress(line, study.position(item), colours=bool(reporter and reporter.hasmarkup))
+        progress = LiveProgress(line, study.position(item), colours=bool(reporter and reporter.hasmarkup))
         try:
-            yield live_progress
+            yield progress
         finally:
-            if live_progress.completed is not None:
-                study.took(item, live_progress.elapsed_s, completed=live_progress.completed)
+            if progress.completed is not None:
+                study.record_duration(item, progress.elapsed_s, completed=progress.completed)
 
 
 def _study_progress(item: pytest.Item) -> _StudyProgress:

@@ -23,12 +23,12 @@ class Unit:
     Attributes:
         items: Indices of the items, in run order.
         request: Returns the devices that the unit may be given now; None if it needs none.
-        binding: What has to be on the same devices in all its units, so that its first unit runs alone; None if
-            nothing does.
+        binding: What has to be on the same devices in several units, such as a point in all cycles. The first of
+            them runs alone, as it determines the devices. None if nothing has to be.
         is_bound: Returns whether the devices of *binding* are determined.
-        stage: What is complete before the unit starts: a group of units, and the largest cycle of them that has
-            to have ended; None if nothing has to.
-        cycle: The group that it belongs to, and its cycle in it; None if no unit waits for it.
+        stage: What has to be complete before the unit starts: a group of units, and the last of its cycles that
+            has to have ended; None if nothing has to.
+        cycle: The unit's group, and its cycle in that group; None if no stage refers to them.
         names: Run and id of each experiment.
     """
 
@@ -58,8 +58,8 @@ class RunningUnit:
 class WorkQueue:
     """Waiting and running units.
 
-    Units start in their order. A unit whose devices are not free is overtaken by later ones, but these do not get
-    devices that it may use: so it starts once enough of its devices have become free.
+    Units start in the order in which they were given. A unit whose devices are not free is overtaken by later
+    ones, but these do not get devices that it may use: so it starts once enough of its devices have become free.
 
     Example:
         queue = WorkQueue.of(units)
@@ -67,22 +67,23 @@ class WorkQueue:
             ...  # hand started.unit to a worker
     """
 
+    #: Waiting units by place, in the order in which they start.
     _waiting: dict[int, Unit] = field(default_factory=dict)
     _running: list[RunningUnit] = field(default_factory=list)
-    #: Units of each group and cycle that have not ended.
-    _open: dict[Hashable, Counter[int]] = field(default_factory=dict)
-    _next: int = 0
+    #: Number of units that have not ended, by group and cycle.
+    _unfinished: dict[Hashable, Counter[int]] = field(default_factory=dict)
+    _next_place: int = 0
 
     @classmethod
     def of(cls, units: Iterable[Unit]) -> WorkQueue:
         """Return the queue of *units*, in their order."""
         queue = cls()
         for unit in units:
-            queue._waiting[queue._next] = unit
-            queue._next += 1
+            queue._waiting[queue._next_place] = unit
+            queue._next_place += 1
             if unit.cycle is not None:
                 group, cycle = unit.cycle
-                queue._open.setdefault(group, Counter())[cycle] += 1
+                queue._unfinished.setdefault(group, Counter())[cycle] += 1
         return queue
 
     @property
@@ -101,7 +102,7 @@ class WorkQueue:
         """Start the next unit that may start, and return it; None if none may.
 
         Args:
-            counts_devices: Whether its worker is on this machine. The devices of others are not known here.
+            counts_devices: Whether the worker is on this machine. Devices of other machines are not known here.
             suits: Returns whether the worker may have a unit.
         """
         taken: set[str] = {device for one in self._running for device in one.devices}
@@ -133,7 +134,7 @@ class WorkQueue:
         """Return whether *unit* may start, apart from its devices."""
         if unit.stage is not None:
             group, cycle = unit.stage
-            if any(count and number <= cycle for number, count in self._open.get(group, Counter()).items()):
+            if any(count and number <= cycle for number, count in self._unfinished.get(group, Counter()).items()):
                 return False
         if unit.binding is None or unit.is_bound():
             return True
@@ -158,9 +159,9 @@ class WorkQueue:
             self.return_first(unit)
         elif unit.cycle is not None:
             group, cycle = unit.cycle
-            self._open[group][cycle] -= 1
+            self._unfinished[group][cycle] -= 1
 
     def return_first(self, unit: Unit) -> None:
         """Put *unit* before all that wait."""
-        self._waiting = {self._next: unit, **self._waiting}
-        self._next += 1
+        self._waiting = {self._next_place: unit, **self._waiting}
+        self._next_place += 1

@@ -43,7 +43,7 @@ def units_of(config: pytest.Config, node_ids: Sequence[str], studies: Mapping[st
     """Return the units of items, in run order.
 
     A unit is an experiment, the experiments that share a server, or both sides of a comparison in one cycle. All
-    gates, which only pass on their marks, are one unit.
+    gates are one unit: its worker only reports their marks.
 
     Args:
         config: The controller's configuration.
@@ -88,7 +88,7 @@ def _unit(config: pytest.Config, studies: Mapping[str, StudyConfig], members: Se
         unit.binding = file, binding_key(first.point.config, first.point.config_hash)
         unit.is_bound = lambda: bindings.devices(run, study, first) is not None
     if study.execution.until_decided:
-        # A serial run looks at the results of a cycle before it starts the next one.
+        # A cycle starts only after the last look before it, which may make the cycle unnecessary.
         group = (file, first.point.config_hash) if study.execution.cycle_order == "sequential" else (file,)
         looks = Schedule(study.execution.min_cycles, study.execution.max_cycles).sizes
         earlier = [size for size in looks if size < first.cycle]
@@ -104,23 +104,23 @@ def _request(
         experiment, run = member.experiment, member.run
         if experiment is None or ended(config.stash[SHARED_STATE], run, experiment) is not None:
             continue
-        request = _any_devices(config, run, studies[run], experiment)
+        request = _point_request(config, run, studies[run], experiment)
         if request is not None:
             bound = bindings_of(config).devices(run, studies[run], experiment)
             return narrowed(request, studies[run], experiment, bound)
     return None
 
 
-def _any_devices(
+def _point_request(
     config: pytest.Config, run: str, study: StudyConfig, experiment: Experiment
 ) -> DeviceRequest | None:
-    """Return the devices that *experiment*'s point may have; None if preflight refuses it, or it is replayed."""
+    """Return the devices that *experiment*'s point may have; None if the experiment will start no process."""
     if experiment.id in (config.stash[SHARED_STATE].read(run, REPLAYED) or {}):
         return None
     known, point = config.stash.setdefault(_REQUESTS, {}), experiment.point
     key = run, point.config_hash
-    if key not in known:  # many units are looked at often
+    if key not in known:  # the queue asks for many units, again and again
         preflight = preflight_of(config, run, study)
-        is_started = point.skip is None and preflight.reason(point) is None
-        known[key] = preflight.request(point.config) if is_started else None
+        starts_process = point.skip is None and preflight.reason(point) is None
+        known[key] = preflight.request(point.config) if starts_process else None
     return known[key]

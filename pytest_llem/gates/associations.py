@@ -21,7 +21,7 @@ _TIME_OF_ENERGY = {
     "tokens_per_joule": "output_tokens_per_second",
 }
 
-#: Metrics that a pass's time depends on, by their names in the text.
+#: Metrics that a pass's time depends on, by their names in the clauses.
 _OF_A_PASS = {
     "TTFT": "ttft_p50_ms",
     "TPOT": "tpot_p50_ms",
@@ -30,7 +30,7 @@ _OF_A_PASS = {
     "output tokens": "output_tokens",
 }
 
-#: The same for each metric that has any; keys without a percentile stand for all percentiles.
+#: The parts of each metric: metrics that it depends on, as above. Keys without a percentile stand for all of them.
 _PARTS = {
     **dict.fromkeys((*_TIME_OF_ENERGY, *_TIME_OF_ENERGY.values(), "e2e"), _OF_A_PASS),
     "ttft": {"queue time": "queue_p50_ms", "input tokens": "input_tokens"},
@@ -52,7 +52,7 @@ _MAX_NAMES = 3
 def associations(candidate: PointResult, reference: PointResult, metric: str, *, paired: bool) -> list[str]:
     """Return what changed together with *metric*, in at most three short clauses.
 
-    They are how an energy's change splits into power and time, which latencies and lengths moved, and which facts
+    They say how an energy's change splits into power and time, which latencies and lengths moved, and which facts
     differ. Contention is not among them: verdicts already include it.
 
     Args:
@@ -91,6 +91,10 @@ def _change(candidate: PointResult, reference: PointResult, metric: str, *, pair
 def _power_and_time(
     candidate: PointResult, reference: PointResult, metric: str, total: float, *, paired: bool
 ) -> str | None:
+    """Return how the change of an energy splits into power and time; None for another metric or if it is unknown.
+
+    *total* is the metric's log ratio.
+    """
     if (of_time := _TIME_OF_ENERGY.get(metric)) is None:
         return None
     found = [_change(candidate, reference, one, paired=paired) for one in ("mean_power_w", of_time)]
@@ -107,6 +111,7 @@ def _power_and_time(
 def _moved(
     candidate: PointResult, reference: PointResult, metric: str, total: float, *, paired: bool
 ) -> Iterator[str]:
+    """Yield the parts of *metric* that changed too. *total* is the metric's log ratio."""
     import numpy as np
 
     parts = _PARTS.get(metric) or _PARTS.get(metric.partition("_")[0], {})

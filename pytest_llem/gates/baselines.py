@@ -164,6 +164,7 @@ def _shown(folder: Path) -> str:
 
 
 def _too_old(result: StudyResult, max_age: float) -> str | None:
+    """Return a message if *result* is older than *max_age* in s, or of unknown age; None if it is not."""
     unit, units = next(((unit, units) for unit, units in _UNITS if max_age >= unit), _UNITS[-1])
     limit = f"at most {max_age / unit:.3g} {units} are allowed"
     try:

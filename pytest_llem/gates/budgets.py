@@ -34,27 +34,27 @@ def judge_budget(
         budget: The limits.
         point: The measured point; None if the result does not have it.
         not_judged: Why no gate may judge the point; None if gates may.
-        file: The study file, for the verdict.
+        file: The study file, for the verdict; None if it is unknown.
     """
     summary = None if point is None else point.metrics.get(budget.metric)
-    found: dict[str, Any] = {"verdict": "NOT JUDGED", "outcome": "failed"}
+    fields: dict[str, Any] = {"verdict": "NOT JUDGED", "outcome": "failed"}
     if point is None or summary is None:
-        found["reason"] = "the result does not have this metric" if point and point.metrics else _NO_CYCLE
+        fields["reason"] = "the result does not have this metric" if point and point.metrics else _NO_CYCLE
     else:
-        found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
+        fields |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
         if (reason := not_judged or summary.not_judged) is not None or (reason := mixed_hosts(point)):
-            found["reason"] = reason
+            fields["reason"] = reason
         elif summary.mean is None:
-            found["reason"] = summary.reason or "it has no value"
+            fields["reason"] = summary.reason or "it has no value"
         elif reason := replay_ineligible_reason(point):
-            found["reason"] = reason
+            fields["reason"] = reason
         elif summary.method == "estimated" and not allows_estimates(point):
-            found["reason"] = ESTIMATED
+            fields["reason"] = ESTIMATED
         elif reason := ineligible_reason(point, budget.metric):
-            found["reason"] = reason
+            fields["reason"] = reason
         else:
-            found |= _judged(budget, summary, summary.mean, len(point.cycles))
-            found["contended"] = contention(point, budget.metric)
+            fields |= _judged(budget, summary, summary.mean, len(point.cycles))
+            fields["contended"] = contention(point, budget.metric)
     return GateVerdict(
         gate="budget",
         id=budget.id,
@@ -65,7 +65,7 @@ def judge_budget(
         minimum=budget.minimum,
         file=file,
         line=budget.line,
-        **found,
+        **fields,
     )
 
 

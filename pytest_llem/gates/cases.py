@@ -101,7 +101,9 @@ def make_case(
     better = CATALOGUE[metric].better
     if better is None:
         return case(reason="neither higher nor lower is better, so the metric cannot get worse")
-    usable = [_is_usable(point, metric, estimates=allows_estimates(candidate)) for point in (candidate, reference)]
+    usable = [
+        _is_usable(point, metric, allow_estimated=allows_estimates(candidate)) for point in (candidate, reference)
+    ]
     reason = _missing_value(candidate, metric, "candidate") or _missing_value(reference, metric, "reference")
     if reason is None and not any(usable):
         reason = ESTIMATED
@@ -184,9 +186,11 @@ def _missing_value(point: PointResult, metric: str, side: str) -> str | None:
     return f"no value in the {side}" + (f": {summary.reason}" if summary.reason else "")
 
 
-def _is_usable(point: PointResult, metric: str, *, estimates: bool) -> bool:
+def _is_usable(point: PointResult, metric: str, *, allow_estimated: bool) -> bool:
     """Whether there is a value that the gate may judge."""
-    return _missing_value(point, metric, "") is None and (estimates or point.metrics[metric].method != "estimated")
+    if _missing_value(point, metric, "") is not None:
+        return False
+    return allow_estimated or point.metrics[metric].method != "estimated"
 
 
 def _missing_cycle_values(point: PointResult, metric: str, side: str) -> str | None:

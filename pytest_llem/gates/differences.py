@@ -116,9 +116,9 @@ def _different_sut(candidate: PointResult, reference: PointResult) -> Iterator[t
 
 
 def same_sut(candidate: PointResult, reference: PointResult) -> bool:
-    """Whether two points of one session have the same code, packages, weights and settings.
+    """Whether two points of one run have the same code, packages, weights and settings.
 
-    This cannot be determined for points of two sessions: the digest of the code depends on the start method. Of a
+    This cannot be determined for points of two runs: the digest of the code depends on the start method. Of a
     server, only the packages are known, and not the code that it runs.
     """
     if candidate.config.get("load"):

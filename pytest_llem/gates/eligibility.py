@@ -22,9 +22,8 @@ ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true
 #: Energy metrics that are not measured in the window, so that its ticks do not concern them.
 _NO_WINDOW = {"load_energy_j", "idle_power_w"}
 
-#: Metrics that depend on the window of prefill alone, too.
+#: Metrics that also depend on the window of prefill alone.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
-
 
 #: Metrics whose names include their boundary.
 _NAME_THEIR_BOUNDARY = {"gpu_energy_j", "cpu_energy_j", "dram_energy_j"}
@@ -132,22 +131,21 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
         candidate: The judged point.
         reference: The point that it is compared with.
     """
-    if candidate.config.get("load"):  # whose answers may have any lengths
+    if candidate.config.get("load"):  # answers of a server may have any length
         is_known = all(_has_value(point, metric) for point in (candidate, reference))
         if metric not in PER_TOKEN_TIME or is_known:
             return metric, None
-        return PER_TOKEN_TIME[
-            metric
-        ], f"{PER_TOKEN_TIME[metric]} in place of {metric}: several tokens arrived together"
-    instead = PER_REQUEST.get(metric)
+        replacement = PER_TOKEN_TIME[metric]
+        return replacement, f"{replacement} in place of {metric}: several tokens arrived together"
+    per_request = PER_REQUEST.get(metric)
     difference = None
-    if instead is not None:
+    if per_request is not None:
         difference = _tokens_differ("output_tokens", candidate, reference)
-        if all(_is_only_per_request(metric, instead, point) for point in (candidate, reference)):
+        if all(_is_only_per_request(metric, per_request, point) for point in (candidate, reference)):
             difference = "the numbers of output tokens are not known"
-    if instead is None or difference is None:
+    if per_request is None or difference is None:
         return metric, None
-    return instead, f"{instead} in place of {metric}: {difference}"
+    return per_request, f"{per_request} in place of {metric}: {difference}"
 
 
 def _has_value(point: PointResult, metric: str) -> bool:
@@ -155,10 +153,10 @@ def _has_value(point: PointResult, metric: str) -> bool:
     return summary.mean is not None and summary.n == len(point.cycles)
 
 
-def _is_only_per_request(metric: str, instead: str, point: PointResult) -> bool:
-    """Return whether a point has values per request only, as of a function that returns text."""
-    unknown, known = (_per_request(point, name) for name in (metric, instead))
-    return unknown is None and known is not None and _per_request(point, "output_tokens") is None
+def _is_only_per_request(metric: str, per_request: str, point: PointResult) -> bool:
+    """Return whether a point has values per request only, as with a function that returns text without counts."""
+    value, value_per_request = (_per_request(point, name) for name in (metric, per_request))
+    return value is None and value_per_request is not None and _per_request(point, "output_tokens") is None
 
 
 def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) -> str | None:

@@ -54,7 +54,7 @@ def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[
 
     Args:
         study: The candidate's study.
-        reference: The saved result; None if the reference is measured in this session and has the same points.
+        reference: The saved result; None if the reference is measured in this run and has the same points.
     """
     line = study.gates_line
     gates = [

@@ -78,7 +78,7 @@ class MetricChange:
     """A lasting change of a metric.
 
     Attributes:
-        verdict: Whether it is for the worse or for the better.
+        verdict: ``REGRESSION`` or ``IMPROVEMENT``.
         change: The change; its indices count judged values.
         first: First value after the change, or of the drift.
         last: The same value, or the last value of the drift.
@@ -103,8 +103,8 @@ class MetricHistory:
         study: Name of the study.
         metric: Name of the metric in the catalogue.
         testbed: Key of the testbed; ``unknown`` if results did not record it.
-        differs: Of a series with the testbed key of an earlier one of its point: the testbed fact that differs
-            between them, with its value here. None for other series.
+        differs: If an earlier series of the same point has the same testbed key: the testbed fact that differs,
+            with its value in this series. None otherwise.
         values: Values in order.
         changes: Lasting changes in order.
     """
@@ -215,8 +215,8 @@ def _unique_runs(results: Iterable[StudyResult], metrics: Sequence[str]) -> tupl
     copies = 0
     for result in results:
         digests = tuple(sorted(digest for point in result.points for digest in point.result_digests))
-        is_known = result.started_at is not None or digests
-        key = (result.name, result.started_at, digests) if is_known else object()
+        is_identifiable = result.started_at is not None or digests
+        key = (result.name, result.started_at, digests) if is_identifiable else object()
         copies += key in runs
         if key not in runs:
             runs[key] = _run_of(result, metrics)
@@ -233,26 +233,26 @@ def _in_order(runs: Sequence[Run], commits: Mapping[str, tuple[str, str]]) -> li
     known = [commits.get(run.commit) if run.commit else None for run in runs]
     if any(one is None and run.commit for one, run in zip(known, runs, strict=True)):
         known = [None for _ in runs]
-    placed = [
+    dated = [
         run if one is None else replace(run, time=one[0], subject=one[1])
         for run, one in zip(runs, known, strict=True)
     ]
-    return sorted(placed, key=lambda one: (one.time, one.result.started_at or ""))
+    return sorted(dated, key=lambda one: (one.time, one.result.started_at or ""))
 
 
 def _run_of(result: StudyResult, metrics: Sequence[str]) -> Run:
-    """Return the run of a result, which is stripped of what a history does not need: 200 fit into memory."""
+    """Return the run of a result, without what a history does not need, so that 200 fit into memory."""
     with suppress(ValueError):  # reported if it is the newest run
         metrics = metrics or gates_of(result, result.name).metrics or ()
-    kept_metrics = {*metrics} or {*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY, *_INSTEAD.values()}
+    needed = {*metrics} or {*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY, *_INSTEAD.values()}
     recorded = result.environment.get("git")  # null without a repository
     git = recorded if isinstance(recorded, dict) else {}
     facts = next((point.sut for point in result.points if point.sut.get("commit")), {})
     commit = git.get("commit") or facts.get("commit")
-    kept = [
+    points = [
         point.model_copy(
             update={
-                "metrics": {name: one for name, one in point.metrics.items() if name in kept_metrics},
+                "metrics": {name: one for name, one in point.metrics.items() if name in needed},
                 "turns": [],
                 "loads": [],
                 "verdicts": [],
@@ -262,7 +262,7 @@ def _run_of(result: StudyResult, metrics: Sequence[str]) -> Run:
         if point.cycles
     ]
     return Run(
-        result=result.model_copy(update={"points": kept, "experiments": [], "warnings": [], "excluded": []}),
+        result=result.model_copy(update={"points": points, "experiments": [], "warnings": [], "excluded": []}),
         commit=commit if isinstance(commit, str) else None,
         dirty=bool(git.get("dirty") or facts.get("uncommitted_changes")),
         time=result.started_at or "",
@@ -276,10 +276,10 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
     for run in runs:
         for point in run.result.points:
             axes = axes_key(point.axes)
-            known = digests.setdefault(axes, set())
-            if not known.isdisjoint(point.result_digests):  # this run replayed cycles of an earlier one
+            seen = digests.setdefault(axes, set())
+            if not seen.isdisjoint(point.result_digests):  # this run replayed cycles of an earlier one
                 continue
-            known.update(point.result_digests)
+            seen.update(point.result_digests)
             for metric in metrics or _gated_metrics(point, gates):
                 summary = point.summary_of(metric)
                 if summary.mean is not None:
@@ -291,21 +291,24 @@ def _histories(runs: Sequence[Run], metrics: Sequence[str], gates: GatesConfig) 
 
 
 def _gated_metrics(point: PointResult, gates: GatesConfig) -> Iterator[str]:
-    """Yield the metrics that are gated; of those by default, the ones in place of metrics without a value."""
+    """Yield the gated metrics; a default one without a value is replaced by its substitute, if there is one."""
     for metric in gates.family_of(point.config.get("load")):
         has_value = point.summary_of(metric).mean is not None
         yield metric if has_value or gates.metrics is not None else _INSTEAD.get(metric, metric)
 
 
 def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
-    """Append a value to the series of its testbed, and make that series if it is the first one."""
+    """Append a value to the series of its testbed, and make that series if it is the first one.
+
+    Each of *groups* is a series of one point, after its newest point with all testbed facts known so far.
+    """
     point, differences = value.point, {}
-    for at, (facts, history) in enumerate(groups):
-        difference = blocking_fact(point, facts, metric)
+    for index, (newest, history) in enumerate(groups):
+        difference = blocking_fact(point, newest, metric)
         if difference is None:
             history.values.append(value)
             # A fact that was unknown so far counts from here on.
-            groups[at] = point.model_copy(update={"testbed": facts.testbed | point.testbed}), history
+            groups[index] = point.model_copy(update={"testbed": newest.testbed | point.testbed}), history
             return
         differences[history.testbed] = difference
     testbed = testbed_of([point])

@@ -70,17 +70,17 @@ def shared_cycles(candidate: PointResult, reference: PointResult) -> str | None:
 
 
 def same_session(candidate: StudyResult, reference: StudyResult) -> str | None:
-    """Return an error message if two results are of one session, such as a baseline and the run it was saved from.
+    """Return an error message if two results are of one run, such as a baseline and the run it was saved from.
 
-    None if they are not, and if both have digests, by which :func:`shared_cycles` is more precise.
+    None if they are not. Also None if both have digests: :func:`shared_cycles`, which uses them, is more precise.
     """
     if _digests(candidate) and _digests(reference):
         return None
-    began = candidate.started_at
-    sessions = {(result.name, result.study_design_hash, result.started_at) for result in (candidate, reference)}
-    if began is None or len(sessions) > 1:
+    started_at = candidate.started_at
+    runs = {(result.name, result.study_design_hash, result.started_at) for result in (candidate, reference)}
+    if started_at is None or len(runs) > 1:
         return None
-    return f"not independent: both are results of the session that began at {began}; {_WHAT_TO_DO}"
+    return f"not independent: both are results of the session that began at {started_at}; {_WHAT_TO_DO}"
 
 
 def shared_experiments(candidate: StudyResult, reference: StudyResult) -> str | None:
@@ -115,8 +115,8 @@ def in_pairs(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Return the values of cycles that belong together, by cycle.
 
-    The ratio of a cycle that was measured alternately is that of neighbouring turns. Its candidate's value is the
-    one that has this ratio to the reference's. A cycle of which one side was measured again, alone, is left out.
+    For a cycle that was measured in turns, the candidate's value is the reference's value × the ratio of
+    neighbouring turns. A cycle of which one side was measured again, alone, is left out.
 
     Args:
         candidate: The candidate's point.

@@ -1,4 +1,4 @@
-"""The plan's lines on what a study's regression gates will detect, and how many cycles they need."""
+"""Lines of the plan, shown before a run: what regression gates will detect, and how many cycles they need."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from pytest_llem.study.design import StudyConfig
 MAX_REPORTED = 10.0
 
 #: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
-#: reference has been measured, and what the plan's lines add to them.
+#: reference has been measured.
 TYPICAL = (0.005, 0.02)
+
+#: Added to figures that follow from :data:`TYPICAL`.
 _NOT_MEASURED = "(typical, not measured)"
 
 #: Relative changes for which an expected number of cycles is shown, unless delta tolerates them.
@@ -41,7 +43,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
         ]
     schedule = Schedule(study.min_cycles, n) if study.execution.until_decided else None
 
-    def effect(delta: float, cv: float, of: str = "") -> str:
+    def effect(delta: float, cv: float, of_metric: str = "") -> str:
         change = detectable(
             cv,
             n,
@@ -54,7 +56,7 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             paired=reference is None,
         )
         size = "no change" if change is None or change > MAX_REPORTED else f"{change:.1%}"
-        return f"{size}{of} if cycles vary by {cv:.1%}"
+        return f"{size}{of_metric} if cycles vary by {cv:.1%}"
 
     spreads = _spreads(study, reference)
     if any(cv is not None for _, _, cv in spreads):

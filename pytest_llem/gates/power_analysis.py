@@ -60,11 +60,11 @@ def detectable(
     """
     if min(n, n_reference) < 2:
         return None
-    change = math.log1p(delta) + _spread(cv) * _distance(n, n_reference, alpha / family, power, paired)
+    change = math.log1p(delta) + _log_sd(cv) * _distance(n, n_reference, alpha / family, power, paired)
     return math.expm1(change) if change <= _MAX_LOG_CHANGE else None
 
 
-def _spread(cv: float) -> float:
+def _log_sd(cv: float) -> float:
     """Return the standard deviation of the logarithm of a lognormal value."""
     return math.sqrt(math.log1p(cv * cv))
 
@@ -138,7 +138,7 @@ class CyclesNeeded(NamedTuple):
     sequential: float
 
 
-@lru_cache(maxsize=256)  # studies of one session often have the same settings
+@lru_cache(maxsize=256)  # studies of one pytest run often have the same settings
 def cycles_needed(
     spread: float,
     *,
@@ -182,7 +182,7 @@ def _fixed_number(bounds: _Bounds, level: float) -> int | None:
 
 
 def _power(n: int, bounds: _Bounds, level: float) -> float:
-    """Return the power for a known spread, averaged over the distribution of the sample's spread."""
+    """Return the probability of the right verdict with *n* pairs, averaged over the sample's possible spreads."""
     import numpy as np
     from scipy.special import chdtri, ndtr, stdtrit
 

@@ -98,12 +98,12 @@ def unsuitable_reason(result: StudyResult, name: str, folder: Path) -> str | Non
     no run can be judged by it, or that it fails the comparison with the baseline *name* in *folder*, which it
     would replace: the next run would then no longer find the regression.
     """
-    found = []
+    reasons = []
     contended = {point.id: one.reasons for point in result.points if (one := point.contention) and one.contended}
     if contended:
-        found.append(f"contended: {named([*contended])}: {next(iter(contended.values()))[0]}")
+        reasons.append(f"contended: {named([*contended])}: {next(iter(contended.values()))[0]}")
     if replayed := [entry for entry in result.experiments if entry.replayed_from is not None]:
-        found.append(
+        reasons.append(
             f"replayed from {replayed[0].replayed_from}: {named([one.experiment_id for one in replayed])}"
         )
     gated = (result.measurement_protocol.get("gates") or {}).get("metrics") or ()
@@ -118,10 +118,10 @@ def unsuitable_reason(result: StudyResult, name: str, folder: Path) -> str | Non
         for point, metric, summary in values
         if point.cycles and metric in gated and summary.mean is None
     )
-    found += [*islice(invalid, 1), *islice(no_value, 1)]
+    reasons += [*islice(invalid, 1), *islice(no_value, 1)]
     if failed := _failed_against(result, name, folder):
-        found.append(f"the run fails the comparison with this baseline: {named(failed)}")
-    return "; ".join(found) or None
+        reasons.append(f"the run fails the comparison with this baseline: {named(failed)}")
+    return "; ".join(reasons) or None
 
 
 def _failed_against(result: StudyResult, name: str, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Changes in a series of runs, such as one metric over commits, with false alarms held over its whole life.
+"""Changes in a series of runs, such as one metric over commits; false alarms do not add up as it grows.
 
 At each run, the b runs up to it are compared with the a runs before those, for a and b of 3, 5, 8, 13, …, by the
 gates' t-test: a run is one value, so that whatever differs from run to run counts as noise. Each of these tests
@@ -7,7 +7,7 @@ and 1 / ((j + 1) (j + 2)) for each further doubling, in equal parts. The shares 
 the series becomes (Bonferroni), so that reading it again after each commit raises no further false alarms.
 
 A change is located by the narrowest test that finds it (R. Baranowski et al., J. R. Stat. Soc. B 81, 2019), since
-that one contains no other change. Steps in one direction that a straight rise explains better are a drift.
+that one contains no other change. Steps in one direction that a straight ramp explains better are a drift.
 
 ``tests/benchmarks/history.py`` simulates the false alarms, and what is found.
 """
@@ -40,7 +40,7 @@ MIN_DRIFT = 10
 #: Positions that are tried for the beginning and the end of a drift.
 _MAX_POSITIONS = 40
 
-#: Confidence of the intervals of changes, which are not adjusted.
+#: Confidence of the intervals of changes, which are not adjusted for the number of changes.
 CONFIDENCE = 0.95
 
 
@@ -108,12 +108,16 @@ def find_changes(family: Sequence[Series], alpha: float) -> list[list[Change]]:
         chosen = [one | (values <= level) for one, values, level in zip(chosen, p, levels, strict=True)]
     changes: list[list[Change]] = [[] for _ in family]
     for (at, tests), one in zip(judged, chosen, strict=True):
-        changes[at] = [*_changes(family[at], _located(family[at], tests.where(one)))]
+        changes[at] = [*_changes(family[at], _change_positions(family[at], tests.select(one)))]
     return changes
 
 
 class _Tests(NamedTuple):
-    """Tests of a series: the runs from ``at`` on, ``after`` many, against the ``before`` many ahead of them."""
+    """Tests of a series: the runs from ``at`` on, ``after`` many, against the ``before`` many ahead of them.
+
+    ``change`` is the difference of their mean logarithms, ``error`` its standard error, and ``share`` the part of
+    the level that a test has.
+    """
 
     at: NDArray[Any]
     before: NDArray[Any]
@@ -128,7 +132,7 @@ class _Tests(NamedTuple):
         degrees = self.before + self.after - 2.0
         return p_beyond(sign * self.change, self.error, degrees, self.margin) / self.share
 
-    def where(self, chosen: NDArray[Any]) -> _Tests:
+    def select(self, chosen: NDArray[Any]) -> _Tests:
         """Return the *chosen* tests."""
         at, before, after, change, error, share = (one[chosen] for one in self[:-1])
         return _Tests(at, before, after, change, error, share, self.margin)
@@ -154,11 +158,11 @@ def _tests(series: Series) -> _Tests | None:
         mean = (sums[first + size] - sums[first]) / size
         return mean, np.maximum((squares[first + size] - squares[first] - size * mean**2) / (size - 1), 0.0)
 
-    mean_before, spread_before = moments(at - before, before)
-    mean_after, spread_after = moments(at, after)
-    # The bounded error of the gates holds off single outliers. With it, the pooled degrees of freedom hold for
-    # runs of equal spread; with those of Welch, three runs would show nothing.
-    error, _ = welch(spread_after, after, spread_before, before)
+    mean_before, variance_before = moments(at - before, before)
+    mean_after, variance_after = moments(at, after)
+    # The lower bound of welch()'s error keeps single outliers from being found. With it, the pooled degrees of
+    # freedom are valid for runs of equal spread; with Welch's degrees, three runs would show nothing.
+    error, _ = welch(variance_after, after, variance_before, before)
     share = np.array([0.0, *(_share(end) for end in range(1, n + 1))])[at + after]
     return _Tests(at, before, after, mean_after - mean_before, error, share, series.margin)
 
@@ -185,7 +189,7 @@ def _tests_until(first: int, last: int) -> int:
     return sum(max(0, last - max(first, one + other - 1)) for one in sizes for other in sizes)
 
 
-def _located(series: Series, tests: _Tests) -> list[int]:
+def _change_positions(series: Series, tests: _Tests) -> list[int]:
     """Return where a series changes: the first run after each change, by the *tests* that found one."""
     import numpy as np
 
@@ -196,7 +200,7 @@ def _located(series: Series, tests: _Tests) -> list[int]:
         best = np.lexsort((-strength, width))[0]
         begin, end = tests.at[best] - tests.before[best], tests.at[best] + tests.after[best]
         found.append(_split(series, int(begin), int(end)))
-        tests = tests.where((tests.at - tests.before >= found[-1]) | (tests.at + tests.after <= found[-1]))
+        tests = tests.select((tests.at - tests.before >= found[-1]) | (tests.at + tests.after <= found[-1]))
     bounds = [0, *sorted(found), len(series.values)]
     for one in range(1, len(bounds) - 1):  # now that the neighbours are known
         bounds[one] = _split(series, bounds[one - 1], bounds[one + 1])
@@ -208,21 +212,21 @@ def _split(series: Series, begin: int, end: int) -> int:
     import numpy as np
 
     part = series.values[begin:end]
-    places = np.array([at for at in range(2, len(part) - 1) if not series.same_code[begin + at]])
-    sums = np.cumsum(part - part.mean())[places - 1]
-    return begin + int(places[np.argmax(sums**2 / (places * (len(part) - places)))])
+    positions = np.array([at for at in range(2, len(part) - 1) if not series.same_code[begin + at]])
+    sums = np.cumsum(part - part.mean())[positions - 1]
+    return begin + int(positions[np.argmax(sums**2 / (positions * (len(part) - positions)))])
 
 
-def _changes(series: Series, places: Sequence[int]) -> Iterator[Change]:
-    """Yield the changes at *places*; those in one direction that are a drift as one change."""
-    levels = [series.values[begin:end].mean() for begin, end in pairwise([0, *places, len(series.values)])]
+def _changes(series: Series, positions: Sequence[int]) -> Iterator[Change]:
+    """Yield the changes at *positions*; several in one direction that are a drift are yielded as one change."""
+    levels = [series.values[begin:end].mean() for begin, end in pairwise([0, *positions, len(series.values)])]
     rises = [one < other for one, other in pairwise(levels)]
     first = 0
-    while first < len(places):
+    while first < len(positions):
         last = first
-        while last + 1 < len(places) and rises[last + 1] == rises[first]:
+        while last + 1 < len(positions) and rises[last + 1] == rises[first]:
             last += 1
-        bounds = [0, *places, len(series.values)][first : last + 3]
+        bounds = [0, *positions, len(series.values)][first : last + 3]
         if (drift := _drift(series.values, bounds)) is not None:
             yield drift
         else:
@@ -260,14 +264,14 @@ def _drift(values: Array, bounds: Sequence[int]) -> Change | None:
     first, last = first[possible], last[possible]
     ramps = np.clip((np.arange(n) - first[:, None]) / (last - first)[:, None], 0.0, 1.0)
     ramps -= ramps.mean(axis=1, keepdims=True)
-    spread = (ramps**2).sum(axis=1)
-    rise = ramps @ (part - part.mean()) / spread
-    rest = float(((part - part.mean()) ** 2).sum()) - rise**2 * spread
-    best = int(np.argmin(rest))
-    least = max(float(rest[best]), 1e-12)
+    squares = (ramps**2).sum(axis=1)
+    rise = ramps @ (part - part.mean()) / squares
+    residuals = float(((part - part.mean()) ** 2).sum()) - rise**2 * squares
+    best = int(np.argmin(residuals))
+    smallest = max(float(residuals[best]), 1e-12)
     parameters = 2 * (len(bounds) - 2) + 1
-    if n * math.log(least) + 4 * math.log(n) >= n * math.log(max(steps, 1e-12)) + parameters * math.log(n):
+    if n * math.log(smallest) + 4 * math.log(n) >= n * math.log(max(steps, 1e-12)) + parameters * math.log(n):
         return None
-    error = math.sqrt(least / (n - 4) / float(spread[best]))
+    error = math.sqrt(smallest / (n - 4) / float(squares[best]))
     ratio, interval = _ratio(float(rise[best]), error, n - 4)
     return Change(begin + int(first[best]), begin + int(last[best]), ratio, interval)

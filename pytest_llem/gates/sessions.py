@@ -81,7 +81,7 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
     ids = {point.config_hash: point.id for result in results for point in result.points}
     for config_hash, point_id in ids.items():  # a session may have measured only some of the points
         found = [session.get(config_hash) for session in by_hash]
-        known = {at: summary for at, summary in enumerate(found) if summary is not None and summary.n}
+        known = {index: summary for index, summary in enumerate(found) if summary is not None and summary.n}
         if (reason := _unfit(found, list(known.values()))) is not None:
             left_out.setdefault(reason, []).append(point_id)
             continue
@@ -110,7 +110,8 @@ def session_spread(points: Sequence[Sequence[Sequence[float]]]) -> Spread:
     """Return the spread between sessions, by the method of moments, pooled over points.
 
     The variance of the sessions' means is the variance of sessions plus the variance of cycles ÷ their number. The
-    latter is estimated within sessions and subtracted. The upper bound is the χ² bound of the sum, less the same.
+    latter is estimated within sessions and subtracted. The upper bound is the χ² bound of the sum, less the same
+    estimate.
 
     Args:
         points: For each point and each of its two or more sessions, the logarithms of the cycles' values.
@@ -120,12 +121,12 @@ def session_spread(points: Sequence[Sequence[Sequence[float]]]) -> Spread:
     between = noise = 0.0
     degrees_between = degrees_within = 0
     for sessions in points:
-        sums = [_squares(session) for session in sessions]
+        moments = [_mean_and_squares(session) for session in sessions]
         degrees_of_point = sum(len(session) - 1 for session in sessions)
-        share = sum(1 / len(session) for session in sessions) / len(sessions)
-        within = math.fsum(square for _, square in sums) / degrees_of_point if degrees_of_point else 0.0
-        between += _squares([mean for mean, _ in sums])[1]
-        noise += (len(sessions) - 1) * within * share
+        mean_inverse_n = sum(1 / len(session) for session in sessions) / len(sessions)
+        within = math.fsum(squares for _, squares in moments) / degrees_of_point if degrees_of_point else 0.0
+        between += _mean_and_squares([mean for mean, _ in moments])[1]
+        noise += (len(sessions) - 1) * within * mean_inverse_n
         degrees_between += len(sessions) - 1
         degrees_within += degrees_of_point
     between, noise = between / degrees_between, noise / degrees_between
@@ -151,7 +152,7 @@ def session_delta(spread: Spread, *, alpha: float, metrics: int) -> float:
     from scipy.special import stdtrit
 
     bound = -float(stdtrit(spread.degrees, alpha / metrics)) * math.sqrt(2) * spread.sigma
-    return max(DEFAULT_DELTA, math.expm1(min(bound, 700.0)))
+    return max(DEFAULT_DELTA, math.expm1(min(bound, 700.0)))  # above 709 the exponential overflows
 
 
 def _unfit(found: Sequence[Summary | None], known: Sequence[Summary]) -> str | None:
@@ -176,7 +177,7 @@ def _values(summary: Summary) -> list[float]:
     return [value for value in summary.values if value is not None]
 
 
-def _squares(values: Sequence[float]) -> tuple[float, float]:
+def _mean_and_squares(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean, and the sum of squared deviations from it."""
     mean = math.fsum(values) / len(values)
     return mean, math.fsum((value - mean) ** 2 for value in values)

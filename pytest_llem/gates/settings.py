@@ -1,4 +1,4 @@
-"""Settings of the gates of a result's study, which another version or an editor may have written."""
+"""Check the settings of gates in a saved result, which another version may have written, or somebody edited."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def gates_of(result: StudyResult, name: object, given: Mapping[str, Any] | None 
 
     Args:
         result: The result.
-        name: What messages call it.
-        given: Settings by options of a command, in place of those of the study; None if it has no such options.
+        name: Name of the result in messages.
+        given: Settings by options of a command, in place of those of the study; None if the command has no such
+            options.
 
     Raises:
         ValueError: A setting is out of range, or another version wrote one that this version does not have.

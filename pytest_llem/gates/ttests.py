@@ -1,7 +1,8 @@
 """t-tests of logarithms over arrays, so that gates and simulations of thousands of samples use the same code.
 
-The last axis of samples holds cycles; the last axis of all other arrays holds a family of gates. Arrays over looks
-have one more axis in front, for the numbers of cycles after which the same gates were judged.
+The last axis of samples holds cycles; the last axis of all other arrays holds a family of gates, which Holm's
+procedure adjusts together. Arrays over looks have one more axis in front, for the numbers of cycles after
+which the same gates were judged.
 """
 
 from __future__ import annotations
@@ -156,23 +157,23 @@ def holm(p: Array) -> Array:
     return adjusted
 
 
-def holm_levels(p: Array, found: NDArray[np.bool_], alpha: float) -> Array:
+def holm_levels(p: Array, significant: NDArray[np.bool_], alpha: float) -> Array:
     """Return the level that Holm's procedure compared each *p* of one family with.
 
-    The smallest p gets alpha ÷ their number, each further one a larger part, and all from the first that is not
-    *found* the same part.
+    The smallest p gets alpha ÷ their number, each further one a larger part. From the first that is not
+    *significant* on, all get the same part.
 
     Args:
         p: One-sided p, not adjusted, in one dimension.
-        found: Whether each p is at or below its level.
+        significant: Whether each p is at or below its level.
         alpha: Level of the family.
     """
     import numpy as np
 
     levels = np.empty(len(p))
     levels[np.argsort(p, kind="stable")] = alpha / np.arange(len(p), 0, -1)
-    left = int((~found).sum())
-    return np.where(found, levels, alpha / max(1, left))
+    remaining = int((~significant).sum())
+    return np.where(significant, levels, alpha / max(1, remaining))
 
 
 def p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbers) -> Array:

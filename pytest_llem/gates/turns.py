@@ -1,7 +1,7 @@
 """The log ratio of two interleaved cycles, from the values of their turns.
 
 Turn k of the candidate and turn k of the reference are next to each other in time. Either side is first in half
-of these pairs (A B B A B A A B), so that a steady drift raises as many log ratios as it lowers. A pair of cycles
+of these pairs (A B B A B A A B), so that a linear drift raises as many log ratios as it lowers. A pair of cycles
 counts as one observation, however many turns it has: turns share the two processes.
 """
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     #: Values of a metric by turn; None where a turn has no value.
     Values = Sequence[float | None]
 
-#: Log ratios that are further from their median are left out, in standard deviations of the others.
+#: Log ratios further than this from their median are left out. In standard deviations, estimated from the median
+#: absolute deviation.
 MAX_DISTANCE = 3.0
 
 #: Median absolute deviation × this is the standard deviation of normal values.
@@ -30,7 +31,7 @@ _MAD_TO_SD = 1.4826
 
 #: Leaving out far values takes a share of the variance of n normal values and makes their mean less efficient:
 #: together a factor of 1 + this / √n, by simulation of 4 to 40 turns.
-_LEFT_OUT = 0.9
+_VARIANCE_FACTOR = 0.9
 
 
 def pair_log_ratio(candidate: Values, reference: Values) -> float:
@@ -71,8 +72,8 @@ def turn_spread(candidate: Values, reference: Values) -> float:
     ratios = _log_ratios(candidate, reference)
     if len(ratios) < 2:
         raise UndecidableError("needs at least 2 turns on either side (1 given)")
-    kept = np.var(ratios[is_near(ratios)], ddof=1)
-    return float(np.sqrt(kept * (1 + _LEFT_OUT / math.sqrt(len(ratios)))))
+    variance = np.var(ratios[is_near(ratios)], ddof=1)
+    return float(np.sqrt(variance * (1 + _VARIANCE_FACTOR / math.sqrt(len(ratios)))))
 
 
 def process_share(pairs: Iterable[tuple[Values, Values]]) -> float:

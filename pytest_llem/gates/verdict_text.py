@@ -106,6 +106,7 @@ def _apart(value: float, limits: Sequence[float]) -> str:
 
 
 def _sides(value: float, limits: Sequence[float]) -> list[int]:
+    """Return for each limit 1 if *value* is above it, -1 if it is below, and 0 if it is equal."""
     return [(value > limit) - (value < limit) for limit in limits]
 
 

@@ -32,15 +32,15 @@ def group_files(
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0":
-            roots, name = [cgroups, cgroups / "unified"], v2_name
+            mounts, name = [cgroups, cgroups / "unified"], v2_name
         elif controller in controllers.split(","):
-            roots, name = [cgroups / controller], v1_name
+            mounts, name = [cgroups / controller], v1_name
         else:
             continue
         group = Path(path.lstrip("/"))
         # In a container the path may be that on the host, while its own group is mounted at the root.
         groups = [group, *group.parents] if above else [group, Path()]
-        found += [root / one / name for root in roots for one in groups]
+        found += [mount / one / name for mount in mounts for one in groups]
     return found
 
 

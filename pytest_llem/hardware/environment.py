@@ -73,8 +73,8 @@ def limits() -> dict[str, Any]:
 
 def ranges(numbers: Collection[int]) -> str:
     """Return numbers in the kernel's format of CPU lists: ``0-3,8``."""
-    runs = groupby(enumerate(sorted(numbers)), key=lambda one: one[1] - one[0])
-    spans = [[number for _, number in run] for _, run in runs]
+    groups = groupby(enumerate(sorted(numbers)), key=lambda one: one[1] - one[0])
+    spans = [[number for _, number in group] for _, group in groups]
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 

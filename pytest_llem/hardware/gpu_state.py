@@ -1,4 +1,4 @@
-"""The state of the GPUs of this host now: temperature, power and memory in use."""
+"""Read the current state of this host's GPUs: temperature, power and memory in use."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Links = frozenset[frozenset[str]]
 #: ``nvmlGpuP2PCapsIndex_t`` and ``nvmlGpuP2PStatus_t``.
 _NVLINK, _OK = "NVML_P2P_CAPS_INDEX_NVLINK", "NVML_P2P_STATUS_OK"
 
-#: Number of combinations to compare; beyond it, the first GPUs are chosen.
+#: Maximum number of combinations of GPUs that are compared. The best of them is chosen.
 _MAX_COMBINATIONS = 20_000
 
 
@@ -28,7 +28,7 @@ class Gpu:
 
     Attributes:
         uuid: UUID of the GPU.
-        name: Name of the model.
+        name: Product name, such as ``NVIDIA H100 PCIe``.
         memory_bytes: Total memory, in bytes.
         capability: CUDA compute capability.
         driver: Version of the driver.
@@ -77,7 +77,7 @@ def visible_gpus() -> VisibleGpus:
 
 
 def kinds_of(uuids: Collection[str]) -> list[str]:
-    """Return the names of the models of some GPUs, each once; GPUs that NVML does not name are left out."""
+    """Return the product names of some GPUs, each once; GPUs that NVML does not name are left out."""
     with Nvml() as nvml:
         handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid in uuids]
         names = [nvml.ask("nvmlDeviceGetName", handle) for handle in handles if handle is not None]
@@ -154,7 +154,7 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
         visible: Value of CUDA_VISIBLE_DEVICES; None if it is not set.
         is_bus_order: Whether CUDA uses that order too. By default CUDA puts the fastest GPU first: on a host with
             different GPUs an index is then ambiguous, and all GPUs are returned. Without CUDA_VISIBLE_DEVICES the
-            order is known: experiments get PCI_BUS_ID.
+            order is known: experiments run with CUDA_DEVICE_ORDER=PCI_BUS_ID.
     """
     if visible is None:
         return list(uuids), True
@@ -176,8 +176,8 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
 def invalid_entry(uuids: Sequence[str], visible: str) -> str | None:
     """Return the first entry of CUDA_VISIBLE_DEVICES that CUDA does not accept; None if it accepts all.
 
-    It accepts no entry that matches no GPU or several, and no index among UUIDs or the reverse. An empty entry or
-    ``-1`` is valid: it hides the GPUs of all entries after it.
+    CUDA accepts no entry that matches no GPU or several, and no index among UUIDs or the reverse. An empty entry
+    or ``-1`` is valid: it hides the GPUs of all entries after it.
 
     Args:
         uuids: UUIDs of all GPUs in NVML's order.
@@ -340,19 +340,20 @@ def best_connected(free: Sequence[str], count: int, links: Links) -> tuple[str, 
         >>> best_connected(["a", "b", "c"], 1, frozenset({frozenset("ab")}))
         ('c',)
     """
-    among = [pair for pair in links if pair <= set(free)]
-    if len(among) in (0, len(free) * (len(free) - 1) // 2):  # all choices are alike
+    free_links = [pair for pair in links if pair <= set(free)]
+    if len(free_links) in (0, len(free) * (len(free) - 1) // 2):  # all choices are alike
         return tuple(free[:count])
     best, best_score = tuple(free[:count]), (-1, 0)
     for number, chosen in enumerate(combinations(free, count)):
         if number == _MAX_COMBINATIONS:
             break
-        score = _score(set(chosen), among)
+        score = _score(set(chosen), free_links)
         if score > best_score:
             best, best_score = chosen, score
     return best
 
 
 def _score(chosen: Collection[str], links: Sequence[frozenset[str]]) -> tuple[int, int]:
-    inside = [len(pair.intersection(chosen)) for pair in links]
-    return inside.count(2), -inside.count(1)
+    """Return how many connected pairs are among *chosen*, and minus how many *chosen* separates."""
+    members_chosen = [len(pair.intersection(chosen)) for pair in links]
+    return members_chosen.count(2), -members_chosen.count(1)

@@ -28,7 +28,7 @@ class Peaks:
     cache_bytes: int
 
     def __mul__(self, number: int) -> Peaks:
-        """Return the peaks of so many equal devices together, as if nothing had to be exchanged between them."""
+        """Return the peaks of *number* equal devices together, as if they did not have to communicate."""
         flops = {precision: number * peak for precision, peak in self.flops.items()}
         return Peaks(flops, number * self.bandwidth, number * self.cache_bytes)
 

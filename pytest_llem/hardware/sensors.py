@@ -43,8 +43,10 @@ _THROTTLE_FIELDS = {
 #: The same reasons by ``nvmlPerfPolicyType_t``, for drivers without those field ids.
 _VIOLATIONS = {"power": 0, "thermal": 1, "sync_boost": 2, "board_limit": 3, "reliability": 5}
 
-#: Bits of ``nvmlClocksEventReason…``: reasons for the current clocks.
+#: Reasons for the current clocks that are not throttling.
 IDLE, SETTING = "idle", "setting"
+
+#: Bits of ``nvmlClocksEventReason…`` by reason for the current clocks.
 _REASONS = {
     IDLE: 0x1,
     SETTING: 0x2,  # application clocks or locked clocks

@@ -133,7 +133,7 @@ def _cut(
     seconds = _average(export, "benchmark_duration")
     numbers = {number for number, _ in requests if number is not None}
     missing = set(range(max(numbers, default=0))) - numbers
-    # Records are written as requests end, so that of a cut file those of the last slots are missing, too.
+    # Records are written as requests end: those in flight when the file ended are missing, too.
     if seconds is None or len(numbers) < known or len(missing) >= (concurrency or 1):
         export.fail("", f"{names}: records of {known} of {completed:.0f} requests, and not of the first ones")
     tokens = _average(export, "total_usage_completion_tokens")

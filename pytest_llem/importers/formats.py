@@ -15,7 +15,7 @@ from pytest_llem.importers.run import ToolRun
 #: The formats by their names on the command line.
 FORMATS = {one.NAME: one.FORMAT for one in (vllm, aiperf, guidellm, sglang, llama_bench, own)}
 
-#: The formats by the same names, in the order in which they are recognised.
+#: The modules by the same names, in the order in which they are asked whether a file is of their format.
 _MODULES = {one.NAME: one for one in (own, sglang, vllm, guidellm, llama_bench, aiperf)}
 
 
@@ -69,8 +69,8 @@ def _expanded(given: Path, files: Sequence[Path]) -> list[Path]:
     if not given.is_dir():
         export, records = aiperf.FILES
         beside = given.with_name(records)
-        pair = given.name == export and beside not in files and beside.is_file()
-        return [given, beside] if pair else [given]
+        is_pair = given.name == export and beside not in files and beside.is_file()
+        return [given, beside] if is_pair else [given]
     of_aiperf = [given / name for name in aiperf.FILES if (given / name).is_file()]
     found = of_aiperf or sorted(one for one in given.iterdir() if one.suffix in (".json", ".jsonl", ".csv"))
     if not found:

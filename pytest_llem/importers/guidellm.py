@@ -18,7 +18,7 @@ SERVER_START = "server_start"
 #: Parts of a benchmark's configuration that say what was asked for.
 _ASKED = ("strategy", "constraints", "requests", "backend.kind", "backend.model", "backend.request_format", "data")
 
-#: Parts of these that say how far the run was.
+#: Fields of these that guidellm changes while it runs.
 _PROGRESS = ("current_index", "type_", "worker_count")
 
 

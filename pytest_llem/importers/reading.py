@@ -1,10 +1,11 @@
-"""Read JSON of unknown origin with bounded memory, and report what is wrong with it in one line."""
+"""Read untrusted JSON with bounded memory, and report what is wrong with it in one line."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -43,7 +44,7 @@ def read_text(file: Path) -> str:
     """
     try:
         with file.open("rb") as opened:  # checked once it is open, so that it cannot be replaced in between
-            state = file.stat()
+            state = os.fstat(opened.fileno())
             if not stat.S_ISREG(state.st_mode):
                 fail(file, "is not a file")
             if state.st_size > MAX_BYTES:
@@ -100,7 +101,7 @@ def _fail_to_parse(file: Path, text: str, error: Exception, line: int | None = N
     raise ImportFileError(f"{where}: not valid JSON: {reason}") from None
 
 
-#: Python's json writes these, which are not JSON: SGLang an infinite request rate, and tools a mean of nothing.
+#: Python's json writes these, which are not JSON, for SGLang's infinite request rate and for means of nothing.
 _CONSTANTS = {"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}
 
 _DECODER = json.JSONDecoder(parse_constant=_CONSTANTS.__getitem__)
@@ -194,7 +195,7 @@ class Fields:
 
 
 def scalars(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and value of each text, number and boolean in nested objects."""
+    """Yield the dotted name and value of each text, number and boolean in nested objects and lists of one."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             yield from scalars(value, f"{prefix}{name}.")

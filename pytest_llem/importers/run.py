@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.engines.protocol import RequestRecord
 
-#: Clocks of the stamps of requests: that of ``time.monotonic``, that of ``time.time``, or any other.
+#: Clocks of the times of requests: that of ``time.monotonic``, that of ``time.time``, or any other.
 Clock = Literal["monotonic", "unix", "other"]
 
 
@@ -45,14 +45,13 @@ class ToolRun:
         concurrency: Maximum number of requests in flight; None if there was no maximum, or if it is not known.
         requests: A record for each request; empty if the file has none.
         no_times: Why the requests' times are not on one clock; None if they are.
-        clock: That clock.
+        clock: The clock of the requests' times.
         figures: The tool's own figures, by the name of the metric that has the same definition.
         completed: Number of answered requests; None if unknown.
         seconds: Duration of the run, in s; None if unknown.
         ended_at: End of the run; None if unknown.
         server_start: Identity of the start of the server that was measured; None if the file does not say.
         cut: Totals of the run, if the records have only its first requests; else None.
-        warnings: What may be wrong with the file's values.
     """
 
     files: Sequence[Path]
@@ -72,7 +71,6 @@ class ToolRun:
     ended_at: datetime | None = None
     server_start: str | None = None
     cut: CutRecords | None = None
-    warnings: Sequence[str] = ()
 
     @property
     def source(self) -> str:
@@ -82,14 +80,14 @@ class ToolRun:
 
 
 def figures(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the *values* of metrics in the catalogue that are known."""
+    """Return those *values* that are known and whose name is that of a metric in the catalogue."""
     return {name: value for name, value in values.items() if value is not None and name in CATALOGUE}
 
 
 def token_times(first: float, gaps: Sequence[float], tokens: int | None) -> list[float]:
-    """Return the time of each token, given the gaps between the chunks after the first one.
+    """Return the time of each token, from the time of the stream's first chunk and the gaps between chunks.
 
-    Empty if a chunk may hold several tokens: chunks are not tokens.
+    Empty if a chunk may hold several tokens.
     """
     return [*_sums(first, gaps)] if tokens == len(gaps) + 1 else []
 

@@ -51,12 +51,12 @@ def read(fields: Fields) -> Iterator[ToolRun]:
 
 
 def _figures(fields: Fields) -> dict[str, float]:
-    endless = isinstance(fields.data.get("request_rate"), str)  # "inf", or "trace"
+    has_no_rate = isinstance(fields.data.get("request_rate"), str)  # "inf", or "trace"
     return figures(
         {
             "output_tokens_per_second": fields.number("output_throughput"),
             "requests_per_second": fields.number("request_throughput"),
-            "offered_rate": None if endless else fields.number("request_rate"),
+            "offered_rate": None if has_no_rate else fields.number("request_rate"),
             "concurrency_mean": fields.number("concurrency"),
             "input_tokens": fields.number("total_input_tokens") or fields.number("total_input"),
             "output_tokens": fields.number("total_output_tokens") or fields.number("total_output"),

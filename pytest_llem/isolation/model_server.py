@@ -25,13 +25,13 @@ from pytest_llem.isolation.outcome import ended_by_signal
 from pytest_llem.isolation.starting import ChildPipes, Spawned, SupervisorHandle
 from pytest_llem.results.manifest_records import ErrorRecord
 
-#: Interval between two looks at a server that starts or stops, in s.
+#: Interval between two checks of a server that starts or stops, in s.
 _POLL_SECONDS = 0.1
 
-#: Time limit of one question whether the server is ready, in s.
-_ASK_SECONDS = 5.0
+#: Time limit of one request that checks whether the server is ready, in s.
+_REQUEST_SECONDS = 5.0
 
-#: Maximum time from the sign that a server has ended to the report of its status, in s.
+#: Maximum time from the failure of a server's client to the report that the server has ended, in s.
 _END_SECONDS = 5.0
 
 _STARTING = "starting the server"
@@ -56,7 +56,7 @@ class ModelServer:
 
     Attributes:
         pid: Pid of its first process; None before it runs.
-        supervisor_pid: Pid of its supervisor, which has all of its processes as descendants.
+        supervisor_pid: Pid of its supervisor, which has all of its processes as descendants; None before it runs.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class ModelServer:
 
     @property
     def pid(self) -> int | None:
-        self._drain()
+        self._read_reports()
         return self._child.pid if self._child is not None else None
 
     @property
     def supervisor_pid(self) -> int | None:
-        self._drain()
+        self._read_reports()
         return self._child.supervisor_pid if self._child is not None else None
 
     @property
@@ -122,7 +122,7 @@ class ModelServer:
         return self._child is None or self._child.is_over()
 
     def wait_until_ready(
-        self, url: str, path: str, timeout: float, tick: Callable[[], None] = lambda: None
+        self, url: str, path: str, timeout: float, refresh: Callable[[], None] = lambda: None
     ) -> ErrorRecord | None:
         """Wait until it answers with status 200 under *path*. Return why it is not ready; None if it is.
 
@@ -130,28 +130,28 @@ class ModelServer:
             url: Its base URL.
             path: The path to ask for.
             timeout: Time limit in s.
-            tick: Called about once a second.
+            refresh: Called about once a second.
         """
-        give_up, ticked = time.monotonic() + timeout, 0.0
+        give_up, refreshed_at = time.monotonic() + timeout, 0.0
         while not self.has_ended:
             if answers(url, path) and not self.has_ended:
-                return self._stranger(url)
+                return self._port_error(url)
             if (now := time.monotonic()) > give_up:
                 message = (
                     f"the server was not ready after {timeout:g} s: {url}{path} did not answer with status 200 "
                     "(raise server.ready.timeout_seconds)"
                 )
                 return ErrorRecord(kind="timeout", type="NotReady", message=message, phase=_STARTING)
-            if now - ticked >= 1:
-                tick()
-                ticked = now
+            if now - refreshed_at >= 1:
+                refresh()
+                refreshed_at = now
             time.sleep(_POLL_SECONDS)
         return self.error().model_copy(update={"phase": _STARTING})
 
-    def _stranger(self, url: str) -> ErrorRecord | None:
+    def _port_error(self, url: str) -> ErrorRecord | None:
         """Return the error that another process has answered; None if this server has, as far as can be seen."""
-        root, listening = self.supervisor_pid, listening_processes(url)
-        own = supervisor.descendants(root) if root is not None else []
+        parent, listening = self.supervisor_pid, listening_processes(url)
+        own = supervisor.descendants(parent) if parent is not None else []
         if not listening or not set(listening).isdisjoint(own):
             self._shared = supervisor.shared_files(own)
             return None
@@ -213,7 +213,7 @@ class ModelServer:
             run_uninterrupted(partial(shutil.rmtree, self._folder, ignore_errors=True))
             self._folder = None
 
-    def _drain(self) -> None:
+    def _read_reports(self) -> None:
         if self._child is not None:
             self._child.is_over()
 
@@ -229,7 +229,7 @@ def answers(url: str, path: str) -> bool:
     """Return whether a server answers with status 200."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with closing(kind(parts.hostname or "", parts.port, timeout=_ASK_SECONDS)) as connection:
+    with closing(kind(parts.hostname or "", parts.port, timeout=_REQUEST_SECONDS)) as connection:
         try:
             connection.request("GET", parts.path.rstrip("/") + path)
             return connection.getresponse().status == 200

@@ -68,12 +68,12 @@ def collect(attempt: Path, child: Child, timeout: float | None, killed_before: i
         attempt: The folder of the job.
         child: The process, which has ended or has written its result.
         timeout: The deadline that the process missed, in s; None if it missed none.
-        killed_before: Number of processes that the kernel had killed, out of memory, before the start.
+        killed_before: What :func:`oom_kills` returned before the start.
     """
     output = child.output.text()
     try:
         if (result := attempt / worker.RESULT).is_file():  # it is whole, as it is renamed only once written
-            # Bytes, since reading text would replace the carriage returns in answers.
+            # Bytes, since reading text would replace the carriage returns in generated text.
             files = {file.name: file.read_bytes().decode() for file in attempt.glob(worker.EXTRA_FILES)}
             return Outcome(result.read_bytes().decode(), files, output=output)
         if (error := attempt / worker.ERROR).is_file():
@@ -92,9 +92,9 @@ def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
     if child.is_loading_too_long:
         limit, done = child.max_load_seconds, "loaded"
     stacks = attempt / worker.STACKS
-    where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
+    dump = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
     message = f"not {done} after {limit:g} s"
-    return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
+    return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=dump or None)
 
 
 def _failure(child: Child, killed_before: int | None) -> ErrorRecord:

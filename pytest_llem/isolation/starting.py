@@ -18,7 +18,7 @@ class ChildPipes(NamedTuple):
         reports: The supervisor reports the state of the process to it.
         output: Standard output and standard error of the process.
         events: The process announces its phases on it.
-        start: The process begins its job when it reads a byte from it.
+        start: The process begins its job when it reads a line from it. Each further line gives it a turn.
     """
 
     orders: int

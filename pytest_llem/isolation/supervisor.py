@@ -12,11 +12,12 @@ Standard input carries orders: :data:`END`, or :data:`TIME_IS_UP`, which dumps t
 of file means that the pytest process has died: everything is killed and the folder ATTEMPT is removed. The same
 happens when one of the processes PIDS (comma-separated ids, such as xdist's controller) ends.
 
-If the experiment's process ends without an order, the rest has :data:`REST_SECONDS` to end by itself before it is
-killed: Python's resource tracker removes shared memory and semaphores only after the last process that uses it.
+If the experiment's process ends without an order, its descendants have :data:`REST_SECONDS` to end by themselves
+before they are killed: Python's resource tracker removes shared memory and semaphores only after the last process
+that uses it.
 
-Files in shared memory that only the processes left at that moment had mapped are removed: they would use memory
-until the machine is restarted.
+Files in shared memory that these processes had mapped, and that no other process has, are removed at the end: they
+would use memory until the machine is restarted.
 
 Standard output carries reports, one JSON object a line: ``{"pid": …, "supervisor": …}`` with the ids of the
 started process and of the supervisor; ``{"refused": …}`` if the process could not be started; ``{"status": …}``,
@@ -39,6 +40,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+#: Orders, of one byte each.
 END, TIME_IS_UP = b"e", b"t"
 
 #: What is read instead of an order if the pytest process has died.
@@ -103,7 +105,7 @@ def supervise(attempt: str, pids: str) -> int | None:
     shared = shared_files(descendants(os.getpid()))  # a process may leave them when it ends by itself
     if order is None:
         order = _wait(lambda: _is_alone(worker), woken, watched, REST_SECONDS)
-        shared |= shared_files(descendants(os.getpid()))  # what the rest has made since
+        shared |= shared_files(descendants(os.getpid()))  # what the other descendants have made since
     elif order == TIME_IS_UP:
         os.kill(worker, DUMP_STACKS)
         time.sleep(DUMP_SECONDS)
@@ -115,11 +117,11 @@ def supervise(attempt: str, pids: str) -> int | None:
     return None
 
 
-def _begin(supervisor: int, not_its_own: Iterable[int], blocked: Iterable[int]) -> int:
+def _begin(supervisor: int, supervisor_fds: Iterable[int], blocked: Iterable[int]) -> int:
     """Turn the forked process into the experiment's process."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:
+        if os.getppid() != supervisor:  # it ended before the call above
             os._exit(1)
         os.setsid()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
@@ -127,7 +129,7 @@ def _begin(supervisor: int, not_its_own: Iterable[int], blocked: Iterable[int]) 
         signal.set_wakeup_fd(-1)
         for number in {*_SIGNALS, signal.SIGCHLD} - {signal.SIGINT}:  # Ctrl-C is handled by pytest
             signal.signal(number, signal.SIG_DFL)
-        for fd in not_its_own:
+        for fd in supervisor_fds:
             os.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         report_fd = os.dup(1)
@@ -159,7 +161,7 @@ def _watch(pids: str) -> set[int]:
 
 
 def wake_on_child() -> tuple[int, int]:
-    """Return both ends of a pipe that becomes readable when a child ends."""
+    """Return the reading and the writing end of a pipe that becomes readable when a child ends."""
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -170,8 +172,8 @@ def wake_on_child() -> tuple[int, int]:
 
 def _has_ended(worker: int) -> bool:
     """Return whether *worker* has ended. Orphans are reaped; *worker* is not, so that its id is not reused."""
-    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while found := os.waitid(os.P_ALL, 0, look):
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while found := os.waitid(os.P_ALL, 0, options):
         if found.si_pid == worker:
             return True
         os.waitpid(found.si_pid, 0)
@@ -184,10 +186,10 @@ def _is_alone(worker: int) -> bool:
 
 
 def _wait(ended: Callable[[], bool], woken: int, watched: set[int], seconds: float | None = None) -> bytes | None:
-    """Wait until processes have *ended*, and return the order that came before; None if none did.
+    """Wait until processes have *ended*. Return the order that came before that; None if none came.
 
     Args:
-        ended: Asked again after the end of each child.
+        ended: Returns whether they have. Called again after the end of each child.
         woken: Becomes readable when a child ends.
         watched: File descriptors that become readable when one of the watched processes ends.
         seconds: Time limit; None for none.
@@ -235,7 +237,7 @@ def descendants(pid: int) -> list[int]:
     """Return the ids of all descendants of a process, itself not included."""
     found = [pid]
     parents = _parents()
-    for one in found:  # which grows
+    for one in found:  # the loop extends it
         found += [child for child, parent in parents.items() if parent == one]
     return found[1:]
 
@@ -243,8 +245,8 @@ def descendants(pid: int) -> list[int]:
 def shared_files(pids: Iterable[int]) -> set[str]:
     """Return the paths of the files in shared memory that processes have mapped.
 
-    The files are found by device and inode: glibc makes a semaphore under a temporary name, and it is that name,
-    since deleted, that the maps of its maker have.
+    The files are found by device and inode, as ``/proc/PID/maps`` may have another name: glibc creates a semaphore
+    under a temporary name, which it deletes.
     """
     mapped: set[tuple[str, ...]] = set()
     for pid in pids:

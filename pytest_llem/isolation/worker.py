@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Files in the attempt's folder. STACKS receives the stacks of all threads when the time is up.
 JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
 
-#: Files that are kept beside the result.
+#: Pattern of the files that are kept beside the result.
 EXTRA_FILES = "*.csv"
 
 #: Phases that may download.
@@ -100,7 +100,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
         raise  # the exit status is reported
     except BaseException as error:
         write_whole(directory / ERROR, json.dumps(describe(error, latest)))
-    _flush()  # the output has to arrive before the event that it is done
+    _flush()  # the output has to arrive before the event DONE
     announce(DONE)
     finish()
 
@@ -127,10 +127,10 @@ def read_job(directory: Path) -> dict[str, Any]:
 
 
 def read_line(fd: int) -> bytes:
-    """Return the next line of a pipe, with its end.
+    """Return the next line of a pipe, with its line break.
 
-    End of file means that pytest has ended. The supervisor is about to kill this process and to remove its folder,
-    which it would not if this process ended by itself.
+    End of file means that pytest has ended. This process then waits until the supervisor kills it: if it ended by
+    itself, the supervisor would not remove its folder.
     """
     line = b""
     while not line.endswith(b"\n"):
@@ -167,8 +167,8 @@ def run(
         start: When this process began, and when its imports were done: fields of a StartRecord.
         directory: The attempt's folder.
         announce: Called with the fields of a Progress at each phase.
-        events: File descriptor on which these are announced.
-        orders: File descriptor from which the turns are read, one a line.
+        events: File descriptor on which the phases are announced.
+        orders: File descriptor from which the orders to take a turn are read, one a line.
     """
     for name, value in job["environment"].items():
         if value is None:
@@ -244,7 +244,7 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)  # leaves room for the error, which is shorter than a result
+        temporary.unlink(missing_ok=True)  # makes room for the error, which is shorter than a result
         raise UnwritableError(error.errno, error.strerror, str(path)) from error
 
 

@@ -64,7 +64,7 @@ def gate_reports(
     call = _report(node_id, location, "call")
     _set_outcome(call, verdict, root)
     if marks.xfail is not None and call.outcome != "skipped":
-        _expect(call, marks.xfail, strict=marks.strict)
+        _apply_xfail(call, marks.xfail, strict=marks.strict)
     yield call
     teardown = _report(node_id, location, "teardown")
     teardown.user_properties += _properties(verdict)  # JUnit XML reads them from the tear-down
@@ -107,7 +107,7 @@ def _skip(report: pytest.TestReport, reason: str) -> None:
     report.longrepr = path, (line or 0) + 1, f"Skipped: {reason}"
 
 
-def _expect(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
+def _apply_xfail(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
     """Change a report as pytest does for a test that is expected to fail."""
     if report.outcome == "failed":
         report.outcome = "skipped"
@@ -119,16 +119,16 @@ def _expect(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
         report.wasxfail = reason
 
 
-def _failure(verdict: GateVerdict, path: Path, number: int | None) -> Any:
-    """Return what pytest makes of ``pytest.fail`` at that place, which its summary and JUnit XML then show.
+def _failure(verdict: GateVerdict, path: Path, line: int | None) -> Any:
+    """Return what pytest makes of ``pytest.fail`` at that *line*, from 0, to show in its summary and JUnit XML.
 
-    The summary shows the crash's message after the gate's id, cut at the terminal's width. The message starts with
-    the value, because the id has point and metric.
+    The summary shows the crash's message after the gate's id, truncated to the terminal's width. The message
+    starts with the value, because the id has point and metric.
     """
     try:
         pytest.fail(verdict_line(verdict), pytrace=False)
     except pytest.fail.Exception:
         shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value")
         crash = shown.reprcrash
-        crash.path, crash.lineno, crash.message = str(path), (number or 0) + 1, verdict_text(verdict)
+        crash.path, crash.lineno, crash.message = str(path), (line or 0) + 1, verdict_text(verdict)
         return shown

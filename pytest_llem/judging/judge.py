@@ -53,9 +53,10 @@ class Judge:
         self._config = config
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
-        #: Name of the study, its comparison, and the ids of its gates that count.
+        #: Name of the study, its comparison, and the ids of its gates that count: those that are neither skipped
+        #: nor expected to fail.
         self._comparisons: list[tuple[str, Comparison, set[str]]] = []
-        #: Verdicts of gates that count: neither skipped nor expected to fail.
+        #: Verdicts of the gates that count.
         self._verdicts: list[GateVerdict] = []
         #: Number of gates that count and judged a result of an earlier session, by its directory.
         self._sources: Counter[Path] = Counter()
@@ -83,7 +84,7 @@ class Judge:
                     if judged is not None and judged.source is not None:
                         self._sources[judged.source] += 1
                     self._verdicts.append(verdict)
-                    study_gates.keep(verdict)
+                    study_gates.add_to_result(verdict)
                     counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget may have the same id
                 self.left -= 1
                 if session.shouldfail:
@@ -197,7 +198,7 @@ class StudyGates:
         if (result := self._results.own) is not None:
             result.comparison = self.comparison.record
         place = {"file": self._file, "line": self.study.gates_line}
-        found = {one.id: self._placed(one.model_copy(update=place)) for one in self.comparison.verdicts}
+        found = {one.id: self._with_note(one.model_copy(update=place)) for one in self.comparison.verdicts}
         for one in wanted - found.keys():
             why = "only the baseline of other devices has this point"
             found[one] = self._unjudged(self.gates[REGRESSION, one], why, outcome="skipped")
@@ -208,9 +209,9 @@ class StudyGates:
         budget = next(one for one in self.study.budgets if one.id == name)
         point = self._results.points[budget.point].point
         not_judged = self._results.partly_selected.get(budget.point)
-        return self._placed(judge_budget(budget, point, not_judged=not_judged, file=self._file))
+        return self._with_note(judge_budget(budget, point, not_judged=not_judged, file=self._file))
 
-    def _placed(self, verdict: GateVerdict) -> GateVerdict:
+    def _with_note(self, verdict: GateVerdict) -> GateVerdict:
         """Return a verdict whose reason mentions an earlier session, or missing cycles."""
         reason = "; ".join(filter(None, (verdict.reason, self._note(verdict))))
         return verdict.model_copy(update={"reason": reason or None})
@@ -235,7 +236,7 @@ class StudyGates:
             return "no experiment of the point was selected, nor measured in an earlier run"
         return f"measured in an earlier run, {judged.source.name}"
 
-    def keep(self, verdict: GateVerdict) -> None:
+    def add_to_result(self, verdict: GateVerdict) -> None:
         """Add a verdict to this session's result, if this session measured the point."""
         if self._results.own is not None and verdict.point in self._results.measured:
             next(one for one in self._results.own.points if one.id == verdict.point).verdicts.append(verdict)
@@ -286,7 +287,7 @@ class StudyGates:
             return self._baseline
 
     def _testbeds(self) -> list[str]:
-        """Return the testbeds of the judged results: that of all points, and those of points, by their number."""
+        """Return the keys of the results' testbeds: that of all points together, then those of most points."""
         points = [judged.point for judged in self._results.points.values()]
         found = Counter(one.key for point in points if (one := testbed_of([point])) is not None)
         whole = testbed_of(points)

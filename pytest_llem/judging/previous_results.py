@@ -25,7 +25,7 @@ class JudgedPoint(NamedTuple):
 
 
 class InterleavedRuns(NamedTuple):
-    """A point and its reference, interleaved in one session: cycles of two sessions are not pairs."""
+    """A point and its reference, interleaved in one session: cycles of two sessions cannot be paired."""
 
     candidate: JudgedPoint
     reference: PointResult
@@ -50,7 +50,7 @@ class PreviousResults:
         self._read: dict[Path, StudyResult | None] = {}
 
     def point(self, name: str, cycles: int) -> JudgedPoint | None:
-        """Return the newest result of a point with at least *cycles* ended cycles, else the newest with any.
+        """Return the newest result of a point with at least *cycles* ended cycles, else the newest with one.
 
         A failed cycle has ended too: a newer run with failures takes precedence over an older one without.
 
@@ -68,7 +68,7 @@ class PreviousResults:
         return incomplete
 
     def pair(self, name: str, cycles: int, reference_name: str) -> InterleavedRuns | None:
-        """Return the newest result of a point with at least *cycles* cycles ended on both sides, else any.
+        """Return the newest result of a point with *cycles* or more ended on both sides, else the newest with one.
 
         Args:
             name: Id of the point.

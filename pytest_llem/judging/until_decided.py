@@ -1,7 +1,8 @@
 """``n_cycles: auto``: end the cycles of a point once its gates are decided.
 
-The controller looks at the results so far whenever points have completed one of the rule's numbers of cycles on
-all sides. The point's later experiments are skipped; verdicts and intervals allow for the looks.
+The controller judges the results so far whenever points have completed one of the numbers of cycles that
+:class:`~pytest_llem.gates.sequential.Schedule` fixes, on all sides. The point's later experiments are skipped;
+verdicts and intervals allow for the looks.
 """
 
 from __future__ import annotations
@@ -83,14 +84,14 @@ class UntilDecided:
         return self._config.stash[SHARED_STATE].read(file, f"{DECIDED}-{point.config_hash}") is not None
 
     def _look(self, file: str, run: StudyRun, due: Mapping[str, int]) -> None:
-        """Look at points after so many cycles, and end the cycles of those that are decided."""
+        """Judge the points that are *due*, by number of cycles, and end the cycles of those that are decided."""
         gates = StudyGates(self._config, file, self._recorder)
         points = {gate.id: gate.point for gate in gates.gates.values() if gate.kind == REGRESSION}
         found = gates.verdicts({name for name, point in points.items() if point in due})
         for point in run.study.points:
             if (n := due.get(point.id)) is None:
                 continue
-            if verdicts := [found[name] for name, of in points.items() if of == point.id]:
+            if verdicts := [found[gate] for gate, name in points.items() if name == point.id]:
                 why = _by_verdicts(verdicts)
                 text = ": ".join(filter(None, (why, "; ".join(map(_text, verdicts)))))
             else:
@@ -112,7 +113,7 @@ def _by_verdicts(verdicts: Sequence[GateVerdict]) -> str | None:
 
 
 def _by_precision(run: StudyRun, point: Point) -> tuple[str | None, str]:
-    """Return why a point without comparison needs no more cycles, None if it does, and its intervals as text."""
+    """Return why a point without comparison needs no more cycles, None if it does; and a text for the user."""
     study = run.study
     budgets = {budget.metric for budget in study.budgets if budget.point == point.id}
     result = next(one for one in run.summarise().points if one.id == point.id)

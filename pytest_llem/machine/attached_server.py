@@ -65,6 +65,7 @@ def _gpu_users(nvml: Nvml) -> dict[str, set[int]]:
 
 
 def _tree(pid: int) -> set[int]:
+    """Return the pids of a process and its descendants."""
     try:
         process = psutil.Process(pid)
         return {pid, *(one.pid for one in process.children(recursive=True))}

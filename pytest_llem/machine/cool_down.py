@@ -32,7 +32,7 @@ REPORT_PERIOD_S = 1.0
 
 @dataclass
 class CoolDown:
-    """Waits for the gaps between the experiments of one process.
+    """Waits in the gaps, which are idle times between the experiments of one process.
 
     Attributes:
         sensors: Creates a context that yields a function, which reads the GPUs' states.
@@ -116,16 +116,16 @@ class CoolDown:
             while True:
                 waited, now = self.clock() - began, read()
                 # A GPU that has disappeared counts as not settled.
-                unreached = (_unreached(now.get(uuid, GpuState()), first) for uuid, first in targets.items())
-                missing = next(filter(None, unreached), None)
-                if waited >= MIN_S and missing is None:
+                texts = (_unreached(now.get(uuid, GpuState()), first) for uuid, first in targets.items())
+                unreached = next(filter(None, texts), None)
+                if waited >= MIN_S and unreached is None:
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= MAX_S:
                     return GapRecord(seconds=waited, reason="timeout")
-                if missing is None:
+                if unreached is None:
                     reason = f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"
                 else:
-                    reason = f"one GPU: {missing}; at most {math.ceil(MAX_S - waited)} s more"
+                    reason = f"one GPU: {unreached}; at most {math.ceil(MAX_S - waited)} s more"
                 report(f"cooling down, {int(waited)} s ({reason})")
                 self.sleep(min(POLL_S, MAX_S - waited))
 

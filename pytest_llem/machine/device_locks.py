@@ -194,7 +194,7 @@ def try_locks() -> Path:
 
 
 class _Waiting:
-    """The wait of a process: its position in the queue, and the owners that it waits for. The first is reported.
+    """The wait of a process: its position in the queue, and the owners that it waits for; one is reported.
 
     Attributes:
         busy: Devices that were locked at the last attempt.

@@ -94,9 +94,9 @@ class DeviceRequest:
         chosen = tuple(device for device in self.pool if device in devices)
         if self.cuda_names is None:
             return Allocation(chosen)
-        numbers = ",".join(self.cuda_names[device] for device in chosen if device in self.cuda_names)
-        order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if numbers else {}
-        return Allocation(chosen, {**order, "CUDA_VISIBLE_DEVICES": numbers})
+        names = ",".join(self.cuda_names[device] for device in chosen if device in self.cuda_names)
+        order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if names else {}
+        return Allocation(chosen, {**order, "CUDA_VISIBLE_DEVICES": names})
 
 
 def request_all(*devices: str) -> DeviceRequest:
@@ -143,7 +143,7 @@ def _kinds(gpus: VisibleGpus) -> list[tuple[Gpu, ...]]:
 
 
 def _shortage(number: int, gpus: VisibleGpus) -> str | None:
-    """Return why there are not *number* GPUs of one kind; None if there are."""
+    """Return why there are not *number* GPUs of one model; None if there are."""
     kinds = _kinds(gpus)
     if any(len(kind) >= number for kind in kinds):
         return None

@@ -27,8 +27,8 @@ class Settled:
 
     Attributes:
         seconds: Time waited, in s; None if no memory could be compared.
-        left_mb: Memory in use beyond that before, in MB by UUID, of GPUs where it exceeds the margin; None if no
-            memory could be compared.
+        left_mb: Memory in use above its earlier value, in MB by UUID, of GPUs where it exceeds the margin; None if
+            no memory could be compared.
         used: Memory in use, in bytes by UUID, of GPUs where it can be read.
     """
 

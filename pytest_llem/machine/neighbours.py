@@ -1,4 +1,4 @@
-"""Record what else ran on the machine during an experiment, and mark the energies that they shared."""
+"""Record what else ran on the machine during an experiment, and mark the energies that include it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llem.results.experiment import Neighbour
 #: Why no gate judges a shared energy.
 SHARED = "it includes what other experiments drew at the same time"
 
-#: How energy is obtained that is the experiment's own wherever it is measured.
+#: Methods that give the experiment's own energy, also on devices that others use.
 _OWN_METHODS = ("attributed", "estimated")
 
 
@@ -23,7 +23,7 @@ def with_neighbours(outcome: Outcome, devices: Collection[str], session: str | N
     """Return *outcome* with the experiments that had other devices of the machine at the same time.
 
     Energies of devices that are not the experiment's own, such as a CPU package, are marked as shared if there are
-    any.
+    such experiments.
 
     Args:
         outcome: The outcome of the experiment, which still has its devices.
@@ -74,15 +74,17 @@ def neighbours(devices: Collection[str], session: str | None, began: datetime, e
             study=study,
             experiment=experiment,
             devices=sorted(names),
-            same_run=session is not None and of == session,
+            same_run=session is not None and other_session == session,
             seconds=round(seconds, 3),
         )
-        for (study, experiment, of), (names, seconds) in sorted(found.items(), key=lambda one: str(one[0]))
+        for (study, experiment, other_session), (names, seconds) in sorted(
+            found.items(), key=lambda one: str(one[0])
+        )
     ]
 
 
 def _owners() -> Iterator[tuple[str, Owner]]:
-    """Yield the device and the owner of each note."""
+    """Yield the device and the owner of each note beside the locks."""
     try:
         files = [*locks_folder().glob("*.*.json")]
     except OSError:

@@ -13,10 +13,10 @@ from pydantic import AwareDatetime, Field
 from pytest_llem.local_folder import local_folder
 from pytest_llem.results.document import Record
 
-#: Name of the locks' folder in the folder for temporary files, or in another one that has locks of this machine.
+#: Name of the locks' folder, which is in :func:`~pytest_llem.local_folder.local_folder`.
 FOLDER = "pytest-llem-locks"
 
-#: Longest age, in s, at which the memory in another process's note is used. It counts from the end of the
+#: Longest age, in s, at which ``used_bytes`` of another process's note is used. It counts from the end of the
 #: experiment, or from its start if the note has no end, because the process was killed.
 MAX_AGE_S = 60.0
 MAX_AGE_WITHOUT_END_S = 86_400.0
@@ -52,7 +52,7 @@ class Owner(Lease):
     began: float
     """Start time of the process, in s since 1970: another process may have its pid by now."""
     worker: str | None = None
-    """Name of the pytest-xdist worker."""
+    """Name of the pytest-xdist worker; None without xdist."""
     used_bytes: int | None = None
     """GPU memory in use before the experiment, in bytes; None if unknown."""
     earlier: list[Lease] = Field(default_factory=list)
@@ -116,11 +116,11 @@ class Owner(Lease):
         return self.ended is None and self.is_same_process(now)
 
     def used_before(self, successor: Owner) -> int | None:
-        """Return the memory in use, in bytes, that *successor* has to wait for; None if unknown or outdated."""
+        """Return the GPU memory in use before this owner, in bytes; None if unknown or too old for *successor*."""
         if self.is_same_process(successor):
             return self.used_bytes
-        left, max_age = (self.ended, MAX_AGE_S) if self.ended else (self.since, MAX_AGE_WITHOUT_END_S)
-        return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= max_age else None
+        until, max_age = (self.ended, MAX_AGE_S) if self.ended else (self.since, MAX_AGE_WITHOUT_END_S)
+        return self.used_bytes if 0 <= (successor.since - until).total_seconds() <= max_age else None
 
 
 def locks_folder() -> Path:

@@ -53,7 +53,7 @@ def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, M
 def with_covers_engine(
     metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]
 ) -> dict[str, Metric]:
-    """Return *metrics* with ``covers_engine`` set on every energy metric.
+    """Return *metrics* with ``covers_engine`` on every energy metric: whether it covers the engine's devices.
 
     A counter that is invalid in the measured window is invalid for its other readings too: each energy over the
     same boundary gets the ``invalid`` code of ``energy_j``.
@@ -97,14 +97,14 @@ def _share(name: str, total: Total, number: float | None, reason: str) -> Metric
 
 @dataclass(frozen=True)
 class Served:
-    """What was done in a time.
+    """The work that an engine did in some time.
 
     Attributes:
         passes: Number of passes over the prompts; of a server, requests ÷ ``n``.
         requests: Number of answered requests.
         input_tokens: Their input tokens; None if unknown.
         output_tokens: Their output tokens; None if unknown.
-        no_tokens: Why the number of output tokens is unknown; None for the usual reason.
+        no_tokens: Why the number of output tokens is unknown; None if the engine just does not report it.
     """
 
     passes: float
@@ -137,7 +137,7 @@ class Served:
 
 
 def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str, Metric]:
-    """Return every energy metric of a window that any engine has, per pass.
+    """Return the energy metrics that every engine has, per pass of a window.
 
     Args:
         account: The meters' readings.
@@ -232,7 +232,7 @@ def megabytes(name: str, size: int | None) -> Metric:
 
 
 def cache_metrics(cache: CacheMemory | None) -> dict[str, Metric]:
-    """Return the size and use of a KV cache that the engine allocated in advance; None if it reports none."""
+    """Return the size and use of a KV cache that the engine allocated in advance; no values if *cache* is None."""
     if cache is None:
         reason = "the engine reports no cache that it allocates in advance"
         return {name: metric(name, None, reason=reason) for name in ("cache_memory_mb", "used_cache_memory_mb")}

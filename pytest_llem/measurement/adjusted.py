@@ -10,7 +10,8 @@ from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.effects import given_value, without_effect
 
-#: Sections that a study may switch off: their settings then have no effect, which is reported only of an axis.
+#: Sections that a study may switch off: their settings then have no effect, which is reported only if the
+#: setting is an axis.
 SWITCHES = ("warmup", "baseline")
 
 #: Values of ``precision`` by the names of data types that engines report.
@@ -32,11 +33,11 @@ def adjusted_settings(
     ineffective = [
         AdjustedSetting(
             setting=setting,
-            given=given_value(config, at),
+            given=given_value(config, path),
             reason=message.removeprefix("has no effect").lstrip(": "),
         )
-        for at, message in without_effect(config)
-        if (setting := ".".join(map(str, at))) in axes or at[0] not in SWITCHES
+        for path, message in without_effect(config)
+        if (setting := ".".join(map(str, path))) in axes or path[0] not in SWITCHES
     ]
     return [
         *ineffective,
@@ -84,6 +85,7 @@ def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedS
 
 
 def _limits(config: ExperimentConfig, axes: Mapping[str, Any], requests: Requests) -> Iterator[AdjustedSetting]:
+    """Yield the token limits that are an axis and were not reached."""
     longest = {
         "max_input_tokens": ([one.input_tokens for one in requests.all()], "no prompt is longer"),
         "max_output_tokens": ([one.output_tokens for one in requests.all()], "every answer ended before"),

@@ -41,14 +41,15 @@ from pytest_llem.times import now
 if TYPE_CHECKING:  # which imports this module
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 
-#: Length of the windows that the time of a command is divided into, in s: those within the steady state count.
+#: Length of the slices that the time of a command is divided into, in s. Energy is that of the slices within the
+#: steady state.
 SLICE_SECONDS = 1.0
 
-#: Tools that measure in their own process, and no server.
+#: Tools that run the model in their own process, without a server.
 SELF_CONTAINED = ("llama-bench",)
 
-#: Identity of the start of a server that was there before the command.
-BEFORE = "before the command"
+#: ``server_start`` of a server that ran before the command: all cycles have the same.
+SERVER_BEFORE = "before the command"
 
 
 #: Metrics of energy that need the number of requests.
@@ -114,7 +115,7 @@ class CommandOrchestrator:
         started_at = now()
         wanted = self.config.energy.backend
         meters = Meters.open(wanted, self.gpus, self.experiment.telemetry_fd)
-        parts = Meters.open(wanted, self.gpus)
+        slice_meters = Meters.open(wanted, self.gpus)
         observers = WindowObservers(self.gpus, self.experiment.harness)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "result.json")
@@ -125,11 +126,11 @@ class CommandOrchestrator:
                 observers.begin()
                 meters.begin()
                 began, began_at = time.monotonic(), time.time()
-                slices = self._run_command(out, parts)
+                slices = self._run_command(out, slice_meters)
                 window = PassWindow(time.monotonic() - began, meters.end(), began, began_at)
                 observers.end(window.account)
             finally:
-                parts.close()
+                slice_meters.close()
                 meters.close()
             self.experiment.on_progress(Progress("computing the metrics"))
             runs = self._read(out)
@@ -192,7 +193,7 @@ class CommandOrchestrator:
                 "make an axis of them"
             )
         is_fresh = self.options.fresh_server or runs[0].tool in SELF_CONTAINED
-        return ImportedRuns([replace(run, server_start=None if is_fresh else BEFORE) for run in runs])
+        return ImportedRuns([replace(run, server_start=None if is_fresh else SERVER_BEFORE) for run in runs])
 
     def _result(
         self,
@@ -214,7 +215,7 @@ class CommandOrchestrator:
         metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.experiment.carbon, energy["energy_j"])}
         if is_fresh:  # it is not known where another server runs
             metrics = accounting.with_covers_engine(metrics, record, self.gpus)
-        # The processes of a server that was there before are not of this experiment.
+        # A server that ran before the command is not of this experiment: its work would count as contention.
         contention = observers.contention(window.seconds) if is_fresh else None
         result = ExperimentResult(
             pytest_llem_version=package_version("pytest-llem") or "unknown",
@@ -284,9 +285,9 @@ def _steady_slices(runs: ImportedRuns, slices: Sequence[CommandSlice]) -> Iterat
     if isinstance(spans, str) or runs.first.clock == "other" or any(run.cut for run in runs.runs):
         return
     for run, span in zip(runs.runs, spans, strict=True):
-        ahead = time.time() - time.monotonic() if run.clock == "unix" else 0.0
+        offset = time.time() - time.monotonic() if run.clock == "unix" else 0.0
         served = timed_requests(run)
         for one in slices:
-            began, ended = one.began + ahead, one.ended + ahead
+            began, ended = one.began + offset, one.ended + offset
             if span.began <= began < ended <= span.ended:
                 yield one, rates_between(served, began, ended)

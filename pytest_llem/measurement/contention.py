@@ -91,8 +91,8 @@ class ContentionWatch:
 
         Args:
             gpus: UUIDs of the GPUs that the experiment uses.
-            partner: Pid of an experiment that is interleaved with this one. It used the GPUs until just before:
-                the driver, whose samples are coarse, may show that as use during this turn.
+            partner: Pid of an experiment that is interleaved with this one. Its use of the GPUs is not that of
+                others: it used them until just before, which the driver's coarse samples may still show.
         """
         until, self.after = time.time(), snapshot(self._roots, cpus=self.before.cpus)
         used: list[GpuContention] = []
@@ -162,8 +162,8 @@ def with_prefill(window: Contention, prefill: Contention) -> Contention:
 
     The values are those of the first window. Reasons from the second contain "in the prefill window".
     """
-    order = ("uncontended", "unknown", "contended")
-    if prefill.state == "uncontended" or order.index(prefill.state) < order.index(window.state):
+    severities = ("uncontended", "unknown", "contended")
+    if prefill.state == "uncontended" or severities.index(prefill.state) < severities.index(window.state):
         return window
     reasons = [reason.replace(":", " in the prefill window:", 1) for reason in prefill.reasons]
     reasons_of_window = window.reasons if window.state == prefill.state else []
@@ -182,6 +182,7 @@ def contention_warnings(contention: Contention) -> Iterator[QualityWarning]:
 
 
 def _received(cpu: CpuActivity) -> float | None:
+    """Return the CPU time that the experiment received ÷ wanted; None if unknown."""
     if cpu.cpu_seconds is None or cpu.cpu_wait_seconds is None:
         return None
     wanted = cpu.cpu_seconds + cpu.cpu_wait_seconds

@@ -108,7 +108,7 @@ def join_cpu_activity(parts: Sequence[CpuActivity]) -> CpuActivity:
 def own_cpus(before: Snapshot, after: Snapshot) -> float | None:
     """Return how many CPUs the experiment's processes used on average between two snapshots.
 
-    None if that is unknown, or if there are too few ticks between them.
+    None if that is unknown, or if there are too few ticks of the kernel's clock between them.
     """
     seconds, own = after.at - before.at, _own_seconds(before, after)
     return None if own is None or seconds < MIN_CLOCK_TICKS * CLOCK_TICK_S else own / seconds
@@ -186,6 +186,7 @@ def _throttled(before: Snapshot, after: Snapshot) -> tuple[float | None, float |
 
 
 def _rise(before: float | None, after: float | None, seconds: float) -> float | None:
+    """Return by how much a counter of time rose, ÷ *seconds*; None if it is unknown."""
     return _share(after - before, seconds) if before is not None and after is not None and seconds else None
 
 

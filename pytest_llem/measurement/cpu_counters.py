@@ -16,7 +16,8 @@ from pytest_llem.hardware.cgroups import CGROUPS, PROC, group_files
 #: /proc counts time in ticks of this many seconds.
 CLOCK_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-#: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. User, nice include guests.
+#: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. user and nice include the
+#: time of virtual machines that run on this machine.
 _BUSY, _STEAL = (0, 1, 2, 5, 6), 7
 
 
@@ -156,11 +157,11 @@ def descendants(root: int, processes: Mapping[int, Process]) -> frozenset[int]:
     children: dict[int, list[int]] = {}
     for pid, process in processes.items():
         children.setdefault(process.parent, []).append(pid)
-    found, left = set(), [root] if root in processes else []
-    while left:
-        pid = left.pop()
+    found, to_visit = set(), [root] if root in processes else []
+    while to_visit:
+        pid = to_visit.pop()
         found.add(pid)
-        left += (one for one in children.get(pid, ()) if one not in found)
+        to_visit += (one for one in children.get(pid, ()) if one not in found)
     return frozenset(found)
 
 
@@ -228,7 +229,7 @@ def _group_pressure(proc: Path, cgroups: Path) -> float | None:
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
-    """Yield the CPU quota of each control group that has one. cpu.stat has µs in version 2, ns in version 1."""
+    """Yield the CPU quota of each control group that has one. cpu.stat has µs in cgroup v2, ns in v1."""
     for file in group_files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
         try:
             lines = (line.split() for line in file.read_text().splitlines())

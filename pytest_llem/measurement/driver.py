@@ -28,14 +28,15 @@ class Driver(Protocol[W]):
         """Warm up, and return a record of it; None if the study switches that off.
 
         Args:
-            on_run: Called before each run with its number, from 1, and the largest number, None if unlimited.
+            on_run: Called before each warm-up batch with its number, from 1, and the largest number, which is None
+                if there is none. For a server, called once, with 0.
         """
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> W:
         """Measure for at least ``measurement.min_window_seconds``.
 
         Args:
-            meters: Open meters, outside of a window.
+            meters: Open meters that have no window in progress.
             observers: Observe each window, or turn.
             turns: Turns with another experiment; None to measure without interruption.
         """
@@ -85,7 +86,7 @@ def measure_turns(
         turns: The turns.
         observers: Observe each turn.
         min_window_seconds: Minimum length of all turns together, in s.
-        measure: Measures one turn, of a minimum length in s.
+        measure: Measures one turn, given its minimum length in s.
     """
     taken: list[W] = []
     while True:

@@ -60,11 +60,11 @@ def create_engine(config: ExperimentConfig, context: EngineContext) -> Engine:
 
 
 def answer(questions: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Import engines and return what they answer, as the fields of an ``EngineAnswer`` by the engine's name.
+    """Import engines, and return what the study has to know of each: by name, the fields of an ``EngineAnswer``.
 
     Args:
-        questions: By engine: fields of the configurations to ask about, those that the study sets, and the number
-            of their model's weights.
+        questions: For each engine, the experiments to ask about: the fields (``config``), which of these the
+            study sets (``given``), and the number of the model's weights (``parameters``).
     """
     return {name: _answer(name, asked) for name, asked in questions.items()}
 
@@ -81,7 +81,7 @@ def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "supports": sorted(abilities(engine)),
             "takes_any": options is None or (is_class and _takes_any(options)),
             "reads_passthrough_kwargs": bool(getattr(engine, "reads_passthrough_kwargs", False)),
-            "configs": [_of_config(engine, one) for one in asked],
+            "configs": [_config_answer(engine, one) for one in asked],
         }
     except (LookupError, ImportError) as error:
         return {"problem": str(error)}
@@ -99,7 +99,7 @@ def default_gpus(name: str, engine: Any) -> int | None:
     return needs_of_class(engine, ExperimentConfig(model="none", backend=name), None).gpus
 
 
-def _of_config(engine: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+def _config_answer(engine: Any, question: Mapping[str, Any]) -> dict[str, Any]:
     config = ExperimentConfig.model_validate(question["config"])
     if problems := option_problems(engine, config, question.get("given")):
         return {"problems": [(one.path, one.message) for one in problems]}

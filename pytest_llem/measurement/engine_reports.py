@@ -64,8 +64,8 @@ def _problem(request: RequestRecord, input_tokens: int | None, pass_seconds: flo
     for name, reported, place in (("first_token", request.first_token, 0), ("last_token", request.last_token, -1)):
         if len(times) and reported is not None and not (gap := abs(reported - times[place])) <= TOLERANCE_S:
             return f"itself: {name} differs from token_times[{place}] by {_ms(gap)}"
-    order = (request.sent, request.admitted, request.first_token, *times, request.last_token)
-    known = [time for time in order if time is not None]
+    in_order = (request.sent, request.admitted, request.first_token, *times, request.last_token)
+    known = [time for time in in_order if time is not None]
     if not all(after - before >= -TOLERANCE_S for before, after in pairwise(known)):
         return "itself: its times are not in the order sent, admitted, first token, …, last token"
     if known and not (known[0] >= window.began - TOLERANCE_S and known[-1] <= window.ended + TOLERANCE_S):
@@ -80,7 +80,7 @@ def _problem(request: RequestRecord, input_tokens: int | None, pass_seconds: flo
 
 
 def too_fast(passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: Sequence[float]) -> str | None:
-    """Return why no engine can have generated *passes* in that time; None if one can.
+    """Return why no engine can have generated *passes* in *pass_seconds*; None if one can.
 
     Args:
         passes: For each pass, the records of each batch.

@@ -17,8 +17,8 @@ def gpu_activity(
 ) -> list[GpuContention]:
     """Return the use of each GPU during a window.
 
-    Other processes are known only if the driver lists one of the
-    experiment's: in a container it may list pids of the host, or none.
+    Other processes are known only if the driver lists one of the experiment's: in a container it may list pids of
+    the host, or none.
 
     Args:
         nvml: An open NVML.
@@ -52,19 +52,22 @@ def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float,
         return GpuContention(device=uuid)
     since = int(span[0] * 1e6)
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
-    holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
+    with_memory = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
     others = {pid: share for pid, share in used.items() if pid not in own}
     others_share = sum(others.values()) if len(others) < len(used) else None
-    other_holders = [one for pid, one in holders.items() if pid not in own]
-    if other_holders and not others_share:
+    others_with_memory = [one for pid, one in with_memory.items() if pid not in own]
+    if others_with_memory and not others_share:
         others_share = None  # the driver's samples do not show a process that rarely computes
-    known = bool((used.keys() | holders.keys()) & set(own))
+    known = bool((used.keys() | with_memory.keys()) & set(own))
     return GpuContention(
         device=uuid,
         busy_share=busy_share(nvml, handle, *span),
         others_share=others_share,
-        others_memory_mb=_memory_mb(other_holders) if len(other_holders) < len(holders) else None,
-        others=[_label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})]
+        others_memory_mb=_memory_mb(others_with_memory) if len(others_with_memory) < len(with_memory) else None,
+        others=[
+            _label(with_memory.get(pid), pid)
+            for pid in sorted({*others, *(one.pid for one in others_with_memory)})
+        ]
         if known
         else [],
     )

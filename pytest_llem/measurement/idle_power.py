@@ -33,12 +33,12 @@ def measure_idle_power(
 ) -> IdlePowerRecord:
     """Return the idle power, measured after the engine has worked once to allocate all that it needs.
 
-    Call it before warm-up: after it the machine is hot and its clocks are still high. The result of an earlier
+    Call it before warm-up: afterwards the machine is hot and its clocks are still high. The result of an earlier
     cycle is reused if the same meter read the same devices.
 
     Args:
         run_once: Makes the engine work once, and waits for it.
-        meters: Open meters, outside of a window.
+        meters: Open meters that have no window in progress.
         loading: Energy of loading the model, which shows the meters' method and devices.
         config: Whether and for how long to measure.
         known: Result of an earlier cycle of the same configuration; not reused if invalid.
@@ -79,7 +79,7 @@ def measure_idle_power_after(
 
     Args:
         idle_power: Result of the first measurement.
-        meters: Open meters, outside of a window.
+        meters: Open meters that have no window in progress.
         config: How long to measure.
         window: The window whose active energy is computed.
         on_idle: Called when the idle time begins.
@@ -93,13 +93,13 @@ def measure_idle_power_after(
     if total.energy_j is None or not seconds or not _matches(idle_power, total):
         return idle_power
     after_w, part = total.energy_j / seconds, idle_power.seconds / len(idle_power.parts_w)
-    steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
-    walked = steps * (window.seconds + 3 * gap + seconds) / (2 * part)
+    squared_step = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
+    walk_variance = squared_step * (window.seconds + 3 * gap + seconds) / (2 * part)
     return idle_power.model_copy(
         update={
             "after_w": after_w,
             "after_seconds": seconds,
-            "drift_w": math.hypot(after_w - idle_power.idle_power_w, math.sqrt(walked)),
+            "drift_w": math.hypot(after_w - idle_power.idle_power_w, math.sqrt(walk_variance)),
             "invalid": idle_power.invalid or total.invalid,
         }
     )

@@ -23,7 +23,7 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import total_of
 from pytest_llem.times import utc
 
-#: Formats whose runs have no ramp-up: their figures are of the work itself.
+#: Formats whose runs have no ramp-up, so that rates over the whole run are right.
 _WITHOUT_RAMP = ("llama-bench",)
 
 
@@ -50,7 +50,7 @@ class ImportedRuns:
 
     @cached_property
     def steady(self) -> list[Rates] | str:
-        """What was generated in the steady state of each run; why a run has none."""
+        """What was generated in the steady state of each run; if a run has no steady state, the reason."""
         try:
             return [steady_rates(run) for run in self.runs]
         except NotSteadyError as error:
@@ -81,7 +81,7 @@ class ImportedRuns:
         return "no request has these times, or not every one"
 
     def _reported(self) -> dict[str, float]:
-        """Return the tool's own figures, of several runs their means."""
+        """Return the figures that the tool itself reports: their means over the runs."""
         shared = set.intersection(*(set(run.figures) for run in self.runs))
         return {name: statistics.fmean(run.figures[name] for run in self.runs) for name in sorted(shared)}
 
@@ -105,7 +105,7 @@ class ImportedRuns:
         return any(run.cut is not None for run in self.runs)
 
     @property
-    def _has_stamps(self) -> bool:
+    def _has_times(self) -> bool:
         """Whether the times of all requests are on one clock."""
         return all(run.no_times is None for run in self.runs)
 
@@ -130,12 +130,13 @@ class ImportedRuns:
 
     def _whole_runs(self) -> Iterator[Rates]:
         """Yield what was generated in each whole run, if there are times of requests and no figure of the tool."""
-        if "requests_per_second" in self._reported() or not self._has_stamps:
+        if "requests_per_second" in self._reported() or not self._has_times:
             return
         for run in self.runs:
             served = timed_requests(run)
             if served:
                 began, ended = _span(served)
+                # From before the start: what happened exactly at the start of a span is not counted.
                 yield replace(rates_between(served, began - 1, ended), began=began)
 
     def record(self) -> ImportRecord:
@@ -202,7 +203,7 @@ class ImportedRuns:
         """Return the requests as CSV; None if there are none. Times on no common clock are left out."""
         if self.requests is None:
             return None
-        starts = [one.sent for one in self.requests.all() if one.sent is not None and self._has_stamps]
+        starts = [one.sent for one in self.requests.all() if one.sent is not None and self._has_times]
         return self.requests.to_csv(min(starts, default=None))
 
 

@@ -1,4 +1,4 @@
-"""Make a study's results of files of load generators: their points, cycles and results directory."""
+"""Turn files of load generators into the results of a study: its points, cycles and results directory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.identity import axes_key, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.times import utc
 
-#: What each start of a server is one of: every file, or every folder.
+#: What belongs to one start of a server, and so to one cycle: each file, or each folder of files.
 CyclePer = Literal["file", "folder"]
 
-#: Settings that name an axis best, if several differ alike.
+#: Settings that describe the load: one of them is the axis if several settings differ in the same way.
 _LOAD = re.compile(r"concurrency|rate|streams")
 
 _INDEX = re.compile(r"\[(\d+)\]")
@@ -62,9 +62,9 @@ def points_of(
 
     Args:
         runs: The runs, all of one format.
-        paths: Path in the file of each axis, by the axis's name; empty to take what differs between the runs.
-        cycle_per: What has a start of the server of its own, if the files do not say; None if all runs measured
-            one server.
+        paths: Path of each axis's value in the file, by the axis's name; empty to make axes of the settings that
+            differ between the runs.
+        cycle_per: What belongs to one start of the server, if the files do not say; None if all runs do.
 
     Raises:
         ImportFileError: The runs are of several formats, two files are the same, or a path leads nowhere.
@@ -84,6 +84,7 @@ def points_of(
 
 
 def _check(runs: Sequence[ToolRun]) -> None:
+    """Raise if runs are of several formats, or if two files are the same."""
     first = runs[0]
     for run in runs:
         if run.format != first.format:
@@ -110,7 +111,7 @@ def _settings(run: ToolRun) -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[ToolRun]) -> list[str]:
-    """Return the settings that differ between *runs*; of several that differ alike, one."""
+    """Return the settings that differ between *runs*; of several that differ in the same way, only one."""
     known = dict.fromkeys(name for run in runs for name in _settings(run))
     found: dict[tuple[int, ...], str] = {}
     for name in sorted(known, key=lambda one: _LOAD.search(one) is None):
@@ -150,15 +151,15 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
     """
     names = short_names(dict.fromkeys(axis for point in points for axis in point.axes))
     hashes = [point.config_hash for point in points]
-    most = max(len(point.cycles) for point in points)
+    n_cycles = max(len(point.cycles) for point in points)
     design_hash = study_design_hash(hashes)
     results: dict[str, tuple[ExperimentResult, str | None]] = {}
     entries = []
     for point, config_hash in zip(points, hashes, strict=True):
-        own = point_id(point.axes, names)
+        id_ = point_id(point.axes, names)
         for cycle, runs in enumerate(point.cycles, start=1):
             identity = Identity(
-                experiment_id=experiment_id(own, cycle, most),
+                experiment_id=experiment_id(id_, cycle, n_cycles),
                 config_hash=config_hash,
                 study_design_hash=design_hash,
                 axes=dict(point.axes),
@@ -167,7 +168,7 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
             results[identity.experiment_id] = result_of(runs, identity), runs.to_csv()
             entries.append(
                 ManifestEntry(
-                    experiment_id=identity.experiment_id, config_hash=config_hash, config_summary=own, cycle=cycle
+                    experiment_id=identity.experiment_id, config_hash=config_hash, config_summary=id_, cycle=cycle
                 )
             )
     started_at = min(result.started_at for result, _ in results.values())
@@ -198,13 +199,17 @@ def write_study(directory: Path, name: str, points: Sequence[ImportedPoint]) -> 
         summary=StudySummary(total=len(entries), completed=0, failed=0, wall_seconds=0.0),
         points=[
             PointResult(
-                id=point_id(point.axes, names), axes=dict(point.axes), config={}, config_hash=digits, metrics={}
+                id=point_id(point.axes, names),
+                axes=dict(point.axes),
+                config={},
+                config_hash=config_hash,
+                metrics={},
             )
-            for point, digits in zip(points, hashes, strict=True)
+            for point, config_hash in zip(points, hashes, strict=True)
         ],
         measurement_protocol={
             "isolation": "none: imported from files of another tool",
-            "n_cycles": most,
+            "n_cycles": n_cycles,
             "unit_of_repetition": "start of the server",
             "interval": "Student t, 95 %",
             "gates": GatesConfig().model_dump(mode="json"),
@@ -273,7 +278,7 @@ def _config(runs: ImportedRuns) -> dict[str, Any]:
 
 
 def _times(runs: ImportedRuns) -> tuple[str, str]:
-    """Return start and end. If only the end is known, to the second, or only the file's time, both are that."""
+    """Return start and end. An unknown end is the file's time, and an unknown start is the end."""
     began, ended = zip(*map(_span, runs.runs), strict=True)
     return utc(min(began).timestamp()), utc(max(ended).timestamp())
 

@@ -30,7 +30,7 @@ def library_warnings() -> Iterator[list[str]]:
     """
     found: list[str] = []
 
-    def note(package: str, text: str) -> None:
+    def add(package: str, text: str) -> None:
         if package == _DOWNLOADS or _REPORTED_BY_ENGINE in text:
             return
         line = " ".join(text.split())
@@ -42,13 +42,13 @@ def library_warnings() -> Iterator[list[str]]:
 
     make_record = logging.getLogRecordFactory()
 
-    def noting_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    def make_and_add(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         if record.levelno >= logging.WARNING:
-            note(record.name.partition(".")[0], record.getMessage())
+            add(record.name.partition(".")[0], record.getMessage())
         return record
 
-    def noting_show(
+    def show_and_add(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -57,16 +57,16 @@ def library_warnings() -> Iterator[list[str]]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, _FOR_USERS):
-            note(_package(filename), str(message))
+            add(_package(filename), str(message))
         show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         for category in _FOR_USERS:  # or a warning of this process's earlier experiment would not be repeated
             warnings.simplefilter("always", category)
         show = warnings.showwarning
-        warnings.showwarning = noting_show
+        warnings.showwarning = show_and_add
         # A handler would miss records: libraries create loggers on import that do not propagate to the root.
-        logging.setLogRecordFactory(noting_record)
+        logging.setLogRecordFactory(make_and_add)
         try:
             yield found
         finally:

@@ -44,7 +44,7 @@ class LoadDriver(Driver[LoadWindow]):
         config: The experiment.
         texts: The texts of the dataset; None for synthetic prompts.
         directory: Folder that a trace's path is relative to.
-        cycle: Number of the cycle, which no other shares prompts or arrivals with.
+        cycle: Number of the cycle. Each cycle has arrivals and synthetic prompts of its own.
         on_progress: Called about once a second while the load is on.
     """
 
@@ -64,23 +64,23 @@ class LoadDriver(Driver[LoadWindow]):
         conversations, vocabulary = (None, engine.vocabulary()) if texts is None else (texts.conversations, ())
         self._requests = LoadRequests(config, conversations, vocabulary, cycle, engine.record.first_prompt)
         self._drift = engine.record.drift
-        self._sent_again: Sequence[RequestRecord] = ()
+        self._drift_requests: Sequence[RequestRecord] = ()
         self._measurement = LoadMeasurement(
             engine, config, self._requests, directory=directory, cycle=cycle, on_progress=on_progress
         )
 
     def run_once(self) -> None:
         """Send one request, so that the server allocates all that it needs."""
-        self._send_alone(1, 1)
+        self._send_unmeasured(1, 1)
 
     def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
-        """Send ``warmup.n_warmup`` requests. The ramp before each window is a warm-up with its load."""
+        """Send ``warmup.n_warmup`` requests. The ramp-up before each window also warms up, with its load."""
         warmup = self._config.warmup
         if not warmup.enabled:
             return None
         on_run(0, warmup.n_warmup)
         began = time.monotonic()
-        self._send_alone(warmup.n_warmup, min(warmup.n_warmup, _WARMUP_CONCURRENCY))
+        self._send_unmeasured(warmup.n_warmup, min(warmup.n_warmup, _WARMUP_CONCURRENCY))
         return WarmupRecord(runs=warmup.n_warmup, seconds=time.monotonic() - began)
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> LoadWindow:
@@ -107,11 +107,11 @@ class LoadDriver(Driver[LoadWindow]):
         )
 
     def measure_drift(self, meters: Meters, observers: WindowObservers) -> None:
-        """Measure the first load on the server again, with its arrivals and other prompts."""
+        """Measure the first load on the server again, with the same arrivals and other prompts."""
         if self._drift is None:
             return
         seconds = self._config.measurement.min_window_seconds
-        self._drift, self._sent_again = measure_again(
+        self._drift, self._drift_requests = measure_again(
             self._drift,
             lambda load: self._measurement.measure(
                 load, meters, observers, seconds, label="the first load again, ", number=1
@@ -148,9 +148,9 @@ class LoadDriver(Driver[LoadWindow]):
         return requests_of(window)
 
     def sent(self, window: LoadWindow, requests: Requests) -> Requests:
-        """Return every request, by whether it was due in the ramp, the window or the drain, or measured drift."""
+        """Return every request, by phase: due in ramp-up, window or drain, or sent to measure drift."""
         phases: dict[str, list[RequestRecord]] = {phase: [] for phase in PHASES}
-        phases["drift"] += self._sent_again
+        phases["drift"] += self._drift_requests
         for part in window.parts:
             for record in part.records:
                 due = record.start or part.began
@@ -162,13 +162,16 @@ class LoadDriver(Driver[LoadWindow]):
         return load_metrics(window, requests)
 
     def loading_metrics(self, seconds: float, total: Total) -> dict[str, Metric]:
-        """Return the time that the server took to start. What its client took is not its loading."""
+        """Return the time that the server took to start. The time that its client took is not part of it."""
         server = self._engine.record
-        began = "the server ran already" if server.attached else None
+        reason = "the server ran already" if server.attached else None
         return {
-            "load_seconds": metric("load_seconds", server.ready_seconds, reason=began),
+            "load_seconds": metric("load_seconds", server.ready_seconds, reason=reason),
             "load_energy_j": metric(
-                "load_energy_j", None, method="unavailable", reason=began or "the server started before the meters"
+                "load_energy_j",
+                None,
+                method="unavailable",
+                reason=reason or "the server started before the meters",
             ),
         }
 
@@ -200,12 +203,12 @@ class LoadDriver(Driver[LoadWindow]):
         if self._engine.record.attached:
             yield QualityWarning.of("server_attached", "the server ran already: it is not a fresh process")
 
-    def _send_alone(self, count: int, concurrency: int) -> None:
-        """Send so many requests that are not measured, and wait for their answers.
+    def _send_unmeasured(self, count: int, concurrency: int) -> None:
+        """Send *count* requests that are not measured, and wait for their answers.
 
         Raises:
             EngineCrashError: The server refuses connections.
-            ValueError: It does not answer one of them.
+            ValueError: The server does not answer one of them.
         """
 
         async def send() -> None:
@@ -229,9 +232,9 @@ class LoadDriver(Driver[LoadWindow]):
 def measure_again(
     drift: DriftRecord, measure: Callable[[LoadConfig], LoadWindow]
 ) -> tuple[DriftRecord, Sequence[RequestRecord]]:
-    """Return *drift* with the metrics of its load measured again, and the requests that this took.
+    """Return *drift* with the metrics of its load measured again, and the requests that were sent for this.
 
-    An error is a reason in the record: a diagnostic fails no experiment.
+    An error becomes the ``reason`` in the record: a diagnostic does not fail the experiment.
 
     Args:
         drift: The first load, and its metrics.
@@ -256,8 +259,8 @@ class LoadRequests(Iterator[LoadRequest]):
         config: The experiment.
         texts: Texts of each request: several are the turns of a conversation; None for synthetic prompts.
         vocabulary: Token ids of which synthetic prompts are made.
-        cycle: Number of the cycle, which no other shares synthetic prompts with.
-        first: Number of the first request.
+        cycle: Number of the cycle. Each cycle has synthetic prompts of its own.
+        first: Number of the first request: earlier experiments sent those before it to the same server.
 
     Attributes:
         taken: Number of requests so far.
@@ -281,7 +284,7 @@ class LoadRequests(Iterator[LoadRequest]):
         """Return the next request.
 
         Raises:
-            DatasetExhaustedError: All have been sent, and may not be repeated.
+            DatasetExhaustedError: All texts have been sent, and may not be repeated.
         """
         index = self._next if self._is_distinct else self._next % self._config.n
         request = self._synthetic(index) if self._texts is None else self._of_texts(index, self._texts)
@@ -290,10 +293,10 @@ class LoadRequests(Iterator[LoadRequest]):
         return request
 
     def _synthetic(self, index: int) -> LoadRequest:
-        shape = self._config.workload
-        rng = random.Random(f"{shape.seed}:{self._cycle}:{index}")
-        length = shape.lengths.draw(rng) if shape.lengths else shape.input_len
-        return LoadRequest(index, [rng.choices(self._vocabulary, k=length)], shape.output_len)
+        workload = self._config.workload
+        rng = random.Random(f"{workload.seed}:{self._cycle}:{index}")
+        length = workload.lengths.draw(rng) if workload.lengths else workload.input_len
+        return LoadRequest(index, [rng.choices(self._vocabulary, k=length)], workload.output_len)
 
     def _of_texts(self, index: int, texts: Sequence[Sequence[str]]) -> LoadRequest:
         if index >= len(texts):

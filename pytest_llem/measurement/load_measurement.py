@@ -37,7 +37,7 @@ class LoadMeasurement:
     Args:
         engine: The server.
         config: The experiment.
-        requests: Endless iterator of requests.
+        requests: Iterator of the requests to send. It raises an error if the dataset is exhausted.
         directory: Folder that a trace's path is relative to.
         cycle: Number of the cycle, part of the seed of Poisson arrivals, so that cycles differ.
         on_progress: Called about once a second while a load is on.
@@ -104,8 +104,11 @@ class LoadMeasurement:
         label: str,
     ) -> LoadWindow:
         started, connections = time.monotonic(), load.max_in_flight if load.is_open else int(load.concurrency or 1)
-        min_finished = 1 if load.is_open else connections  # closed loop: as many requests as it has slots
-        async with Client(self._engine.endpoint(), connections) as client, _watched(self._engine) as server_ended:
+        min_finished = 1 if load.is_open else connections  # closed loop: as many answers as it has in flight
+        async with (
+            Client(self._engine.endpoint(), connections) as client,
+            _watch_server(self._engine) as server_ended,
+        ):
             under_load = Load(
                 client, self._requests, schedule, max_error_rate=load.max_error_rate, lost=server_ended
             )
@@ -114,7 +117,7 @@ class LoadMeasurement:
             is_metering = False
             readings: list[Counters] = []
             try:
-                async with self._reported(under_load, Progress(f"{label}ramping up")):
+                async with self._report_progress(under_load, Progress(f"{label}ramping up")):
                     await under_load.begin()
                 before_window = await self._counters(client)
                 # Observers and meters block, for example until a counter ticks. In a thread they leave the event
@@ -124,7 +127,7 @@ class LoadMeasurement:
                 await asyncio.to_thread(meters.begin)
                 began, began_at, cpu = time.monotonic(), time.time(), time.process_time()
                 measuring = Progress(f"{label}measuring", total=min_seconds, unit="s")
-                async with self._reported(under_load, measuring), self._sampled(client, readings):
+                async with self._report_progress(under_load, measuring), self._sample_counters(client, readings):
                     await under_load.hold(min_seconds, min_finished)
                 ended, cpu_seconds = time.monotonic(), time.process_time() - cpu
                 account = await asyncio.to_thread(meters.end)
@@ -167,7 +170,7 @@ class LoadMeasurement:
         return window
 
     @asynccontextmanager
-    async def _reported(self, load: Load, phase: Progress) -> AsyncIterator[None]:
+    async def _report_progress(self, load: Load, phase: Progress) -> AsyncIterator[None]:
         """Report *phase*, with requests in flight and tokens per second, about once a second."""
 
         async def report() -> None:
@@ -187,7 +190,7 @@ class LoadMeasurement:
             yield
 
     @asynccontextmanager
-    async def _sampled(self, client: Client, readings: list[Counters]) -> AsyncIterator[None]:
+    async def _sample_counters(self, client: Client, readings: list[Counters]) -> AsyncIterator[None]:
         """Add readings of the server's counters to *readings*, about once a second."""
 
         async def sample() -> None:
@@ -217,7 +220,7 @@ class LoadMeasurement:
 
 
 def _value_of(load: LoadConfig) -> float | None:
-    """Return the requests in flight of a closed loop, or the requests per second of a rate; None for a trace."""
+    """Return the requests in flight of a closed loop, or the request rate of an open loop; None for a trace."""
     given = load.concurrency if load.rate is None else load.rate
     return None if given is None else float(given)
 
@@ -240,21 +243,21 @@ async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 @asynccontextmanager
-async def _watched(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
+async def _watch_server(engine: ServerEngine) -> AsyncIterator[asyncio.Event]:
     """Yield an event that is set when the server's first process ends."""
-    lost, pidfds = asyncio.Event(), []
+    ended, pidfds = asyncio.Event(), []
     loop = asyncio.get_running_loop()
     try:
         if engine.record.pid is not None:
             pidfds.append(os.pidfd_open(engine.record.pid))
     except ProcessLookupError:
-        lost.set()
+        ended.set()
     except (AttributeError, OSError):  # pidfd_open does not exist (not Linux) or is not permitted
         pass
     for fd in pidfds:
-        loop.add_reader(fd, lost.set)
+        loop.add_reader(fd, ended.set)
     try:
-        yield lost
+        yield ended
     finally:
         for fd in pidfds:
             loop.remove_reader(fd)

@@ -26,7 +26,7 @@ _NONE_DUE = "no request was due in the window"
 
 
 def not_serving_metrics() -> dict[str, Metric]:
-    """Return the metrics of a server under load for an engine that is none."""
+    """Return the metrics of a server under load, without values, for an engine that is not a server."""
     return {name: metric(name, None, reason="no server was measured") for name in SERVING_METRICS}
 
 
@@ -59,13 +59,13 @@ def _served(work: Work, prompts: int) -> Served:
 def _serving_metrics(window: LoadWindow, metered: Work) -> dict[str, Metric]:
     due = window.due
     good = [window.is_good(record) for record in due]
-    known = _unknown_good(window, good)
+    unknown = _unknown_good(window, good)
     hits, inputs = _prefix_hits(window, due)
     lags = window.send_lags
     return {
-        "energy_per_good_token_j": _per_good_token(window, metered, known),
-        "goodput_rps": _given("goodput_rps", sum(map(bool, good)) / window.seconds, known),
-        "slo_attainment": _given("slo_attainment", sum(map(bool, good)) / max(1, len(due)), known),
+        "energy_per_good_token_j": _per_good_token(window, metered, unknown),
+        "goodput_rps": _given("goodput_rps", sum(map(bool, good)) / window.seconds, unknown),
+        "slo_attainment": _given("slo_attainment", sum(map(bool, good)) / max(1, len(due)), unknown),
         "offered_rate": metric("offered_rate", len(due) / window.seconds),
         "error_rate": _given(
             "error_rate", sum(not one.is_served for one in due) / max(1, len(due)), None if due else _NONE_DUE
@@ -93,7 +93,7 @@ def _serving_metrics(window: LoadWindow, metered: Work) -> dict[str, Metric]:
 
 
 def _given(name: str, value: float, missing: str | None) -> Metric:
-    """Return *value* as the metric *name*; without a value, for the reason *missing*, if that is not None."""
+    """Return *value* as the metric *name*. If there is a reason *missing*, the metric has this and no value."""
     return metric(name, value) if missing is None else metric(name, None, reason=missing)
 
 
@@ -131,7 +131,7 @@ def _queue_mean(window: LoadWindow) -> Metric:
 
 
 def _prefix_hits(window: LoadWindow, due: Sequence[RequestRecord]) -> tuple[float, float]:
-    """Return how many input tokens were cached, and of how many: by the answers, else by the server's counters."""
+    """Return the number of cached input tokens, and of all: from the answers, else from the server's counters."""
     known = [one for one in due if one.cached_tokens is not None and one.input_tokens]
     if not known:
         return window.cache_hits or 0.0, window.cache_queries or 0.0

@@ -29,8 +29,8 @@ def search(load: LoadConfig, measure: Callable[[LoadConfig, str], LoadWindow]) -
     within: float | None = None
     beyond: float | None = None
     while (value := next_load(load.search, within, beyond, is_whole=kind == "concurrency")) is not None:
-        point = load.model_copy(update={kind: int(value) if kind == "concurrency" else value})
-        window, probe = _probe(value, point, lambda one: measure(one, f"{kind} {value:g}, "))
+        trial = load.model_copy(update={kind: int(value) if kind == "concurrency" else value})
+        window, probe = _probe(value, trial, lambda one: measure(one, f"{kind} {value:g}, "))
         probes.append(probe)
         if probe.within_slo:
             best, within = window, value
@@ -43,12 +43,12 @@ def search(load: LoadConfig, measure: Callable[[LoadConfig, str], LoadWindow]) -
 
 
 def _probe(
-    value: float, point: LoadConfig, measure: Callable[[LoadConfig], LoadWindow]
+    value: float, trial: LoadConfig, measure: Callable[[LoadConfig], LoadWindow]
 ) -> tuple[LoadWindow | None, ProbeRecord]:
     """Measure a load, and return its window and record; no window if the server was not steady."""
     began = time.monotonic()
     try:
-        window = measure(point)
+        window = measure(trial)
     except NotSteadyError as error:
         seconds = time.monotonic() - began
         return None, ProbeRecord(
@@ -56,11 +56,11 @@ def _probe(
         )
     metrics = load_metrics(window, requests_of(window))
     attainment = metrics["slo_attainment"].value
-    assert point.slo is not None
+    assert trial.slo is not None
     return window, ProbeRecord(
         load=value,
         attainment=attainment,
-        within_slo=attainment is not None and attainment >= point.slo.attainment,
+        within_slo=attainment is not None and attainment >= trial.slo.attainment,
         reason=metrics["slo_attainment"].reason,
         window_seconds=window.seconds,
         output_tokens_per_second=metrics["output_tokens_per_second"].value,

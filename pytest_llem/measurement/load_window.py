@@ -28,7 +28,7 @@ class Work:
     """What arrived within a time.
 
     Attributes:
-        requests: Number of answered requests, each by the share of its output tokens.
+        requests: Number of answered requests, each counted by the share of its output tokens that arrived.
         input_tokens: Their input tokens, likewise; None if unknown for one of them.
         output_tokens: Their output tokens; None if unknown for one of them.
         good_tokens: Output tokens of the requests within the SLO; None without one.
@@ -49,7 +49,7 @@ class LoadWindow(Window):
         slo: Limits on the latency of a request; None without any.
         prompts: Number of requests of a pass.
         load: Number of requests in flight, or requests per second; None for a trace.
-        ramp_seconds: Time from the first request to the begin of the window, in s.
+        ramp_seconds: Time from the first request to the start of the window, in s.
         drain_seconds: Time from the end of the window to the last answer, in s.
         send_lags: Delays of the client in sending the window's requests, in s.
         concurrency: Mean number of requests in flight.
@@ -59,10 +59,10 @@ class LoadWindow(Window):
             has none.
         cache_queries: Input tokens that the server looked up in its prefix cache in that time; None if unknown.
         cache_hits: Those that it found there; None if unknown.
-        queue_seconds: Time that requests were in the server's queue by its counters, which it added to them in
-            the window, in s; None if it does not report it.
-        queued_requests: Number of these requests.
-        probes: Loads that a search tried before.
+        queue_seconds: Increase, in the window, of the server's counter of the time that requests waited in its
+            queue, in s; None if it has none.
+        queued_requests: Increase of its counter of these requests; None if it has none.
+        probes: All loads that a search tried; empty without a search.
     """
 
     records: Sequence[RequestRecord] = ()
@@ -85,7 +85,7 @@ class LoadWindow(Window):
 
     @property
     def parts(self) -> Sequence[LoadWindow]:
-        """The windows without interruption."""
+        """The windows of the turns; without turns, this window."""
         return self.turns or (self,)
 
     @property
@@ -208,7 +208,7 @@ def is_good(record: RequestRecord, slo: SloConfig) -> bool | None:
 def _share(record: RequestRecord, began: float, ended: float) -> float:
     """Return the share of a request's output that arrived between two times.
 
-    Without a time for each token, they are taken to have arrived evenly between the first and the last.
+    Tokens without times count as if they arrived evenly between the first and the last.
     """
     times = record.token_times
     if len(times):

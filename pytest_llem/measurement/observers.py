@@ -48,7 +48,7 @@ class WindowObservers:
         )
         self._activities: list[Activity] = []
         self._harness_seconds: list[float | None] = []
-        self._waits: list[float | None] = []
+        self._cpus_while_waiting: list[float | None] = []
         self._stopped = False
         self._watch: ContentionWatch | None = None
 
@@ -59,7 +59,7 @@ class WindowObservers:
         last = self._watch
         self._watch = ContentionWatch([root_of(self._harness), *self._processes], self._harness)
         if last is not None and self._activities:
-            self._waits.append(own_cpus(last.after, self._watch.before))
+            self._cpus_while_waiting.append(own_cpus(last.after, self._watch.before))
         self._harness_before = cpu_seconds_of(self._harness)
 
     def end(self, account: Account, turn: Turn | None = None) -> None:
@@ -93,12 +93,12 @@ class WindowObservers:
 
     @property
     def waiting_cpus(self) -> float | None:
-        """CPUs that this experiment used while it waited for its last turn; None if unknown or for the first."""
-        return self._waits[-1] if self._waits else None
+        """Mean number of CPUs that this experiment used while it waited for its last turn; None if unknown."""
+        return self._cpus_while_waiting[-1] if self._cpus_while_waiting else None
 
     def interleaving(self, turns: Turns, records: Sequence[TurnRecord]) -> InterleavingRecord:
-        """Return the record of a measurement alternately."""
-        known = [one for one in self._waits if one is not None]
+        """Return the record of an interleaved measurement."""
+        known = [one for one in self._cpus_while_waiting if one is not None]
         return InterleavingRecord(
             pair=turns.pair,
             min_turn_seconds=turns.min_seconds,

@@ -80,7 +80,7 @@ class _Loaded:
 
     Attributes:
         engine: The engine.
-        driver: What makes it work: passes over the prompts, or a load on a server.
+        driver: Runs passes over the prompts with it, or puts a load on a server.
         needs: What the engine's class declares for the experiment: its needs, and fields that do not reach it.
         seconds: Duration of loading, in s.
         energy: Energy of loading.
@@ -130,8 +130,9 @@ class ExperimentOrchestrator:
         carbon: Carbon intensity of the electricity; None if not given.
         known_idle_power: Idle power that an earlier cycle of *config* measured.
         harness: Pids of the processes that started this one: their CPU time is overhead of the measurement.
-        on_progress: Called at the start of each phase and of each warm-up batch; never within a window.
-        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
+        on_progress: Called at the start of each phase and of each warm-up batch; within a window only for a
+            server, about once a second.
+        telemetry_fd: File descriptor of the pipe for the live telemetry of the meters; None if nothing reads it.
         devices: Leased devices: the engine may use no other GPUs. Empty for any.
         turns: Turns with another experiment; None to measure without interruption.
     """
@@ -150,14 +151,16 @@ class ExperimentOrchestrator:
     turns: Turns | None = None
 
     def run(self) -> Measured:
-        """Load the model, warm up, measure, and return the outcome; of a command, run it.
+        """Load the model, warm up, measure, and return the outcome.
+
+        For ``backend: command``, run the command instead.
 
         Raises:
             PreflightError: The experiment cannot run here.
         """
         if self.config.backend == COMMAND:
             return CommandOrchestrator(self, self._identity).run()
-        with library_warnings() as library:
+        with library_warnings() as library_texts:
             started_at = now()
             texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))
             gpus = tuple(name for name in self.devices if name.startswith("GPU-"))
@@ -166,7 +169,7 @@ class ExperimentOrchestrator:
             try:
                 self._report_phase("fetching the model")
                 engine.fetch()
-                return self._measure(engine, texts, started_at, library)
+                return self._measure(engine, texts, started_at, library_texts)
             finally:
                 engine.close()
 
@@ -175,7 +178,9 @@ class ExperimentOrchestrator:
         digest = config_hash(self.config)
         return self.identity or Identity(experiment_id=digest, config_hash=digest)
 
-    def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
+    def _measure(
+        self, engine: Engine, texts: Texts | None, started_at: str, library_texts: Sequence[str]
+    ) -> Measured:
         """Load *engine*, whose model has been fetched, and measure."""
         meters, compiled_before = self._meters(engine), compilations()
         try:
@@ -195,7 +200,7 @@ class ExperimentOrchestrator:
             loaded = _Loaded(engine, driver, needs, seconds, energy)
             observed = self._observe(loaded, meters)
             self._report_phase("computing the metrics")
-            return self._complete(loaded, observed, meters, started_at, library)
+            return self._complete(loaded, observed, meters, started_at, library_texts)
         finally:
             meters.close()
 
@@ -238,7 +243,7 @@ class ExperimentOrchestrator:
         return _Observed(warmup, window, prefill, observers, contention, idle_power, peak_memory, kv_cache, tracer)
 
     def _complete(
-        self, loaded: _Loaded, observed: _Observed, meters: Meters, started_at: str, library: Sequence[str]
+        self, loaded: _Loaded, observed: _Observed, meters: Meters, started_at: str, library_texts: Sequence[str]
     ) -> Measured:
         """Check what the engine reports, compute the metrics, and return the outcome."""
         config, engine, driver = self.config, loaded.engine, loaded.driver
@@ -288,7 +293,7 @@ class ExperimentOrchestrator:
                     prefill=prefill.account if prefill else None,
                 ),
                 *disturbance_warnings(repeats_faster, observed.tracer),
-                *_unexpected(library, engine),
+                *_unexpected(library_texts, engine),
             ],
         )
         sent = driver.sent(window, requests)
@@ -329,7 +334,7 @@ class ExperimentOrchestrator:
     def _driver(
         self, engine: Engine, texts: Texts | None, sequences: int | None, compiled_before: int
     ) -> Driver[Any]:
-        """Return what makes the engine work: whole passes over the prompts, or a load on a server."""
+        """Return the driver: of whole passes over the prompts, or of a load on a server."""
         config = self.config
         if config.backend == SERVER:
             from pytest_llem.measurement.load_driver import LoadDriver  # which needs an HTTP client
@@ -391,7 +396,7 @@ def _turn_record(driver: Driver[Any], turn: Window) -> TurnRecord:
 
 
 def _unexpected(warnings: Sequence[str], engine: Engine) -> Iterator[QualityWarning]:
-    """Yield the warnings of libraries that the engine has not said to expect."""
+    """Yield the warnings of libraries that the engine does not declare as expected."""
     expected = engine.expected_warnings if isinstance(engine, SupportsExpectedWarnings) else ()
     for text in warnings:
         if not any(part in text for part in expected):
@@ -412,7 +417,7 @@ def _files(sent: Requests, requests: Requests, window: Window) -> dict[str, str]
 
 
 def _processes(engine: Engine) -> Sequence[int]:
-    """Return the pids of further processes that run the model, which stand for their descendants too."""
+    """Return the pids of other processes that run the model. Their descendants count with them."""
     return engine.processes if isinstance(engine, SupportsProcesses) else ()
 
 

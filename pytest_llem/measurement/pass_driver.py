@@ -26,7 +26,8 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.workload.prompts import Workload, warmup_prompts
 
-#: Requests of a warm-up run of an engine that has one batch and does not state how many it generates at a time.
+#: Number of requests in a warm-up batch of an engine that has one batch for the whole pass, and does not state how
+#: many requests it generates at a time.
 REQUESTS_AT_A_TIME = 8
 
 
@@ -52,7 +53,7 @@ class PassDriver(Driver[PassWindow]):
         self._engine, self._config, self._workload = engine, config, workload
         self._compiled_before = compiled_before
         prompts = warmup_prompts(config, engine, workload)
-        self._warmup, self._whole = _warmup_batches(engine, prompts, sequences)
+        self._warmup, self._final_warmup = _warmup_batches(engine, prompts, sequences)
         self.batches = engine.prepare(workload.prompts)
         engine.seed(config.random_seed)
 
@@ -75,7 +76,7 @@ class PassDriver(Driver[PassWindow]):
             self._config.warmup,
             on_run,
             compiled_before=self._compiled_before,
-            finally_run=self._whole,
+            finally_run=self._final_warmup,
         )
 
     def measure(self, meters: Meters, observers: WindowObservers, turns: Turns | None = None) -> PassWindow:
@@ -98,7 +99,7 @@ class PassDriver(Driver[PassWindow]):
         unmeasured, because stopping after one token may compile something.
 
         Args:
-            meters: Open meters, outside of a window.
+            meters: Open meters that have no window in progress.
             observers: Observe the window.
 
         Raises:
@@ -184,11 +185,11 @@ class PassDriver(Driver[PassWindow]):
 def _warmup_batches(
     engine: BatchEngine, prompts: Sequence[Sequence[int]], sequences: int | None
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Return batches to warm up with, of no more requests than the engine generates at a time, and whole ones.
+    """Return the batches to warm up with, and the batches that run once at the end of the warm-up.
 
-    An engine that schedules requests itself has one batch for the whole pass: warming up with it would take ten
-    passes. So its warm-up batches are parts of it, and the whole one runs once, at the end. Other engines have no
-    whole ones.
+    An engine that schedules requests itself has one batch for the whole pass: warming up with it would take
+    2 · ``n_warmup`` passes. So it warms up with batches of as many requests as it generates at a time, and the
+    whole batch runs once, at the end. Other engines have no batches for the end.
     """
     batches = engine.prepare(prompts)
     size = sequences or (len(prompts) if len(batches) > 1 else REQUESTS_AT_A_TIME)

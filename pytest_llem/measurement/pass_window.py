@@ -79,7 +79,7 @@ def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
         for earlier, turn in zip(earlier_passes, parts, strict=False)
         for number in turn.numbers or range(1, 1 + turn.count)
     ]
-    # A compilation stands out only among several passes, and a turn may have a single one.
+    # Compilation is found by comparing passes, and a turn may have a single one: compare those of all turns.
     call_seconds = [*chain.from_iterable(turn.call_seconds for turn in parts)]
     return PassWindow(
         math.fsum(turn.seconds for turn in parts),
@@ -182,7 +182,7 @@ def _measure_once(
 ) -> PassWindow:
     """Measure one window. It ends early if something is compiled in it, since it is then measured again.
 
-    The window *is_last* runs to its end, since it is returned in any case.
+    If *is_last*, the window runs to its end, since it is returned in any case.
     """
     kept, elapsed = _KeptPasses(keep), 0.0
     compiled_before = compilations()

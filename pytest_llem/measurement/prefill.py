@@ -30,7 +30,7 @@ def prefill_metrics(
     """
     if prefill is None:
         return {name: metric(name, None, reason=NOT_REQUESTED) for name in PREFILL_METRICS}
-    # Named decode_energy_j, as _difference keeps its name's unit.
+    # This is the whole pass. It has the name of the difference, from which the unit follows.
     whole = energy("decode_energy_j", window.account.total, 1 / window.count)
     prefill_energy = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
     seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-#: Units of progress: runs of a batch, seconds, or turns of an interleaved measurement. The receiver counts the
-#: seconds itself.
+#: Units of progress: runs of a batch, seconds, or turns of an interleaved measurement. pytest's process counts
+#: the seconds itself.
 Unit = Literal["runs", "s", "turns"]
 UNITS: tuple[Unit, ...] = ("runs", "s", "turns")
 
@@ -20,15 +20,16 @@ MAX_PHASE_LENGTH = 80
 class Progress:
     """An experiment's step to the next phase, or within a phase.
 
-    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed. Only the
-    client of a server, which runs during the window anyway, reports about once a second.
+    Nothing is reported while a window is open: pytest's process counts how much of it has passed. Only the client
+    of a server, which runs during the window anyway, reports about once a second.
 
     Attributes:
         phase: Current phase: ``importing``, ``loading``, ``warming up``, ``measuring``, …
         done: Amount done so far, in ``unit``; None if it is not counted.
         total: Expected total, in ``unit``; None if unknown. The actual total may be smaller or a little larger.
         unit: Unit of ``done`` and ``total``.
-        waiting_cpus: CPUs that the experiment used while it waited for its last turn; None if unknown.
+        waiting_cpus: Mean number of CPUs that the experiment used while it waited for its last turn; None if
+            unknown.
         in_flight: Number of requests in flight at a server; None if there is none.
         tokens_per_second: Output tokens/s of the server since the last report; None if there is none.
     """
@@ -69,14 +70,14 @@ class Watcher(Protocol):
     refresh_every_s: float
 
     def see(self, seen: Progress | GpuStatus) -> None:
-        """Process a report of the experiment's process or of its sampler."""
+        """Process a report of the experiment, or of the process that samples its GPUs."""
 
     def refresh(self) -> None:
         """Do periodic work. Called each time that the waiting process wakes up."""
 
 
 def parse(event: Mapping[str, Any]) -> Progress | GpuStatus | None:
-    """Return the report in an *event*, without its malformed fields; None if there is no known one."""
+    """Return the report in an *event*, without malformed fields; None if it has neither phase nor GPU state."""
     phase = event.get("phase")
     if isinstance(phase, str):
         done, total, unit = _number(event.get("done")), _number(event.get("total")), event.get("unit")

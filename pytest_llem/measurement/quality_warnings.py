@@ -120,15 +120,16 @@ def disturbance_warnings(repeats_faster: str | None, tracer: str | None) -> Iter
         yield QualityWarning.of("traced", text)
 
 
-def pass_warnings(window: PassWindow, cut: tuple[int, int] = (0, 0)) -> Iterator[QualityWarning]:
+def pass_warnings(window: PassWindow, truncated: tuple[int, int] = (0, 0)) -> Iterator[QualityWarning]:
     """Yield the quality warnings about the passes of *window*.
 
     Args:
         window: The measured window.
-        cut: Number of prompts that were cut to ``max_input_tokens``, and of all prompts.
+        truncated: Number of prompts that were truncated to ``max_input_tokens``, and of all prompts.
     """
-    if cut[0]:
-        yield QualityWarning.of("prompts_cut", f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
+    if truncated[0]:
+        number, prompts = truncated
+        yield QualityWarning.of("prompts_cut", f"{number} of {prompts} prompts were cut to max_input_tokens")
     if any(map(on_device, window.passes[0])):
         yield QualityWarning.of(
             "outputs_on_gpu",
@@ -243,32 +244,32 @@ def active_tracer() -> str | None:
     return "tracemalloc is on" if tracemalloc.is_tracing() else None
 
 
-#: First runs are slower than later ones if most take this many times as long, and this many seconds longer.
-#: With fewer runs than ``MIN_RUNS`` one chance delay may decide, so the limits are higher.
-FACTOR, SECONDS = 1.5, 0.001
-MIN_RUNS, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
+#: The first pass is slower than later ones if most of its durations are this many times as long, and this many
+#: seconds longer. With fewer than ``MIN_DURATIONS`` one chance delay may decide, so the limits are higher.
+SLOWER_FACTOR, SLOWER_SECONDS = 1.5, 0.001
+MIN_DURATIONS, SLOWER_FACTOR_OF_FEW, SLOWER_SECONDS_OF_FEW = 5, 3.0, 0.010
 
-#: Percentile of the later runs to compare with: the slowest tenth may have been delayed.
+#: Percentile of the later passes' durations to compare with: the slowest tenth may have been delayed.
 _LATER_PERCENTILE = 90
 
 
 def repeats_are_faster(window: PassWindow, requests: Requests) -> str | None:
     """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
 
-    Every later pass repeats the prompts of the first: an engine that caches answers, or the KV cache of prompts,
-    would be measured at looking them up.
+    Every later pass repeats the prompts of the first: an engine that caches answers, or the keys and values of
+    prompts, would only look them up.
 
     Args:
         window: The measured window.
         requests: Its requests.
     """
     pass_seconds = [[seconds] for seconds in window.pass_seconds]
-    for what, runs in (
+    for what, durations in (
         ("a batch", window.call_seconds),
         ("a pass", pass_seconds),
         ("a first token", _first_token_seconds(requests)),
     ):
-        if (medians := _medians_if_slower(runs)) is not None:
+        if (medians := _medians_if_slower(durations)) is not None:
             first, later = (_figure(seconds * 1000, 4) for seconds in medians)
             return (
                 f"{what} took {first} ms in the first pass and {later} ms in later ones, "
@@ -297,17 +298,18 @@ def _figure(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
-def _medians_if_slower(runs: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """Return the median run of the first pass and of later passes, in s; None if the first pass is not slower.
+def _medians_if_slower(durations: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Return the median duration in the first pass and in later passes, in s; None if the first is not slower.
 
     Args:
-        runs: For each pass, the duration of each run, in s.
+        durations: For each pass, the durations to compare, in s: of its batches, of the pass, or until the
+            first token of each batch.
     """
-    if len(runs) < 2:
+    if len(durations) < 2:
         return None
-    first, *others = runs
-    is_few = len(first) < MIN_RUNS
-    factor, seconds = (FACTOR_OF_FEW, SECONDS_OF_FEW) if is_few else (FACTOR, SECONDS)
+    first, *others = durations
+    is_few = len(first) < MIN_DURATIONS
+    factor, seconds = (SLOWER_FACTOR_OF_FEW, SLOWER_SECONDS_OF_FEW) if is_few else (SLOWER_FACTOR, SLOWER_SECONDS)
     later = [percentile([one[place] for one in others], _LATER_PERCENTILE) for place in range(len(first))]
     slower = [one > factor * again and one - again > seconds for one, again in zip(first, later, strict=True)]
     if 2 * sum(slower) <= len(slower):

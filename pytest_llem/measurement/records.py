@@ -1,4 +1,4 @@
-"""Make what a result records of a window, of its tokens and devices, and of the configuration that ran."""
+"""Make the parts of a result that describe the window, its tokens and devices, and the configuration that ran."""
 
 from __future__ import annotations
 
@@ -71,13 +71,14 @@ def effective_config(config: ExperimentConfig, unused: Iterable[str]) -> dict[st
 
     Args:
         config: The experiment.
-        unused: Fields that did not reach the engine. They are null, and without a fixed length it is natural.
+        unused: Fields that did not reach the engine. They become null; ``measurement.length_mode`` becomes
+            ``natural``.
     """
     data = config.model_dump(mode="json")
     for name in unused:
         section, _, key = name.rpartition(".")
-        place = data[section] if section else data
-        place[key] = "natural" if name == "measurement.length_mode" else None
+        fields = data[section] if section else data
+        fields[key] = "natural" if name == "measurement.length_mode" else None
     return data
 
 

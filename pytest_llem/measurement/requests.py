@@ -50,9 +50,9 @@ class Requests:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Reason why the engine reports no latencies; None if it does.
         sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
-        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. Of a server's requests,
-            ``ramp``, ``window``, ``drain`` and ``drift``.
-        too_fast: Reason why no engine can have generated them in that time; None if one can.
+        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. For a server,
+            ``passes`` are phases, and these are their names: ``ramp``, ``window``, ``drain`` and ``drift``.
+        too_fast: Reason why no engine can generate these tokens in the time of the passes; None if one can.
         no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
         prompts: Number of prompts of a pass; None if any number of requests is right.
     """

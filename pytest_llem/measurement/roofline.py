@@ -25,9 +25,9 @@ class Step:
     """One forward pass over a batch.
 
     Attributes:
-        flops: FLOPs as :class:`torch.utils.flop_counter.FlopCounterMode` counts them: in attention, every token of
-            a prompt with every token of it.
-        min_flops: FLOPs that causal attention needs: every token of a prompt with itself and those before it.
+        flops: FLOPs as :class:`torch.utils.flop_counter.FlopCounterMode` counts them: each token of a prompt
+            attends to all tokens of the prompt.
+        min_flops: FLOPs that causal attention needs: each token attends to itself and those before it.
         bytes: Bytes to read: all weights, and in decoding the keys and values of the context.
     """
 
@@ -48,7 +48,7 @@ def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]
     Padding does not count, nor does any token after a sequence's end.
 
     Args:
-        shape: Shape of the model.
+        shape: Sizes of the model from which FLOPs and bytes follow.
         batch: Number of tokens of each prompt, and of its answer.
     """
     flops_per_token = 2 * (shape.parameters + shape.head_parameters)
@@ -61,7 +61,7 @@ def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]
         min_flops=linear + flops_per_pair * sum(tokens * (tokens + 1) / 2 for tokens in prompts),
         bytes=shape.weight_bytes,
     )
-    ending: dict[int, list[int]] = {}
+    ending: dict[int, list[int]] = {}  # the prompts' lengths, by the number of tokens of their answers
     for tokens, generated in batch:
         ending.setdefault(max(1, generated), []).append(tokens)
     active, prompt_tokens = len(prompts), sum(prompts)
@@ -97,10 +97,10 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
     shape = _shape(engine, requests) if is_counted else "the engine does not report the number of tokens"
     if isinstance(shape, str):
         return {name: metric(name, None, reason=shape) for name in NAMES}
-    alike = Counter(
+    batches = Counter(
         tuple((one.input_tokens or 0, one.output_tokens or 0) for one in batch) for batch in requests.batches()
     )
-    work = [(count / len(requests.passes), list(steps(shape, batch))) for batch, count in alike.items()]
+    work = [(count / len(requests.passes), list(steps(shape, batch))) for batch, count in batches.items()]
 
     def of_a_pass(part: Callable[[Step], float]) -> float:
         return sum(share * sum(map(part, one)) for share, one in work)

@@ -1,6 +1,6 @@
 """Measure alternately with another experiment: each runs some passes while the other one waits.
 
-What the machine does in a minute then affects both alike. The two processes are alive at the same time, with their
+A change of the machine over minutes then affects both alike. Both processes live at the same time, with their
 models loaded, and pytest's process gives each its turns (``isolation/interleaved.py``).
 """
 
@@ -16,7 +16,7 @@ from pytest_llem.measurement.progress import Progress
 #: The phase in which an experiment waits for its turn.
 WAITING = "waiting for its turn"
 
-#: Minimum number of turns of each side: fewer have no robust location.
+#: Minimum number of turns of each experiment: among fewer, outliers cannot be found.
 MIN_TURNS = 4
 
 
@@ -25,7 +25,7 @@ class Turn(NamedTuple):
 
     Attributes:
         partner: Pid of the other experiment, which waits meanwhile.
-        stopped: Whether this experiment was stopped by a signal while it waited.
+        stopped: Whether this experiment was stopped by SIGSTOP while it waited.
     """
 
     partner: int
@@ -36,12 +36,12 @@ class Turn(NamedTuple):
         return f"turn {self.partner} {int(self.stopped)}\n".encode()
 
 
-#: The order that ends the turns.
+#: The line that ends the turns.
 END_OF_TURNS = b"end\n"
 
 
 def parse_order(line: bytes) -> Turn | None:
-    """Return the turn that an order gives; None if it ends the turns."""
+    """Return the turn that a line gives to the experiment's process; None if it ends the turns."""
     words = line.split()
     return Turn(int(words[1]), words[2] == b"1") if words[:1] == [b"turn"] else None
 
@@ -53,7 +53,7 @@ class Turns:
     Attributes:
         pair: Unique id of the two experiments.
         min_seconds: Minimum length of a turn, in s. A turn is at least one pass.
-        next_turn: Announces how far the measurement is, and waits for the next order: a turn, or None at the end.
+        next_turn: Reports how far the measurement is, and waits for the next turn; returns None at the end.
     """
 
     pair: str
@@ -68,7 +68,8 @@ def progress(done: int, measured: float, min_window_seconds: float, waiting_cpus
         done: Number of turns so far.
         measured: Their length, in s.
         min_window_seconds: Minimum length of all turns together, in s.
-        waiting_cpus: CPUs that this experiment used while it waited for the last turn; None if unknown.
+        waiting_cpus: Mean number of CPUs that this experiment used while it waited for the last turn; None if
+            unknown.
     """
     total = max(done, MIN_TURNS)
     if measured < min_window_seconds:

@@ -12,8 +12,8 @@ from pytest_llem.measurement.window import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
 
-#: Maximum number of rounds over all shapes while something is still compiled. torch.compile compiles again, for
-#: any shape, at the second shape, and a CUDA graph is recorded in a shape's second run.
+#: Maximum number of rounds over batches of all lengths while something is still compiled. torch.compile compiles
+#: again, now for any length, at the second length, and a CUDA graph is recorded when a length runs again.
 MAX_ROUNDS = 4
 
 
@@ -74,11 +74,11 @@ def warm_up(
         latencies.append(run(median))
 
     if compilations() > compiled_before or first_run_stands_out(latencies[0], latencies[1:]):
-        shapes = list({engine.positions(batch): batch for batch in by_length}.values())
+        one_per_length = list({engine.positions(batch): batch for batch in by_length}.values())
         for _ in range(MAX_ROUNDS):
             compiled = compilations()
-            max_runs += len(shapes)
-            for batch in reversed(shapes):  # the longest first: its allocations suffice for the others
+            max_runs += len(one_per_length)
+            for batch in reversed(one_per_length):  # the longest first: its allocations suffice for the others
                 run(batch)
             if compilations() == compiled:
                 break

@@ -25,11 +25,11 @@ class Window:
         account: The meters' readings.
         began: Start on the monotonic clock, in s.
         began_at: Start as Unix time, in s.
-        compiled: Message about what was compiled in the window, so that it is not in the steady state; None if
+        compiled: Message about what was compiled in the window, which is then not in the steady state; None if
             nothing was compiled.
         restarts: Number of earlier windows that were discarded because something was compiled in them.
-        turns: Windows of the experiment's turns, if candidate and reference are interleaved. This window is then
-            made of them.
+        turns: Windows of the experiment's turns, which this window joins, if candidate and reference are
+            interleaved; else empty.
     """
 
     seconds: float

@@ -30,8 +30,8 @@ UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
 MAX_UNKNOWN_SECONDS = 6 * 3600.0
 
-#: Requests of a load that may follow each other besides its window.
-_REQUESTS_OF_A_LOAD = 4
+#: Time limits of a request that a load may take besides its window: in warm-up, ramp-up, window and drain.
+_REQUEST_TIMEOUTS_OF_A_LOAD = 4
 
 #: Ten years, in seconds: an effectively unlimited deadline.
 MAX_SECONDS = 315_360_000.0
@@ -48,30 +48,30 @@ def deadline_seconds(
     - 5 min to start, and 30 min if something may be compiled,
     - the weights on disk ÷ 80 MB/s,
     - 20 × the estimate of a pass over the prompts and of the maximum number of batches before it: the warm-up's
-      (``2 · n_warmup``, up to ``max_prompts`` with ``convergence_detection``), one under way at
+      (``2 · n_warmup``, up to ``max_prompts`` with ``convergence_detection``), one that still runs after
       ``thermal_floor_seconds``, the idle power measurement's, and a prefill-only pass,
     - ``min_window_seconds``, ``thermal_floor_seconds`` and ``baseline.duration_seconds``, if they apply,
 
     rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each token
     of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of four requests:
-    in warm-up, ramp, window and drain; for a search, of as many such loads as it may try.
+    in warm-up, ramp-up, window and drain; for a search, of as many such loads as it may try.
 
     Args:
         config: The experiment.
         execution: The study's execution settings.
-        needs: What its engine states.
+        needs: What its engine needs.
         footprint: Size of the model; None if unknown.
         host: Machine on which the experiment runs.
     """
     if execution.experiment_timeout_seconds is not None:
         return execution.experiment_timeout_seconds
     if config.load is not None:
-        return _of_load(config, config.load)
+        return _server_load_deadline(config, config.load)
     if footprint is None:
         tokens = config.n * config.max_output_tokens
         total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, MAX_UNKNOWN_SECONDS)
     else:
-        total = _loading(config, needs, footprint)
+        total = _model_load_seconds(config, needs, footprint)
         expected = generation(config, needs, footprint, host)
         total += SLACK * (expected.one_pass + _batches_before(config) * expected.batch)
         if config.measurement.prefill_split:
@@ -97,19 +97,20 @@ def max_load_seconds(
     """
     if footprint is None or config.load is not None or execution.experiment_timeout_seconds is not None:
         return None
-    return math.ceil(_loading(config, needs, footprint) / 60) * 60.0
+    return math.ceil(_model_load_seconds(config, needs, footprint) / 60) * 60.0
 
 
-def _loading(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
+def _model_load_seconds(config: ExperimentConfig, needs: Needs, footprint: Footprint) -> float:
+    """Return the maximum time to start a process, compile, and load the model, in seconds."""
     # A quantised model is read from disk unquantised.
     weights = footprint.parameters * BYTES[config.precision] / SLOW_DISK
     return BASE_SECONDS + (COMPILING_SECONDS if needs.compiles else 0.0) + weights
 
 
-def _of_load(config: ExperimentConfig, load: LoadConfig) -> float:
-    """Return the deadline of a load: each of its requests is bounded by a time limit of its own."""
-    one = config.measurement.min_window_seconds + _REQUESTS_OF_A_LOAD * load.request_timeout_seconds
-    total = BASE_SECONDS + one * (load.search.max_loads if load.is_search else 1)
+def _server_load_deadline(config: ExperimentConfig, load: LoadConfig) -> float:
+    """Return the deadline of an experiment that puts a load on a server, in seconds."""
+    per_load = config.measurement.min_window_seconds + _REQUEST_TIMEOUTS_OF_A_LOAD * load.request_timeout_seconds
+    total = BASE_SECONDS + per_load * (load.search.max_loads if load.is_search else 1)
     return math.ceil(min(total, MAX_SECONDS) / 60) * 60.0
 
 
@@ -118,7 +119,7 @@ def _batches_before(config: ExperimentConfig) -> int:
     idle_power, warmup = int(config.baseline.enabled), config.warmup
     if not warmup.enabled:
         return idle_power
-    runs = 2 * warmup.n_warmup
+    batches = 2 * warmup.n_warmup
     if warmup.convergence_detection:
-        runs = max(runs, warmup.max_prompts)
-    return idle_power + runs + 1
+        batches = max(batches, warmup.max_prompts)
+    return idle_power + batches + 1

@@ -40,7 +40,7 @@ def memory_bytes(config: ExperimentConfig, needs: Needs, footprint: Footprint) -
     """Return an experiment's memory in bytes: weights, KV cache and logits of a full batch, and the runtime."""
     tokens, sequences = config.max_input_tokens + config.max_output_tokens, needs.sequences or 1
     cache = sequences * tokens * footprint.kv_values_per_token * BYTES[config.precision]
-    logits = sequences * footprint.vocabulary * 4 * 3
+    logits = sequences * footprint.vocabulary * 4 * 3  # in fp32, with two copies while a token is sampled
     return weight_bytes(config, needs, footprint) + cache + logits + RUNTIME_BYTES
 
 
@@ -93,16 +93,17 @@ def seconds(
     Warm-up and window are rounded up to whole batches and passes.
     """
     expected = generation(config, needs, footprint, host)
-    runs = 0
+    batches = 0
     if config.warmup.enabled:
-        runs = 2 * config.warmup.n_warmup
+        batches = 2 * config.warmup.n_warmup
         if config.warmup.convergence_detection:
-            runs = max(runs, config.warmup.window_size)
-    warmup = max(runs * expected.batch, config.warmup.thermal_floor_seconds)
+            batches = max(batches, config.warmup.window_size)
+    warmup = max(batches * expected.batch, config.warmup.thermal_floor_seconds)
     window = _window(config, expected.one_pass)
     if config.measurement.prefill_split:
         window += _window(config, expected.first_pass)
     gap = execution.experiment_gap_seconds
+    # The gap "auto" lasts until GPUs have cooled down; 15 s is a rough guess.
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     if idle_power_seconds(config, host):
         idle += config.baseline.part_seconds  # idle power is measured again after the window

@@ -26,7 +26,7 @@ class Expected:
 
 
 def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected | None:
-    """Return the estimated time of *point*: 0 s if it will not run, None if its model's size is unknown."""
+    """Return the estimated time of *point*: 0 s if it does not run, None if its model's size is unknown."""
     if point.skip is not None or preflight.reason(point) is not None:
         return Expected(0.0)
     footprint = preflight.footprint(point.config)
@@ -55,7 +55,7 @@ class Forecast:
         self._points = points
         self._estimates = estimates
         self._pending = set(points)
-        #: Points of which an experiment runs or has run, and so does what is done once.
+        #: Points of which an experiment runs or has run: their additional time is no longer expected.
         self._started: set[Hashable] = set()
         #: By point: number of pending experiments; number and total time (s) of ended ones.
         self._count = Counter(points.values())
@@ -159,12 +159,12 @@ def forecast(runs: Iterable[tuple[str, StudyConfig, Preflight, Iterable[tuple[st
     points: dict[Hashable, Hashable] = {}
     estimates: dict[Hashable, Expected | None] = {}
     for run, study, preflight, experiments in runs:
-        server = estimate.server_seconds(study.execution)
+        forkserver = estimate.server_seconds(study.execution)
         for name, point in experiments:
             points[run, name] = (run, point.id)
             if (run, point.id) not in estimates:
                 found = expected(point, study, preflight)
                 if found is not None and found.each:
-                    found, server = replace(found, once=found.once + server), 0.0
+                    found, forkserver = replace(found, once=found.once + forkserver), 0.0
                 estimates[run, point.id] = found
     return Forecast(points, estimates)

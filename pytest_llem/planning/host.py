@@ -36,10 +36,10 @@ class Host:
     memory_is_limited: bool = False
 
     def gpus_of_experiment(self, count: int | None) -> tuple[GpuCapacity, ...]:
-        """Return the GPUs that an experiment leases if all are free; none if there are too few of one kind.
+        """Return the GPUs that an experiment leases if all are free; empty if there are too few of one kind.
 
         Args:
-            count: Number of GPUs, all of one kind: the first of which there are enough. None for all GPUs.
+            count: Number of GPUs, all of the first kind of which there are enough. None for all GPUs.
         """
         if count is None:
             return self.gpus
@@ -84,9 +84,9 @@ def host_for(torch: str | None) -> Host:
 
 
 def load_warning() -> str | None:
-    """Return a warning if the load exceeds the machine's CPUs; None otherwise, or if unknown.
+    """Return a warning if the load average exceeds the number of CPUs; None otherwise, or if unknown.
 
-    The load is that of all CPUs, also of those that this process may not use.
+    The load average counts all CPUs, also those that this process may not use.
 
     Example:
         "load 7.33 on 2 CPUs in the last minute: …"

@@ -45,6 +45,7 @@ class CurrentInputs:
     model_path: Sequence[Path]
     import_path: Sequence[Path]
     knows_packages: bool = True
+    # What has been read so far: code by interpreter, models by name, prompts by config_hash, hub datasets.
     _code: dict[Path | None, CodeState] = field(default_factory=dict)
     _models: dict[str, str | None] = field(default_factory=dict)
     _prompts: dict[str, str | None] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class CurrentInputs:
     def changes_since(self, directory: Path, point: PointResult) -> list[str]:
         """Return the changes since the results of *point* in a results directory were measured.
 
-        The state of the code is in the results of experiments. One that is missing counts as a change.
+        The state of the code is in the results of experiments. A missing result counts as a change.
         """
         config = next(one.config for one in self.study.points if one.config_hash == point.config_hash)
         found: dict[str, None] = {}
@@ -96,13 +97,13 @@ class CurrentInputs:
             yield f"code is missing now: {listed(missing)}"
         if unknown := [name for name, digest in inputs.modules.items() if digest is None]:
             yield f"code was edited while it ran: {listed(unknown)}"
-        # Where the engine cannot run, nothing would be measured without these packages: they are no change.
+        # If the engine cannot run here, missing packages are no change: nothing would be measured here anyway.
         absent_counts = python is not None or missing_here(backend) is None
         for name, version in distributions.items():
             current = known["distributions"][name]
             if current != version and (absent_counts or current is not None):
-                then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))
-                yield f"{name} was {then}, is {now_} now" if then != now_ else f"{name} {then} has changed files"
+                old, new = ((one or "not installed").partition(" ")[0] for one in (version, current))
+                yield f"{name} was {old}, is {new} now" if old != new else f"{name} {old} has changed files"
 
     def _current(self, python: Path | None, modules: Sequence[str], packages: Sequence[str]) -> CodeState:
         """Return the state of the code that experiments would import.

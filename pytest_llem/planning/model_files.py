@@ -1,4 +1,4 @@
-"""What is known of a model without loading it: whether it is there, its size, and its context length."""
+"""Find out, without loading a model, whether it is on this machine, its size, and its context length."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Pa
 
 def footprint_of(config: ExperimentConfig, model_path: tuple[Path, ...]) -> Footprint | None:
     """Return the size of an experiment's model; None if unknown."""
-    if config.model is None or config.backend == SERVER:  # what a server takes is not known
+    if config.model is None or config.backend == SERVER:  # a server's memory and time are not estimated
         return None
     stated = shipped_needs(config)
     return _footprint(config.model, stated.model_revision if stated else None, model_path)

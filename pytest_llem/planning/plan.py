@@ -19,8 +19,8 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, Point, StudyConfig
 from pytest_llem.study.engines import COMMAND
 
-#: The option of an engine or a server that sets its share of a GPU's memory.
-_SHARES = {
+#: Option that sets the share of a GPU's memory, by engine or server preset.
+_MEMORY_SHARE_OPTIONS = {
     "vllm": "vllm.engine.gpu_memory_utilization",
     "sglang": "server.args.mem_fraction_static",
 }
@@ -38,7 +38,7 @@ class Plan:
         reference: Plan of the reference that is measured interleaved with these experiments, or None.
         against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
-        load: Warning that the machine is busy, or None.
+        load: Warning that the machine's load average is high, or None.
         at_a_time: Number of experiments that run at a time.
         workers: Line about the number of xdist's workers, or None.
     """
@@ -89,7 +89,7 @@ class Plan:
 
     @cached_property
     def whole_cycles(self) -> dict[str, str]:
-        """Points of which whole cycles alternate though passes were asked for: the reason by the point's id."""
+        """Points that alternate by cycle although the study asks for passes: the reason by the point's id."""
         if self.reference is None or self.study.gates.interleave == "cycle":
             return {}
         sides = self.preflight, self.reference.preflight
@@ -101,26 +101,27 @@ class Plan:
     def seconds(self) -> float | None:
         """Estimated time of the run, in s; None if a model's size is unknown.
 
-        Includes idle power, once for each point and once without a model, and one start of a forkserver.
+        Includes the measurement of idle power, once for each point and once without a model, and one start of a
+        forkserver.
         """
         each: dict[str, float] = {}
-        with_model = 0.0
+        idle_power = 0.0
         for point in self.points:
             known = expected(point, self.study, self.preflight)
             if known is None:
                 return None
             each[point.id] = known.each
-            with_model += known.once
-        no_context = NO_CONTEXT_SECONDS if with_model else 0.0
+            idle_power += known.once
+        no_context = NO_CONTEXT_SECONDS if idle_power else 0.0
         experiments = sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
-        server = server_seconds(self.study.execution) if experiments else 0.0
-        return server + experiments + with_model + no_context
+        forkserver = server_seconds(self.study.execution) if experiments else 0.0
+        return forkserver + experiments + idle_power + no_context
 
     @cached_property
     def load_seconds(self) -> tuple[float, float]:
         """Minimum time of the windows of loads on servers, and of those in which drift is measured, in s.
 
-        Starts, ramps and drains take further time, which is not known.
+        Starts, ramp-ups and drains take further time, which is not known.
         """
         loads = [one for one in self.to_run if one.point.config.load and one.point.id in self.deadlines]
         seconds = {one.id: one.point.config.measurement.min_window_seconds for one in loads}
@@ -155,7 +156,7 @@ class Plan:
 
     @cached_property
     def available_bytes(self) -> int:
-        """Memory of the devices of one experiment, in bytes: the most that any of them may have."""
+        """Memory of the devices of one experiment, in bytes; the maximum over the experiments."""
         host, numbers = self.preflight.host, self.gpus.values()
         return max((host.device_memory_bytes(number) for number in numbers), default=host.device_memory_bytes())
 
@@ -226,17 +227,17 @@ def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Pre
     if config.backend == COMMAND:
         return "a command runs as a whole"
     sides, host = (candidate, reference), candidate.host_of(config)
-    requests = [side.request(config) for side in sides]
-    if requests[0].count != requests[1].count or set(requests[0].pool) != set(requests[1].pool):
+    devices = [side.request(config) for side in sides]
+    if devices[0].count != devices[1].count or set(devices[0].pool) != set(devices[1].pool):
         return "the two sides need different devices"
     shares = [share for side in sides if (share := side.needs(config).memory_share) is not None]
     if host.gpus and sum(shares) > 1:
         preset = config.server.preset if config.server is not None else config.backend
-        advice = _SHARES.get(str(preset), "its share")
-        advice = advice if config.server is None else advice.replace("vllm.engine", "server.args")
+        option = _MEMORY_SHARE_OPTIONS.get(str(preset), "its share")
+        option = option if config.server is None else option.replace("vllm.engine", "server.args")
         return (
             f"each side reserves {max(shares):.0%} of the GPU's memory, so that two do not fit: "
-            f"set {advice} to at most {1 / len(sides) - 0.05:.2f}"
+            f"set {option} to at most {1 / len(sides) - 0.05:.2f}"
         )
     sizes = [side.memory_bytes(config) for side in sides]
     gpus = candidate.needs(config).gpus

@@ -161,8 +161,8 @@ class Preflight:
             return name
         marks = self._document.marks
         axis, section = ".".join(map(str, key_path[:2])), str(key_path[0])
-        below = [(), ("sweep",), *(("experiments", at) for at in range(len(self._study.points)))]
-        written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in below)]
+        prefixes = [(), ("sweep",), *(("experiments", at) for at in range(len(self._study.points)))]
+        written: list[KeyPath] = [("sweep", axis), *((*one, *key_path) for one in prefixes)]
         # The key itself may not be written: the place is then an axis of its section, or the section.
         written += [one for one in marks if one[:1] == ("sweep",) and str(one[-1]).startswith(f"{section}.")]
         found = next((marks[one] for one in (*written, (section,), ("backend",)) if one in marks), None)
@@ -183,11 +183,11 @@ class Preflight:
 
     def _context_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if even the shortest prompt exceeds the context. The engine checks each prompt later."""
-        shape = config.workload
-        shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
+        workload = config.workload
+        shortest = 1 if config.has_texts else workload.lengths.min if workload.lengths else workload.input_len
         limit = context_length_of(config.model_name, needs.model_revision, self._model_path)
-        if limit is not None and shortest is not None and shortest + shape.output_len > limit:
-            yield too_long(config.model_name, shortest, shape.output_len, limit)
+        if limit is not None and shortest is not None and shortest + workload.output_len > limit:
+            yield too_long(config.model_name, shortest, workload.output_len, limit)
 
     def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if the GPUs do not support the precision, or if the model does not fit into memory."""

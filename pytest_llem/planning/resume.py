@@ -40,7 +40,7 @@ class CurrentEnvironment:
     Attributes:
         cpu: Model of the CPU; None if unknown.
         gpus: Models of the GPUs that CUDA may use; None if unknown.
-        driver: Version of their driver.
+        driver: Version of the GPUs' driver; None if unknown.
         version: Returns, for a backend, a function from a package's name to the version that its experiments would
             use, None for a package that is not installed.
         changes: Returns the changes of code, model and dataset since a result of a configuration was measured.
@@ -94,14 +94,14 @@ class CurrentEnvironment:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredResult:
     """A result of an earlier run.
 
     Attributes:
         directory: The results directory.
-        entry: Its entry in that directory's manifest.
+        entry: The result's entry in that directory's manifest.
         measured_at: Time of the measurement, in UTC, as ISO 8601.
-        mismatch: Changes since then, or None.
+        mismatch: How environment, code, model or dataset differ from now, as text; None if they do not.
         emission_factors: Carbon intensity and PUE of its ``gco2e_g`` as text, or None.
     """
 
@@ -123,7 +123,7 @@ class Replay:
         unreadable: Why manifests in the results directory, of whichever study, cannot be read.
     """
 
-    results: Mapping[str, Stored]
+    results: Mapping[str, StoredResult]
     damaged: int = 0
     changed: Mapping[str, str] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
@@ -165,7 +165,7 @@ class Resume:
                 results directory.
         """
         unreadable: list[str] = []
-        runs = self._named(study) if self.source else self._runs(study, results_dir, unreadable)
+        runs = self._source_run(study) if self.source else self._runs(study, results_dir, unreadable)
         if runs is None:
             return None
         matching = [run for run in runs if self.allow_mismatch or run[1].study_design_hash == study.design_hash]
@@ -184,7 +184,7 @@ class Resume:
         found = runs_of(results_dir, study.name, study.design_hash, unreadable)
         return [run for run in found if run[1].shard == self.shard]
 
-    def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
+    def _source_run(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
         """Return the run in ``source``; None if it belongs to another study."""
         assert self.source is not None
         manifest = self._source_manifest
@@ -219,7 +219,7 @@ class _FoundResults:
     study: StudyConfig
     current: CurrentEnvironment
     allow_mismatch: bool
-    results: dict[str, Stored] = field(default_factory=dict)
+    results: dict[str, StoredResult] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     changed: dict[str, str] = field(default_factory=dict)
 
@@ -230,7 +230,7 @@ class _FoundResults:
             The differences: another machine, or other versions.
         """
         entries = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
-        found: dict[str, Stored] = {}
+        found: dict[str, StoredResult] = {}
         differing: dict[str, None] = {}
         for experiment in self.study.experiments:
             entry = entries.get((experiment.point.config_hash, experiment.cycle))
@@ -244,7 +244,7 @@ class _FoundResults:
             if self.allow_mismatch or not changes:
                 mismatch = "; ".join(differences + changes) or None
                 factors = emission_factors(result.metrics.get("gco2e_g"))
-                found[experiment.id] = Stored(directory, entry, result.started_at, mismatch, factors)
+                found[experiment.id] = StoredResult(directory, entry, result.started_at, mismatch, factors)
             else:
                 self.changed.setdefault(experiment.id, "; ".join(changes))
             if not self.allow_mismatch:

@@ -41,7 +41,7 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
     if engine is not None and engine not in interpreter.engines:
         known = ", ".join(sorted(interpreter.engines))
         what = f"has no engine of that name (there are: {known})"
-        if (package := _providing(engine)) is not None:
+        if (package := _provider_requirement(engine)) is not None:
             return f"{what}: install its package there: {pip} install {package}"
         return f"{what}: {how_to_install(engine)}"
     provider = interpreter.engines[engine] if engine is not None else None
@@ -72,13 +72,13 @@ def missing_engine_packages(interpreter: Interpreter, engine: str, pip: str) -> 
 
 
 def is_installed(interpreter: Interpreter, engine: str) -> bool:
-    """Return whether an interpreter has a package of the extra that has an engine's name, or there is no extra."""
+    """Return whether an interpreter has any package of an engine's extra, or the engine has no extra."""
     needed = _engine_requirements(interpreter, engine)
     return not needed or any(interpreter.version(one.name) is not None for one in needed)
 
 
 def missing_here(engine: str) -> str | None:
-    """Return what :func:`missing_engine_packages` does here; None for an engine that is not installed."""
+    """Return :func:`missing_engine_packages` of this interpreter; None for an engine that is not installed."""
     return _missing_here(engine, tuple(sys.path))
 
 
@@ -91,8 +91,8 @@ def _missing_here(engine: str, path: tuple[str, ...]) -> str | None:
 def _engine_requirements(interpreter: Interpreter, engine: str) -> list[Requirement]:
     """Return what the extra of an engine's name requires in addition to its distribution."""
     provider = interpreter.engines[engine]
-    plain = {str(one) for one in _requirements(interpreter, provider)}
-    return [one for one in _requirements(interpreter, provider, engine) if str(one) not in plain]
+    without_extra = {str(one) for one in _requirements(interpreter, provider)}
+    return [one for one in _requirements(interpreter, provider, engine) if str(one) not in without_extra]
 
 
 def _requirements(interpreter: Interpreter, distribution: str, extra: str = "") -> Iterator[Requirement]:
@@ -125,7 +125,7 @@ def how_to_install(engine: str) -> str:
     )
 
 
-def _providing(engine: str) -> str | None:
+def _provider_requirement(engine: str) -> str | None:
     """Return the pip requirement of the distribution that provides an engine in this environment, or None."""
     for point in entry_points(group=ENGINE_GROUP, name=engine):
         if point.dist is not None:
@@ -134,9 +134,9 @@ def _providing(engine: str) -> str | None:
 
 
 def _unmet(interpreter: Interpreter, requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Return the requirements that an interpreter does not meet, for messages, by their arguments of pip.
+    """Return a text for each requirement that an interpreter does not meet, by its pip argument.
 
-    That is the name of a package that is not installed, and both versions of one whose version does not fit.
+    The text is the package's name, or the required and the installed version if another version is installed.
     """
     unmet: dict[str, str] = {}
     for one in requirements:

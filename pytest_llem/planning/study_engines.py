@@ -1,4 +1,4 @@
-"""The engines of a study: whether the interpreters that run them have them, and what the engines answer."""
+"""Check that a study's engines are installed in their interpreters, and ask them about its configurations."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class StudyEngines:
         return self._missing_engine(backend, interpreter)
 
     def answer(self, config: ExperimentConfig) -> EngineAnswer | None:
-        """Return what the engine of an experiment answers, without importing it here; None if it does not."""
+        """Return an engine's answer about its configurations, without importing it here; None if there is none."""
         backend, python = config.backend, self._study.interpreter(config.backend)
         if self._study.execution.skip_preflight or self.unusable(backend) is not None:
             return None
@@ -100,12 +100,12 @@ class StudyEngines:
         return probe_engines(python, questions, self._import_path)
 
     def interpreter(self, backend: str) -> Interpreter | None:
-        """Return the contents of an engine's interpreter; None for this interpreter, and for an unusable one."""
+        """Return what an engine's interpreter has installed; None for this interpreter or an unusable one."""
         found = self._interpreter(backend)
         return None if isinstance(found, str) else found
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
-        """Return the contents of an engine's interpreter, or why it cannot be used; None for this interpreter."""
+        """Return what an engine's interpreter has installed, or why it is unusable; None for this interpreter."""
         if backend not in self._interpreters:
             self._interpreters[backend] = self._read_interpreter(backend)
         return self._interpreters[backend]
@@ -122,8 +122,8 @@ class StudyEngines:
 
     def packages(self, backend: str) -> Packages:
         """Return the packages of a usable engine's environment."""
-        there = self.interpreter(backend)
-        return Packages(there.modules.__contains__, self._pip(backend)) if there else THIS_ENVIRONMENT
+        other = self.interpreter(backend)
+        return Packages(other.modules.__contains__, self._pip(backend)) if other else THIS_ENVIRONMENT
 
     def _pip(self, backend: str) -> str:
         """Return the pip command of an engine's environment, as typed in the current folder."""

@@ -1,7 +1,7 @@
-"""The working tree of a git revision, as an interpreter that imports the project's code from there.
+"""Check out a git revision, and make a Python interpreter that imports the project's code from there.
 
-It is a temporary worktree of the user's repository with a small script in it, which starts this interpreter with
-the worktree's folders first on its path. Installed packages are the same.
+The checkout is a temporary git worktree of the user's repository. The interpreter is a small script in it, which
+starts this interpreter with the worktree's folders first on its path. Installed packages are the same.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from typing import Any
 
 import psutil
 
-#: Prefix of the folder of a worktree, which the id of its process follows.
+#: Prefix of a worktree's folder, before the id of the process that made the worktree.
 _PREFIX = "llem-worktree-"
 
 #: Folder of the script in the worktree.
 _BIN = ".pytest-llem"
 
 #: Folders in which packages are installed; nothing in them is a project's own code.
-_INSTALLED = {"site-packages", "dist-packages"}
+_INSTALL_FOLDERS = {"site-packages", "dist-packages"}
 
 #: Files that say what a project needs. They are compared as text, but pyproject.toml by these tables of [project],
 #: and setup.cfg by the sections that setuptools reads.
 _REQUIREMENTS = ("pyproject.toml", "setup.py", "setup.cfg", "requirements*.txt", "*.lock", "pylock*.toml")
 _TABLES = ("dependencies", "optional-dependencies", "requires-python", "scripts", "entry-points")
 
+#: Files of compiled modules.
 _EXTENSIONS = ("*.so", "*.pyd")
 
 
@@ -85,7 +86,7 @@ class Worktree:
 
 
 def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktree:
-    """Make the worktree of a *revision* of the repository around *directory*.
+    """Make the worktree of a *revision* of the repository that contains *directory*.
 
     Args:
         directory: A folder in the working tree, such as rootdir.
@@ -93,12 +94,12 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         path: Folders from which this process imports, in order.
 
     Raises:
-        RevisionError: The revision is unknown, or its code cannot be separated from the environment's.
+        RevisionError: The revision is unknown, or this environment cannot run its code.
     """
     top = _git(directory, "rev-parse", "--show-toplevel")
     if top is None:
         raise RevisionError(f"{directory} is in no git repository")
-    repository = Path(top)  # its links are resolved
+    repository = Path(top)  # git has resolved links
     commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if commit is None:
         hint = "git fetch may bring it"
@@ -107,11 +108,11 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
         elif _git(repository, "rev-parse", "--is-shallow-repository") == "true":
             hint = "the clone is shallow: fetch it, in CI with fetch-depth: 0"
         raise RevisionError(f"unknown revision {revision!r} ({hint})")
-    mapped = {name: place for name, place in _editable_mapping().items() if _is_own(place, repository)}
-    folders = [*path, *(place.parent for place in mapped.values())]
-    roots = [*dict.fromkeys(one.resolve() for one in folders if _is_own(one, repository))]
-    projects = _project_folders(repository, [directory, *roots])
-    if (reason := _refusal(repository, commit, roots, projects)) is not None:
+    hook_paths = {name: place for name, place in _editable_mapping().items() if _is_own(place, repository)}
+    folders = [*path, *(place.parent for place in hook_paths.values())]
+    import_folders = [*dict.fromkeys(one.resolve() for one in folders if _is_own(one, repository))]
+    projects = _project_folders(repository, [directory, *import_folders])
+    if (reason := _refusal(repository, commit, import_folders, projects)) is not None:
         raise RevisionError(f"{reason}: {_how_to_install(revision)}")
     _remove_abandoned(repository)
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve() / "tree"
@@ -122,39 +123,41 @@ def add_worktree(directory: Path, revision: str, path: Sequence[Path]) -> Worktr
     for name in _generated(repository):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(repository / name, folder / name)
-    _write_script(worktree, roots, mapped)
+    _write_script(worktree, import_folders, hook_paths)
     return worktree
 
 
-def _write_script(worktree: Worktree, roots: Sequence[Path], mapped: Mapping[str, Path]) -> None:
+def _write_script(worktree: Worktree, import_folders: Sequence[Path], hook_paths: Mapping[str, Path]) -> None:
     """Write the script that starts this interpreter with the worktree first on its path.
 
     Args:
         worktree: The worktree.
-        roots: Folders of the working tree from which the project is imported.
-        mapped: Places in the working tree of packages that are imported under the name that is the key.
+        import_folders: Folders of the working tree from which the project is imported.
+        hook_paths: Path in the working tree of each package that an import hook finds, by the package's name.
     """
     links = worktree.python.parent / "path"
     links.mkdir(parents=True)
-    for name, place in mapped.items():
+    for name, place in hook_paths.items():
         if place.name != name and (target := worktree.counterpart(place)).exists():
             (links / name).symlink_to(target)
     given = [Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
     others = [one for one in given if not _is_own(one, worktree.repository)]
-    path = os.pathsep.join(map(str, [links, *map(worktree.counterpart, roots), *others]))
+    path = os.pathsep.join(map(str, [links, *map(worktree.counterpart, import_folders), *others]))
     worktree.python.write_text(
         f'#!/bin/sh\nexport PYTHONPATH={shlex.quote(path)}\nexec {shlex.quote(sys.executable)} "$@"\n'
     )
     worktree.python.chmod(0o755)
 
 
-def _refusal(repository: Path, commit: str, roots: Sequence[Path], projects: Sequence[Path]) -> str | None:
-    """Return why the project's code cannot be separated from the environment's; None if it can."""
-    if (extension := next(_extensions(repository, roots), None)) is not None:
+def _refusal(
+    repository: Path, commit: str, import_folders: Sequence[Path], projects: Sequence[Path]
+) -> str | None:
+    """Return why this environment cannot run the revision's code; None if it can."""
+    if (extension := next(_extensions(repository, import_folders), None)) is not None:
         return f"{extension} is compiled, and the revision's source would not change it"
     if (changed := _changed_requirements(repository, commit, projects)) is not None:
         return f"{changed} differs from the revision's, which may need other packages"
-    if (name := next(_installed_copies(projects, roots), None)) is not None:
+    if (name := next(_installed_copies(projects, import_folders), None)) is not None:
         return f"{name} is installed, not editable, so that both sides would import the copy (pip install -e .)"
     return None
 
@@ -168,12 +171,12 @@ def _how_to_install(revision: str) -> str:
     )
 
 
-def _extensions(repository: Path, roots: Sequence[Path]) -> Iterator[str]:
+def _extensions(repository: Path, import_folders: Sequence[Path]) -> Iterator[str]:
     """Yield the compiled modules of the project's own packages, tracked or built, relative to the repository."""
     found = _git(repository, "ls-files", "--cached", "--others", "--", *_EXTENSIONS) or ""
     for name in found.splitlines():
         file = repository / name
-        is_importable = file.parent in roots or (file.parent / "__init__.py").exists()
+        is_importable = file.parent in import_folders or (file.parent / "__init__.py").exists()
         if is_importable and _is_own(file, repository):
             yield name
 
@@ -188,13 +191,13 @@ def _generated(repository: Path) -> Iterator[str]:
 
 
 def _project_folders(repository: Path, folders: Iterable[Path]) -> list[Path]:
-    """Return the folders that may hold the files of a project: *folders* and those around them in *repository*."""
-    around = {one for folder in map(Path.resolve, folders) for one in (folder, *folder.parents)}
-    return sorted(one for one in around if one.is_relative_to(repository))
+    """Return *folders* and their parents in *repository*: the folders that may hold a ``pyproject.toml``."""
+    folders_and_parents = {one for folder in map(Path.resolve, folders) for one in (folder, *folder.parents)}
+    return sorted(one for one in folders_and_parents if one.is_relative_to(repository))
 
 
 def _changed_requirements(repository: Path, commit: str, projects: Sequence[Path]) -> str | None:
-    """Return the name of what states a project's requirements and has changed; None if nothing has."""
+    """Return the first file, or table in it, whose requirements differ from those in *commit*; None if none."""
     changed = _git(repository, "diff", "--name-only", "--no-renames", "-z", commit, "--") or ""
     for name in changed.split("\0"):
         file = repository / name
@@ -211,20 +214,20 @@ def _changed_requirements(repository: Path, commit: str, projects: Sequence[Path
     return None
 
 
-def _installed_copies(projects: Sequence[Path], roots: Sequence[Path]) -> Iterator[str]:
-    """Yield the names of projects that are installed and not editable, and whose source is in none of *roots*."""
+def _installed_copies(projects: Sequence[Path], import_folders: Sequence[Path]) -> Iterator[str]:
+    """Yield the names of projects that are installed, not editable, and have no source in *import_folders*."""
     for folder in projects:
         name = _project(_read(folder / "pyproject.toml")).get("name")
         if not isinstance(name, str):
             continue
         # A build leaves a folder of metadata in the working tree, which may be on the path.
         named = [(one, Path(str(one.locate_file("")))) for one in distributions(name=name)]
-        installed = next((one for one, place in named if _INSTALLED.intersection(place.parts)), None)
+        installed = next((one for one, place in named if _INSTALL_FOLDERS.intersection(place.parts)), None)
         if installed is None:
             continue
         tops = {Path(str(file)).parts[0] for file in installed.files or () if str(file).endswith(".py")}
         packages = {top for top in tops if not top.startswith(("..", "__editable__"))}
-        if packages and not any((root / top).exists() for root in roots for top in packages):
+        if packages and not any((root / top).exists() for root in import_folders for top in packages):
             yield name
 
 
@@ -239,6 +242,7 @@ def _setup_options(text: str) -> dict[str, dict[str, str]] | str:
 
 
 def _project(text: str) -> dict[str, Any]:
+    """Return the table ``project`` of a ``pyproject.toml``; empty if it is missing or invalid."""
     with suppress(tomllib.TOMLDecodeError):
         found = tomllib.loads(text).get("project", {})
         return found if isinstance(found, dict) else {}
@@ -250,9 +254,9 @@ def _read(file: Path) -> str:
 
 
 def _editable_mapping() -> dict[str, Path]:
-    """Return the place of each top-level package of which an editable installation has an import hook.
+    """Return the path of each top-level package that is installed as editable with an import hook.
 
-    Setuptools makes one if the folders are not named as the packages. It adds nothing to the path.
+    Setuptools uses a hook, and adds nothing to the path, if folders are not named as their packages.
     """
     hooks = [module for name, module in list(sys.modules.items()) if name.startswith("__editable__")]
     found = {name: Path(place) for hook in hooks for name, place in getattr(hook, "MAPPING", {}).items()}
@@ -261,9 +265,9 @@ def _editable_mapping() -> dict[str, Path]:
 
 def _is_own(path: Path, repository: Path) -> bool:
     """Return whether *path* is in the working tree, and not in an environment in it."""
-    path = path.resolve()  # a link to the working tree would otherwise stay the candidate's
+    path = path.resolve()  # otherwise the reference would import the candidate's code through a link
     prefixes = {Path(one).resolve() for one in (sys.prefix, sysconfig.get_path("stdlib"))}
-    is_installed = _INSTALLED.intersection(path.parts) or any(path.is_relative_to(one) for one in prefixes)
+    is_installed = _INSTALL_FOLDERS.intersection(path.parts) or any(path.is_relative_to(one) for one in prefixes)
     return path.is_relative_to(repository) and not is_installed
 
 

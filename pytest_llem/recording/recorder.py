@@ -122,7 +122,7 @@ class Recorder:
         payload: dict[str, Any] | None = vars(report).pop(PAYLOAD_ATTRIBUTE, None)
         if payload is None:
             found = self._by_node.get(report.nodeid)
-        else:  # it names the experiment, whatever the item's id
+        else:  # the payload names the experiment, whatever the item's id
             found = self._by_identity.get((payload["run"], payload["experiment_id"]))
         if found is None:
             if payload is not None:
@@ -177,7 +177,10 @@ class Recorder:
                 self._config.stash[SHARED_STATE].put(key, STOPPED, run.stopped)
 
     def _call_finished_hook(self, result: ExperimentResult, report: pytest.TestReport) -> None:
-        """Call the hook. An exception fails the item, but neither the session nor the experiment."""
+        """Call ``pytest_llem_experiment_finished``.
+
+        An exception fails the item, but neither the session nor the experiment.
+        """
         try:
             self._config.hook.pytest_llem_experiment_finished(result=result)
         except pytest.exit.Exception:
@@ -228,7 +231,7 @@ class Recorder:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _discard_untouched(self) -> None:
-        """Discard the runs of studies that ``-x`` or ``--maxfail`` stopped pytest before."""
+        """Discard the runs of studies that had not begun when ``-x`` or ``--maxfail`` stopped pytest."""
         touched = {file_of(key) for key, run in self._runs.items() if not run.is_untouched()}
         for key in [key for key in self._runs if file_of(key) not in touched][::-1]:  # references are inside
             run = self._runs.pop(key)

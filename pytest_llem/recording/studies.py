@@ -43,7 +43,7 @@ def _study_node(config: pytest.Config, node_id: str) -> Node | None:
 
 
 def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
-    """Return the experiments of *study* by node id."""
+    """Return the experiments of *study* among *node_ids*, by node id."""
     by_id = {experiment.id: experiment for experiment in study.experiments}
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
@@ -53,22 +53,22 @@ def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[st
     return found
 
 
-def study_of(config: pytest.Config, run: str) -> StudyConfig:
-    """Return the study that was collected for *run*, and read it if an xdist worker collected it.
+def study_of(config: pytest.Config, key: str) -> StudyConfig:
+    """Return the study of the run with *key*, and read it if an xdist worker collected it.
 
     Raises:
         StudyError: The file is no longer the one that the worker read.
-        pytest.UsageError: *run* does not include the path of the file.
+        pytest.UsageError: *key* does not include the path of the file.
     """
-    studies, file, settings = config.stash.setdefault(STUDIES, {}), file_of(run), Settings.from_config(config)
-    if run in studies:
-        return studies[run]
+    studies, file, settings = config.stash.setdefault(STUDIES, {}), file_of(key), Settings.from_config(config)
+    if key in studies:
+        return studies[key]
     if not file:  # pytest's ids of items outside rootdir have no path
         raise pytest.UsageError(
             f"with pytest-xdist, studies must be inside rootdir ({config.rootpath}): set --rootdir, or omit -n"
         )
     study = load_study(config.rootpath / file, settings.overrides)
-    if is_reference(run):
+    if is_reference(key):
         assert settings.against is not None
         return study.of_reference(settings.against, str(settings.against_name))
     return study

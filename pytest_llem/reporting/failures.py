@@ -14,9 +14,9 @@ class Failure:
     """Experiments that failed with the same error.
 
     Attributes:
-        ids: Their ids.
-        error: The error of the first.
-        expected: Why they were expected to fail; None if they were not.
+        ids: Ids of the experiments.
+        error: The error of the first experiment.
+        expected: Why the experiments were expected to fail; None if they were not.
     """
 
     ids: list[str]

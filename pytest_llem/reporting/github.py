@@ -71,7 +71,7 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
     try:
         with Path(file).open("ab") as summary:
             available = min(MAX_OWN_BYTES, MAX_BYTES - SPARE_BYTES - summary.seek(0, os.SEEK_END))
-            summary.write(_cut(_page(results), available))
+            summary.write(_truncated(_page(results), available))
     except OSError as error:
         return f"the GitHub step summary could not be written: {error}"
     return None
@@ -84,17 +84,17 @@ def summary_markdown(results: Mapping[str, StudyResult], unread: Sequence[str] =
         results: The results, by a name such as their folder.
         unread: Messages on results that could not be read.
     """
-    ordered = sorted(results.items(), key=lambda one: not _failed(one[1]))
+    ordered = sorted(results.items(), key=lambda one: not _has_failed(one[1]))
     found = [f"- not read: {escaped(one)}" for one in unread[:MAX_ENTRIES]]
     if len(ordered) > 1:
         rows = [
             (escaped(name), escaped(one.name), _testbed(one), _done(one), _verdicts(one)) for name, one in ordered
         ]
         found += ["", *_table(("results", "study", "testbed", "experiments", "gates"), rows, "result")]
-    return _cut([*found, *_page([one for _, one in ordered])], MAX_COMMENT_BYTES).decode().lstrip("\n")
+    return _truncated([*found, *_page([one for _, one in ordered])], MAX_COMMENT_BYTES).decode().lstrip("\n")
 
 
-def _failed(result: StudyResult) -> bool:
+def _has_failed(result: StudyResult) -> bool:
     missing = result.comparison is not None and bool(result.comparison.missing_points)
     outcomes = {one.outcome for point in result.points for one in point.verdicts}
     return missing or result.summary.failed > 0 or "failed" in outcomes or result.status != "completed"
@@ -131,6 +131,7 @@ def escaped(text: str) -> str:
 
 
 def _level(verdict: GateVerdict) -> str | None:
+    """Return the level of a gate's annotation; None for no annotation."""
     if verdict.outcome == "failed":
         return "error"
     return "warning" if verdict.verdict == "INCONCLUSIVE" else None
@@ -157,7 +158,7 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _cut(lines: Iterable[str], available: int) -> bytes:
+def _truncated(lines: Iterable[str], available: int) -> bytes:
     """Return the first *lines* that fit into *available* bytes, and a note at the end if some did not fit."""
     last = "\n… more in study_result.json\n".encode()
     fitting: list[bytes] = []

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pytest_llem.results.statistics import Summary
 
 #: Characters of a value of an axis in a label.
-MAX_VALUE = 24
+MAX_VALUE_CHARACTERS = 24
 
-#: Before a word: after ``/``, ``_``, ``=`` or ``,``, and after ``.`` or ``-`` if no digit follows, as in numbers.
+#: Where a line may be broken, before a word: after ``/``, ``_``, ``=`` or ``,``, and after ``.`` or ``-`` if no
+#: digit follows, as in numbers.
 _BREAKS = re.compile(r"(?<=[/_=,])(?=\w)|(?<=[.-])(?=[^\W\d])")
 
 #: Characters that Markdown may read as markup.
@@ -85,7 +86,7 @@ def fitted(lines: Iterable[str]) -> Iterator[str]:
 def short_texts(texts: Iterable[str]) -> dict[str, str]:
     """Return a short text for each of *texts*, without folders that all share and without its middle.
 
-    The short texts differ. If they would not, they are longer.
+    The middle is kept if two short texts would be equal without it.
 
     Example:
         >>> short_texts(["/srv/models/llama-8b-instruct-int4", "/srv/models/qwen-7b"])
@@ -93,14 +94,15 @@ def short_texts(texts: Iterable[str]) -> dict[str, str]:
     """
     given = list(dict.fromkeys(texts))
     shared = 0
-    if len(given) > 1 and max(map(len, given)) > MAX_VALUE:
+    if len(given) > 1 and max(map(len, given)) > MAX_VALUE_CHARACTERS:
         first, last = min(given), max(given)
-        same = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-        shared = first[: next(same, len(first))].rfind("/")
+        differing = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+        shared = first[: next(differing, len(first))].rfind("/")
     found = {text: f"…{text[shared:]}" if shared > 0 else text for text in given}
-    half = MAX_VALUE // 2
+    half = MAX_VALUE_CHARACTERS // 2
     short = {
-        text: one if len(one) <= MAX_VALUE else f"{one[: half - 1]}…{one[-half:]}" for text, one in found.items()
+        text: one if len(one) <= MAX_VALUE_CHARACTERS else f"{one[: half - 1]}…{one[-half:]}"
+        for text, one in found.items()
     }
     return short if len({*short.values()}) == len(given) else found
 

@@ -28,8 +28,8 @@ from importlib.metadata import (
 from pathlib import Path
 from typing import TypedDict
 
-#: A file that changed after this time may differ from what was imported. A forked process inherits the time of its
-#: server.
+#: Start of this process; of a forked one, that of its forkserver. A file that changed later may differ from what
+#: was imported.
 _BEGAN = time.time()
 
 #: Folders in which packages are installed.
@@ -38,7 +38,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 #: The package into which transformers copies a model's own code.
 _COPIES = "transformers_modules"
 
-#: Characters of a digest.
+#: Number of characters of a digest.
 _LENGTH = 16
 
 
@@ -62,16 +62,16 @@ def imported() -> CodeState:
     """
     standard = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
     modules: dict[str, str | None] = {}
-    tops: set[str] = set()
+    top_level: set[str] = set()  # names of installed modules and packages
     for spec in _specs():
         origin = str(spec.origin)
         if _INSTALLED.intersection(origin.split(os.sep)):  # noqa: PTH206 (there may be a thousand of them)
-            tops.add(spec.name.partition(".")[0])
+            top_level.add(spec.name.partition(".")[0])
         elif not origin.startswith(standard):
             modules[spec.name] = _digest(origin, before=_BEGAN)
     found: dict[str, str | None] = {}
     for one in distributions():  # if two have the same name, the first is imported
-        if not tops.isdisjoint(_top_level(one)):
+        if not top_level.isdisjoint(_top_level(one)):
             found.setdefault(metadata_field(one, "Name"), _version(one))
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
@@ -79,7 +79,7 @@ def imported() -> CodeState:
 def imported_from(folder: str, without: str) -> list[str]:
     """Return the modules that this process has imported from *folder*.
 
-    Not those of an environment in it, nor those from the folder *without*.
+    Modules of a Python environment in *folder* are left out, and so are those from the folder *without*.
     """
     others = (sys.prefix, str(sysconfig.get_path("stdlib")), without)
     excluded = tuple(os.path.realpath(one) + os.sep for one in others)
@@ -116,9 +116,9 @@ def sources(names: Iterable[str], group: str, path: Sequence[str]) -> dict[str, 
 def source(name: str, group: str, path: Sequence[str]) -> str | None:
     """Return a text that changes with the code of a plugin, without importing it; None if it is not found.
 
-    It is the version of the distribution, for one that was installed from an index, and the versions of what it
-    requires, also for the extra that has the plugin's name. Otherwise it also has a digest of all ``.py`` files of
-    the plugin's top-level package.
+    The text has the version of the plugin's distribution, and the versions of the packages that it requires, also
+    for the extra that has the plugin's name. If the plugin has no distribution, or an editable installation, the
+    text also has a digest of all ``.py`` files of its top-level package.
 
     Args:
         name: The name of an entry point, ``package.module:Class``, or a package.
@@ -178,18 +178,18 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
     """Return the spec that an import of *name* would use, without importing its parent packages."""
     if name not in known:
         package = name.rpartition(".")[0]
-        around = _find(package, path, known) if package else None
+        parent = _find(package, path, known) if package else None
         if not package:
             known[name] = PathFinder.find_spec(name, path) or find_by_hook(name)
-        elif around is not None and around.submodule_search_locations is not None:
-            known[name] = PathFinder.find_spec(name, list(around.submodule_search_locations))
+        elif parent is not None and parent.submodule_search_locations is not None:
+            known[name] = PathFinder.find_spec(name, list(parent.submodule_search_locations))
         else:
             known[name] = None
     return known[name]
 
 
 def find_by_hook(name: str) -> ModuleSpec | None:
-    """Return the spec of a module of an editable installation, whose finder is not on the path."""
+    """Return the spec of a module that only an import hook finds, as of an editable installation."""
     for finder in sys.meta_path:
         if finder is not PathFinder and (spec := finder.find_spec(name, None)) is not None:
             return spec
@@ -225,6 +225,7 @@ def metadata_field(package: Distribution, name: str) -> str:
 
 
 def _version(package: Distribution) -> str:
+    """Return the version; with a digest of the files if *package* was not installed from an index."""
     version = metadata_field(package, "Version")
     if package.read_text("direct_url.json") is None:
         return version

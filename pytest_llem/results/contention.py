@@ -24,7 +24,7 @@ class GpuContention(Record):
     """
     others_share: float | None = None
     """Utilisation by other processes, summed; 1 is the whole GPU. Null if the driver lists none, while another
-    process has memory of the GPU: its samples do not show a process that rarely computes.
+    process has memory of the GPU: the driver's samples do not show a process that rarely computes.
     """
     others_memory_mb: float | None = None
     """Memory that other processes hold at the end of the window, in MB (10^6 bytes)."""
@@ -106,7 +106,7 @@ class PointContention(Record):
 
 
 def contended_run(result: Mapping[str, Any]) -> ContendedRun | None:
-    """Return what is kept of an experiment's result, as plain data, if it was contended, else None."""
+    """Return the record of a contended experiment, given its *result* as plain data; None for any other."""
     contention = result.get("contention") or {}
     if contention.get("state") != "contended":
         return None

@@ -99,7 +99,7 @@ def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
 
 
 def not_repeated(cycles: Sequence[ExperimentResult]) -> str | None:
-    """Return why the runs of a point's *cycles* are no repetitions; None if they are."""
+    """Return why the load generator's runs in a point's *cycles* are no repetitions; None if they are."""
     imported = [one.imported for one in cycles if one.imported is not None]
     runs = sum(one.runs for one in imported)
     starts = {one.server_start for one in imported}

@@ -105,7 +105,7 @@ _RENAMED = {
     "idle_bare_reason": "no_context_reason",
 }
 
-#: Fields whose keys users, engines and libraries choose: these are kept.
+#: Fields whose keys users, engines and libraries choose: these keys are not renamed.
 _VERBATIM = {"axes", "config", "effective_config", "environment", "excluded", "inputs", "settings", "versions"}
 
 

@@ -48,7 +48,7 @@ class Drift:
     """The change from the first to the last load on servers, on average over the servers.
 
     Attributes:
-        changes: Relative change by metric; 0.02 is 2 % more at last.
+        changes: Relative change by metric; 0.02 is 2 % more at the last load.
         servers: Number of servers.
         method: How their energies were obtained, the weakest method; None if there are none.
     """

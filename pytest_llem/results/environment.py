@@ -35,7 +35,7 @@ PACKAGES = (
     "triton",
 )
 
-#: Environment variables that can change a result, and hold no names.
+#: Environment variables that can change a result, and hold no names of hosts, users or paths.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -132,7 +132,7 @@ def container() -> str | None:
 
 _ROOT = Path("/")
 
-#: Different governors that are recorded: a large machine has many policies, mostly alike.
+#: Maximum number of different governors that are recorded: a large machine has many policies, mostly alike.
 _MAX_GOVERNORS = 4
 
 

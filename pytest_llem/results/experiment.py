@@ -103,8 +103,9 @@ class TokenRecord(Record):
     failed_requests: int | None = None
     """Those of ``requests`` that failed or returned no token."""
     batches: dict[int, int] | None = None
-    """Number of batches in a pass, by the number of their prompts. Null if unknown, as of a function, and in
-    results of schema 1.3 and older."""
+    """Number of batches in a pass, by the number of their prompts. Null if unknown, as for a function as
+    engine, and in results of schema 1.3 and older.
+    """
 
 
 class WarmupRecord(Record):
@@ -121,7 +122,7 @@ class WarmupRecord(Record):
 
 
 class IdlePowerRecord(Record):
-    """Idle power: with the model loaded, before warm-up, and without model and context."""
+    """Idle power: with the model loaded, before warm-up, and without model and CUDA context."""
 
     idle_power_w: float | None = None
     """Idle power with the model loaded, after one batch, in W; null if it was not measured."""
@@ -161,9 +162,9 @@ class IdlePowerRecord(Record):
     ``after_w`` is null.
     """
     idle_power_no_context_w: dict[str, float] | None = None
-    """Power of each device that the experiment might use, in W by device, before the session's first experiment on
-    it, without model and context of the session. Null if it was not measured. It is not subtracted: a context
-    alone draws power.
+    """Power of each device that the experiment might use, in W by device, before the pytest session's first
+    experiment on it, when the session has no model and no CUDA context there. Null if it was not measured. It is
+    not subtracted: a CUDA context alone draws power.
     """
     no_context_method: str | None = None
     """How ``idle_power_no_context_w`` was obtained."""
@@ -244,9 +245,9 @@ class InterleavingRecord(Record):
     not known.
     """
     stopped: bool = False
-    """Whether it was stopped by a signal while it waited, as it used a CPU otherwise."""
+    """Whether a signal stopped its process while it waited, because waiting used a CPU."""
     turns: list[TurnRecord]
-    """The turns, in order. Those of the same place in the other experiment are next to these in time."""
+    """The turns, in order. The turn with the same index in the other experiment is next to it in time."""
 
 
 class StartRecord(Record):
@@ -446,9 +447,9 @@ class ExperimentResult(RecordFile):
     CPUs, memory bandwidth, power and cooling.
     """
     server: ServerRecord | None = None
-    """The server that was measured; null for the other engines."""
+    """The server that was measured; null if the engine is not ``server``."""
     load: LoadRecord | None = None
-    """The load on the server; null for the other engines."""
+    """The load on the server; null if the engine is not ``server``."""
     start: StartRecord | None = None
     """Start of the experiment's process; null if it had no process of its own."""
     tokens: TokenRecord

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 
-#: Energy of a window with fewer ticks of the counter is not judged.
+#: No gate judges the energy of a window with fewer ticks of the counter.
 MIN_TICKS = 20
 
 #: Keys of the number of ticks of the energy counter in the shortest window: of whole passes, and of prefill alone.
@@ -94,9 +94,9 @@ def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
         (TICKS, [result.window for result in cycles]),
         (PREFILL_TICKS, [result.prefill_window for result in cycles]),
     ):
-        shares = [window.quantisation_error for window in windows if window and window.quantisation_error]
-        if shares:
-            facts[key] = math.floor(10 / max(shares)) / 10  # rounded up, 19.96 would be enough for a gate
+        errors = [window.quantisation_error for window in windows if window and window.quantisation_error]
+        if errors:
+            facts[key] = math.floor(10 / max(errors)) / 10  # rounded up, 19.96 would be enough for a gate
     return facts
 
 

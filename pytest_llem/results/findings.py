@@ -17,7 +17,7 @@ from pytest_llem.study.dataset import SYNTHETIC
 
 
 class Findings:
-    """What is kept of the results for the whole study.
+    """Collects what results show about the whole study, so that the results themselves can be dropped.
 
     Attributes:
         environment: Environment of the first result.
@@ -27,7 +27,7 @@ class Findings:
         methods: Methods of these energies.
         warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
         spans: Start, end and point of each result, and whether other experiments ran on the machine meanwhile, by
-            the id of its host; None if that is unknown.
+            the id of its host, which is None if unknown.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class Findings:
         self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
         self.spans: dict[str | None, list[tuple[str, str, PointResult, bool]]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
-        #: Ids of experiments by digest of the code, by engine and module.
+        #: Of each engine and module: ids of experiments by digest of the module.
         self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
-        #: Ids of experiments by digest of the dataset or model, by its name and use.
+        #: Of each dataset (with the settings that select its prompts) and model: ids of experiments by digest.
         self._inputs: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -122,12 +122,12 @@ class Findings:
 
 
 def _input_states(result: ExperimentResult) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield name, use and digest of the dataset of texts, and of the local model folder, of *result*."""
+    """Yield name, selection of prompts, and digest of the dataset of texts, and of the local model folder."""
     config = result.effective_config
     dataset, digest = config.get("dataset"), result.tokens.dataset_hash
     if isinstance(dataset, str) and dataset != SYNTHETIC and digest is not None:
-        used = json.dumps([config.get(name) for name in ("n", "dataset_order", "random_seed")])
-        yield (f"dataset {dataset!r}", used), digest
+        selection = json.dumps([config.get(name) for name in ("n", "dataset_order", "random_seed")])
+        yield (f"dataset {dataset!r}", selection), digest
     if result.inputs is not None and result.inputs.model_folder is not None:
         yield (f"model {config.get('model')!r}", ""), result.inputs.model_folder
 

@@ -46,9 +46,9 @@ def working_tree(directory: Path, seconds: float = _STATUS_SECONDS) -> dict[str,
 
 
 def known_commits(folder: Path, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return time, in ISO 8601 in UTC, and subject of those commits that the repository has.
+    """Return time (UTC, ISO 8601) and subject of each commit that the repository has, by id.
 
-    Empty if there is no git or no repository.
+    The mapping is empty if there is no git or no repository.
 
     Args:
         folder: A folder in the repository.
@@ -58,19 +58,19 @@ def known_commits(folder: Path, ids: Iterable[str]) -> dict[str, tuple[str, str]
     if not wanted:
         return {}
     options = ("--no-walk=unsorted", "--ignore-missing", "--format=%H%x00%ct%x00%s", "--stdin")
-    output = _git(folder, "log", *options, seconds=_LOG_SECONDS, given="\n".join(wanted)) or ""
+    output = _git(folder, "log", *options, seconds=_LOG_SECONDS, stdin="\n".join(wanted)) or ""
     lines = [line.split("\0") for line in output.splitlines()]
     return {line[0]: (utc(float(line[1])), line[2]) for line in lines if len(line) == 3}
 
 
-def _git(directory: Path, *arguments: str, seconds: float, given: str = "") -> str | None:
-    """Return the output of a git command that reads *given*; None if it failed or took too long."""
+def _git(directory: Path, *arguments: str, seconds: float, stdin: str = "") -> str | None:
+    """Return the output of a git command that reads *stdin*; None if it failed or took too long."""
     try:
         done = subprocess.run(
             ["git", *arguments],
             cwd=directory,
             env={**os.environ, "LC_ALL": "C"},
-            input=given.encode(),
+            input=stdin.encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=seconds,

@@ -29,7 +29,7 @@ class GpuSpread:
 
 
 def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
-    """Return how far a metric of *point* differs between GPUs; None if all its cycles ran on the same ones.
+    """Return how far a metric of *point* differs between GPUs; None if all its cycles ran on the same GPUs.
 
     Example:
         Of a study with ``execution.devices: spread``::
@@ -49,22 +49,22 @@ def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
     if len(groups) < 2 or not mean:
         return None
     between = statistics.stdev(map(statistics.fmean, groups.values())) / abs(mean)
-    free = sum(len(values) - 1 for values in groups.values())
+    degrees_of_freedom = sum(len(values) - 1 for values in groups.values())
     squares = sum((value - statistics.fmean(values)) ** 2 for values in groups.values() for value in values)
     return GpuSpread(
         len(groups),
         between,
         _interval(between, len(groups)),
-        (squares / free) ** 0.5 / abs(mean) if free else None,
+        (squares / degrees_of_freedom) ** 0.5 / abs(mean) if degrees_of_freedom else None,
     )
 
 
 def _interval(deviation: float, number: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of a standard deviation of so many values: s · √((n − 1) / χ²)."""
+    """Return the 95 % interval of a standard deviation of *number* values: s · √((n − 1) / χ²)."""
     if number < MIN_INTERVAL_GPUS:
         return None
     from scipy.special import chdtri  # takes 0.1 s to import
 
-    free = number - 1
-    low, high = (deviation * (free / float(chdtri(free, share))) ** 0.5 for share in (0.025, 0.975))
+    freedom = number - 1
+    low, high = (deviation * (freedom / float(chdtri(freedom, share))) ** 0.5 for share in (0.025, 0.975))
     return low, high

@@ -1,4 +1,4 @@
-"""The manifest's journal: one line for each transition since the manifest was last written."""
+"""The manifest's journal: one line for each change of a status since the manifest was last written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llem.results.manifest_records import ManifestEntry
 
 
 class Line(Record):
-    """A transition: its increasing number, and the whole entry after it."""
+    """A transition from one status to another: its increasing number, and the whole entry after it."""
 
     sequence: int
     entry: ManifestEntry

@@ -74,7 +74,7 @@ def found_loads(point: PointResult) -> list[float]:
 
 
 def load_cost(points: Sequence[PointResult]) -> str:
-    """Return the metric of energy per token: per good token if every one of *points* has an SLO."""
+    """Return the metric of energy per token: per token of good requests if every one of *points* has an SLO."""
     return GOOD_COST if all(slo_of(point) for point in points) else COST
 
 
@@ -110,7 +110,7 @@ def varying_axes(points: Sequence[PointResult], leave_out: Sequence[str] = ()) -
 
 
 def best_within_slo(points: Sequence[PointResult], series: LoadSeries) -> Ranking:
-    """Return the points of *series* within the SLO that need least energy per good token.
+    """Return the points of *series* within the SLO that need least energy per token of good requests.
 
     ``first`` has the one with the lowest mean, and ``tied`` those whose intervals overlap with its own. Both are
     empty if no point is within the SLO, or their energies are not known or not comparable.

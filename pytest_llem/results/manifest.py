@@ -57,7 +57,7 @@ def write_atomically(path: Path, text: str) -> str:
     except BaseException as error:
         with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of a write it has no file, and of the others the temporary one
+        if isinstance(error, OSError):  # names the temporary file, or none
             error.filename, error.filename2 = str(path), None
         raise
     return hashlib.sha256(content).hexdigest()
@@ -281,7 +281,7 @@ class ManifestWriter:
                 entry.completed_at = now()
 
     def finish(self, status: StudyStatus) -> None:
-        """Record the end of the study and remove the journal. An experiment that was running is interrupted."""
+        """Record the end of the study and remove the journal. A running experiment fails as interrupted."""
         _interrupt(self.manifest, "the session ended while it was running", now())
         self.manifest.status = status
         self.manifest.completed_at = now()
@@ -313,6 +313,7 @@ class ManifestWriter:
             setattr(self.manifest, counter, getattr(self.manifest, counter) + change)
 
     def _is_due(self) -> bool:
+        """Whether the whole manifest is to be written, and not a line of the journal."""
         return (
             self._transitions >= len(self._entries) * REFRESH_SHARE
             or time.monotonic() - self._refreshed >= self._refresh_took * REFRESH_PAUSE

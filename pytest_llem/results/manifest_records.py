@@ -18,7 +18,9 @@ class ErrorRecord(Record):
     """Why an experiment failed."""
 
     kind: ErrorKind
-    """Kind of failure."""
+    """Kind of failure. ``partner``: the other side of an interleaved comparison failed; ``load``: the load could
+    not be put on the server.
+    """
     type: str
     """Name of the exception, signal or exit status."""
     message: str
@@ -87,7 +89,7 @@ class Manifest(RecordFile):
     completed_at: Time | None = None
     """End of the run, UTC, as ISO 8601; null while it runs."""
     total_experiments: int
-    """Number of experiments of the study."""
+    """Number of selected experiments."""
     completed: int = 0
     """Number of completed experiments."""
     failed: int = 0

@@ -35,7 +35,7 @@ class Merged:
 
     Attributes:
         result: The result.
-        overlaps: Ids of experiments that were measured more than once, and the names of the runs that did.
+        overlaps: Names of the runs that measured the same experiment, by the id of the experiment.
         missing: Experiments without a result that were not skipped.
         reference: The merged results of the reference; None if the study was not compared.
     """
@@ -78,7 +78,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
             merged results of this study.
         OSError: A file cannot be read or written.
     """
-    given = {run.directory.resolve(): run for run in map(_Run.read, directories)}  # each once
+    given = {run.directory.resolve(): run for run in map(_Run.read, directories)}  # each run once
     runs = sorted(given.values(), key=lambda run: (run.manifest.started_at, run.directory.name))
     _refuse_different(runs)
     _refuse_overwrite(output, runs[0])
@@ -101,7 +101,7 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         else:
             fresh.rename(output)
     except OSError as error:
-        if error.filename2 or not error.filename:  # of a write, and not of a file that cannot be read
+        if error.filename2 or not error.filename:  # the error of a write, not of a file that cannot be read
             error.filename = str(output)
         raise
     finally:

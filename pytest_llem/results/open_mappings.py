@@ -1,4 +1,4 @@
-"""Types of the keys that pytest-llem reads in mappings of a result whose other keys engines and users choose.
+"""Types of mappings in a result that may have any keys: the values of keys that pytest-llem reads are checked.
 
 A result that was edited by hand is refused where it is read, and not where one of these values is used.
 """
@@ -56,7 +56,7 @@ class _Protocol(_Keys):
     reference: str = ""
 
 
-def _with(keys: type[_Keys]) -> AfterValidator:
+def _checked(keys: type[_Keys]) -> AfterValidator:
     """Return a validator of the *keys* of a mapping, which leaves the mapping as it is."""
 
     def check(mapping: Mapping) -> Mapping:
@@ -67,6 +67,6 @@ def _with(keys: type[_Keys]) -> AfterValidator:
 
 
 #: Types of fields of a result: a point's configuration and testbed facts, and a study's measurement protocol.
-Config = Annotated[Mapping, _with(_Config)]
-Testbed = Annotated[Mapping, _with(_Testbed)]
-Protocol = Annotated[Mapping, _with(_Protocol)]
+Config = Annotated[Mapping, _checked(_Config)]
+Testbed = Annotated[Mapping, _checked(_Testbed)]
+Protocol = Annotated[Mapping, _checked(_Protocol)]

@@ -26,8 +26,8 @@ class Ranking(NamedTuple):
     """Indices of points.
 
     Attributes:
-        first: Points that are best for all values in the intervals of all points.
-        tied: Points that may be best: no other point is better for all values in the intervals.
+        first: Points that are best wherever the true values lie in the intervals of all points.
+        tied: Points that may be best: no other point is better wherever the true values lie in the intervals.
     """
 
     first: set[int]
@@ -45,21 +45,22 @@ def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
     """Return the points that are Pareto-optimal in energy per output token and output tokens per second.
 
     A point is Pareto-optimal if no other is better in one of the two and at least as good in the other; equal
-    points can both be. Points without either value, or whose energy is comparable with no other's, are left out.
+    points can both be. Points that miss one of the values, or whose energy is comparable with no other's, are
+    left out.
 
     Args:
         points: Points of one study.
     """
     ranking = Ranking(set(), set())
     for places in comparable(points, COST):
-        whole = [place for place in places if _mean(points[place], SPEED) is not None]
-        if len(whole) < 2 or not _has_intervals(points, whole, SPEED, COST):
+        with_both = [place for place in places if _mean(points[place], SPEED) is not None]
+        if len(with_both) < 2 or not _has_intervals(points, with_both, SPEED, COST):
             continue
-        spans = [(_span(points[place], SPEED), _span(points[place], COST), place) for place in whole]
+        spans = [(_span(points[place], SPEED), _span(points[place], COST), place) for place in with_both]
         lows = [(speed.low, cost.low, place) for speed, cost, place in spans]
         highs = [(speed.high, cost.high, place) for speed, cost, place in spans]
         beatable, beaten = _dominated(lows, highs), _dominated(highs, lows)
-        ranking.first.update(set(whole) - beatable)
+        ranking.first.update(set(with_both) - beatable)
         ranking.tied.update(beatable - beaten)
     return ranking
 
@@ -147,7 +148,7 @@ def _kind(summary: Summary) -> Hashable | None:
 
 
 def _has_intervals(points: Sequence[PointResult], places: Sequence[int], *metrics: str) -> bool:
-    """Whether any of the *places* has an interval of each of *metrics*."""
+    """Whether any of the *points* at *places* has an interval of each of *metrics*."""
     return any(all(points[place].metrics[metric].ci95 for metric in metrics) for place in places)
 
 

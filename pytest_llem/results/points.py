@@ -56,7 +56,7 @@ class PointResult(Record):
     not_repeated: str | None = None
     """Why the runs of a load generator are no repetitions, so that no gate compares them; null if they are."""
     loads: list[LoadRecord] = Field(default_factory=list)
-    """Load of each of ``cycles`` on a server, in their order; empty for the other engines."""
+    """Load of each of ``cycles`` on a server, in their order; empty if the engine is not ``server``."""
     gpus: list[list[str]] = Field(default_factory=list)
     """UUIDs of the GPUs of each of ``cycles``, in their order; empty without GPUs."""
     drifts: list[DriftRecord] = Field(default_factory=list)
@@ -81,7 +81,7 @@ class PointResult(Record):
     def energy_label(self) -> str | None:
         """How the energy was obtained, as :attr:`Summary.label`; None if there is none.
 
-        That of the energy of a pass if no output tokens were counted.
+        It is the label of ``energy_j`` if no output tokens were counted.
         """
         labels = (self.summary_of(name).label for name in ("energy_per_output_token_j", "energy_j"))
         return next(filter(None, labels), None)

@@ -287,10 +287,10 @@ class StudyWarning(QualityWarning):
         return f"{self.text} ({first} and {len(more)} more)" if more else f"{self.text} ({first})"
 
 
-_Kind = TypeVar("_Kind", bound=QualityWarning)
+_Warning = TypeVar("_Warning", bound=QualityWarning)
 
 
-def worst(warnings: Sequence[_Kind], count: int) -> list[_Kind]:
+def worst(warnings: Sequence[_Warning], count: int) -> list[_Warning]:
     """Return the worst *count* of *warnings*, in their order.
 
     A second warning with the same code is returned only after one of each code: forty experiments that were

@@ -28,16 +28,16 @@ def read_results(paths: Iterable[Path]) -> Iterator[tuple[Path, StudyResult | st
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-        places = [*_places(path)]
-        if not places:
+        found = [*_result_paths(path)]
+        if not found:
             raise ValueError(f"{path}: holds no results")
-        for place in places:
+        for result_path in found:
             try:
-                yield place, StudyResult.load(place)
+                yield result_path, StudyResult.load(result_path)
             except ValueError as error:
-                yield place, str(error)
+                yield result_path, str(error)
             except OSError as error:
-                yield place, f"{error.filename or place}: {error.strerror or error}"
+                yield result_path, f"{error.filename or result_path}: {error.strerror or error}"
 
 
 def is_result(path: Path) -> bool:
@@ -45,11 +45,11 @@ def is_result(path: Path) -> bool:
     return not path.is_dir() or any((path / name).exists() for name in (MANIFEST, RESULT))
 
 
-def _places(path: Path) -> Iterator[Path]:
+def _result_paths(path: Path) -> Iterator[Path]:
     """Yield the results directories and saved results in *path*, itself included."""
     if is_result(path):
         yield path
         return
     for child in sorted(path.iterdir()):
         if child.suffix == ".json" or (child.is_dir() and not child.name.startswith(".")):
-            yield from _places(child)
+            yield from _result_paths(child)

@@ -20,7 +20,7 @@ class DriftRecord(Record):
     first: str
     """Id of the experiment whose load it is: the first on this server."""
     load: dict[str, Any]
-    """Its section ``load``. A load that a search has found replaces ``auto``."""
+    """Section ``load`` of that experiment. A load that a search has found replaces ``auto``."""
     before: dict[str, float]
     """Metrics of that experiment."""
     method: Method | None = None
@@ -50,7 +50,7 @@ class ServerRecord(Record):
     command: list[str] | None = None
     """Program and arguments; null if it was not started for the experiment."""
     packages: dict[str, str] = Field(default_factory=dict)
-    """Versions of the packages of its Python interpreter that matter; empty if it has none."""
+    """Versions of packages of its Python interpreter that can change a result; empty if it has none."""
     started_at: str | None = None
     """Start, UTC, as ISO 8601; null if it was not started for the experiment."""
     ready_seconds: float | None = None
@@ -97,19 +97,19 @@ class LoadRecord(Record):
     rate: float | None = None
     """Requests per second of an open loop; null for a trace."""
     ramp_seconds: float
-    """Time from the first request to the begin of the window, in s."""
+    """Time from the first request to the start of the window, in s."""
     drain_seconds: float
     """Time from the end of the window until the last request was answered, in s."""
     sent: int
-    """Number of requests that were sent, in ramp and drain too."""
+    """Number of requests that were sent, in ramp-up and drain too."""
     prompts: int
     """Number of prompts that were taken from the dataset, those of the warm-up included."""
     due: int
-    """Number of requests that were due in the window. Latencies are theirs."""
+    """Number of requests that were to be sent in the window. Latencies are of these requests."""
     failed: int
-    """Number of these that failed."""
+    """Number of due requests that failed."""
     good: int | None = None
-    """Number of these that were within the SLO; null without one."""
+    """Number of due requests that were within the SLO; null without an SLO."""
     client_output_tokens: int | None = None
     """Output tokens of all requests, as the client counted them."""
     server_output_tokens: int | None = None

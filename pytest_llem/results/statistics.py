@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 _Number = TypeVar("_Number", int, float)
 
-#: Nominal confidence of the 95 % intervals of cycles that ran until a result was clear. Samples that are narrow by
-#: chance end early, which takes up to 3 % (``tests/benchmarks/sequential.py``).
+#: Nominal confidence of the 95 % intervals with ``n_cycles: auto``. Cycles that differ little by chance end early,
+#: so that up to 3 % fewer intervals cover the mean (``tests/benchmarks/sequential.py``).
 STOPPED_CONFIDENCE = 0.98
 
-#: Below this number of values there is no interval: with two, Student's t is 12.7 standard errors wide.
+#: Below this number of values there is no interval: with two, it would be the mean ± 12.7 standard errors.
 MIN_INTERVAL_VALUES = 3
 
 

@@ -58,7 +58,7 @@ class StudySummary(Record):
     energy_j: float | None = None
     """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
     method: str | None = None
-    """Weakest method in that sum."""
+    """Weakest method of the energies in ``energy_j``; null if ``energy_j`` is."""
 
 
 class StudyResult(RecordFile):
@@ -96,7 +96,7 @@ class StudyResult(RecordFile):
     """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
     measurement_protocol: Protocol = Field(default_factory=dict)
     """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``; and
-    ``reference``, the name of the reference, in its own result.
+    ``reference``, the name of the reference, in the reference's own result.
     """
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
@@ -167,10 +167,10 @@ def selected_points(result: StudyResult) -> tuple[list[PointResult], Mapping[str
 
     A baseline keeps no experiments. Its cycles count as selected experiments.
     """
-    planned = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
+    selected = Counter(entry.config_hash for entry in result.experiments if entry.status != "deselected")
     if not result.experiments:
-        planned = Counter({point.config_hash: len(point.cycles) for point in result.points})
-    return [point for point in result.points if planned[point.config_hash]], planned
+        selected = Counter({point.config_hash: len(point.cycles) for point in result.points})
+    return [point for point in result.points if selected[point.config_hash]], selected
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
@@ -204,7 +204,8 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
 
     Args:
         design: The study without results, which is changed in place.
-        manifest: The state of the experiments. One becomes failed if its result file is missing or changed.
+        manifest: The state of the experiments. A completed one becomes failed if its result file is missing or
+            changed.
         directory: The study's results directory.
     """
     return complete(design, manifest, add_results(design, manifest, directory))
@@ -215,7 +216,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
 
     Args:
         design: The study without results, which is changed in place.
-        manifest: The state of the experiments. One becomes failed if its result file is missing or changed.
+        manifest: The state of the experiments. A completed one becomes failed if its result file is missing or
+            changed.
         directory: The study's results directory.
     """
     by_point: dict[str, list[ManifestEntry]] = {}
@@ -246,7 +248,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
 def _set_results(
     point: PointResult, entries: Sequence[ManifestEntry], results: Sequence[ExperimentResult], confidence: float
 ) -> None:
-    """Set what *point* has of its own from the *results* of its completed cycles, without facts.
+    """Set all of *point* that follows from its own *results*, except for its testbed and SUT facts.
 
     Args:
         point: The point, which is changed in place.
@@ -295,11 +297,11 @@ def _load_unfinished(directory: Path) -> StudyResult:
 
 
 def read_design(directory: Path) -> StudyResult:
-    """Return the study without results of a run that has not ended.
+    """Return the study of a run that has not ended, without results.
 
     Raises:
-        ValueError: *directory* has none, or it is not readable.
-        OSError: It cannot be read.
+        ValueError: *directory* holds no ``study_design.json``, or an invalid one.
+        OSError: The file cannot be read.
     """
     try:
         return StudyResult.read(directory / DESIGN)

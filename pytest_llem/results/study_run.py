@@ -26,7 +26,7 @@ from pytest_llem.results.study_result import (
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.times import now
 
-#: Statuses of experiments that have yet to run, or run.
+#: Statuses of experiments that are still to run, or are running.
 _NOT_ENDED = ("pending", "running")
 
 
@@ -56,7 +56,7 @@ class StudyRun:
     page: Path | None = None
     latest: ExperimentResult | None = None
     _summarised: tuple[StudyResult, Findings] | None = None
-    _ended: int = 0
+    _ended: int = 0  # number of ended experiments in _summarised
 
     @classmethod
     def open(
@@ -83,14 +83,14 @@ class StudyRun:
         Raises:
             OSError: The directory cannot be created.
         """
-        running = {experiment.id for experiment in selected.values()}
+        selected_ids = {experiment.id for experiment in selected.values()}
         entries = [
             ManifestEntry(
                 experiment_id=experiment.id,
                 config_hash=experiment.point.config_hash,
                 config_summary=experiment.point.id,
                 cycle=experiment.cycle,
-                status="pending" if experiment.id in running else "deselected",
+                status="pending" if experiment.id in selected_ids else "deselected",
             )
             for experiment in study.experiments
         ]
@@ -99,7 +99,7 @@ class StudyRun:
             study_design_hash=study.design_hash,
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             started_at=now(),
-            total_experiments=len(running),
+            total_experiments=len(selected_ids),
             environment=environment,
             resumed_from=list(resumed_from),
             shard=shard,
@@ -129,6 +129,10 @@ class StudyRun:
 
     def completed(self, experiment: Experiment, payload: dict[str, Any]) -> ExperimentResult:
         """Save an experiment's result and return it.
+
+        Args:
+            experiment: The experiment.
+            payload: What its item reported: result as JSON text, further files by suffix, worker, and replay.
 
         Raises:
             OSError: The result could not be saved.
@@ -203,7 +207,7 @@ class StudyRun:
         design, found = self._summarised
         self.result = complete(design, self.writer.manifest, found)
         self.lost = [one.error.message for one in self.entries if one.error and one.error.type == RESULT_LOST]
-        if self.lost:
+        if self.lost:  # their entries have become failed
             self.writer.finish(status)
         write_result(self.directory, self.result)
         with suppress(OSError):  # the StudyResult includes all of it

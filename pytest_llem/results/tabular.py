@@ -78,8 +78,8 @@ def point_table(result: StudyResult) -> Table:
     be right.
     """
     axes = _axes(result)
-    planned = {entry.config_hash for entry in _entries(result)}
-    points = [point for point in result.points if point.config_hash in planned or not result.experiments]
+    selected = {entry.config_hash for entry in _entries(result)}
+    points = [point for point in result.points if point.config_hash in selected or not result.experiments]
     optimal = pareto_optimal(points)
     found = []
     for place, point in enumerate(points):
@@ -133,11 +133,11 @@ def experiment_table(result: StudyResult) -> Table:
             "contention": _contention(point, entry),
             "started_at": entry.started_at,
             "completed_at": entry.completed_at,
-            "wall_seconds": _between(entry.started_at, entry.completed_at),
+            "wall_seconds": _wall_seconds(entry.started_at, entry.completed_at),
         }
         for name in CATALOGUE:
             summary = point.summary_of(name)
-            value = row[name] = _of_cycle(point, summary, entry)
+            value = row[name] = _value_in_cycle(point, summary, entry)
             if _has_method(name):
                 row |= _provenance(name, summary if value is not None else None)
         found.append(row)
@@ -155,7 +155,7 @@ def request_table(result: StudyResult, directory: Path) -> Table:
     axes = _axes(result)
     points = {point.config_hash: point for point in result.points}
     found: list[dict[str, Cell]] = []
-    measured: dict[str, None] = {}
+    request_columns: dict[str, None] = {}
     for entry in _entries(result):
         file = stored_file(directory, entry, "requests.csv")
         if file is None or not file.exists():
@@ -168,15 +168,15 @@ def request_table(result: StudyResult, directory: Path) -> Table:
         }
         with file.open(encoding="utf-8", newline="") as lines:
             for row in read_csv(lines):
-                measured |= dict.fromkeys(row)
-                found.append(experiment | {name: _read(name, text) for name, text in row.items()})
+                request_columns |= dict.fromkeys(row)
+                found.append(experiment | {name: _request_cell(name, text) for name, text in row.items()})
     units = {"input_tokens": "tokens", "output_tokens": "tokens"}
-    units |= {name: unit for name in measured for unit in ("ms", "s") if name.endswith(f"_{unit}")}
+    units |= {name: unit for name in request_columns for unit in ("ms", "s") if name.endswith(f"_{unit}")}
     return _table(found, units)
 
 
-def _read(name: str, text: str) -> Cell:
-    """Return a cell of ``requests.csv``; an empty one has no value."""
+def _request_cell(name: str, text: str) -> Cell:
+    """Return the value of a cell of ``requests.csv``; None if the cell is empty."""
     if not text:
         return None
     if name in _TEXTS:
@@ -206,7 +206,7 @@ def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Tabl
 
 
 def _axes(result: StudyResult) -> list[str]:
-    """Return the dotted keys of the axes of all points. Short names could be those of other columns."""
+    """Return the dotted keys of the axes of all points. Short names could equal those of other columns."""
     return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
 
 
@@ -215,10 +215,10 @@ def _axis_cells(point: PointResult, axes: Sequence[str]) -> dict[str, Cell]:
 
     Null, lists and mappings are written as in ids.
     """
-    return {axis: _plain(point.axes[axis]) if axis in point.axes else None for axis in axes}
+    return {axis: _axis_cell(point.axes[axis]) if axis in point.axes else None for axis in axes}
 
 
-def _plain(value: object) -> Cell:
+def _axis_cell(value: object) -> Cell:
     return value if isinstance(value, str | int | float) else value_text(value)
 
 
@@ -259,7 +259,7 @@ def _entries(result: StudyResult) -> list[ManifestEntry]:
     ]
 
 
-def _of_cycle(point: PointResult, summary: Summary, entry: ManifestEntry) -> float | None:
+def _value_in_cycle(point: PointResult, summary: Summary, entry: ManifestEntry) -> float | None:
     """Return a metric's value in one cycle; None if the cycle has no value or the result does not keep it."""
     if entry.status != "completed" or entry.cycle not in point.cycles:
         return None
@@ -281,7 +281,7 @@ def _contention(point: PointResult, entry: ManifestEntry) -> str | None:
     return point.contention.state(entry.cycle)
 
 
-def _between(start: str | None, end: str | None) -> float | None:
+def _wall_seconds(start: str | None, end: str | None) -> float | None:
     return None if start is None or end is None else seconds_between(start, end)
 
 

@@ -15,7 +15,7 @@ class Testbed:
     """A kind of testbed: devices, their power limit and the host.
 
     Attributes:
-        gpus: Names of the GPU models, without their number; empty if engines ran on the CPU.
+        gpus: Names of the GPU models, without the number of GPUs; empty if engines ran on the CPU.
         power_limits: Power limits of the GPUs, such as ``700 W``; empty if unknown.
         cpu: CPU model of the host; None if unknown.
         cpus: Number of CPUs that a process may use; None if unknown. It only counts without GPUs.

@@ -23,15 +23,15 @@ class TokenAgreement(Record):
     reference: str
     """Id of the point of the study's first engine that it is compared with."""
     share: float
-    """Tokens before the first difference of each request ÷ tokens, 0 to 1."""
+    """Tokens before the first difference of each request ÷ ``tokens``, 0 to 1."""
     requests: int
     """Number of compared requests, of the first pass of the first cycle."""
     tokens: int
-    """Number of their tokens."""
+    """Number of output tokens of these requests; of the two outputs of a request, the longer one counts."""
 
 
 class GreedyOutputs:
-    """The points of a study whose greedy outputs can be compared, by what they have in common.
+    """Collects points of a study whose greedy outputs can be compared: only their engines differ.
 
     Args:
         directory: The study's results directory.
@@ -43,7 +43,10 @@ class GreedyOutputs:
         self._points: dict[tuple[object, ...], dict[str, tuple[str, str]]] = {}
 
     def add(self, result: ExperimentResult, point: str, result_file: str) -> None:
-        """Add the first cycle of a *point*, unless it samples or the same engine has an earlier point."""
+        """Add the first cycle of *point*, unless it samples.
+
+        Of several points of one engine with the same prompts and settings, only the first is added.
+        """
         config = result.effective_config
         decoder = config["decoder"]
         if decoder is None or (decoder["do_sample"] and decoder["temperature"] != 0):
@@ -69,7 +72,7 @@ class GreedyOutputs:
                     )
 
     def _read(self, result_file: str) -> dict[str, list[str]]:
-        """Return the output token ids of each request of the first pass; empty without a file of them."""
+        """Return the output token ids of each request of the first pass; empty if they were not saved."""
         file = (self._directory / result_file).with_suffix(f".{OUTPUTS}")
         found: dict[str, list[str]] = {}
         unreadable = suppress(OSError, ValueError, KeyError, TypeError, csv.Error)

@@ -69,33 +69,34 @@ class GateVerdict(Record):
     for any other verdict.
     """
     p: float | None = None
-    """One-sided p of no change beyond delta in the direction found, Holm-adjusted over the family."""
+    """One-sided p-value of no change beyond delta in the direction found, Holm-adjusted over the family."""
     alpha: float | None = None
     """Level that ``p`` is compared with."""
     delta: float | None = None
-    """Relative change that does not count."""
+    """Relative change that the gate tolerates."""
     contended: str | None = None
     """Contended cycles of either side, with the reason; null if there are none. They make a comparison of two
-    sessions INCONCLUSIVE; budgets and interleaved sides are judged despite them.
+    runs INCONCLUSIVE; budgets and interleaved sides are judged despite them.
     """
     process_share: float | None = None
-    """Share of the variance between interleaved pairs that their turns do not explain, 0 to 1: it differs from
-    process to process, so that only more cycles help. Null if there are no turns, or fewer than two pairs.
+    """Share of the variance between interleaved pairs of cycles that their turns do not explain, 0 to 1. It comes
+    from differences between processes, so that only more cycles help. Null if there are no turns, or fewer than
+    two pairs.
     """
     cycles_to_decide: int | None = None
     """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
     or no number would do.
     """
     judged_after: int | None = None
-    """Number of cycles, or of pairs, from which ``ratio`` and ``interval`` follow, if cycles ran until gates were
-    decided; null if their number was fixed.
+    """With ``n_cycles: auto``, the number of cycles, or of pairs, from which ``ratio`` and ``interval`` follow;
+    null if the number of cycles was fixed.
     """
     associated: list[str] = Field(default_factory=list)
-    """For ``REGRESSION`` and ``IMPROVEMENT``, what changed together with the metric: its parts that moved, and
-    facts that differ. They need not be the cause.
+    """For ``REGRESSION`` and ``IMPROVEMENT``, what changed together with the metric: its parts, such as
+    power and time of an energy, and facts that differ. They need not be the cause.
     """
     file: str | None = None
-    """File of the gate, relative to the root of the run; null if the gate is not written in a file."""
+    """File of the gate, relative to rootdir; null if the gate is not written in a file."""
     line: int | None = None
     """Line in ``file``, from 1."""
 

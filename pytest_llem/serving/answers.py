@@ -26,14 +26,15 @@ class Answer:
     """What has arrived of an answer. Events are found and decoded once the answer has ended, all at once.
 
     Args:
-        due: When its request should be sent by the schedule, on the clock of ``time.monotonic``; None without one.
+        due: When its request should be sent by the schedule, on the clock of ``time.monotonic``, in s; None
+            without a schedule.
         max_tokens: Number of output tokens that it may have at most.
 
     Attributes:
-        sent: When its request was sent, likewise.
-        reused: Whether that was over a connection of an earlier request.
-        pieces: What was read at once.
-        times: When each of them was.
+        sent: When its request was sent, on the same clock.
+        reused: Whether the request was sent over a connection of an earlier one.
+        pieces: The bytes of each read.
+        times: When each of ``pieces`` was read, on the same clock.
     """
 
     __slots__ = ("due", "max_tokens", "pieces", "reused", "sent", "times")
@@ -57,7 +58,7 @@ class Answer:
             await response.content.wait_eof()
 
     def add(self, content: aiohttp.StreamReader, now: float) -> None:
-        """Add what *content* holds."""
+        """Add the bytes that *content* holds, read at the time *now*."""
         if piece := content.read_nowait():
             self.pieces.append(piece)
             self.times.append(now)
@@ -112,7 +113,7 @@ class Answer:
             output_ids=ids if complete else None,
             sent=self.sent,
             token_times=token_times,
-            # token_times has them, else a chunk with a part of the answer.
+            # If token_times is empty: when the first and the last chunk with a part of the answer arrived.
             first_token=None if token_times or not content.times else content.times[0],
             last_token=None if token_times or not content.times else content.times[-1],
             due=self.due,
@@ -124,9 +125,9 @@ class Answer:
 
 
 class _Arrivals(asyncio.Protocol):
-    """Notes when each part of an answer arrives, as the protocol of its connection, around that of aiohttp.
+    """An asyncio protocol around that of aiohttp, which records when each part of an answer arrives.
 
-    A task that waited for each chunk would cost more than the rest of what a chunk costs.
+    A task that waited for each chunk would take more CPU time than all else that is done with a chunk.
     """
 
     def __init__(
@@ -168,7 +169,8 @@ class _Content:
         self.id_times: list[float] = []
         #: When each chunk with a part of the answer arrived.
         self.times: list[float] = []
-        #: Likewise, with those of the completions API that have no text, such as a control token of llama.cpp.
+        #: When each chunk with a text arrived, also an empty one in the completions API, such as for a control
+        #: token of llama.cpp.
         self.text_times: list[float] = []
         self.usage: dict[str, Any] = {}
         self.cached_tokens: int | None = None
@@ -208,7 +210,7 @@ class _Content:
 
 
 def _usage_problem(usage: Mapping[str, Any], ids: int, max_tokens: int) -> str | None:
-    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived."""
+    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived; None if not."""
     if not usage:
         return None if ids else "the answer has no usage, so its number of tokens is unknown"
     for name in ("prompt_tokens", "completion_tokens"):

@@ -11,13 +11,13 @@ from pytest_llem.serving.errors import ClientBoundError, NotSteadyError
 
 #: The requests in flight grow if their mean in the last third of a window exceeds that in the first by more than
 #: this many standard errors and one request.
-_STANDARD_ERRORS = 4.0
+_GROWTH_STANDARD_ERRORS = 4.0
 
 #: A window is overloaded, however short, if less than this share of the offered requests was served …
 _MIN_SERVED = 0.8
 
-#: … and the number of those that were not exceeds this many standard errors.
-_OVERLOAD = 3.0
+#: … and the number of those that were not served exceeds this many standard errors.
+_OVERLOAD_STANDARD_ERRORS = 3.0
 
 #: Limit of the 99th percentile of the send lag: the larger of a time in s and a share of the median E2E latency.
 _MAX_LAG_SECONDS, _MAX_LAG_SHARE = 0.010, 0.05
@@ -38,7 +38,7 @@ def mean_in_flight(sent: Iterable[SentRequest], began: float, ended: float) -> f
 def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> None:
     """Check that the requests in flight do not grow within a window of an open loop.
 
-    It needs no answer after the window, so that an overloaded server need not be drained first.
+    No answer after the window is needed, so that an overloaded server need not be drained first.
 
     The mean number in flight in the last third is compared with the first third. For requests that arrive at
     random at rate λ, and each stay for a time τ, the variance of such a mean over S seconds is λ·E[τ²]/S. If they
@@ -49,25 +49,27 @@ def check_steady(sent: Sequence[SentRequest], began: float, ended: float) -> Non
     at 125 %.
 
     Args:
-        sent: The requests, those of the ramp included. One that is not answered ends at infinity.
+        sent: The requests, those of the ramp-up included. One that is not answered ends at infinity.
         began: Begin of the window, on the clock of ``time.monotonic``, in s.
         ended: End of the window.
 
     Raises:
-        NotSteadyError: They grow by more than chance explains. The message has the offered and the served rate.
+        NotSteadyError: The requests in flight grow by more than chance explains. The message has the offered and
+            the served rate.
     """
     third = (ended - began) / 3
     first = mean_in_flight(sent, began, began + third)
     last = mean_in_flight(sent, ended - third, ended)
-    # Later stays are longer if the load is not steady, and would hide it.
+    # The times in flight of the first third: later ones are longer if the load is not steady, and would hide it.
     stays = [min(one.ended, ended) - one.sent for one in sent if began <= one.sent < began + third]
     variance = min(2 * sum(stay**2 for stay in stays) / third**2, 4 * len(stays))
     seconds = ended - began
     offered = sum(began <= _arrival(request) <= ended for request in sent) / seconds
     served = sum(began <= request.ended <= ended for request in sent) / seconds
-    left = (offered - served) * seconds
-    is_overload = served < _MIN_SERVED * offered and left > _OVERLOAD * (2 * max(first, 1.0)) ** 0.5
-    if last - first <= _STANDARD_ERRORS * variance**0.5 + 1 and not is_overload:
+    unserved = (offered - served) * seconds
+    standard_error = (2 * max(first, 1.0)) ** 0.5
+    is_overload = served < _MIN_SERVED * offered and unserved > _OVERLOAD_STANDARD_ERRORS * standard_error
+    if last - first <= _GROWTH_STANDARD_ERRORS * variance**0.5 + 1 and not is_overload:
         return
     raise NotSteadyError(
         f"not steady: requests in flight grew from {first:.3g} to {last:.3g} while {offered:.3g} requests/s were "
@@ -84,7 +86,7 @@ def check_client(lags: Sequence[float], sent: Iterable[SentRequest]) -> None:
 
     Raises:
         ClientBoundError: The 99th percentile of *lags* is above 10 ms and above 5 % of the median E2E latency, and
-            so is that of more than one request.
+            more than one request is that late.
     """
     latencies = [latency for request in sent if (latency := request.record.e2e_s) is not None]
     if not lags or not latencies:

@@ -37,12 +37,12 @@ _SPARE_CONNECTIONS = 2
 _OTHER_FILES = 128
 
 #: Time before each attempt to connect to a server that may be gone, in s, and the number of attempts.
-_PROBE_SECONDS, _PROBES = 0.1, 3
+_SECONDS_BEFORE_ATTEMPT, _ATTEMPTS = 0.1, 3
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go, and what they have in common.
+    """A server's API, and what all requests to it have in common.
 
     Attributes:
         url: Base URL of the server, without ``/v1``.
@@ -90,7 +90,7 @@ class SentRequest:
         turn: Number of the turn within the conversation, from 0.
         answer: What has arrived.
         ended: When the answer's end was seen, or the request failed, on the clock of ``time.monotonic``, in s.
-        error: Why it failed, if that is known without what the answer says.
+        error: Why the request failed, if that is known before the answer is decoded; else None.
     """
 
     index: int
@@ -101,20 +101,20 @@ class SentRequest:
 
     @property
     def sent(self) -> float:
-        """When it was sent, on the same clock."""
+        """When the request was sent, on the clock of ``time.monotonic``, in s."""
         return self.answer.sent
 
     @cached_property
     def record(self) -> RequestRecord:
-        """Times, tokens, error. The first use decodes the answer."""
+        """The request's times, tokens and error. The first use decodes the answer."""
         return self.answer.record(self.error)
 
 
 class Client:
-    """Sends requests over one session of kept-alive connections.
+    """Sends requests over the kept-alive connections of one aiohttp session.
 
-    Garbage collection is off meanwhile: a full one takes tens of ms, in which no request is sent, and requests
-    leave no reference cycles.
+    Garbage collection is off while the client is open: a full one takes tens of ms, in which no request is
+    sent, and requests leave no reference cycles.
 
     Args:
         endpoint: Where the requests go.
@@ -153,7 +153,7 @@ class Client:
         #: The session, also for requests to other paths of the server.
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=None),  # aiohttp's would be set anew for every chunk
+            timeout=aiohttp.ClientTimeout(total=None),  # aiohttp's timer would be set anew for every chunk
             headers=headers,
             trace_configs=[trace],
         )
@@ -166,7 +166,7 @@ class Client:
 
     @property
     def unanswered(self) -> list[SentRequest]:
-        """The requests in flight, as if they never ended."""
+        """The requests in flight, as if they never ended: ``ended`` is infinite."""
         return [SentRequest(0, 0, answer, math.inf) for answer in self._answers]
 
     @property
@@ -177,9 +177,9 @@ class Client:
     async def send(self, request: LoadRequest, due: float | None = None) -> list[RequestRecord]:
         """Send *request*, and return a record for each turn. A conversation ends with a turn that fails.
 
-        An error is part of the record, and not raised: an HTTP status of 400 or more, a refused connection, a cut
-        stream, a timeout, a wrong ``usage``. What arrived before is kept. If the server has closed a kept-alive
-        connection, the request is sent again on another.
+        An error is part of the record, and not raised: an HTTP status of 400 or more, a refused connection, an
+        incomplete stream, a timeout, a wrong ``usage``. What arrived before is kept. If the server has closed a
+        kept-alive connection, the request is sent again on another.
 
         Args:
             request: What to send.
@@ -190,7 +190,7 @@ class Client:
         return [turn.record for turn in sent]
 
     async def exchange(self, request: LoadRequest, sent: list[SentRequest], due: float | None = None) -> None:
-        """Do what ``send`` does, and append each turn to *sent* when it has ended or this task is cancelled."""
+        """Send *request* as ``send`` does; append each turn to *sent* when it ends or this task is cancelled."""
         chat = self.endpoint.api == "chat"
         messages: list[dict[str, str]] = []
         for number, prompt in enumerate(request.turns):
@@ -213,11 +213,11 @@ class Client:
             due = None
 
     async def refuses(self) -> bool:
-        """Return whether the server refuses connections, in some tenths of a second."""
+        """Return whether the server refuses connections at each of several attempts, within tenths of a second."""
         url = URL(self._url)
-        for _ in range(_PROBES):
+        for _ in range(_ATTEMPTS):
             # A process that ends has its connections closed one by one, its listening socket maybe last.
-            await asyncio.sleep(_PROBE_SECONDS)
+            await asyncio.sleep(_SECONDS_BEFORE_ATTEMPT)
             try:
                 _, writer = await asyncio.wait_for(asyncio.open_connection(url.host, url.port), timeout=5)
             except ConnectionRefusedError:
@@ -229,7 +229,7 @@ class Client:
         return True
 
     async def _post(self, body: bytes, answer: Answer) -> aiohttp.ClientResponse:
-        """Send one request, and return when the answer's head has arrived."""
+        """Send one request, and return when the headers of the answer have arrived."""
         while True:
             answer.reused = False
             answer.sent = monotonic()

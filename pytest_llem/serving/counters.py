@@ -16,7 +16,7 @@ _TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Counters:
-    """One reading. Each is None if the server does not export it.
+    """One reading of a server's counters. A counter is None if the server does not export it.
 
     SGLang and llama.cpp count the tokens of a request when it ends: compare counters after the load has drained.
 
@@ -30,7 +30,7 @@ class Counters:
         prefix_cache_hits: Prompt tokens that were found there.
         queue_seconds: Time that requests spent in the queue so far, in s.
         queue_count: Number of requests in ``queue_seconds``.
-        preemptions: Requests that were taken out of the batch for want of memory so far.
+        preemptions: Requests that were taken out of the batch for lack of memory so far.
 
     Example:
         >>> before = await read_counters(session, "http://127.0.0.1:8000")
@@ -48,7 +48,8 @@ class Counters:
     preemptions: float | None = None
 
 
-#: The field of each sample, in vLLM 0.20 to 0.32, SGLang 0.5 and llama.cpp of 2026.
+#: The fields of ``Counters`` that a Prometheus metric is added to, by the metric's name in vLLM 0.20 to 0.32,
+#: SGLang 0.5 and llama.cpp of 2026.
 _FIELDS = {
     "vllm:prompt_tokens_total": ("prompt_tokens",),
     "vllm:generation_tokens_total": ("generation_tokens",),
@@ -76,7 +77,7 @@ _FIELDS = {
 
 _SAMPLE = re.compile(r"^([a-z]+:\w+)(\{.*\})? +(\S+)", re.MULTILINE)
 
-#: SGLang can export a request once for each process of tensor parallelism.
+#: Labels of a tensor-parallel rank other than 0: SGLang can export a request once for each rank.
 _OTHER_RANK = re.compile(r'\btp_rank="(?!0")')
 
 
@@ -98,7 +99,7 @@ async def read_counters(session: aiohttp.ClientSession, url: str, path: str = "/
 
 
 def parse(text: str, time: float) -> Counters | None:
-    """Return the counters in Prometheus *text*, summed over the server's engines; None if there are none."""
+    """Return the counters in Prometheus *text*, summed over the server's replicas; None if there are none."""
     values: dict[str, float] = {}
     for name, labels, number in _SAMPLE.findall(text):
         if name not in _FIELDS or _OTHER_RANK.search(labels):

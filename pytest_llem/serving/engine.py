@@ -26,15 +26,15 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import ServerConfig
 from pytest_llem.study.server_command import PRESETS
 
-#: Time limit of a question to the server, in s.
-_ANSWER_SECONDS = 30.0
+#: Time limit of a GET request to the server, in s.
+_TIMEOUT_SECONDS = 30.0
 
-#: Fields of ``decoder`` in requests. Presets may rename them.
-_FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
+#: Settings of ``decoder`` that are sent in requests, under the names that the preset gives them.
+_DECODER_FIELDS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens")
 
-#: Share of a vocabulary at each end from which no synthetic prompt is drawn, if special tokens are not known: they
-#: are the first or the last ones.
-_ENDS = 0.05
+#: If a vocabulary's special tokens are not known, synthetic prompts leave out this share of its ids at each end:
+#: special tokens are the first or the last ones.
+_LEFT_OUT_SHARE = 0.05
 
 
 class ServerEngine(Engine):
@@ -49,8 +49,8 @@ class ServerEngine(Engine):
         self._config, self._options, self._context = config, config.server, context
         self.record = context.server
         self.gpus: Sequence[str] = context.gpus
-        root = self.record.supervisor_pid or self.record.pid  # which has all others as descendants
-        self.processes: Sequence[int] = () if root is None else (root,)
+        pid = self.record.supervisor_pid or self.record.pid  # the ancestor of all other processes of the server
+        self.processes: Sequence[int] = () if pid is None else (pid,)
         self._models: list[dict[str, Any]] = []
 
     def load(self) -> None:
@@ -85,7 +85,7 @@ class ServerEngine(Engine):
         )
 
     def endpoint(self) -> Endpoint:
-        """Return where the requests go."""
+        """Return the endpoint to which requests are sent."""
         assert self._config.load is not None
         return Endpoint(
             self.record.url,
@@ -101,7 +101,7 @@ class ServerEngine(Engine):
         """Return the token ids that a synthetic prompt may hold.
 
         Raises:
-            PreflightError: Their number is not known.
+            PreflightError: The size of the vocabulary is not known.
         """
         if self._options.vocab_size is not None:
             return _vocabulary_of_size(self._options.vocab_size)
@@ -144,7 +144,7 @@ class ServerEngine(Engine):
             return None
 
     def _fields(self) -> Mapping[str, Any]:
-        """Return the fields of every request that say how tokens are chosen, and how many."""
+        """Return the fields of every request that control sampling and the end of the answer."""
         config, decoder = self._config, self._config.decoder
         fields: dict[str, Any] = {"temperature": 0.0} if decoder.greedy else {"temperature": decoder.temperature}
         if not decoder.greedy:
@@ -154,7 +154,7 @@ class ServerEngine(Engine):
         if self._options.preset is None:
             return fields
         preset = PRESETS[self._options.preset]
-        given = {name: getattr(decoder, name) for name in _FIELDS}
+        given = {name: getattr(decoder, name) for name in _DECODER_FIELDS}
         if decoder.greedy:
             del given["top_k"], given["min_p"]
         if config.measurement.length_mode == "fixed":
@@ -164,7 +164,7 @@ class ServerEngine(Engine):
         }
 
     def _given_command(self) -> list[str] | None:
-        """Return the command with its placeholders: the port differs from start to start."""
+        """Return the command with its placeholders, since the port differs at each start; None if attached."""
         options = self._options
         return None if options.is_attached else [*(options.command or PRESETS[options.preset or ""].command)]
 
@@ -173,13 +173,13 @@ class ServerEngine(Engine):
 
         Raises:
             EngineCrashError: The server does not answer.
-            PreflightError: It refuses the API key.
+            PreflightError: The server refuses the API key, or asks for one.
         """
         request = urllib.request.Request(self.record.url.rstrip("/") + path)
         if self._key is not None:
             request.add_header("Authorization", f"Bearer {self._key}")
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -208,4 +208,5 @@ def _vocabulary_of(folder: Path) -> list[int] | None:
 
 def _vocabulary_of_size(size: int) -> range:
     """Return token ids of a vocabulary of which only the size is known."""
-    return range(int(size * _ENDS), size - int(size * _ENDS))
+    left_out = int(size * _LEFT_OUT_SHARE)
+    return range(left_out, size - left_out)

@@ -7,7 +7,7 @@ class LoadError(Exception):
     """Base of all errors that end a load.
 
     Attributes:
-        phase: The phase that the error is about, if it is found in a later one.
+        phase: The phase to report if the error is raised in a later one; else None.
 
     Example:
         >>> raise NotSteadyError("8.0 requests/s were offered and 5.1 were served: lower load.rate")
@@ -17,7 +17,7 @@ class LoadError(Exception):
 
 
 class ServerGoneError(LoadError):
-    """Raised if the server accepts no connections any more, or its owner has reported its end."""
+    """Raised if the server refuses connections, or its process has ended."""
 
 
 class TooManyErrors(LoadError):  # noqa: N818 (an error about errors)

@@ -1,4 +1,4 @@
-"""Keep a server under load: ramp, steady state, drain."""
+"""Keep a server under load: ramp-up, steady state, drain."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pytest_llem.serving.errors import (
 )
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop
 
-#: A share of failed requests is compared with its limit before the load has ended, once this many have finished.
+#: Until this many requests have finished, the share of failed ones is judged as if this many had.
 _MIN_JUDGED = 20
 
 #: Number of finished requests after which an open loop can be steady.
 _MIN_RAMP_REQUESTS = 10
 
-#: Interval at which the lateness of the event loop is seen, in s.
+#: Interval at which the lateness of the event loop is measured, in s.
 _HEARTBEAT_SECONDS = 0.01
 
 #: Iterations of the event loop from the arrival of data until the task that waits for it has run.
@@ -32,14 +32,14 @@ _ITERATIONS = 3
 
 
 class Load:
-    """One load point: requests, and when they are sent.
+    """A load on a server: requests, and when they are sent.
 
     Args:
         client: The open client.
-        requests: The requests in order. They do not end, or raise DatasetExhaustedError.
+        requests: The requests in order, without end, or up to a DatasetExhaustedError.
         schedule: When to send them.
         max_error_rate: Largest share of failed requests that is accepted.
-        lost: Set by the server's owner when the server has ended.
+        lost: Set by the caller when the server's process has ended; None if the caller does not watch it.
 
     Example:
         >>> load = Load(client, requests, ClosedLoop(16))
@@ -66,8 +66,9 @@ class Load:
         self._max_error_rate = max_error_rate
         self._lost = asyncio.Event() if lost is None else lost
         self._sent: list[SentRequest] = []
-        #: For each request, how long its slot was busy with it, in s: for a conversation, all of its turns.
+        #: Duration of each request, in s; that of a conversation includes all of its turns.
         self._durations: list[float] = []
+        #: When each request was sent, and how late, in s.
         self._lags: list[tuple[float, float]] = []
         self._in_flight = self._finished = self._failed = self._tokens = 0
         self._first_error = ""
@@ -97,7 +98,7 @@ class Load:
             await self._or_failure(self._begin_closed(self._schedule))
         else:
             self._spawn(self._run_open(self._schedule))
-            await self._or_failure(self._open_is_steady(self._schedule))
+            await self._or_failure(self._wait_until_steady(self._schedule))
 
     async def hold(self, seconds: float, min_finished: int = 0) -> None:
         """Keep the load up for *seconds*, and longer until *min_finished* more requests have ended.
@@ -118,7 +119,7 @@ class Load:
             ended: End of the window.
 
         Raises:
-            NotSteadyError: They grow.
+            NotSteadyError: The requests in flight grow.
         """
         try:
             check_steady([*self._sent, *self._client.unanswered], began, ended)
@@ -152,7 +153,7 @@ class Load:
 
     @property
     def records(self) -> list[SentRequest]:
-        """All requests that have ended, in order of sending, those of ramp and drain included."""
+        """All requests that have ended, in order of sending, those of ramp-up and drain included."""
         return sorted(self._sent, key=lambda request: request.sent)
 
     @property
@@ -167,7 +168,7 @@ class Load:
 
     @property
     def tokens_so_far(self) -> int:
-        """About the number of output tokens so far, for a display: in flight, chunks are counted."""
+        """About the number of output tokens so far, for a display: of answers in flight, chunks are counted."""
         return self._tokens + self._client.chunks_in_flight
 
     def mean_in_flight(self, began: float, ended: float) -> float:
@@ -182,8 +183,8 @@ class Load:
     def send_lags(self, began: float, ended: float) -> list[float]:
         """Return how late each request of a window was sent, in s.
 
-        Open loop: the time since it was due. Closed loop: the time since its slot was free. The end of an answer
-        is seen late by as much as the event loop is late at that time, so this is part of it.
+        Open loop: the time since it was due. Closed loop: the time since its slot was free. The lateness
+        of the event loop is included, because the end of an answer is seen late by as much.
         """
         return [lag for sent, lag in self._lags if began <= sent <= ended]
 
@@ -232,7 +233,7 @@ class Load:
             self._spawn(self._exchange(request, due))
         raise DatasetExhaustedError(f"the trace has {number} arrivals and the load needs more: use a longer trace")
 
-    async def _open_is_steady(self, schedule: OpenLoop) -> None:
+    async def _wait_until_steady(self, schedule: OpenLoop) -> None:
         """Wait until about as many requests end as arrive: after one latency, and another since latencies vary."""
         began = monotonic()
         if schedule.ramp_seconds is not None:
@@ -251,16 +252,21 @@ class Load:
     def _next_request(self) -> LoadRequest | DatasetExhaustedError:
         try:
             return next(self._requests)
-        except DatasetExhaustedError as error:  # which only counts if the request is sent
+        except DatasetExhaustedError as error:  # to be raised only if the request is to be sent
             return error
 
     async def _exchange(
         self, request: LoadRequest | DatasetExhaustedError, due: float | None = None, free: float | None = None
     ) -> float:
-        """Send *request*, which is due at a time, or whose slot is free since. Return when its last answer ended.
+        """Send *request*, and return when its last answer ended, on the clock of ``time.monotonic``, in s.
+
+        Args:
+            request: The request, or the error to raise in its place.
+            due: When to send it by the schedule of an open loop, else None.
+            free: When its slot became free; None in an open loop and for the slot's first request.
 
         Raises:
-            DatasetExhaustedError: It is given in place of a request.
+            DatasetExhaustedError: It is given as *request*.
         """
         if isinstance(request, DatasetExhaustedError):
             raise request
@@ -340,7 +346,7 @@ class Load:
                 self._failure.set_exception(error)
 
     async def _or_failure(self, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for *work*, and raise the first error of this or of any task."""
+        """Wait for *work*, and raise the first error of *work* or of any other task."""
         task = asyncio.create_task(work)
         try:
             await asyncio.wait((task, self._failure), return_when=asyncio.FIRST_COMPLETED)
@@ -358,7 +364,7 @@ class Load:
 
 
 class Heartbeat:
-    """Knows how late the event loop is: a timer that is overdue has not been run, or was run just now."""
+    """Measures how late the event loop is: by how much a repeated timer is overdue, or was until just now."""
 
     def start(self) -> None:
         # The loop's clock is that of time.monotonic.
@@ -375,10 +381,10 @@ class Heartbeat:
     def _beat(self) -> None:
         late = monotonic() - self._due
         self.start()
-        self._keep(late, _ITERATIONS)
+        self._keep_late(late, _ITERATIONS)
 
-    def _keep(self, late: float, iterations: int) -> None:
-        """Stay late for the tasks that only now, with the timer or after it, see what arrived meanwhile."""
+    def _keep_late(self, late: float, iterations: int) -> None:
+        """Report *late* for some iterations more: only then do tasks see what arrived while the loop was late."""
         self._late = late if iterations else 0.0
         if iterations:
-            asyncio.get_running_loop().call_soon(self._keep, late, iterations - 1)
+            asyncio.get_running_loop().call_soon(self._keep_late, late, iterations - 1)

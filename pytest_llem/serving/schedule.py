@@ -37,7 +37,7 @@ class OpenLoop:
     """Send requests at given times, however fast the server answers.
 
     Attributes:
-        arrivals: Times of the requests, in s from the beginning.
+        arrivals: Times of the requests, in s from the beginning of the load.
         max_in_flight: Maximum number of requests in flight. If it is reached, the load is not steady. The client
             needs as many connections.
         ramp_seconds: Time until the steady state begins, in s. None: twice the median E2E latency, and at least
@@ -57,7 +57,7 @@ def poisson(rate: float, seed: int | str) -> Iterator[float]:
 
     Args:
         rate: Mean number of requests per second.
-        seed: Seed; make it of the study's seed and the cycle, so that cycles differ and runs agree.
+        seed: Seed. Made of the study's seed and the cycle, it gives each cycle other times, and each run the same.
 
     Example:
         >>> arrivals = poisson(rate=4.0, seed="42-1")
@@ -86,8 +86,9 @@ def from_trace(path: Path) -> Iterator[float]:
     """Return the arrival times in a trace file, in s from its first request.
 
     Args:
-        path: By its type: ``.txt``, a time in s in each line; ``.jsonl``, objects with a ``timestamp`` in ms, as
-            in Mooncake's traces; ``.csv``, a column ``timestamp`` with date and time, as in Azure's, or in s.
+        path: The file. A ``.txt`` file has a time in s in each line; a ``.jsonl`` file has objects with a
+            ``timestamp`` in ms, as Mooncake's traces; a ``.csv`` file has a column ``timestamp`` with date and
+            time, as Azure's traces, or with times in s.
 
     Raises:
         PreflightError: The file cannot be read, a line has another format, or the times decrease.

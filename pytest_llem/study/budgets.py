@@ -20,7 +20,7 @@ from pytest_llem.study.unreachable_gates import describe_points, unreachable_gat
 
 Bound = Literal["max", "min"]
 
-#: Metrics that are judged although they are below 0. ``decode_energy_j`` and ``decode_seconds``, which are
+#: Metrics that are judged even if they are below 0. ``decode_energy_j`` and ``decode_seconds``, which are
 #: differences too, are not: below 0 they are noise.
 SIGNED = ("active_energy_j", "peak_temperature_c")
 
@@ -64,8 +64,8 @@ class BudgetEntry:
     where: Mapping[str, Any] | None = None
 
 
-#: Budgets by the position of their owner: () for the study's; an experiment with budgets of its own has none of
-#: those.
+#: Budgets by scope: () for the study's, or the position of an experiment with budgets of its own, which replace
+#: the study's.
 Scoped = dict[KeyPath, list[BudgetEntry]]
 
 
@@ -100,16 +100,16 @@ def read_budgets(document: Document) -> tuple[Scoped, list[Problem]]:
 def _read(document: Document, at: KeyPath, given: Any) -> Iterator[BudgetEntry | Problem]:
     if isinstance(given, dict):
         for name, value in given.items():
-            yield from _of_mapping(document, (*at, name), name, value)
+            yield from _read_in_mapping(document, (*at, name), name, value)
     elif isinstance(given, list):
         for index, entry in enumerate(given):
-            yield from _of_list(document, (*at, index), entry)
+            yield from _read_in_list(document, (*at, index), entry)
     elif given is not None:
         message = "must be a mapping of metrics to limits, or a list of {metric, max, min, where}"
         yield document.problem(at, f"{message} {document.given(at, given)}")
 
 
-def _of_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[BudgetEntry | Problem]:
+def _read_in_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[BudgetEntry | Problem]:
     if fault := metric_fault(name):
         is_entry = name in BudgetConfig.model_fields
         in_list = f"write a budget with {name} as an entry of a list: [{{metric: ..., max: ...}}]"
@@ -132,7 +132,7 @@ def _of_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Itera
             yield _checked(document, BudgetEntry(name, at, at, _bounds(limit)))
 
 
-def _of_list(document: Document, at: KeyPath, entry: Any) -> Iterator[BudgetEntry | Problem]:
+def _read_in_list(document: Document, at: KeyPath, entry: Any) -> Iterator[BudgetEntry | Problem]:
     if isinstance(entry, dict) and "metric" not in entry and (names := [key for key in entry if key in CATALOGUE]):
         message = "unknown key: an entry of a list has the key metric: {{metric: {}, max: ...}}"
         yield from (document.problem((*at, name), message.format(name)) for name in names)
@@ -160,11 +160,11 @@ def _checked(document: Document, budget: BudgetEntry) -> BudgetEntry | Problem:
         return document.problem(budget.entry, "needs a max or a min")
     if len(bounds) == 2 and bounds["min"] > bounds["max"]:
         return document.problem(budget.entry, f"min {bounds['min']:.15g} is above max {bounds['max']:.15g}")
-    low = next((bound for bound, value in bounds.items() if value < 0), None)
-    if low and budget.metric not in SIGNED:
-        key = (*budget.entry, low)
+    negative = next((bound for bound, value in bounds.items() if value < 0), None)
+    if negative and budget.metric not in SIGNED:
+        key = (*budget.entry, negative)
         at = key if key in document.marks else budget.entry
-        return document.problem(at, f"must be at least 0, as {budget.metric} is (got {bounds[low]:.15g})")
+        return document.problem(at, f"must be at least 0, as {budget.metric} is (got {bounds[negative]:.15g})")
     return budget
 
 
@@ -179,7 +179,7 @@ def apply_budgets(
         places: Position of each point in the file.
         points: All points, in file order.
     """
-    finder = PointSelector(document, points)
+    selector = PointSelector(document, points)
     pieces: list[_Pieces] = [{} for _ in points]
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -188,7 +188,7 @@ def apply_budgets(
         for one in written:
             found = list(within)
             if one.where is not None:
-                found, wrong = finder.find((*one.entry, "where"), one.where)
+                found, wrong = selector.find((*one.entry, "where"), one.where)
                 problems += wrong
                 if wrong:
                     continue

@@ -95,7 +95,7 @@ class WarmupConfig(Section):
     enabled: bool = True
     """Warm up. Default true."""
     n_warmup: int = Field(5, ge=1)
-    """Runs of the longest and of the median batch. Default 5."""
+    """Runs of the longest batch, and as many of the median batch. Default 5."""
     convergence_detection: bool = True
     """After these runs, continue until latencies are steady. Default true."""
     cv_threshold: float = Field(0.05, gt=0)
@@ -110,7 +110,7 @@ class WarmupConfig(Section):
     they are not. The first ``2 · n_warmup`` runs take place in any case. Default 20.
     """
     thermal_floor_seconds: float = Field(0.0, ge=0)
-    """Minimum time under load, in seconds. Default 0."""
+    """Minimum duration of the warm-up, in seconds. Default 0."""
 
     @model_validator(mode="after")
     def _can_converge(self) -> WarmupConfig:
@@ -183,13 +183,13 @@ class LoRAConfig(Section):
     """An adapter on top of the model, from the Hugging Face hub or a folder."""
 
     adapter_id: str | None = Field(None, min_length=1)
-    """Its name on the Hugging Face hub. Default null."""
+    """Name of the adapter on the Hugging Face hub. Default null."""
     adapter_path: str | None = Field(None, min_length=1)
-    """Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required."""
+    """Folder of the adapter. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required."""
     revision: str | None = Field(None, min_length=1)
-    """Branch, tag or commit on the hub. Default null: its main branch."""
+    """Branch, tag or commit of the adapter on the hub. Default null: its main branch."""
     merge_weights: bool = False
-    """Merge it into the model when loading. Default false."""
+    """Merge the adapter into the model when loading. Default false."""
 
     @model_validator(mode="after")
     def _one_source(self) -> LoRAConfig:
@@ -280,7 +280,7 @@ class ExperimentConfig(Section):
     null: none.
     """
     output_dir: str | None = Field(None, min_length=1)
-    """Parent of the study's results folder, relative to rootdir. Overridden by ``--llem-results-dir``. The same
+    """Parent of the study's results directory, relative to rootdir. Overridden by ``--llem-results-dir``. The same
     for the whole study; part of no hash. Default null: the ini option ``llem_results_dir``.
     """
 
@@ -308,7 +308,7 @@ class ExperimentConfig(Section):
             kind = "string_type" if "model" in self.model_fields_set else "missing"
             error = InitErrorDetails(type=kind, loc=("model",), input=None)
             raise ValidationError.from_exception_data(type(self).__name__, [error])
-        # An entry of a study may take back a section of the whole study by null.
+        # An entry of ``experiments`` may remove a section of the whole study by null.
         extra = {name: section for name, section in (self.model_extra or {}).items() if section is not None}
         for name, section in extra.items():
             if name == self.backend and not isinstance(section, dict):
@@ -334,7 +334,7 @@ class ExperimentConfig(Section):
                 f"decoder.min_new_tokens {shortest} is more than max_output_tokens {self.max_output_tokens}"
             )
         check_finite(self.passthrough_kwargs, "passthrough_kwargs")
-        if self.backend != "pytorch":  # whose fields are validated by its section
+        if self.backend != "pytorch":  # the section pytorch validates its fields itself
             check_finite(self.engine_section, self.backend)
         if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
             raise ValueError(f"passthrough_kwargs must not contain {min(taken)!r}: use the field of that name")

@@ -141,7 +141,7 @@ class WorkloadShape:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the Hugging Face hub: ``owner/name@revision/subset:split#column``, optional after the name.
+    """A dataset of the Hugging Face hub: ``owner/name@revision/subset:split#column``. Only the name is required.
 
     Attributes:
         name: ``owner/name``.

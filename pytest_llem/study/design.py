@@ -120,7 +120,7 @@ class StudyConfig:
 
     @property
     def output_dir(self) -> str | None:
-        """Parent of the results folder, relative to rootdir; None if the options determine it."""
+        """Parent of the results directory, relative to rootdir; None if the options determine it."""
         return self.points[0].config.output_dir
 
     def of_reference(self, python: Path, name: str) -> StudyConfig:
@@ -172,7 +172,7 @@ class StudyConfig:
         )
 
     def server_group(self, experiment: Experiment) -> str:
-        """Return a text that is equal for the experiments on servers that share one."""
+        """Return a text that is equal for experiments that share a server."""
         config = experiment.point.config
         if self.execution.server_reuse == "never" and not is_attached(config):
             return experiment.id
@@ -180,7 +180,7 @@ class StudyConfig:
 
     @property
     def server_groups(self) -> list[object]:
-        """For each point a value that is equal for points which follow each other, as they share a server."""
+        """A value for each point, equal for points that share a server, and therefore follow each other."""
         if self.execution.server_reuse == "never":
             return [*range(len(self.points))]
         return [

@@ -17,7 +17,7 @@ from pytest_llem.study.problems import Problem, StudyError, shown
 
 KeyPath = tuple[str | int, ...]
 
-#: Maximum size of a file, in bytes.
+#: Maximum size of a study file, in bytes.
 MAX_BYTES = 20_000_000
 
 #: Maximum number of nodes. Aliases count each time they are used, so that nested aliases ("billion laughs") are
@@ -35,7 +35,7 @@ IN_QUOTES = "; put it in quotes"
 _TAG = "tag:yaml.org,2002:"
 
 #: Characters that YAML can express but that UTF-8 or file names cannot contain.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 #: Line breaks of YAML.
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
@@ -251,6 +251,7 @@ class _Reader:
         self.written: dict[KeyPath, str] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
+        #: Ids of the nodes that are being read: an alias of one of them would never end.
         self._open: set[int] = set()
 
     def read(self, node: yaml.Node, at: KeyPath) -> Any:
@@ -275,22 +276,22 @@ class _Reader:
         try:
             value = self.loader.construct_object(node)
         except (ValueError, ArithmeticError, yaml.YAMLError):  # 0x_, 5,000 digits, 1:30:30:…, << as a value
-            self._note(place, at, f"not a valid value (got {_spelling(node.value)})")
+            self._add_problem(place, at, f"not a valid value (got {_spelling(node.value)})")
             return None
         if isinstance(value, str):
-            if wrong := _NO_TEXT.search(value):
-                self._note(place, at, f"text must not contain the character U+{ord(wrong[0]):04X}")
+            if wrong := _INVALID_CHARACTER.search(value):
+                self._add_problem(place, at, f"text must not contain the character U+{ord(wrong[0]):04X}")
             return value
         self.written[at] = node.value
         if isinstance(value, int | float) and _OTHER_BASE.fullmatch(node.value):
             given = f"(got {_spelling(node.value)}, which YAML reads as {value})"
-            self._note(place, at, f"must be written in decimal, or in quotes as text {given}")
+            self._add_problem(place, at, f"must be written in decimal, or in quotes as text {given}")
         elif isinstance(value, float) and not math.isfinite(value):
-            self._note(place, at, f"must be a finite number (got {_spelling(node.value)})")
+            self._add_problem(place, at, f"must be a finite number (got {_spelling(node.value)})")
         elif value == 0.0 and isinstance(value, float):
             return 0.0  # not -0.0, which is equal but spelt differently
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            self._note(place, at, f"must fit in 64 bits (got {_spelling(node.value)})")
+            self._add_problem(place, at, f"must fit in 64 bits (got {_spelling(node.value)})")
         return value
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:
@@ -310,23 +311,23 @@ class _Reader:
                 others += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                self._note(_position(key), at, "a key must be a string")
+                self._add_problem(_position(key), at, "a key must be a string")
                 continue
             name = self._scalar(key, (*at, key.value))
             if isinstance(name, int) and not isinstance(name, bool):
                 name = str(name)  # JSON keys are strings, and max_memory has device numbers as keys
             if not isinstance(name, str):
                 given = f"(got {_as_written(key.value, name)}){IN_QUOTES if key.value else ''}"
-                self._note(_position(key), (*at, key.value), f"a key must be a string {given}")
+                self._add_problem(_position(key), (*at, key.value), f"a key must be a string {given}")
             elif name in own:
                 line, _ = _position(own[name][0])
-                self._note(_position(key), (*at, name), f"is given twice (first in line {line})")
+                self._add_problem(_position(key), (*at, name), f"is given twice (first in line {line})")
             else:
                 own[name] = (key, value)
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for other in others:
             if not isinstance(other, yaml.MappingNode):
-                self._note(_position(other), at, "<< takes a mapping, or a list of mappings")
+                self._add_problem(_position(other), at, "<< takes a mapping, or a list of mappings")
                 continue
             with self._inside(other):
                 merged = self._entries(other, at) | merged
@@ -346,7 +347,7 @@ class _Reader:
             message = f"holds more than {MAX_NODES:,} entries once its aliases are expanded"
             _refuse(self.path, _position(node), message)
 
-    def _note(self, place: tuple[int, int], at: KeyPath, message: str) -> None:
+    def _add_problem(self, place: tuple[int, int], at: KeyPath, message: str) -> None:
         self.problems.append(Problem(self.path, *place, dotted(at), message))
 
 

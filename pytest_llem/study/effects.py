@@ -115,7 +115,7 @@ def given_value(config: ExperimentConfig, location: KeyPath) -> Any:
 def in_effect(config: ExperimentConfig) -> ExperimentConfig:
     """Return *config* with the default in place of each setting without effect.
 
-    Two points with the same result are the same experiment under different names.
+    Points for which the returned configuration is equal are the same experiment under different names.
     """
     update: dict[str, Any] = {}
     for location, _ in without_effect(config):
@@ -138,6 +138,7 @@ def smaller_batches(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _is_given(section: BaseModel, name: str) -> bool:
+    """Return whether a field differs from its default."""
     return bool(getattr(section, name) != _default(section, name))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # which imports this module
 #: Engines whose sections are part of the grammar, installed or not.
 ENGINES = ("pytorch", "vllm", "server", "tensorrt", "command")
 
-#: The engine that is a command of the user's.
+#: Name of the engine that runs a command of the user.
 COMMAND = "command"
 
 DEFAULT_BACKEND = "pytorch"
@@ -106,13 +106,13 @@ class PyTorchConfig(EngineOptions):
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
         self.check_batch_size(config.n)
-        each = BYTES_4BIT if self.load_in_4bit else BYTES_8BIT if self.load_in_8bit else None
+        bytes_per_weight = BYTES_4BIT if self.load_in_4bit else BYTES_8BIT if self.load_in_8bit else None
         places = self.device_map.values() if isinstance(self.device_map, dict) else [self.device_map]
         return Needs(
             gpus=1 if self.device_map is None else None,
             sequences=self.batch_size * self.num_beams,
             compiles=self.torch_compile,
-            weight_bytes=None if each is None or parameters is None else parameters * each,
+            weight_bytes=None if bytes_per_weight is None or parameters is None else parameters * bytes_per_weight,
             recomputes=not self.use_cache,
             offloads=any(str(place).startswith(("cpu", "disk")) for place in (*places, *(self.max_memory or {}))),
             uses_torch=True,
@@ -153,7 +153,7 @@ def product_of_sizes(arguments: Mapping[str, Any], names: Iterable[str]) -> int:
     return math.prod(int(size) for size in sizes if size.isdecimal())
 
 
-#: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given. GPUs of 70 GiB or more have 1,024.
+#: Sequences that vLLM generates at a time, unless ``max_num_seqs`` is given; 1,024 on GPUs of 70 GiB or more.
 VLLM_SEQUENCES = 256
 
 
@@ -199,7 +199,8 @@ FileFormat = Literal["vllm", "aiperf", "guidellm", "sglang", "llama-bench", "own
 
 
 class CommandConfig(EngineOptions):
-    """A command of your own that measures, such as a load generator. Its file is read as by ``llem import``.
+    """A command of your own that measures, such as a load generator. The file that it writes is read
+    as by ``llem import``.
 
     Every further key is a value for placeholders, so that it may be an axis: ``command.rate: 4`` for ``{rate}``.
     """

@@ -38,7 +38,7 @@ class ExecutionConfig(NullableSection):
     min_cycles: int = Field(4, ge=2)
     """Minimum number of cycles with ``n_cycles: auto``. Default 4."""
     max_cycles: int = Field(20, ge=2)
-    """Maximum number of cycles with ``n_cycles: auto``, of which some will be skipped. Default 20."""
+    """Maximum number of cycles with ``n_cycles: auto``; those that are not needed are skipped. Default 20."""
     half_width: float = Field(0.02, gt=0, lt=1)
     """With ``n_cycles: auto`` and without a comparison, half the width of a metric's 95 % interval, relative to
     its mean, at which a point needs no more cycles (0.02 is 2 %). Default 0.02.
@@ -58,9 +58,8 @@ class ExecutionConfig(NullableSection):
     cycle_gap_seconds: float = Field(0.0, ge=0)
     """Minimum idle time before a new cycle, in seconds. Default 0."""
     experiment_timeout_seconds: float | None = Field(None, gt=0)
-    """End an experiment that takes longer, in seconds after it gets its device; imports after that count, the
-    download of a model does not. Default null: computed from the model's size, the prompts and the tokens; the
-    plan shows it.
+    """Deadline of an experiment, in seconds after it gets its device. Imports count; the download of a model does
+    not. Default null: computed from the model's size, the prompts and the tokens; the plan shows it.
     """
     max_consecutive_failures: int | None = Field(5, ge=1)
     """Skip the study's remaining experiments after this many consecutive failures; null for no such limit. Default
@@ -74,8 +73,8 @@ class ExecutionConfig(NullableSection):
     """
     devices: Devices = "same"
     """GPUs of the cycles of a point, on a machine with more GPUs than an experiment needs. ``same``: all cycles
-    run on the GPUs of the first one. ``spread``: each cycle runs on other GPUs, in turn; the results say how much
-    GPUs differ. Default ``same``.
+    run on the GPUs of the first one. ``spread``: each cycle runs on other GPUs, in rotation; the results say how
+    much GPUs differ. Default ``same``.
     """
     server_reuse: Literal["load", "never"] = "load"
     """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:

@@ -14,10 +14,11 @@ from pytest_llem.study.problems import Problem, did_you_mean
 from pytest_llem.study.section import NullableSection
 from pytest_llem.study.section_errors import section_problems
 
-#: Metrics that are compared by default.
+#: Metrics that are compared by default: a family in the sense of Holm's procedure.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
-#: Those of a server at a given request rate: there, throughput is the rate, and users wait for the slowest.
+#: Metrics that are compared by default for a server at a given request rate: there, throughput is that rate, and
+#: the slowest requests matter.
 OPEN_LOOP_FAMILY = ("energy_per_good_token_j", "ttft_p99_ms", "itl_p99_ms")
 
 #: Default of the relative change that is tolerated; ``llem aa`` measures a better one.
@@ -32,10 +33,10 @@ Interleave = Literal["pass", "cycle"]
 #: suggestion.
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*CATALOGUE]})]
 
-_Compared = Annotated[
+_GateMetricName = Annotated[
     str, Field(json_schema_extra={"enum": [name for name, one in CATALOGUE.items() if one.better is not None]})
 ]
-_Family = Annotated[list[_Compared], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
+_Family = Annotated[list[_GateMetricName], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
 _Deltas = Annotated[dict[str, Delta], Field(json_schema_extra={"propertyNames": {"enum": [*CATALOGUE]}})]
 
 
@@ -44,7 +45,7 @@ class Budget:
     """A limit on one metric of one point.
 
     Attributes:
-        id: Id in the item's brackets, such as ``energy_per_output_token_j-precision=bf16-batch_size=8``.
+        id: Id in the test item's brackets, such as ``energy_per_output_token_j-precision=bf16-batch_size=8``.
         metric: Name of the metric in the catalogue.
         point: Id of the point.
         maximum: Maximum in the metric's unit, or None.

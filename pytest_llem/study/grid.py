@@ -49,7 +49,15 @@ class Draft:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of the sweep; ``backend`` is set if the axis belongs to the grid of one engine."""
+    """One axis of the sweep.
+
+    Attributes:
+        name: Dotted name.
+        values: Its values.
+        at: Position of the axis in the file.
+        backend: Engine to whose grid the axis belongs; None for all engines.
+        indexed: Whether the file gives a list of values, not a single one.
+    """
 
     name: str
     values: Sequence[Any]
@@ -57,12 +65,13 @@ class _Axis:
     backend: str | None = None
     indexed: bool = True
 
-    def origin(self, index: int) -> KeyPath:
+    def position_of(self, index: int) -> KeyPath:
+        """Return the position in the file of the value at *index*."""
         return (*self.at, index) if self.indexed else self.at
 
     @cached_property
     def path(self) -> tuple[str, ...]:
-        """Key path of its values in a configuration. An engine's name is one part even if it contains dots."""
+        """Key path of the axis in a configuration. An engine's name is one part even if it contains dots."""
         if self.backend is None:
             return tuple(self.name.split("."))
         _, *inner = self.name[len(self.backend) :].split(".")
@@ -84,7 +93,7 @@ class Grid:
         shared: Its top-level experiment fields, including those of its base.
         backends: Names of engines.
         axes: Axes of the sweep.
-        entries: The explicit experiments, by their position in the list.
+        entries: The explicit experiments, by their index in ``experiments``.
         at: Position of the sweep; empty if the file is a single experiment.
         problems: Problems with the structure of sweep and experiments. Parts with problems are left out of the
             points, so that the rest can be checked.
@@ -102,7 +111,7 @@ class Grid:
     def size(self) -> int:
         """Number of points, computed without making them."""
         total = len(self.entries)
-        if self._swept:
+        if self._has_swept_points:
             sizes = [(axis.backend, len(axis.values)) for axis in self.axes if axis.name != "backend"]
             universal = math.prod(size for backend, size in sizes if backend is None)
             total += universal * sum(
@@ -111,7 +120,7 @@ class Grid:
         return total
 
     @property
-    def _swept(self) -> bool:
+    def _has_swept_points(self) -> bool:
         data = self.document.data
         return bool(self._swept_backends) and ("sweep" in data or "experiments" not in data)
 
@@ -123,7 +132,7 @@ class Grid:
     @cached_property
     def _shared_by(self) -> dict[str, dict[str, Any]]:
         """The shared fields by engine, each without the sections of the other engines."""
-        used = {*(self._swept_backends if self._swept else ())}
+        used = {*(self._swept_backends if self._has_swept_points else ())}
         used |= {_backend({**self.shared, **entry}) for entry in self.entries.values()}
         sections = used & {*self.backends}
         fields = {
@@ -136,11 +145,11 @@ class Grid:
 
     def drafts(self) -> Iterator[Draft]:
         """Yield the points."""
-        if self._swept:
-            yield from self._gridded()
-        yield from self._explicit()
+        if self._has_swept_points:
+            yield from self._swept_drafts()
+        yield from self._explicit_drafts()
 
-    def _gridded(self) -> Iterator[Draft]:
+    def _swept_drafts(self) -> Iterator[Draft]:
         universal = _choices(axis for axis in self.axes if axis.backend is None)
         backends, shared_by = self._swept_backends, self._shared_by
         own = {name: _choices(axis for axis in self.axes if axis.backend == name) for name in backends}
@@ -167,10 +176,11 @@ class Grid:
                     config[name] = sections[key]
                 yield Draft(config, axes, [place for _, _, place in chosen], self.at)
 
-    def _explicit(self) -> Iterator[Draft]:
+    def _explicit_drafts(self) -> Iterator[Draft]:
         flat = {index: dict(_labels(entry)) for index, entry in self.entries.items()}
         common: set[str] = set()
-        if not self._swept and flat:  # fields with the same value in every point do not distinguish points
+        # Fields with the same value in every point do not distinguish points.
+        if not self._has_swept_points and flat:
             first, *others = flat.values()
             common = {name for name in first if all(name in one and one[name] == first[name] for one in others)}
         for index, entry in self.entries.items():
@@ -234,7 +244,9 @@ def _read_axes(
             axes.append(axis)
     axes = [axis for axis in axes if axis.values]
     for axis in axes:
-        problems += [document.problem(axis.origin(index), "is given twice") for index in _repeated(axis.values)]
+        problems += [
+            document.problem(axis.position_of(index), "is given twice") for index in _repeated(axis.values)
+        ]
 
     scopes = list(dict.fromkeys(axis.backend for axis in axes if axis.backend))
     if scopes and "backend" not in {**shared, **sweep}:
@@ -289,7 +301,7 @@ def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]
 def _choices(axes: Iterable[_Axis]) -> list[list[_Choice]]:
     """Return the choices of each of *axes*."""
     return [
-        [(axis, value, (axis.path, axis.origin(index))) for index, value in enumerate(axis.values)]
+        [(axis, value, (axis.path, axis.position_of(index))) for index, value in enumerate(axis.values)]
         for axis in axes
     ]
 
@@ -314,7 +326,7 @@ def _section(shared: Any, choices: Sequence[_Choice]) -> dict[str, Any]:
 def _read_entries(
     document: Document, shared: Mapping[str, Any]
 ) -> tuple[dict[int, dict[str, Any]], list[Problem]]:
-    """Return the explicit experiments by their position in the list, and problems."""
+    """Return the explicit experiments by their index in ``experiments``, and problems."""
     given = document.data["experiments"]
     if not isinstance(given, list) or not given:
         message = f"must be a list with at least one experiment {document.given(('experiments',), given)}"
@@ -334,7 +346,7 @@ def _read_entries(
 
 
 def _label(axis: str, value: Any) -> dict[str, Any]:
-    """Return an axis with its value. The name of a server that has one stands for its other fields."""
+    """Return an axis with its value. If that is a server with a name, the name stands for all its fields."""
     is_named = axis == SERVER and isinstance(value, Mapping) and "name" in value
     return {axis: value["name"] if is_named else value}
 

@@ -31,6 +31,7 @@ _HASHED = sorted({*ExperimentConfig.model_fields} - {"output_dir"})
 #: Fields of sections that are not hashed because they do not change what is measured.
 _UNHASHED = {"energy": {"allow_estimated"}}
 
+#: Characters that an id must not contain.
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
@@ -109,15 +110,16 @@ def _value_text(value: Any) -> str:
 
 def same_value(one: Any, other: Any) -> bool:
     """Return whether two values are equal in a study file: 1.0 and "1" equal 1, true does not."""
-    return _meaning(one) == _meaning(other)
+    return _comparable_text(one) == _comparable_text(other)
 
 
 def axes_key(axes: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """Return a key that is equal for points whose axes have equal values, as defined by :func:`same_value`."""
-    return frozenset((axis, _meaning(value)) for axis, value in axes.items())
+    return frozenset((axis, _comparable_text(value)) for axis, value in axes.items())
 
 
-def _meaning(value: Any) -> str:
+def _comparable_text(value: Any) -> str:
+    """Return a text that is equal for values that a study does not distinguish."""
     return value_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 

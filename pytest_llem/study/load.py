@@ -42,8 +42,8 @@ class SloConfig(NullableSection):
     tpot_ms: Milliseconds | None = None
     """Limit of the mean time of an output token after the first, in ms. Default null: no limit."""
     itl_ms: Milliseconds | None = None
-    """Limit of the 99th percentile of a request's inter-token latencies, in ms: it has no long pause. Default
-    null: no limit.
+    """Limit of the 99th percentile of a request's inter-token latencies, in ms, so that its answer has no long
+    pause. Default null: no limit.
     """
     e2e_ms: Milliseconds | None = None
     """Limit of the time to the last token, in ms. Default null: no limit."""
@@ -67,12 +67,12 @@ class SearchConfig(NullableSection):
     """Search for the largest load within the SLO, if ``concurrency`` or ``rate`` is ``auto``."""
 
     low: float = Field(1.0, gt=0)
-    """Smallest load that is tried. Default 1."""
+    """Smallest load that is tried, in requests in flight or requests per second. Default 1."""
     high: float = Field(256.0, gt=0)
-    """Largest load that is tried. Default 256."""
+    """Largest load that is tried, in requests in flight or requests per second. Default 256."""
     precision: float = Field(0.05, gt=0, lt=1)
-    """The search ends when the smallest load that is not within the SLO is larger than the largest that is by at
-    most this share, or by one request. Default 0.05.
+    """The search ends when the largest load within the SLO and the smallest load beyond it differ by at most this
+    share of the former, or by one request. Default 0.05.
     """
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class LoadConfig(NullableSection):
     max_in_flight: int = Field(MAX_IN_FLIGHT, ge=1, le=100_000)
     """Maximum number of requests in flight of an open loop. An overloaded server reaches it. Default 1024."""
     request_timeout_seconds: float = Field(600.0, gt=0)
-    """A request that takes longer is cancelled and counts as failed, in seconds. Default 600."""
+    """Maximum time of a request, in seconds. A slower one is cancelled and counts as failed. Default 600."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> LoadConfig:

@@ -30,7 +30,7 @@ __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_
 #: Maximum number of experiments, even with --llem-yes.
 MAX_EXPERIMENTS = 100_000
 
-#: Maximum length of a study's name: that of file names in most file systems, less the time that is appended.
+#: Maximum length of a study's name: that of a file name in most file systems, minus the timestamp that follows it.
 MAX_NAME_BYTES = 200
 
 _NO_OVERRIDES = Overrides()
@@ -156,7 +156,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
 
 
 def _read_name(document: Document) -> tuple[str, list[Problem]]:
-    """Return the study's name, which also names its results folder, and problems with it."""
+    """Return the study's name, which also names its results directory, and problems with it."""
     path = document.path
     name = document.data.get("name", path.name.removesuffix(path.suffix).removesuffix(".study") or path.stem)
     if not isinstance(name, str):
@@ -259,7 +259,7 @@ def _duplicates(document: Document, places: Sequence[KeyPath], points: Sequence[
             elif same == point.id:
                 message = f"{point.id} is given twice"
             problems.append(document.problem(at, message))
-        elif point.id in by_id:  # null and "null"
+        elif point.id in by_id:  # such as null and "null"
             problems.append(document.problem(at, f"two experiments share the id {point.id}"))
         by_hash.setdefault(point.config_hash, (point.id, at))
         by_id.add(point.id)
@@ -280,7 +280,7 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
         return document, [problem], []
     path = document.path.parent / given
     try:
-        fault = _fault(path, document.path)
+        fault = _base_fault(path, document.path)
     except (OSError, ValueError) as error:  # a name that is too long or invalid
         fault = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if fault:
@@ -291,7 +291,7 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     ignored = [key for key in STUDY_KEYS if key in base.data and key not in _UNREMARKABLE]
     notes = [base.problem((key,), "is ignored in a base: only the study itself can set it") for key in ignored]
     inner = base.data.get("base")
-    if isinstance(inner, str) and _leads_to(path.parent / inner, document.path, path):
+    if isinstance(inner, str) and _is_one_of(path.parent / inner, document.path, path):
         problem = document.problem(("base",), f"is circular: the base of {given} is {inner}")
         return document, [problem], []
     return replace(document, base=base), [], notes
@@ -303,7 +303,8 @@ def shared_fields(document: Document) -> dict[str, Any]:
     return {key: one for key, one in {**inherited, **document.data}.items() if key not in STUDY_KEYS}
 
 
-def _fault(path: Path, study: Path) -> str | None:
+def _base_fault(path: Path, study: Path) -> str | None:
+    """Return an error message if *path* cannot be the base of the file *study*, else None."""
     if not path.exists():
         return "there is no such file, relative to this one"
     if not path.is_file():
@@ -311,7 +312,7 @@ def _fault(path: Path, study: Path) -> str | None:
     return "is this file itself" if path.samefile(study) else None
 
 
-def _leads_to(path: Path, *files: Path) -> bool:
+def _is_one_of(path: Path, *files: Path) -> bool:
     try:
         return any(path.samefile(file) for file in files)
     except (OSError, ValueError):  # an invalid or missing file

@@ -22,12 +22,12 @@ Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Kind of a rule, its position in the file, and the rule.
-Placed = tuple[Kind, KeyPath, Rule]
+PlacedRule = tuple[Kind, KeyPath, Rule]
 
 
-def read_rules(document: Document) -> tuple[list[Placed], list[Problem]]:
+def read_rules(document: Document) -> tuple[list[PlacedRule], list[Problem]]:
     """Return the rules of a study file, and the problems with their structure."""
-    rules: list[Placed] = []
+    rules: list[PlacedRule] = []
     problems: list[Problem] = []
     for kind in KINDS:
         given = document.data.get(kind)
@@ -55,19 +55,19 @@ def _misplaced(document: Document, at: KeyPath, entry: Any) -> list[Problem]:
 
 
 def apply_rules(
-    document: Document, rules: Sequence[Placed], points: Sequence[Point]
+    document: Document, rules: Sequence[PlacedRule], points: Sequence[Point]
 ) -> tuple[list[Point], list[Problem], list[Problem]]:
     """Return the points with their skip and xfail reasons, problems with the rules, and notes on unused rules."""
     points = list(points)
     problems: list[Problem] = []
     notes: list[Problem] = []
-    finder = PointSelector(document, points)
+    selector = PointSelector(document, points)
     for kind, at, rule in rules:
         if not rule.reason.isprintable():
             problems.append(
                 document.problem((*at, "reason"), f"must be one line of text (got {shown(rule.reason)})")
             )
-        fitting, wrong = finder.find((*at, "where"), rule.where)
+        fitting, wrong = selector.find((*at, "where"), rule.where)
         problems += wrong
         if wrong:
             continue
@@ -92,7 +92,8 @@ class PointSelector:
         self._document = document
         self._points = points
         axes = list(dict.fromkeys(axis for point in points for axis in point.axes))
-        self._full = {short: axis for axis, short in short_names(axes).items()} | {axis: axis for axis in axes}
+        #: Dotted axis, by its short name and by its dotted name.
+        self._axis_of = {short: axis for axis, short in short_names(axes).items()} | {axis: axis for axis in axes}
 
     def find(self, at: KeyPath, where: Mapping[str, Any]) -> tuple[list[int], list[Problem]]:
         """Return the indices of the points that match *where*, and problems with it.
@@ -102,13 +103,13 @@ class PointSelector:
             where: Value by axis or field, or a list of alternative values; all entries have to match.
         """
         flat = dict(flatten(where))  # fields of a section may be dotted or nested
-        if unknown := [name for name in flat if name not in self._full and not _is_field(name)]:
+        if unknown := [name for name in flat if name not in self._axis_of and not _is_field(name)]:
             return [], [self._unknown(at, name, where) for name in unknown]
-        wanted = {self._full.get(name, name): value for name, value in flat.items()}
+        wanted = {self._axis_of.get(name, name): value for name, value in flat.items()}
         return [index for index, point in enumerate(self._points) if _matches(point, wanted)], []
 
     def _unknown(self, at: KeyPath, name: str, where: Collection[str]) -> Problem:
-        hint = did_you_mean(name, (*self._full, *ExperimentConfig.model_fields))
+        hint = did_you_mean(name, (*self._axis_of, *ExperimentConfig.model_fields))
         place = name if name in where else name.partition(".")[0]
         problem = self._document.problem((*at, place), f"is neither an axis nor a field{hint}")
         return replace(problem, where=dotted((*at, name)))
@@ -131,8 +132,8 @@ def _is_field(name: str) -> bool:
 def _matches(point: Point, wanted: Mapping[str, Any]) -> bool:
     for name, value in wanted.items():
         actual = point.axes[name] if name in point.axes else _value(point.config, name)
-        either = [value, *(value if isinstance(value, list) else ())]
-        if not any(same_value(actual, one) for one in either):
+        accepted = [value, *(value if isinstance(value, list) else ())]
+        if not any(same_value(actual, one) for one in accepted):
             return False
     return True
 

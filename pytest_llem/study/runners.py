@@ -57,11 +57,12 @@ def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
     in another interpreter, which may have them installed.
     """
     named = [name for name in _named_backends(document.data, shared) if isinstance(name, str)]
-    own = [name for name in named if is_class(name) or _runs_elsewhere(name, document.data)]
+    own = [name for name in named if is_class(name) or _has_other_interpreter(name, document.data)]
     return list(dict.fromkeys([*ENGINES, *installed(ENGINE_GROUP), *own]))
 
 
-def _runs_elsewhere(name: str, data: Mapping[str, Any]) -> bool:
+def _has_other_interpreter(name: str, data: Mapping[str, Any]) -> bool:
+    """Return whether the file names another interpreter for *name*, which may be an engine installed there."""
     runners = data.get("runners")
     runner = runners.get(name) if isinstance(runners, dict) else None
     if not isinstance(runner, str) or runner in ("", LOCAL) or is_container(runner):

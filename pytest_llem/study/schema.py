@@ -121,8 +121,8 @@ def _described(model: type[BaseModel], schema: Schema) -> Schema:
         if issubclass(model, NullableSection) and name not in schema.get("required", ()):
             field = _or_null(field)
         fields[name] = {"description": _plain(docstrings[name]), **field}
-    kept = {key: one for key, one in schema.items() if key != "title"}
-    return {**kept, "description": _plain(summary), "properties": fields}
+    rest = {key: one for key, one in schema.items() if key != "title"}
+    return {**rest, "description": _plain(summary), "properties": fields}
 
 
 def _or_null(field: Schema) -> Schema:
@@ -154,7 +154,7 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
     rules = {"anyOf": [{"type": "array", "items": _reference(Rule)}, _NULL]}
     return {
         "name": {
-            "description": "Name of the study, and of its results folder. Default: the file's name.",
+            "description": "Name of the study, and of its results directory. Default: the file's name.",
             "type": "string",
             "pattern": r"^[^/\\\u0000-\u001f\u007f]+$",
             "not": {"enum": [".", ".."]},
@@ -276,6 +276,7 @@ def _target(kind: Schema) -> str:
 
 
 def _inside(path: str) -> str:
+    """Return a pattern of the dotted paths below *path*."""
     return "^" + _SPECIAL.sub(r"\\\g<0>", path) + r"\..+"
 
 

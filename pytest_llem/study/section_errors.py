@@ -33,12 +33,12 @@ def error_details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetail
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         # After a field that is a value or a section, pydantic's location has the alternative that it tried.
-        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _VALUE_OR_SECTION]
-        if kinds and kinds[0] == 1:
-            is_section = not str(location[kinds[-1]]).startswith("constrained-")
+        alternatives = [i for i in range(1, len(location)) if (i, location[i - 1]) in _VALUE_OR_SECTION]
+        if alternatives and alternatives[0] == 1:
+            is_section = not str(location[alternatives[-1]]).startswith("constrained-")
             if detail["type"] in ("model_type", "dict_type") if is_section else isinstance(detail["input"], dict):
                 continue
-            location = tuple(part for at, part in enumerate(location) if at not in kinds)
+            location = tuple(part for i, part in enumerate(location) if i not in alternatives)
         yield location, detail
 
 

@@ -45,7 +45,7 @@ class ReadyConfig(NullableSection):
     path: str = Field("/health", pattern="^/")
     """Path that answers with status 200 once the server is ready. Default ``/health``."""
     timeout_seconds: float = Field(1800.0, gt=0)
-    """Maximum time until then, in seconds. Default 1800."""
+    """Maximum time until the server is ready, in seconds. Default 1800."""
 
 
 class StopConfig(NullableSection):

@@ -19,9 +19,9 @@ class ServerPreset:
 
     Attributes:
         command: Its command, with placeholders.
-        decoder: Name in requests of each field of ``decoder`` that is named otherwise there.
-        env: Environment variables that it gets unless they are set.
-        negates: Whether an option that is off is given as ``--no-…``.
+        decoder: Name in requests by field of ``decoder``, for fields whose name differs there.
+        env: Environment variables that the server gets unless ``server.env`` sets them.
+        negates: Whether an option that is false is given as ``--no-…``.
     """
 
     command: Sequence[str]
@@ -72,15 +72,15 @@ def fields_in_command(config: ExperimentConfig) -> set[str]:
         found = substitution.fields_in(parts)
     except PlaceholderError as error:
         raise ValueError(f"command[{error.index}]: {error}") from None
-    behind = {"{model}": "model", "{dtype}": "precision"}
-    found |= {name for place, name in behind.items() if any(place in part for part in parts)}
+    by_placeholder = {"{model}": "model", "{dtype}": "precision"}
+    found |= {name for placeholder, name in by_placeholder.items() if any(placeholder in part for part in parts)}
     if server.command is None:
         list(_options(server))  # to check them
         return found
-    left = [name for name in server.args or {} if f"server.args.{name}" not in found]
-    if left:
-        problem = f"{left[0]!r} does not reach the server: its command has no {{{left[0]}}}"
-        raise ValueError(f"args: {problem}: leave {left[0]} out, or add that")
+    unused = [name for name in server.args or {} if f"server.args.{name}" not in found]
+    if unused:
+        problem = f"{unused[0]!r} does not reach the server: its command has no {{{unused[0]}}}"
+        raise ValueError(f"args: {problem}: leave {unused[0]} out, or add that")
     return found
 
 

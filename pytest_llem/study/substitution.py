@@ -105,12 +105,13 @@ class Substitution:
         return next((one for one in (name, own, self._short.get(name)) if one in self._fields), None)
 
     def _own(self) -> list[str]:
+        """Return the names of the fields in the command's section, without the section."""
         prefix = f"{self._section}."
         return [name.removeprefix(prefix) for name in self._fields if name.startswith(prefix)]
 
 
-#: Sections and fields that reach a command without a placeholder.
-_REACH = ("backend", "energy", "output_dir")
+#: Sections and fields that need no placeholder, because pytest-llem itself applies them.
+_NEED_NO_PLACEHOLDER = ("backend", "energy", "output_dir")
 
 
 def command_values(config: ExperimentConfig, *, out: str = "", python: str = "") -> Substitution:
@@ -134,7 +135,7 @@ def unreached(config: ExperimentConfig, arguments: Sequence[str]) -> dict[str, s
     options = {f"{COMMAND}.{name}" for name in CommandConfig.model_fields}
     found = {}
     for name, _ in flatten(config.model_dump(mode="json")):
-        if name.partition(".")[0] not in _REACH and name not in named | options:
+        if name.partition(".")[0] not in _NEED_NO_PLACEHOLDER and name not in named | options:
             short = name.removeprefix(f"{COMMAND}.")
             found[name] = f"does not reach the command: write {{{short}}} in command.run, or leave it out"
     return found

@@ -21,7 +21,7 @@ def unreachable_gates(document: Document, at: KeyPath, metric: str, points: Sequ
     not_skipped = [point for point in points if point.skip is None]
     concerned: dict[str, list[Point]] = {}
     for point in not_skipped:
-        if reason := _missing(metric, point.config):
+        if reason := _preventing_setting(metric, point.config):
             concerned.setdefault(reason, []).append(point)
     notes = []
     for reason, some in concerned.items():
@@ -37,7 +37,7 @@ def describe_points(points: Sequence[Point]) -> str:
     return first if len(points) == 1 else f"{first} and {len(points) - 1} more"
 
 
-def _missing(metric: str, config: ExperimentConfig) -> str | None:
+def _preventing_setting(metric: str, config: ExperimentConfig) -> str | None:
     """Return the setting that makes the metric null or excludes it from gates, or None."""
     if CATALOGUE[metric].unit in _METER_UNITS or metric == "throttled_seconds":
         if config.energy.backend is None:

@@ -41,7 +41,7 @@ _SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
 
 
 @dataclass
-class Checked:
+class CheckedPoints:
     """The points of a study after validation.
 
     Attributes:
@@ -57,9 +57,9 @@ class Checked:
     notes: list[Problem] = field(default_factory=list)
 
 
-def validate(grid: Grid) -> Checked:
+def validate(grid: Grid) -> CheckedPoints:
     """Validate every point of *grid*."""
-    checked = Checked()
+    checked = CheckedPoints()
     document, meters = grid.document, installed(METER_GROUP)
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
@@ -77,7 +77,7 @@ def validate(grid: Grid) -> Checked:
         try:
             config = ExperimentConfig.model_validate(sections.validated(draft.config, left_out))
         except ValidationError as error:
-            found, reasons = located(document, draft, error)
+            found, reasons = located_problems(document, draft, error)
             checked.problems += found
             checked.excluded.append((draft, "; ".join(reasons)))
             continue
@@ -100,7 +100,7 @@ def validate(grid: Grid) -> Checked:
     return checked
 
 
-def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft, str]]) -> None:
+def _exclude_repetitions(checked: CheckedPoints, ineffective: Mapping[int, tuple[Draft, str]]) -> None:
     """Exclude points that differ from another point only in an axis without effect.
 
     Otherwise an experiment would be compared with itself under another name.
@@ -113,18 +113,18 @@ def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft
         return
     hasher = ConfigHasher()
     first: dict[str, Mapping[str, Any]] = {}
-    for place, (_, axes, config) in enumerate(checked.valid):
-        if place not in ineffective:
+    for index, (_, axes, config) in enumerate(checked.valid):
+        if index not in ineffective:
             first.setdefault(hasher.hash(in_effect(config)), axes)
     repeated: set[int] = set()
-    for place, (draft, reason) in ineffective.items():
-        _, axes, config = checked.valid[place]
+    for index, (draft, reason) in ineffective.items():
+        _, axes, config = checked.valid[index]
         same = first.setdefault(hasher.hash(in_effect(config)), axes)
         if same is not axes:
             named = ", ".join(f"{axis}={shown(value)}" for axis, value in same.items())
             checked.excluded.append((draft, f"{reason}; the same point without it is {named}"))
-            repeated.add(place)
-    checked.valid = [one for place, one in enumerate(checked.valid) if place not in repeated]
+            repeated.add(index)
+    checked.valid = [one for index, one in enumerate(checked.valid) if index not in repeated]
 
 
 def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:
@@ -193,13 +193,13 @@ def _key_problems(
             continue
         if key == backend and isinstance(value, Mapping):
             continue
-        at = _origin(draft, (key,))
+        at = _file_position(draft, (key,))
         if value is not None and key in backends and isinstance(backend, str) and key != backend:
             message = f"is a section of another engine (the backend is {shown(backend)})"
         elif key in backends and value is not None and not isinstance(value, Mapping):
             message = f"must be a mapping {document.given(at, value)}"
         elif key not in known and key != backend:
-            message = _unknown(key, value, str(backend), backends, is_shared=at == (key,))
+            message = _unknown_key_message(key, value, str(backend), backends, is_shared=at == (key,))
         else:
             continue
         problems[key] = _problem(document, draft, (key,), message, of_key=True)
@@ -243,7 +243,7 @@ def _command_problems(document: Document, draft: Draft, config: ExperimentConfig
             yield _problem(document, draft, location, message, of_key=True)
 
 
-def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:
+def _unknown_key_message(key: str, value: Any, backend: str, backends: Sequence[str], *, is_shared: bool) -> str:
     if key in STUDY_KEYS:
         return "belongs to the study and not to an experiment"
     if "." in key:
@@ -260,7 +260,7 @@ def _unknown(key: str, value: Any, backend: str, backends: Sequence[str], *, is_
     return f"unknown key{hint}"
 
 
-def located(document: Document, draft: Draft, error: ValidationError) -> tuple[list[Problem], list[str]]:
+def located_problems(document: Document, draft: Draft, error: ValidationError) -> tuple[list[Problem], list[str]]:
     """Return a draft's located problems, and the reasons why it is not a valid combination.
 
     A value that is invalid by itself is an error in the file. Valid values that are incompatible only exclude
@@ -271,7 +271,7 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
     for location, detail in error_details(error):
         if detail["type"] == "value_error":  # raised by a validator of a whole section
             reason = str(detail["ctx"]["error"])
-            swept = not location or any(place[:1] == location[:1] for place, _ in draft.places)
+            swept = not location or any(key_path[:1] == location[:1] for key_path, _ in draft.places)
             if draft.at and swept:
                 reasons.append(f"{dotted(location)}: {reason}" if location else reason)
             else:  # the values are shared by all points
@@ -280,25 +280,25 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
             message = f"{dotted(location)!r} is not a mapping"
             problems.append(_problem(document, draft, axis, message, of_key=True))
         else:
-            at = _origin(draft, location)
+            at = _file_position(draft, location)
             sentence = located_sentence(document, at, location, detail, ExperimentConfig)
             is_key = detail["type"] == "extra_forbidden"
             problems.append(_problem(document, draft, location, sentence, of_key=is_key))
     return problems, reasons
 
 
-def _origin(draft: Draft, location: KeyPath) -> KeyPath:
+def _file_position(draft: Draft, location: KeyPath) -> KeyPath:
     """Return the position in the file of the configuration's key *location*."""
-    for place, origin in draft.places:
-        if location[: len(place)] == place:
-            return (*origin, *location[len(place) :])
+    for key_path, position in draft.places:
+        if location[: len(key_path)] == key_path:
+            return (*position, *location[len(key_path) :])
     axis = _axis_within(draft, location)
-    return _origin(draft, axis) if axis else location
+    return _file_position(draft, axis) if axis else location
 
 
 def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
     """Return an axis that sets a field of the section at *location*, or None."""
-    return next((place for place, _ in draft.places if location == place[: len(location)] != place), None)
+    return next((path for path, _ in draft.places if location == path[: len(location)] != path), None)
 
 
 def _problem(
@@ -313,7 +313,7 @@ def _problem(
         message: What is wrong.
         of_key: Whether the key is wrong, and not this value: the problem is then that of its axis, reported once.
     """
-    at = _origin(draft, location)
+    at = _file_position(draft, location)
     if of_key and at and isinstance(at[-1], int):
         at = at[:-1]
     return replace(document.problem(at, message), where=dotted(location))

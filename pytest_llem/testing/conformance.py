@@ -55,7 +55,7 @@ class EngineConformance:
     """Tests of an engine. A subclass whose name begins with ``Test`` names the engine and a minimal experiment.
 
     Every experiment runs in a fresh process, as in a study, with a few prompts and tokens and a window of one
-    pass. A check that the engine cannot be asked is skipped, with the reason.
+    pass. A check that does not apply to the engine is skipped, with the reason.
 
     Example:
         >>> class TestBigram(EngineConformance):
@@ -276,7 +276,7 @@ class EngineConformance:
         skip_if_refused(run, precision)
         known, other = first.require_result(), run.require_result()
         if _is_adjusted(other, "precision") or "dtype" in other.engine.settings:
-            return  # which the measurement compares with precision
+            return  # the measurement compares settings["dtype"] with precision
         sizes = [one.metrics["model_memory_mb"].value for one in (known, other)]
         if None in sizes:
             pytest.skip("the engine reports neither settings['dtype'] nor the model's memory")

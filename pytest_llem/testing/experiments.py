@@ -1,4 +1,4 @@
-"""Run the experiments of a conformance suite, and fail or skip its checks by what they gave."""
+"""Run the experiments of a conformance suite, and fail or skip its checks by their results."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ RunExperiment = Callable[[ExperimentConfig], ExperimentResult]
 #: The page that describes each check.
 PAGE = "https://github.com/pytest-llem/pytest-llem/blob/main/docs/how-to/engine-conformance.md"
 
+#: The engine that passes calls on to the engine under test, and notes them.
 _OBSERVED = f"{observed_engine.__name__}:{ObservedEngine.__qualname__}"
 
-#: An experiment that takes a moment. Prompts differ in length, so that records in the wrong order are found.
+#: Fields of a short experiment. Prompts differ in length, so that records in the wrong order are found.
 SMALL: Mapping[str, Any] = {
     "dataset": {"n": 5, "input_len": {"min": 2, "max": 9}, "seed": 3},
     "max_output_tokens": 5,
@@ -65,8 +66,8 @@ class Run:
     Attributes:
         result: Its result; None if it failed.
         error: Why it failed; None if it did not.
-        notes: Notes of the observed engine.
-        minimal: The minimal experiment; None if this is the one.
+        notes: What :class:`ObservedEngine` noted about calls to the engine.
+        minimal: Run of the minimal experiment; None if this run is of it.
     """
 
     result: ExperimentResult | None
@@ -85,7 +86,7 @@ class Run:
 
     @property
     def reported_by(self) -> str | None:
-        """The check that reports the error; None if it is an error of its own."""
+        """The check that reports the error; None if no check does."""
         message = self.error.message if self.error is not None else ""
         return next((check for start, check in _REPORTED_BY.items() if message.startswith(start)), None)
 
@@ -133,26 +134,31 @@ class Experiments:
         return {"dataset": str(self.texts), "n": len(_TEXTS), "max_input_tokens": 64, **changes}
 
     def __call__(self, *, fault: str | None = None, **changes: Any) -> Run:
-        """Run the minimal experiment with *changes*, with the engine under observation."""
+        """Run the minimal experiment with *changes*, with the engine under observation.
+
+        Args:
+            fault: Method of the engine that raises when it is done, or ``kill`` for SIGKILL in ``generate``.
+            changes: Fields to change.
+        """
         key = f"{fault} {self.config(**changes).model_dump_json()}"
         if key not in self._done:
             self._done[key] = self.fresh(fault=fault, **changes)
         return self._done[key]
 
     def fresh(self, *, fault: str | None = None, **changes: Any) -> Run:
-        """Run the experiment in any case, in a new process."""
+        """Run the experiment, even if it has run already."""
         fields = self.config(**changes).model_dump(mode="json", exclude={self.backend}, exclude_unset=True)
         notes = self._folder / f"{time.monotonic_ns()}.jsonl"
         section = self.config(**changes).engine_section
         observed = {"engine": self.backend, "section": section, "notes": str(notes), "fault": fault}
         minimal = self() if fault or self.config(**changes) != self.config() else None
-        return self._of({**fields, "backend": _OBSERVED, _OBSERVED: observed}, minimal, notes)
+        return self._run_fields({**fields, "backend": _OBSERVED, _OBSERVED: observed}, minimal, notes)
 
     def directly(self, **changes: Any) -> Run:
         """Run the minimal experiment with *changes*, without observation: as a study names the engine."""
-        return self._of(_merged(self._fields, changes), self())
+        return self._run_fields(_merged(self._fields, changes), self())
 
-    def _of(self, fields: Mapping[str, Any], minimal: Run | None, notes: Path | None = None) -> Run:
+    def _run_fields(self, fields: Mapping[str, Any], minimal: Run | None, notes: Path | None = None) -> Run:
         result = error = None
         try:
             result = self._run(ExperimentConfig.model_validate(fields))
@@ -182,6 +188,7 @@ def skip_if_refused(run: Run, what: str) -> None:
 
 
 def require_refusal(run: Run, given: str) -> None:
+    """Fail unless an experiment with the invalid setting *given* was refused before the model was loaded."""
     error = run.error
     if error is not None and error.kind == "preflight" and error.phase in _BEFORE_LOAD:
         return

@@ -22,7 +22,7 @@ class Prompt:
 
     Attributes:
         text: The prompt; the first turn of a conversation.
-        source: Its source; None if its dataset names none.
+        source: Value of the dataset's field ``source``, which ``dataset_order`` uses; None if there is none.
         later: What the user says in the later turns of a conversation.
     """
 

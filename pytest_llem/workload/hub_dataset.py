@@ -106,11 +106,11 @@ def read_dataset(dataset: HubDataset, folder: Path) -> list[Prompt]:
         )
         how = "" if dataset.column or not texts else f": name one, as {replace(dataset, column=texts[0])}"
         raise PreflightError(f"dataset {dataset.name!r} has no column {_either(wanted)} of strings ({there}){how}")
-    source = "source" if "source" in texts and column != "source" else None
-    values = rows.select_columns([column, *([source] if source else [])])[:]
-    sources = values[source] if source else [None] * len(values[column])
+    source_column = "source" if "source" in texts and column != "source" else None
+    values = rows.select_columns([column, *([source_column] if source_column else [])])[:]
+    sources = values[source_column] if source_column else [None] * len(values[column])
     pairs = zip(values[column], sources, strict=True)
-    return [Prompt(text, origin) for text, origin in pairs if text is not None and text.strip()]
+    return [Prompt(text, source) for text, source in pairs if text is not None and text.strip()]
 
 
 def _rows(dataset: HubDataset, folder: Path) -> Any:

@@ -25,7 +25,7 @@ class Texts:
 
     Attributes:
         prompts: The texts in order.
-        conversations: For each of them, all turns of its conversation, of which it is the first.
+        conversations: For each prompt, all turns of its conversation. The prompt is the first.
         revision: Commit of their hub dataset; None if they are from a file.
     """
 
@@ -41,7 +41,7 @@ class Workload:
     Attributes:
         prompts: Token ids of each prompt; texts for an engine that takes them.
         digest: SHA-256 of the prompts, from :func:`prompts_digest`.
-        truncated: Number of prompts that were cut to ``max_input_tokens``.
+        truncated: Number of prompts that were truncated to ``max_input_tokens``.
         revision: Commit of their hub dataset; None if they are not from the hub.
     """
 
@@ -129,20 +129,20 @@ def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt
 
 
 def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts | None) -> Workload:
-    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths.
+    """Return the prompts of a pass: *texts* truncated to ``max_input_tokens``, or synthetic ones of exact lengths.
 
     An engine that takes texts gets them whole.
 
     Raises:
         PreflightError: The tokenizer returns no tokens for a text.
     """
-    shape = config.workload
+    settings = config.workload
     if texts is None:
-        rng = random.Random(shape.seed)
+        rng = random.Random(settings.seed)
         vocabulary = engine.vocabulary()
         prompts = [
-            rng.choices(vocabulary, k=shape.lengths.draw(rng) if shape.lengths else shape.input_len)
-            for _ in range(shape.n)
+            rng.choices(vocabulary, k=settings.lengths.draw(rng) if settings.lengths else settings.input_len)
+            for _ in range(settings.n)
         ]
         return Workload(prompts, prompts_digest(prompts))
     if engine.takes_texts:
@@ -153,9 +153,9 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
         raise PreflightError(
             f"dataset {config.dataset!r}: the tokenizer returns no tokens for the prompt {text!a}: remove it"
         )
-    truncated = sum(len(ids) > shape.input_len for ids in encoded)
-    cut = [ids[: shape.input_len] for ids in encoded]
-    return Workload(cut, texts_digest(texts, config), truncated, texts.revision)
+    truncated = sum(len(ids) > settings.input_len for ids in encoded)
+    prompts = [ids[: settings.input_len] for ids in encoded]
+    return Workload(prompts, texts_digest(texts, config), truncated, texts.revision)
 
 
 def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> Sequence[Any]:

@@ -71,9 +71,9 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
         "bnb_4bit_quant_type",
         "bnb_4bit_use_double_quant",
     )
-    runs = loading.quantised(model) or {}
+    effective_settings = loading.quantised(model) or {}
     for name in names:
-        given, effective = getattr(options, name), runs.get(name)
+        given, effective = getattr(options, name), effective_settings.get(name)
         if given not in (None, False) and effective != given:
             yield AdjustedSetting(
                 setting=f"{section}.{name}",
@@ -102,12 +102,12 @@ def _others(
             reason=f"{type(model).__name__} has a cache of its own",
         )
     elif options.cache_implementation:
-        runs_cache = generation.replaced_cache(model, options.cache_implementation)
-        if runs_cache is not None:
+        used_cache = generation.replaced_cache(model, options.cache_implementation)
+        if used_cache is not None:
             yield AdjustedSetting(
                 setting=f"{section}.cache_implementation",
                 given=options.cache_implementation,
-                effective=runs_cache,
+                effective=used_cache,
                 reason="this version of transformers has replaced it",
             )
     how = loading.compilation(options)

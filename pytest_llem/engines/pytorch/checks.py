@@ -12,7 +12,7 @@ from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.pytorch.placement import input_device
 from pytest_llem.study.problems import did_you_mean
 
-#: Relative difference, due to rounding, of a token's logits when only later tokens differ.
+#: Accepted relative difference, due to rounding, of a token's logits when only later tokens differ.
 CAUSAL_TOLERANCE = 1e-3
 
 

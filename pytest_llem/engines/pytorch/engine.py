@@ -60,8 +60,8 @@ class Generated:
     """The result of one ``generate`` call.
 
     Attributes:
-        output_ids: Token ids [prompts, generated tokens], on the host. They are kept to the window's end, and on
-            the device would count in its peak memory.
+        output_ids: Token ids [prompts, generated tokens], on the host. They are kept to the window's end: on the
+            device they would add to its peak memory.
         started: Time of the call in s, from ``time.monotonic``.
         token_times: Time at which each position's tokens reached the host, likewise; empty if unknown.
     """
@@ -126,7 +126,7 @@ class PyTorchEngine(BatchEngine):
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
         self._indices = placement.possible_gpus(self._options)
-        self._cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+        self._cudnn_attention_is_on = torch.backends.cuda.cudnn_sdp_enabled()
         loading.check_compiler(self._options, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
@@ -272,10 +272,10 @@ class PyTorchEngine(BatchEngine):
         return self._run(batch, first)
 
     def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
-        clock = _TokenClock(self._decodes_alike)
+        clock = _TokenClock(self._make_decoding_deterministic)
         watch = {} if self.no_latency else {"streamer": clock}
         if self.no_latency:  # the beginning of decoding is not observable
-            self._decodes_alike()
+            self._make_decoding_deterministic()
         started = time.monotonic()
         try:
             with (
@@ -289,13 +289,13 @@ class PyTorchEngine(BatchEngine):
                     **watch,
                 )
         finally:
-            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention_is_on)
         # Copies on a CPU, too: a view would keep the prompts' part alive. The copy adds no wait for the device, as
         # the last stop condition has been read back.
         new = sequences[:, batch.input_ids.shape[1] :].to("cpu", torch.int32)
         return Generated(new, started, clock.times)
 
-    def _decodes_alike(self) -> None:
+    def _make_decoding_deterministic(self) -> None:
         """Disable cuDNN's attention for decoding, if the experiment has to be deterministic.
 
         Among PyTorch's kernels it alone returned different results for equal input (H100, PyTorch 2.11). In

@@ -37,8 +37,8 @@ class SpecialTokens:
     def of(cls, model: Any, tokenizer: Any) -> SpecialTokens:
         """Return the special tokens of a loaded model.
 
-        Its end is the model's own, or else the tokenizer's; its padding is the tokenizer's, or else the model's,
-        or else the end.
+        The end token is the model's own, or else the tokenizer's. The padding token is the tokenizer's, or else
+        the model's, or else the end token.
 
         Args:
             model: The model.

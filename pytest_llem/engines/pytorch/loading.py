@@ -1,4 +1,4 @@
-"""Load a transformers model with an experiment's settings, and find out those with which it runs."""
+"""Load a transformers model with an experiment's settings, and find those that are in effect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PRECISIONS = {dtype: precision for precision, dtype in DTYPES.items()}
 
 
 def origin(options: PyTorchConfig) -> dict[str, Any]:
-    """Return the arguments of every ``from_pretrained`` call that say where the model is from."""
+    """Return the arguments of every ``from_pretrained`` call: revision, and whether the model's code may run."""
     revision = {"revision": options.revision} if options.revision else {}
     return {**revision, "trust_remote_code": options.trust_remote_code}
 
@@ -136,16 +136,16 @@ def constants(model: Any) -> list[torch.Tensor]:
 
     Empty if bitsandbytes has quantised no layer.
     """
-    kept: list[torch.Tensor | None] = []
+    tensors: list[torch.Tensor | None] = []
     for module in model.modules():
         weight = getattr(module, "weight", None)
         # With 8 bits, they belong to the weight until the layer has run, and then to the layer's state.
-        kept += [getattr(holder, "SCB", None) for holder in (weight, getattr(module, "state", None))]
+        tensors += [getattr(holder, "SCB", None) for holder in (weight, getattr(module, "state", None))]
         state = getattr(weight, "quant_state", None)
         while state is not None:  # with double quantisation, the constants are quantised, too
-            kept += [state.absmax, state.code]
+            tensors += [state.absmax, state.code]
             state = getattr(state, "state2", None)
-    return [one for one in kept if one is not None]
+    return [one for one in tensors if one is not None]
 
 
 def compilation(options: PyTorchConfig) -> dict[str, str] | None:

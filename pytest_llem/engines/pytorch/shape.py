@@ -19,7 +19,7 @@ from pytest_llem.engines.protocol import ModelShape, ShapeUnknownError
 from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.tokenizer import text_config
 
-#: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.
+#: Accepted relative difference between counted and computed FLOPs of a token. The latter omit rotary embeddings.
 TOLERANCE = 0.01
 
 _NOT_STANDARD = "its attention is not the standard one of queries, keys and values"
@@ -97,7 +97,7 @@ def _linear(model: Any, head: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _looked_up(model: Any, head: torch.nn.Module) -> set[int]:
-    """Return the ids of tensors of which a step reads only a few rows."""
+    """Return the ``id()`` of each embedding of which a step reads only a few rows."""
     embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     return {id(one.weight) for one in embeddings} - {id(weight) for weight in head.parameters()}
 
@@ -121,7 +121,7 @@ def _one_token(model: Any) -> tuple[int, list[Any]]:
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
             # The class's forward: the model's may be compiled, and would be recompiled for this shape.
             output = type(model).forward(model, input_ids=token, use_cache=True)
-        cache = output.get("cache", output.get("past_key_values"))  # its name before transformers 5.24
+        cache = output.get("cache", output.get("past_key_values"))  # the latter before transformers 5.24
         return counter.get_total_flops(), list(cache.layers)
     except Exception as error:  # a model may have code of its own; the measurement is already complete
         raise ShapeUnknownError(f"a token cannot be run through the model: {one_line(error)}") from error

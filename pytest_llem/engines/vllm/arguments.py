@@ -24,7 +24,7 @@ from pytest_llem.study.problems import did_you_mean, shown
 #: Arguments of vLLM's sampling that end an answer, also with ``ignore_eos``.
 ENDS_ANSWERS = {"stop", "stop_token_ids", "structured_outputs", "repetition_detection"}
 
-#: Types of plain values that contain others.
+#: Generic types that are plain if their arguments are: see :func:`_is_plain`.
 _PLAIN = (typing.Union, UnionType, list, dict, tuple)
 
 #: An extension of vLLM's worker, which runs where the model is.
@@ -86,7 +86,7 @@ def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...
     options = config.vllm or VLLMConfig()
     engine = {one.name for one in dataclasses.fields(EngineArgs)}
     sampling = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-    # Names of fields of the study are reported without vLLM, too.
+    # Names in ENGINE_FIELDS and SAMPLING_FIELDS are reported by unmet_by_vllm, which does not need vLLM.
     sections = (
         ("engine", options.engine, EngineArgs, engine, ENGINE_FIELDS),
         ("sampling", options.sampling, SamplingParams, sampling, SAMPLING_FIELDS),
@@ -119,13 +119,13 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 
 def _typed(kind: type, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return arguments with values of their types: in an experiment's JSON, ``logit_bias`` has texts as keys."""
+    """Return arguments with values of their types: in JSON, the keys of ``logit_bias`` are strings."""
     hints = _hints(kind)
     return {name: _value(hints.get(name), value) for name, value in (given or {}).items()}
 
 
 def _is_plain(hint: Any) -> bool:
-    """Return whether a type has only values that YAML has. vLLM makes its own types of them when it loads."""
+    """Return whether YAML can express all values of a type. Only vLLM can check those of other types."""
     if hint in (int, float, bool, str, type(None), Any) or typing.get_origin(hint) is typing.Literal:
         return True
     return typing.get_origin(hint) in _PLAIN and all(map(_is_plain, typing.get_args(hint)))
@@ -135,7 +135,7 @@ def _value(hint: Any, value: Any) -> Any:
     """Return *value* as one of the type *hint*, unless only vLLM can check it.
 
     Raises:
-        ValidationError: It is none of that type.
+        ValidationError: *value* is not of that type.
     """
     if value is None or not _is_plain(hint):  # null is the default of arguments whose type does not say so
         return value

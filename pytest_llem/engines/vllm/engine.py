@@ -71,7 +71,7 @@ class Batch:
 
     Attributes:
         prompts: Token ids of each prompt.
-        sampling: Sampling of each prompt.
+        sampling: Sampling parameters of each prompt.
         first: The same, with one new token.
     """
 
@@ -125,7 +125,7 @@ class VLLMEngine(BatchEngine):
             os.environ.setdefault(name, value)
         visible = range(self._options.gpus() if current_platform.is_cuda() else 0)
         self.gpus: Sequence[str] = [current_platform.get_device_uuid(at) for at in visible]  # opens no GPU
-        self._given = self._options.engine or {}
+        self._engine_options = self._options.engine or {}
         self.expected_warnings = [*self._expected_warnings()]
         self._ids = count()
         self._source: ModelSource
@@ -136,27 +136,29 @@ class VLLMEngine(BatchEngine):
         self._peak_is_known = False
 
     def _expected_warnings(self) -> Iterator[str]:
-        if self._given.get("enforce_eager"):
+        if self._engine_options.get("enforce_eager"):
             yield from ("Enforce eager set", "Inductor compilation was disabled by user settings")
         if self._config.measurement.length_mode == "fixed":  # no end token ends answers
             yield "Using None for EOS token id"
 
     def fetch(self) -> None:
         name = self._config.model_name
-        self._source = resolve_model(name, self._context.model_path, self._given.get("revision"))
+        self._source = resolve_model(name, self._context.model_path, self._engine_options.get("revision"))
         if not self._random_weights and (damage := damaged_model(name, self._source)):
             raise PreflightError(damage)
 
     @property
     def _random_weights(self) -> bool:
-        return self._given.get("load_format") == "dummy"
+        return self._engine_options.get("load_format") == "dummy"
 
     def load(self) -> None:
         config = self._config
         named = ("revision", "trust_remote_code")
-        origin: dict[str, Any] = {name: self._given[name] for name in named if name in self._given}
-        self._prompts = PromptTokenizer(self._source, config, origin)
-        with _refusals():
+        hub_arguments: dict[str, Any] = {
+            name: self._engine_options[name] for name in named if name in self._engine_options
+        }
+        self._prompts = PromptTokenizer(self._source, config, hub_arguments)
+        with _refusals_as_preflight():
             has_tokenizer = self._prompts.tokenizer is not None
             arguments = EngineArgs(**engine_arguments(config, self._source.location, has_tokenizer=has_tokenizer))
             self._engine = self._start(arguments)
@@ -182,7 +184,7 @@ class VLLMEngine(BatchEngine):
 
     def _call(self, method: str) -> list[Any]:
         """Return what a method of the worker extension returns in each worker."""
-        with _crashes():
+        with _dead_processes_as_crash():
             return list(self._engine.collective_rpc(method))
 
     def describe(self) -> EngineRecord:
@@ -224,9 +226,10 @@ class VLLMEngine(BatchEngine):
 
     def _adjusted(self, settings: dict[str, Any]) -> Iterator[AdjustedSetting]:
         """Yield the arguments that vLLM replaced, mostly with no more than a warning in its log."""
-        for name, given in self._given.items():
+        for name, given in self._engine_options.items():
             effective = settings.get(name)
-            if given not in (None, "auto", -1) and effective not in (None, given):  # these let vLLM choose
+            # None, "auto" and -1 let vLLM choose.
+            if given not in (None, "auto", -1) and effective not in (None, given):
                 yield AdjustedSetting(
                     setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
                 )
@@ -241,7 +244,7 @@ class VLLMEngine(BatchEngine):
         self._check_context(prompts)
         each = [sampling_arguments(self._config, index) for index in range(len(prompts))]
         one_token = {"max_tokens": 1, "min_tokens": 0}
-        with _refusals():
+        with _refusals_as_preflight():
             sampling = [SamplingParams(**one) for one in each]
             first = [SamplingParams(**one | one_token) for one in each]
         return [Batch([list(prompt) for prompt in prompts], sampling, first)]
@@ -274,16 +277,16 @@ class VLLMEngine(BatchEngine):
             RuntimeError: vLLM has not forgotten them, so that this pass would be faster than the first.
         """
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
-            with _crashes():
+            with _dead_processes_as_crash():
                 if not self._engine.reset_prefix_cache():
                     raise RuntimeError("vLLM could not clear its prefix cache before a pass: its output says why")
 
     def generate(self, batch: Batch) -> list[Answer]:
-        with _crashes():
+        with _dead_processes_as_crash():
             return self._run(batch.prompts, batch.sampling)
 
     def generate_first(self, batch: Batch) -> list[Answer]:
-        with _crashes():
+        with _dead_processes_as_crash():
             return self._run(batch.prompts, batch.first)
 
     def _run(self, prompts: Sequence[list[int]], sampling: Sequence[SamplingParams]) -> list[Answer]:
@@ -336,7 +339,7 @@ class VLLMEngine(BatchEngine):
         return None if None in peaks else sum(peaks)
 
     def cache_memory(self) -> CacheMemory:
-        queries = sum(one.queries for one in self._cache)  # now, before other requests than the window's
+        queries = sum(one.queries for one in self._cache)  # read now: later requests are not the window's
         self._hit_rate = sum(one.hits for one in self._cache) / queries if queries else None
         allocated = sum(self._call("llem_cache_bytes"))
         return CacheMemory(allocated, round(max(one.peak_share for one in self._cache) * allocated))
@@ -349,7 +352,7 @@ class VLLMEngine(BatchEngine):
 
 
 @contextmanager
-def _crashes() -> Iterator[None]:
+def _dead_processes_as_crash() -> Iterator[None]:
     """Turn vLLM's error about a dead process into an EngineCrashError.
 
     Raises:
@@ -362,7 +365,7 @@ def _crashes() -> Iterator[None]:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals_as_preflight() -> Iterator[None]:
     """Turn vLLM's refusal of arguments into a PreflightError of one line."""
     try:
         yield

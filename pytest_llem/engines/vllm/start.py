@@ -71,7 +71,7 @@ class StartMonitor:
     def __enter__(self) -> StartMonitor:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         address = f"llem-vllm-{os.getpid()}"
-        self._socket.bind(f"\0{address}")  # in no folder, so nothing is left
+        self._socket.bind(f"\0{address}")  # an abstract address: no file is left behind
         os.environ[ADDRESS] = address
         self._report("starting vLLM")
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -90,6 +90,6 @@ class StartMonitor:
     def __exit__(self, *error: object) -> None:
         address = os.environ.pop(ADDRESS)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"", f"\0{address}")  # the last message: earlier ones are read before it
+            sender.sendto(b"", f"\0{address}")  # ends _follow, which reads all earlier messages first
         self._thread.join()
         self._socket.close()

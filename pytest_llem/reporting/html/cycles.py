@@ -40,7 +40,8 @@ def cycles_plot(contents: Contents) -> Plot | None:
             marker={"size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)], "opacity": 0.9},
             meta=[one.point for _, one in group],
             customdata=[[neutral(labels[one.point])] for _, one in group],
-            hovertemplate=f"<b>%{{customdata[0]}}</b><br>cycle {number}: %{{text}}<br>run %{{x}}<extra></extra>",
+            hovertemplate=f"<b>%{{customdata[0]}}</b><br>cycle {number}: %{{text}}"
+            "<br>position %{x}<extra></extra>",
             showlegend=len(groups) > 1,
         )
         for place, (number, group) in enumerate(groups.items())
@@ -85,6 +86,7 @@ def value_of(contents: Contents, cycle: Cycle, metric: str) -> float | None:
 def _heights(
     contents: Contents, metric: str, groups: dict[int, list[tuple[int, Cycle]]], *, relative: bool
 ) -> Json:
+    """Return the layer of a metric: the heights of its marks, the axis, and a note."""
     traces, values = [], []
     for group in groups.values():
         found = [value_of(contents, one, metric) for _, one in group]

@@ -47,7 +47,8 @@ _LOAD_MAIN = (
     "mean_power_w",
 )
 
-_SPELT = {
+#: Names of metrics that are not the words of their keys.
+_NAMES = {
     "active_energy_j": "Active energy",
     "edp_js": "Energy-delay product",
     "energy_j": "Energy of a pass",
@@ -78,8 +79,8 @@ _CAPITALS = {
 
 def name_of(metric: str) -> str:
     """Return a metric's display name, without its unit."""
-    if metric in _SPELT:
-        return _SPELT[metric]
+    if metric in _NAMES:
+        return _NAMES[metric]
     words = metric.split("_")
     if words[-1] in _UNITS:
         words.pop()

@@ -12,7 +12,7 @@ from pytest_llem.results.loads import has_loads, load_of, varying_axes
 from pytest_llem.results.points import PointResult
 from pytest_llem.study.identity import value_text
 
-#: Values that have a colour each: numbers, which are coloured along a scale, and others; values with a panel each.
+#: How many values of an axis can have a colour each (numbers, along a scale; other values), or a panel each.
 MAX_NUMBERS, MAX_COLORS, MAX_PANELS = 24, 8, 12
 
 #: Characters of a mark's label in a plot.

@@ -18,7 +18,7 @@ def latency_plot(contents: Contents) -> Plot | None:
         return None
     title, ticks = ticks_of(contents.points)
     chosen = sorted(contents.latencies)
-    # Few boxes lie one below the other, where long names fit. Many stand side by side.
+    # Few boxes are drawn one below the other, where long names fit; many side by side.
     across = len(chosen) > 16
     marked = [index for index in chosen if not across or index % max(1, len(chosen) // 10) == 0]
     point_axis: Json = {
@@ -64,7 +64,7 @@ def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
 def _boxes(contents: Contents, column: str, chosen: list[int], *, across: bool) -> Json:
     known = {index: percentiles(values) for index in chosen if (values := contents.latencies[index].get(column))}
     places, labels = list(known), labels_of(contents.points)
-    ends = {name: [short(found[p]) for found in known.values()] for name, p in _ENDS.items()}
+    ends = {name: [short(found[p]) for found in known.values()] for name, p in _BOX_PERCENTILES.items()}
     box = go.Box(
         **ends,
         meta=places,
@@ -100,4 +100,5 @@ def _boxes(contents: Contents, column: str, chosen: list[int], *, across: bool) 
     return {"data": [box.to_plotly_json(), mark.to_plotly_json()], "layout": {}, "note": note}
 
 
-_ENDS = {"lowerfence": 5, "q1": 25, "median": 50, "q3": 75, "upperfence": 95}
+#: Percentiles of a box, by the name of plotly's argument.
+_BOX_PERCENTILES = {"lowerfence": 5, "q1": 25, "median": 50, "q3": 75, "upperfence": 95}

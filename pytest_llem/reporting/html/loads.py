@@ -108,7 +108,7 @@ class _LoadPlots:
                 for p, dash in _PERCENTILES.items()
             ]
             limits = {float(slo[f"{key}_ms"]) for slo in slos if slo.get(f"{key}_ms")}
-            shapes = [shape for limit in sorted(limits) for shape in _within(limit)]
+            shapes = [shape for limit in sorted(limits) for shape in _slo_region(limit)]
             top = max([*limits, *(one.mean or 0.0 for p in _PERCENTILES for one in self._known(f"{key}_p{p}_ms"))])
             axis = {"title": {"text": f"{name} (ms)"}, "range": [0, 1.08 * top]}
             layers[str(place)] = {"data": traces, "layout": {"yaxis": axis, "shapes": shapes}, "note": ""}
@@ -249,8 +249,8 @@ def _symbols(number: int, filled: Iterable[bool]) -> list[str]:
     return [symbol if one else f"{symbol}-open" for one in filled]
 
 
-def _within(limit: float) -> list[Json]:
-    """Return the shapes of the latencies up to *limit* in ms."""
+def _slo_region(limit: float) -> list[Json]:
+    """Return the shapes that mark the latencies up to *limit* in ms."""
     across = {"xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
     region = {"type": "rect", **across, "y0": 0, "y1": limit, "fillcolor": "var(--window)", "line": {"width": 0}}
     edge = {"type": "line", **across, "y0": limit, "y1": limit, "line": {"color": "var(--good)", "width": 1.5}}

@@ -56,8 +56,15 @@ _BEST = {
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A card with a key figure, at the top of the page."""
+class Card:
+    """A card with a key figure, at the top of the page.
+
+    Attributes:
+        name: Its heading.
+        figure: The figure as text, with its unit.
+        about: What the figure is of.
+        tone: CSS class: ``good``, ``bad``, ``estimated`` or empty.
+    """
 
     name: str
     figure: str
@@ -90,7 +97,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "contents": contents,
         "subtitle": _subtitle(contents),
         "status": _STATUS.get(result.status),
-        "facts": _facts(contents, optimal),
+        "facts": _cards(contents, optimal),
         "plots": plots,
         "why_no_power": why_no_power(points),
         "axes": axes,
@@ -140,56 +147,56 @@ def _subtitle(contents: Contents) -> str:
     return text
 
 
-def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
+def _cards(contents: Contents, optimal: set[int]) -> list[Card]:
     result, points = contents.result, contents.points
     summary = result.summary
-    facts = [_done(result)]
+    cards = [_done(result)]
     verdicts = [verdict for point in result.points for verdict in point.verdicts]
     if verdicts:
-        facts.append(_gates(verdicts))
+        cards.append(_gates(verdicts))
     for one in result.token_agreement:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
-        facts.append(Fact("Equal tokens", percent(one.share), about))
-    facts += _best_loads(points)
+        cards.append(Card("Equal tokens", percent(one.share), about))
+    cards += _best_loads(points)
     if (drift := server_drift(points)) is not None:
         name, change = drift.largest
         about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
-        facts.append(Fact("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
+        cards.append(Card("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
-        facts += [_best(points, place, metric, name) for place in _first_of_each_group(points, metric)]
+        cards += [_best(points, place, metric, name) for place in _first_of_each_group(points, metric)]
     if optimal and len(points) > 1:
-        facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
+        cards.append(Card("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
         about = f"of all measured windows, {summary.method}" if summary.method else "of all measured windows"
-        facts.append(Fact("Energy", f"{number(summary.energy_j)} J", about, _tone(summary.method)))
+        cards.append(Card("Energy", f"{number(summary.energy_j)} J", about, _tone(summary.method)))
     if summary.wall_seconds:
-        facts.append(Fact("Duration", duration_text(summary.wall_seconds), "from first start to last end"))
-    return facts
+        cards.append(Card("Duration", duration_text(summary.wall_seconds), "from first start to last end"))
+    return cards
 
 
-def _best_loads(points: list[PointResult]) -> Iterator[Fact]:
+def _best_loads(points: list[PointResult]) -> Iterator[Card]:
     """Yield the best load of each server within the SLO, and what searches found."""
     if has_loads(points):
         for server, what, load, about in load_findings(points):
-            yield Fact(f"{what[0].upper()}{what[1:]}", load, ", ".join(filter(None, (server, about))))
+            yield Card(f"{what[0].upper()}{what[1:]}", load, ", ".join(filter(None, (server, about))))
 
 
-def _gates(verdicts: Sequence[GateVerdict]) -> Fact:
+def _gates(verdicts: Sequence[GateVerdict]) -> Card:
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     failed, undecided = outcomes["failed"], outcomes["skipped"]
     figure = f"{failed} failed" if failed else "none decided" if undecided == len(verdicts) else "none failed"
     about = f"of {counted(len(verdicts), 'gate')}" + (f", {undecided} undecided" if undecided else "")
-    return Fact("Gates", figure, about, "bad" if failed else "" if undecided else "good")
+    return Card("Gates", figure, about, "bad" if failed else "" if undecided else "good")
 
 
-def _done(result: StudyResult) -> Fact:
+def _done(result: StudyResult) -> Card:
     summary = result.summary
     skipped = sum(entry.status == "skipped" for entry in result.experiments)
     left = sum(entry.status in ("pending", "running") for entry in result.experiments)
     numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
     about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
     tone = "bad" if summary.failed else "good" if 0 < summary.completed == summary.total else ""
-    return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
+    return Card("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
 
 def _first_of_each_group(points: list[PointResult], metric: str) -> list[int]:
@@ -201,12 +208,12 @@ def _first_of_each_group(points: list[PointResult], metric: str) -> list[int]:
     return [min(found) for group in groups if (found := first.intersection(group))]
 
 
-def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact:
+def _best(points: list[PointResult], place: int, metric: str, name: str) -> Card:
     one = points[place].metrics[metric]
     assert one.mean is not None
     interval = ", ".join(filter(None, (interval_text(one), f"n = {one.n}")))
     host = host_kinds(points)[place]
-    return Fact(
+    return Card(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
         ", ".join(filter(None, (f"{interval}: {labels_of(points)[place]}", one.method, host and f"on {host}"))),

@@ -19,8 +19,8 @@ MAX_LABELLED = 40
 #: Pareto-optimal points that the caption names.
 MAX_NAMED = 6
 
-#: Marks by method, if it is not ``measured``. Estimated and attributed energy is hollow.
-_OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
+#: Marks of points by the energy's method, other than ``measured``. Estimated and attributed energy is hollow.
+_METHOD_SYMBOLS = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
 
 
 def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
@@ -36,20 +36,20 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     kinds = sorted({_kind(points[index]) for index in known})
     speed = range_of([points[index].metrics[SPEED] for index in known])
     cost = range_of([points[index].metrics[COST] for index in known])
-    labels, marks = labels_of(points), marks_of(points)
+    labels, mark_texts = labels_of(points), marks_of(points)
     traces = [_frontier(points, [index for index in known if index in optimal], kind) for kind in kinds]
     for kind in kinds:
         for best in (False, True):  # so that the optimal ones are drawn on top
             chosen = [one for one in known if _kind(points[one]) == kind and (one in optimal) == best]
             if chosen:
-                traces.append(_markers(points, chosen, (labels, marks), (speed, cost), kind, best))
+                traces.append(_markers(points, chosen, (labels, mark_texts), (speed, cost), kind, best))
     methods = sorted({kind[0] for kind in kinds})
-    of = f" ({methods[0]})" if len(methods) == 1 else " (method: see legend)"
+    method = f" ({methods[0]})" if len(methods) == 1 else " (method: see legend)"
     plot = figure(
         traces,
         height=480,
         xaxis=speed.axis("output tokens per second"),
-        yaxis=cost.axis(f"J per output token{of}"),
+        yaxis=cost.axis(f"J per output token{method}"),
     )
     sentences = [f"{counted(len(known), 'point')}; down and to the right is better."]
     if optimal:
@@ -81,7 +81,7 @@ def _markers(
     best: bool,
 ) -> object:
     method, boundary = kind
-    labels, marks = texts
+    labels, mark_texts = texts
     name = f"{'Pareto-optimal' if best else 'other points'}, {method}{f' ({boundary})' if boundary else ''}"
     speeds, costs = ([points[index].metrics[metric] for index in chosen] for metric in (SPEED, COST))
     color = "var(--accent)" if best else "var(--muted)"
@@ -89,7 +89,7 @@ def _markers(
     return go.Scatter(
         mode="markers+text" if best or len(points) <= MAX_LABELLED else "markers",
         meta=chosen,
-        text=[neutral(marks[index]) for index in chosen],
+        text=[neutral(mark_texts[index]) for index in chosen],
         textfont={"size": 11, "color": "var(--muted)"},
         name=neutral(name),
         x=[short(one.mean) for one in speeds],
@@ -99,8 +99,11 @@ def _markers(
         marker={
             "size": 12 if best else 9,
             "color": color,
-            "symbol": _OPEN.get(method, "circle"),
-            "line": {"width": 2 if best or method in _OPEN else 0, "color": "var(--ink)" if best else color},
+            "symbol": _METHOD_SYMBOLS.get(method, "circle"),
+            "line": {
+                "width": 2 if best or method in _METHOD_SYMBOLS else 0,
+                "color": "var(--ink)" if best else color,
+            },
         },
         customdata=[
             [neutral(labels[index]), shown(speed), shown(cost), method, cost.n]
@@ -127,6 +130,7 @@ def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple
 
 
 def _kind(point: PointResult) -> tuple[str, str]:
+    """Return method and boundary of a point's energy: energies of one kind are comparable."""
     cost = point.summary_of(COST)
     return cost.method or "unknown", cost.boundary or ""
 

@@ -20,7 +20,7 @@ CUT = "Intervals that extend beyond the plot are cut off; double-click to show t
 #: Marks that distinguish traces after the colours repeat.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
-#: The axis is logarithmic where values differ by more than this factor.
+#: An axis is logarithmic if its values differ by more than this factor.
 FAR_APART = 20
 
 #: Up to so many decades, labels between the powers of ten fit.
@@ -46,7 +46,7 @@ class ByAxis:
     Every trace whose marks stand for points has their indices as ``meta``.
 
     Attributes:
-        default: Name of the colours without an axis.
+        default: What the colours distinguish without an axis, such as ``cycle``.
         color: Key of the axis of the colours at first; None for the default.
         panel: Key of the axis of the panels at first; None for one panel.
         has_panels: Whether there can be panels.
@@ -124,13 +124,13 @@ def _layout(*, height: int = 440, **more: Any) -> Json:
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--accent)"},
         "colorway": [f"var(--series-{n})" for n in range(1, 9)],
         **more,
-        **{name: _over(axis, more.get(name, {})) for name in ("xaxis", "yaxis")},
+        **{name: _with_changes(axis, more.get(name, {})) for name in ("xaxis", "yaxis")},
     }
     checked: Json = go.Layout(given).to_plotly_json()
     return checked
 
 
-def _over(axis: Json, more: Json) -> Json:
+def _with_changes(axis: Json, more: Json) -> Json:
     return {**axis, **more, "title": {**axis["title"], **more.get("title", {})}}
 
 

@@ -49,6 +49,7 @@ def why_no_power(points: Sequence[PointResult]) -> str:
 
 
 def _point(cycles: Sequence[Power]) -> Json:
+    """Return the layer of a point: the power and the window of each of its cycles."""
     several = any(len(one.samples) > 1 for one in cycles)
     traces = [
         go.Scatter(

@@ -89,9 +89,9 @@ class Provenance:
             ("Measured window", self._span("window", "s")),
             ("Complete passes in the window", self._span("passes")),
             ("Drift: time of a pass, second half of the window against the first", self._percent("drift")),
-            ("Warm-up runs", self._both("warmup")),
-            ("Idle before an experiment", self._both("gap", "s")),
-            ("Idle power with the model loaded", self._both("idle", "W")),
+            ("Warm-up runs", self._span_and_counts("warmup")),
+            ("Idle before an experiment", self._span_and_counts("gap", "s")),
+            ("Idle power with the model loaded", self._span_and_counts("idle", "W")),
             ("Tick of the energy counter", self._span("tick", "s")),
             ("Largest share of a tick in the window", f"{100 * max(quantisation):.2g} %" if quantisation else ""),
             ("Integrated sampled power ÷ energy counter", self._span("integral")),
@@ -113,7 +113,7 @@ class Provenance:
     def _count(self, what: str, word: str) -> None:
         self._counted.setdefault(what, Counter())[word] += 1
 
-    def _both(self, what: str, unit: str = "") -> str:
+    def _span_and_counts(self, what: str, unit: str = "") -> str:
         return "; ".join(filter(None, (self._span(what, unit), self._counts(what))))
 
     def _span(self, what: str, unit: str = "") -> str:

@@ -74,7 +74,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A point's row."""
+    """A point's row.
+
+    Attributes:
+        number: Number of the point, from 1.
+        point: The point.
+        axes: Texts of the values of its axes.
+        n: Number of completed cycles; if cycles are missing, also of how many.
+        cells: Its figures.
+        method: Method of its energies; a dash if it has none.
+        optimal: Whether the point is Pareto-optimal.
+        verdicts: Outcome, verdict, and number of gates with both, worst first.
+        keywords: What the page's filter finds the point by.
+    """
 
     number: int
     point: PointResult
@@ -148,8 +160,8 @@ def _verdicts(verdicts: Sequence[GateVerdict]) -> list[tuple[str, str, int]]:
 def _keywords(point: PointResult) -> str:
     """Return the ``axis=value`` keywords of the page's filter, with the full and the short name of each axis."""
     full = list(point.axes.items())
-    last = [(axis.rpartition(".")[2], value) for axis, value in full]
-    return "\n".join(dict.fromkeys(f"{axis}={value_text(value)}".lower() for axis, value in [*full, *last]))
+    short = [(axis.rpartition(".")[2], value) for axis, value in full]
+    return "\n".join(dict.fromkeys(f"{axis}={value_text(value)}".lower() for axis, value in [*full, *short]))
 
 
 def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, str, ManifestEntry, list[str]]]:
@@ -227,7 +239,12 @@ def plain(data: Any) -> str:
 
 
 def facts(points: Sequence[PointResult], which: str) -> list[tuple[str, str]]:
-    """Return the facts of all points by key: the common value, or each value with its number of points."""
+    """Return facts of all points by key: the common value, or each value with its number of points.
+
+    Args:
+        points: The points.
+        which: ``testbed`` or ``sut``.
+    """
     values: dict[str, Counter[str]] = {}
     measured = [point for point in points if point.cycles]
     for point in measured:

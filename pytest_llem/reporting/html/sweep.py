@@ -112,13 +112,14 @@ def _along(axis: Axis, lines: Sequence[_Line], labels: Sequence[str]) -> Json:
 
 
 def _heights(points: Sequence[PointResult], metric: str, lines: Sequence[_Line]) -> Json:
+    """Return the layer of a metric: the heights of its marks, the axis, and a note."""
     by_line = [[points[index].summary_of(metric) for _, index in line] for _, line in lines]
     known = [one for summaries in by_line for one in summaries if one.mean is not None]
     missing = sum(map(len, by_line)) - len(known)
     notes = [f"{counted(len(lines), 'line')}: hover over a mark for its name."] if len(lines) > MAX_NAMED else []
     if missing:
         notes.append(f"{counted(missing, 'point')} without a value {'is' if missing == 1 else 'are'} left out.")
-    if not known:  # along this axis
+    if not known:  # no point of these lines has a value
         return {"data": [{"y": [None] * len(line)} for line in by_line], "layout": {}, "note": " ".join(notes)}
     axis = range_of(known)
     if axis.cut:

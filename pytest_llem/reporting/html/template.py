@@ -26,10 +26,10 @@ def render_template(
 
     Args:
         template: File name of the template.
-        name: What the page is about: the beginning of the names of files that plots are saved as.
+        name: Beginning of the names of files that plots are saved as.
         plots: The plots that the page's script draws.
         content: What else the template shows.
-        points: The points whose axes marks may be coloured by.
+        points: The points, by whose axes marks may be coloured.
     """
     environment = Environment(
         loader=PackageLoader("pytest_llem.reporting.html"),

@@ -18,7 +18,7 @@ from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.problems import printable
 
-#: Rows of a table. If there are more verdicts, it has the worst.
+#: Rows of a table. If there are more verdicts, the table has the worst.
 MAX_ROWS = 60
 
 #: Lines of one kind below the table.

@@ -9,7 +9,8 @@ from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
-#: In a narrower terminal, lines are longer than it is: a UUID is kept whole, and leaves no room for other cells.
+#: Minimum width of lines in characters, also in a narrower terminal: a UUID is not wrapped, and would leave no
+#: room for other cells.
 _MIN_WIDTH = 70
 
 _VERDICTS = {
@@ -43,7 +44,7 @@ def _verdict(verdict: Verdict) -> str:
         text += f": {verdict.boundary} by {verdict.source} (meter {verdict.meter})"
     if verdict.reason is None:
         return text
-    # What is measured is then the energy of the CPU beside a GPU.
+    # ``measured`` with a reason: the CPU's energy is measured, and that of the GPU (``device``) is not.
     link = f"; that of {verdict.device} will not" if verdict.method == "measured" else ""
     return f"{text}{link}: {verdict.reason}"
 

@@ -32,7 +32,7 @@ class Lines:
 
     Args:
         reporter: pytest's terminal reporter.
-        runs: The study runs by key.
+        runs: The study runs by key (``node_ids.run_key``).
         forecast_of: Returns the forecast of all experiments of a study file.
         clock: A monotonic clock in s.
     """
@@ -49,11 +49,11 @@ class Lines:
         self._forecast_of = forecast_of
         self._clock = clock
         self._began = clock()
-        self._places = {
+        self._by_node_id = {
             node_id: (key, experiment) for key, run in runs.items() for node_id, experiment in run.selected.items()
         }
         self._experiments = {(key, one.id): one for key, run in runs.items() for one in run.study.experiments}
-        self._counts = Counter(file_of(key) for key, _ in self._places.values())
+        self._counts = Counter(file_of(key) for key, _ in self._by_node_id.values())
         self._ended: dict[str, set[tuple[str, str]]] = {}
         self._forecasts: dict[str, Forecast] = {}
         #: Total duration of the experiments that have ended, in s, by file.
@@ -65,35 +65,33 @@ class Lines:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         payload: dict[str, Any] | None = vars(report).get(PAYLOAD_ATTRIBUTE)
-        place = self._place(report, payload)
+        found = self._find(report, payload)
         if payload is not None:
-            is_shown = place is not None and not payload["replayed_from"]
-        else:  # an experiment that has ended has its line
-            is_shown = place is not None and report.failed and not self._runs[place[0]].has_ended(place[1])
-        if is_shown and not self._is_long and self._open != file_of(place[0] if place else ""):
+            is_shown = found is not None and not payload["replayed_from"]
+        else:  # an experiment that has ended already has its line
+            is_shown = found is not None and report.failed and not self._runs[found[0]].has_ended(found[1])
+        if is_shown and not self._is_long and self._open != file_of(found[0] if found else ""):
             self._write("\n")  # pytest has just written the file's name, or dots of other tests
         yield
-        if place is None or not is_shown:
+        if found is None or not is_shown:
             if report.when == "call" or not report.passed:
                 self._open = None
-            if place is not None and (payload is not None or report.skipped):
-                self._leave_out(*place)
+            if found is not None and (payload is not None or report.skipped):
+                self._leave_out(*found)
             return
-        text = self._line(*place, report, payload)
+        text = self._line(*found, report, payload)
         self._write(f"\nllem: {text}" if self._is_long else f" llem: {text}\n")
-        self._open = file_of(place[0])
+        self._open = file_of(found[0])
 
     @property
     def _is_long(self) -> bool:
         """Whether pytest writes one line per test."""
         return bool(self._reporter.showlongtestinfo)
 
-    def _place(
-        self, report: pytest.TestReport, payload: Mapping[str, Any] | None
-    ) -> tuple[str, Experiment] | None:
-        """Return the run and the experiment of a report, by its payload if it has one, else by its node id."""
+    def _find(self, report: pytest.TestReport, payload: Mapping[str, Any] | None) -> tuple[str, Experiment] | None:
+        """Return the run's key and the experiment of a report, by its payload or, without one, its node id."""
         if payload is None:
-            return self._places.get(report.nodeid)
+            return self._by_node_id.get(report.nodeid)
         key = payload["run"], payload["experiment_id"]
         return (key[0], self._experiments[key]) if key in self._experiments else None
 
@@ -124,10 +122,10 @@ class Lines:
         else:
             found = f" {'failed as expected' if entry.status == 'skipped' else 'failed'}: {_why(entry.error)}"
         text = f"{len(ended)}/{self._counts[file]} {name}{found}, {_duration(report.duration)}"
-        left = self._left(file, forecast)
+        left = self._seconds_left(file, forecast)
         return f"{text}; about {duration_text(left)} left" if left is not None and left >= 1 else text
 
-    def _left(self, file: str, forecast: Forecast) -> float | None:
+    def _seconds_left(self, file: str, forecast: Forecast) -> float | None:
         """Return the remaining time of the study in s, or None if it cannot be forecast.
 
         The forecast is scaled by elapsed time ÷ total duration so far, because experiments may run in parallel and

@@ -13,12 +13,12 @@ from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.reporting.text import counted, mean_text
 from pytest_llem.study.problems import printable
 
-#: Series without a change that are shown; more are counted.
+#: Series without a change that are shown; of others, only their number is.
 MAX_UNCHANGED = 20
 
 
 def lines(history: History, width: int) -> Iterator[str]:
-    """Yield a table for each study and testbed, series with changes first, and the rule below.
+    """Yield a table for each study and testbed, series with changes first, and then how false alarms are limited.
 
     Args:
         history: The history.

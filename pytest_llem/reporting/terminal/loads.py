@@ -33,7 +33,7 @@ _WITH_INTERVAL = (SPEED, COST, GOOD_COST)
 _COST_HEADINGS = {COST: "J/out\ntoken", GOOD_COST: "J/good\ntoken"}
 
 #: Columns that only a wide terminal shows: metric, heading.
-_MORE = (
+_WIDE_COLUMNS = (
     ("offered_rate", "offered\nreq/s"),
     ("concurrency_mean", "in flight\n(mean)"),
     ("batch_mean", "batch\n(mean)"),
@@ -47,7 +47,7 @@ _RATIOS = (ATTAINMENT, "error_rate")
 
 
 def load_columns(points: Sequence[PointResult]) -> list[Columns]:
-    """Return the possible columns of a table of points with loads, the most first: metric, heading."""
+    """Return the sets of columns that a table of points with loads can have, the widest set first."""
     has_slo = any(slo_of(point) for point in points)
     cost, latency = load_cost(points), token_latency(points)
     main = [
@@ -58,7 +58,7 @@ def load_columns(points: Sequence[PointResult]) -> list[Columns]:
         (f"{latency}_p99_ms", f"{latency.upper()}\np99 ms"),
         *([(ATTAINMENT, "within\nSLO"), (GOODPUT, "good\nreq/s")] if has_slo else []),
     ]
-    more = [*([(COST, _COST_HEADINGS[COST])] if cost != COST else []), *_MORE]
+    more = [*([(COST, _COST_HEADINGS[COST])] if cost != COST else []), *_WIDE_COLUMNS]
     more = [one for one in more if any(point.summary_of(one[0]).mean is not None for point in points)]
     without_goodput = [one for one in main if one[0] != GOODPUT]
     narrow = [one for one in without_goodput if one[0] != "ttft_p50_ms"]
@@ -66,8 +66,9 @@ def load_columns(points: Sequence[PointResult]) -> list[Columns]:
 
 
 def token_latency(points: Sequence[PointResult]) -> str:
-    """Return the latency of tokens after the first that fits *points*: ``itl`` if their SLO limits it or the other
-    is not known, else ``tpot``.
+    """Return the latency to show for tokens after the first: ``itl`` or ``tpot``.
+
+    It is ``itl`` if an SLO limits the ITL or no point has a TPOT.
     """
     if any((slo_of(point) or {}).get("itl_ms") for point in points):
         return "itl"
@@ -147,7 +148,10 @@ def _probe_cells(probe: ProbeRecord) -> Iterator[str]:
 
 
 def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, str] | None:
-    """Return what a load of *series* is, the load, and its figures; None if the SLO attainment is not known."""
+    """Return the load of *series* to report: what it is, such as the best, the load, and its figures.
+
+    None if the SLO attainment is not known.
+    """
     known = [place for place in series.places if is_within_slo(points[place]) is not None]
     if not known:
         return None
@@ -168,6 +172,7 @@ def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, 
 
 
 def _found(point: PointResult) -> tuple[str, str, str] | None:
+    """Return the same for the loads that a search found; None if it found none."""
     loads = found_loads(point)
     if not loads:
         return None

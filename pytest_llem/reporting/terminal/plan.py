@@ -110,7 +110,7 @@ def _span(times: Sequence[str]) -> str:
 
 
 def _windows(plan: Plan) -> str:
-    """Return the part of an unknown time that is known: that of the windows of loads on servers."""
+    """Return the known part of an unknown time: the windows of loads on servers; empty without such loads."""
     windows, drift = plan.load_seconds
     if not windows:
         return ""
@@ -118,7 +118,7 @@ def _windows(plan: Plan) -> str:
 
 
 def _deadline(plan: Plan) -> str:
-    """Return the time limit of experiments: ``9 min each``, ``9–45 min each``, or the study's own."""
+    """Return the time limit of experiments: ``9 min each``, ``9–45 min each``, or the limit in the study."""
     each = " each" if len(plan.experiments) > 1 else ""
     given = plan.study.execution.experiment_timeout_seconds
     if given is not None:

@@ -77,21 +77,21 @@ def points_table(
         width: Width of the terminal in characters.
         ids: Show each point's whole id, for copying, instead of its axes.
     """
-    rows, wider = _Rows(points, planned), _columns(points)
-    narrowest = [one for one in wider[-1] if one[0] in MIN_METRICS]
+    rows, column_sets = _Rows(points, planned), _columns(points)
+    narrowest = [one for one in column_sets[-1] if one[0] in MIN_METRICS]
     axes = [] if ids else _axes(points)
-    layouts = [(axes, columns) for columns in (*wider, narrowest)] if axes else []
-    layouts += [([], columns) for columns in wider]
+    layouts = [(axes, columns) for columns in (*column_sets, narrowest)] if axes else []
+    layouts += [([], columns) for columns in column_sets]
     for shown, columns in layouts:
         made = rows.table(shown, columns, width, whole=ids)
         if _widest(made.table) <= width:
             return made
-    for columns in (wider[-1], narrowest):  # with the ids wrapped
-        least = _narrowest(rows.table([], columns, width, whole=ids).table)
-        if least <= width:
+    for columns in (column_sets[-1], narrowest):  # with the ids wrapped
+        min_width = _narrowest(rows.table([], columns, width, whole=ids).table)
+        if min_width <= width:
             break
-    width = max(width, least)
-    return rows.table([], columns, width, whole=ids, id_width=MIN_ID_WIDTH + width - least)
+    width = max(width, min_width)
+    return rows.table([], columns, width, whole=ids, id_width=MIN_ID_WIDTH + width - min_width)
 
 
 def points_markdown(
@@ -127,7 +127,7 @@ def _axes(points: Sequence[PointResult]) -> list[str]:
 
 
 def _columns(points: Sequence[PointResult]) -> list[Columns]:
-    """Return the possible columns, the most first."""
+    """Return the sets of columns that the table can have, the widest set first."""
     if has_loads(points):
         return load_columns(points)
     more = [one for one in MORE_COLUMNS if any(point.summary_of(one[0]).mean is not None for point in points)]
@@ -141,7 +141,7 @@ class _Rows:
         self._points = points
         self._planned = planned
         self._has_loads = has_loads(points)
-        # Of loads, the line below the table names the best one within the SLO instead.
+        # No point with a load is marked: the line below the table names the best load within the SLO instead.
         self.optimal = Ranking(set(), set()) if self._has_loads else pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
         self._is_mixed = len({point.energy_label for point in points} - {None}) > 1
@@ -151,7 +151,10 @@ class _Rows:
     def table(
         self, axes: Sequence[str], columns: Columns, width: int, *, whole: bool, id_width: int | None = None
     ) -> PointsTable:
-        """Return the table with *axes*, or with ids in lines of *id_width*; *whole* ids are not shortened."""
+        """Return the table with columns of *axes*, or without any, of ids in lines of *id_width*.
+
+        *whole* values and ids are not shortened.
+        """
         table = plain_table()
         table.collapse_padding = True  # saves width
         for heading, options in self.headings(axes, columns):

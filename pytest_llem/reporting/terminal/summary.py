@@ -31,7 +31,7 @@ MAX_WARNINGS = 5
 #: Rows of the table: laying out 10,000 takes 15 s.
 MAX_POINTS = 200
 
-#: Kinds of failure shown, of those that several experiments have.
+#: Errors shown, of those that several experiments failed with.
 MAX_FAILURES = 5
 
 #: Differences between GPUs shown.
@@ -53,7 +53,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     result = run.result
     if result is None:
         return []
-    if not run.selected:  # only experiments of the reference
+    if not run.selected:  # only experiments of the reference have run
         return [f"results: {shown_from(directory, run.directory)}"]
     lines = table_lines(result, width, ids=ids)
     lines += _gpu_lines(result)

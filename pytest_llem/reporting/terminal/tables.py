@@ -13,7 +13,7 @@ from rich.table import Table
 #: Columns of a table of points: metric, heading.
 Columns = Sequence[tuple[str, str]]
 
-#: Main columns.
+#: Main columns of a table of points.
 COLUMNS: Columns = (
     ("output_tokens_per_second", "out tok/s"),
     ("ttft_p50_ms", "TTFT p50\nms"),
@@ -22,7 +22,7 @@ COLUMNS: Columns = (
 
 
 def plain_table() -> Table:
-    """Return a table without edges, and without lines if the encoding of standard output has none."""
+    """Return a table without edges, and without lines if the encoding of standard output cannot draw them."""
     drawable = (sys.stdout.encoding or "").lower().startswith("utf")
     return Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
 
