@@ -18,7 +18,7 @@ from pytest_llem.energy import rapl
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
 from pytest_llem.machine.idle_power_no_context import SECONDS, measure_without_context, no_context_meter
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import NOOP_ENGINE, Results, WriteStudy
+from tests.conftest import Results, WriteStudy
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.narrow import not_none
@@ -226,31 +226,6 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
     assert gpus.users() == 0
     assert len({call.pid for call in gpus.calls() if call.function == COUNTER}) == 1
     assert found[0].idle_power_w is None, "the engine runs on no GPU"
-
-
-@pytest.mark.slow
-def test_isolated_experiment_has_the_idle_power_of_its_own_gpu(pytester: pytest.Pytester, gpus: Script) -> None:
-    pytester.makeconftest(_shorter(0.5))
-    pytester.makepyfile(
-        test_it=f"""
-        import pytest
-
-        CONFIG = {{
-            "model": "none", "backend": "board_engine:BoardEngine", "n": 1, "max_output_tokens": 3,
-            "warmup": {{"enabled": False}}, "baseline": {{"duration_seconds": 5}},
-            "measurement": {{"min_window_seconds": 0}},
-        }}
-
-        def test_both(isolated_experiment, monkeypatch):
-            watts = []
-            for gpu in ("{A}", "{B}"):
-                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
-                watts.append(isolated_experiment(CONFIG).idle_power.idle_power_w)
-            assert watts == pytest.approx([70.0, 95.0], rel=0.05)
-        """
-    )
-    options = ("-p", "llem", "-o", f"pythonpath={NOOP_ENGINE}")
-    pytester.runpytest_subprocess("test_it.py", *options).assert_outcomes(passed=1)
 
 
 @pytest.mark.slow

@@ -127,10 +127,11 @@ class IsolatedExperiment:
             raise self._failure(Outcome.refused(str(error))) from None
         if outcome.result is None:
             raise self._failure(outcome)
+        keep_idle_power(self._shared_state, study.design_hash, None, outcome.data)
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
-        from pytest_llem.execution.jobs import forkservers_of, idle_power_key
+        from pytest_llem.execution.jobs import forkservers_of
         from pytest_llem.execution.live_line import print_line
         from pytest_llem.execution.output import output_forwarder, print_output
         from pytest_llem.machine.neighbours import with_neighbours
@@ -156,10 +157,8 @@ class IsolatedExperiment:
             )
             gap = self._memory.settle_owned(ownership, gap)
             measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
-            idle_key = idle_power_key(study, study.points[0], allocation)
             job = replace(
                 self._job(study, settings, gap, allocation),
-                idle_power=known_idle_power(self._shared_state, *idle_key),
                 hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
                 max_load_seconds=preflight.max_load_seconds(config),
             )
@@ -168,8 +167,6 @@ class IsolatedExperiment:
                 job, forkservers=forkservers, timeout=deadline, on_output=output_forwarder(self._config)
             )
             outcome = with_neighbours(outcome, allocation.devices, session)
-            if outcome.result is not None:
-                keep_idle_power(self._shared_state, *idle_key, outcome.data)
         print_output(self._config, outcome.output)
         return outcome
 
@@ -187,6 +184,7 @@ class IsolatedExperiment:
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
             carbon=settings.carbon,
+            idle_power=known_idle_power(self._shared_state, digest, None),
             no_context=no_context_fields(self._shared_state, config, allocation.devices),
             devices=allocation.devices if allocation.environment else (),
             variables=allocation.environment,
