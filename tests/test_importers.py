@@ -27,7 +27,7 @@ from tests.support.imports import GOLDEN, vllm_result, write_vllm
 def _run(*names: str) -> ToolRun:
     """Return the run in files of GOLDEN; of those of llama-bench, that of the first test."""
     run, *others = read_runs([GOLDEN / name for name in names])
-    assert not others or run.tool == "llama-bench"
+    assert not others or run.format == "llama-bench"
     return run
 
 

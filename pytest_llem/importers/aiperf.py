@@ -11,7 +11,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.reading import Fields, scalars, utc_time
 from pytest_llem.importers.run import CutRecords, ToolRun, figures, token_times
 
-NAME, FORMAT = "aiperf", "AIPerf"
+FORMAT, TOOL = "aiperf", "AIPerf"
 
 #: Its files in a folder of artifacts: the export, and the records.
 FILES = ("profile_export_aiperf.json", "profile_export.jsonl")
@@ -65,8 +65,8 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
     ended = max((one.last_token for _, one in requests if one.last_token is not None), default=None)
     yield ToolRun(
         files=files,
-        tool=NAME,
         format=FORMAT,
+        tool=TOOL,
         version=fields.text("aiperf_version"),
         settings=settings,
         document=fields.data,

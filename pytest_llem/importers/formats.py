@@ -13,17 +13,17 @@ from pytest_llem.importers.reading import Fields, fail, parse, read_text
 from pytest_llem.importers.run import ToolRun
 
 #: The formats by their names on the command line.
-FORMATS = {one.NAME: one.FORMAT for one in (vllm, aiperf, guidellm, sglang, llama_bench, own)}
+FORMATS = {one.FORMAT: one.TOOL for one in (vllm, aiperf, guidellm, sglang, llama_bench, own)}
 
 #: The modules by the same names, in the order in which they are asked whether a file is of their format.
-_MODULES = {one.NAME: one for one in (own, sglang, vllm, guidellm, llama_bench, aiperf)}
+_MODULES = {one.FORMAT: one for one in (own, sglang, vllm, guidellm, llama_bench, aiperf)}
 
 
 def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     """Return the runs in *files*, in their order. The records of a run of AIPerf are joined with its export.
 
     Example:
-        >>> [run.format for run in read_runs([Path("result.json")])]
+        >>> [run.tool for run in read_runs([Path("result.json")])]
         ['vllm bench serve']
 
     Args:
@@ -42,14 +42,14 @@ def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
     records: list[list[Fields]] = []
     for file in expanded:
         text = read_text(file)
-        if name in (None, llama_bench.NAME) and llama_bench.matches_csv(text):
+        if name in (None, llama_bench.FORMAT) and llama_bench.matches_csv(text):
             runs += [run for row in llama_bench.rows(file, text) for run in llama_bench.read(row)]
             continue
         documents = parse(file, text)
         found = next((key for key, one in _MODULES.items() if one.matches(documents[0])), None)
         if found is None or name not in (None, found):
             fail(file, _unknown(documents, name, found))
-        if found != aiperf.NAME:
+        if found != aiperf.FORMAT:
             runs += _read(found, file, documents)
         elif aiperf.matches_export(documents[0]):
             exports.append(Fields(file, documents[0]))
@@ -100,5 +100,5 @@ def _aiperf(exports: Sequence[Fields], records: Sequence[Sequence[Fields]]) -> I
 def _unknown(documents: Sequence[Any], name: str | None, found: str | None) -> str:
     if name is not None:
         return f"is not a file of {FORMATS[name]}" + (f", but of {FORMATS[found]}" if found else "")
-    known = ", ".join(one for key, one in FORMATS.items() if key != own.NAME)
+    known = ", ".join(one for key, one in FORMATS.items() if key != own.FORMAT)
     return f"is of none of the formats that can be imported: {known}, or a script's own with the key {own.KEY!r}"

@@ -10,7 +10,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.reading import Fields, scalars, utc_time
 from pytest_llem.importers.run import ToolRun, figures
 
-NAME, FORMAT = "guidellm", "guidellm"
+FORMAT, TOOL = "guidellm", "guidellm"
 
 #: Label (``--label``) that names the start of the server.
 SERVER_START = "server_start"
@@ -49,8 +49,8 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         concurrency = strategy.count("streams")
         yield ToolRun(
             files=[fields.file],
-            tool=NAME,
             format=FORMAT,
+            tool=TOOL,
             version=fields.section("metadata").text("guidellm_version"),
             settings={**settings, **labels},
             document=benchmark.data,

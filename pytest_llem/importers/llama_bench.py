@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llem.importers.reading import Fields, fail
 from pytest_llem.importers.run import ToolRun, figures
 
-NAME, FORMAT = "llama-bench", "llama-bench"
+FORMAT, TOOL = "llama-bench", "llama-bench"
 
 #: Whole numbers, which CSV has as text.
 _NUMBER = re.compile(r"-?\d{1,18}")
@@ -67,8 +67,8 @@ def read(test: Fields) -> Iterator[ToolRun]:
     known = commit not in (None, "unknown")
     yield ToolRun(
         files=[test.file],
-        tool=NAME,
         format=FORMAT,
+        tool=TOOL,
         version=f"{'' if number is None else f'b{number} '}{commit}" if known else None,
         settings=dict(_settings(test)),
         document=test.data,

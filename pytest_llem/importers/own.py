@@ -11,7 +11,7 @@ from pytest_llem.importers.reading import Fields, scalars, utc_time
 from pytest_llem.importers.run import Clock, ToolRun
 from pytest_llem.study.problems import did_you_mean
 
-NAME, FORMAT = "own", "script"
+FORMAT, TOOL = "own", "script"
 
 #: Key that marks the format. Its value is the version of the format.
 KEY, VERSION = "llem_run", 1
@@ -48,8 +48,8 @@ def read(fields: Fields) -> Iterator[ToolRun]:
     start = fields.data.get("server_start")
     yield ToolRun(
         files=[fields.file],
-        tool=NAME,
-        format=fields.text("tool") or FORMAT,
+        format=FORMAT,
+        tool=fields.text("tool") or TOOL,
         version=fields.text("version"),
         settings=dict(scalars(fields.section("settings").data)),
         document=fields.data,

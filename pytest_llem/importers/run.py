@@ -36,8 +36,8 @@ class ToolRun:
 
     Attributes:
         files: The files that it was read from.
-        tool: The format's name on the command line, such as ``vllm``.
-        format: The tool's own name, such as ``vllm bench serve``.
+        format: The format's name on the command line, such as ``vllm``.
+        tool: The tool's own name, such as ``vllm bench serve``.
         version: Version of the tool; None if the file does not say.
         settings: What the run was asked for, by the tool's own names. Runs of one configuration have the same.
         document: The file's content, in which ``--axis`` looks up values.
@@ -55,8 +55,8 @@ class ToolRun:
     """
 
     files: Sequence[Path]
-    tool: str
     format: str
+    tool: str
     version: str | None
     settings: Mapping[str, Any]
     document: Any = field(repr=False)
@@ -74,9 +74,9 @@ class ToolRun:
 
     @property
     def source(self) -> str:
-        """Files, format and version, for messages: ``out.json of vllm bench serve``."""
+        """Files, tool and version, for messages: ``out.json of vllm bench serve``."""
         names = ", ".join(file.name for file in self.files)
-        return f"{names} of {self.format}{f' {self.version}' if self.version else ''}"
+        return f"{names} of {self.tool}{f' {self.version}' if self.version else ''}"
 
 
 def figures(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pytest_llem.importers.reading import Fields
 from pytest_llem.importers.run import ToolRun, figures
 from pytest_llem.importers.vllm import percentiles_of, requests_of
 
-NAME, FORMAT = "sglang", "SGLang bench_serving"
+FORMAT, TOOL = "sglang", "SGLang bench_serving"
 
 _SETTINGS = (
     *("backend", "dataset_name", "request_rate", "max_concurrency"),
@@ -35,8 +35,8 @@ def read(fields: Fields) -> Iterator[ToolRun]:
     server = fields.section("server_info")
     yield ToolRun(
         files=[fields.file],
-        tool=NAME,
         format=FORMAT,
+        tool=TOOL,
         version=None,
         settings={name: data[name] for name in _SETTINGS if data.get(name) is not None},
         document=data,

@@ -12,7 +12,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.importers.reading import Fields, scalars
 from pytest_llem.importers.run import ToolRun, figures, token_times
 
-NAME, FORMAT = "vllm", "vllm bench serve"
+FORMAT, TOOL = "vllm", "vllm bench serve"
 
 #: Key of ``--metadata`` that names the start of the server.
 SERVER_START = "server_start"
@@ -51,8 +51,8 @@ def read(fields: Fields) -> Iterator[ToolRun]:
     date = fields.text("date")
     yield ToolRun(
         files=[fields.file],
-        tool=NAME,
         format=FORMAT,
+        tool=TOOL,
         version=None,
         settings={**settings, **extra},
         document=data,

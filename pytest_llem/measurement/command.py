@@ -192,7 +192,7 @@ class CommandOrchestrator:
                 f"the file has {len(runs)} runs of several configurations, and an experiment has one: "
                 "make an axis of them"
             )
-        is_fresh = self.options.fresh_server or runs[0].tool in SELF_CONTAINED
+        is_fresh = self.options.fresh_server or runs[0].format in SELF_CONTAINED
         return ImportedRuns([replace(run, server_start=None if is_fresh else SERVER_BEFORE) for run in runs])
 
     def _result(
@@ -206,8 +206,8 @@ class CommandOrchestrator:
     ) -> ExperimentResult:
         run, is_fresh = runs.first, runs.first.server_start is None
         record = EngineRecord(
-            name=run.format,
-            versions={} if run.version is None else {run.format: run.version},
+            name=run.tool,
+            versions={} if run.version is None else {run.tool: run.version},
             device="cuda" if self.gpus else "cpu",
             settings=dict(run.settings),
         )

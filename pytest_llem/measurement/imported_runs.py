@@ -143,7 +143,7 @@ class ImportedRuns:
         """Return the tool and its files."""
         files = dict.fromkeys(chain.from_iterable(run.files for run in self.runs))
         return ImportRecord(
-            tool=self.first.format,
+            tool=self.first.tool,
             version=self.first.version,
             files=[ImportedFile(name=file.name, sha256=digest(file)) for file in files],
             rates="steady state" if isinstance(self.steady, list) else "whole run",

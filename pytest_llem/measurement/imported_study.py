@@ -51,7 +51,7 @@ class ImportedPoint:
     def config_hash(self) -> str:
         """16 hex digits that identify the configuration."""
         run = self.first
-        text = json.dumps([run.tool, dict(self.axes), run.model, dict(run.settings)], sort_keys=True)
+        text = json.dumps([run.format, dict(self.axes), run.model, dict(run.settings)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -75,7 +75,7 @@ def points_of(
     for run in runs:
         axes = {axis: _value_at(run, axis, path) for axis, path in paths.items()}
         axes |= {name: _settings(run)[name] for name in names if name in _settings(run)}
-        axes = axes or ({"backend": run.tool} if run.model is None else {"model": run.model})
+        axes = axes or ({"backend": run.format} if run.model is None else {"model": run.model})
         _, cycles = points.setdefault(axes_key(axes), (axes, {}))
         cycles.setdefault(_server_start(run, cycle_per), []).append(run)
     return [
@@ -87,8 +87,8 @@ def _check(runs: Sequence[ToolRun]) -> None:
     """Raise if runs are of several formats, or if two files are the same."""
     first = runs[0]
     for run in runs:
-        if run.format != first.format:
-            one, other = (f"{given.files[0]} of {given.format}" for given in (first, run))
+        if run.tool != first.tool:
+            one, other = (f"{given.files[0]} of {given.tool}" for given in (first, run))
             raise ImportFileError(f"{one}, {other}: tools measure differently: import the files of one at a time")
     files: dict[str, Path] = {}
     for file in dict.fromkeys(file for run in runs for file in run.files):
@@ -248,7 +248,7 @@ def result_of(runs: ImportedRuns, identity: Identity) -> ExperimentResult:
     """Return the result of *runs*, which are one experiment."""
     run = runs.first
     started_at, completed_at = _times(runs)
-    version = {} if run.version is None else {run.format: run.version}
+    version = {} if run.version is None else {run.tool: run.version}
     return ExperimentResult(
         pytest_llem_version=package_version("pytest-llem") or "unknown",
         identity=identity,
@@ -256,7 +256,7 @@ def result_of(runs: ImportedRuns, identity: Identity) -> ExperimentResult:
         metrics=runs.metrics(),
         window=runs.window(),
         tokens=runs.tokens(),
-        engine=EngineRecord(name=run.format, versions=version, device="unknown", settings=dict(run.settings)),
+        engine=EngineRecord(name=run.tool, versions=version, device="unknown", settings=dict(run.settings)),
         imported=runs.record(),
         started_at=started_at,
         completed_at=completed_at,
@@ -269,7 +269,7 @@ def _config(runs: ImportedRuns) -> dict[str, Any]:
     unknown: dict[str, Any] = dict.fromkeys(("precision", "prompt_format", "max_output_tokens", "decoder"))
     known = {} if runs.completed is None else {"n": runs.completed}
     return {
-        "backend": runs.first.tool,
+        "backend": runs.first.format,
         "model": runs.first.model,
         **known,
         **unknown,
