@@ -61,7 +61,7 @@ def test_baseline_of_workers_on_other_hosts_fits_their_results(
     assert run_pytest("--llem-baseline=main").ret == 0
 
 
-def test_baseline_of_the_measured_devices_is_judged_although_others_are_here(
+def test_baseline_of_the_measured_devices_is_judged(
     study: None, run_pytest: RunPytest, pytester: pytest.Pytester
 ) -> None:
     """Which of several models the engine uses is not known when the items are collected."""

@@ -334,7 +334,7 @@ class TestOwnEngine:
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
 
-    def test_each_configuration_that_fails_is_reported_and_the_others_are_fetched(
+    def test_failing_configurations_are_reported_and_others_fetched(
         self, pytester: pytest.Pytester, study: WriteText
     ) -> None:
         pytester.makepyfile(mine=OWN_ENGINE)

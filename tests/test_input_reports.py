@@ -89,8 +89,8 @@ class TestConversations:
         self, tmp_path: Path, measured: str, changes: int
     ) -> None:
         """The hash of a load's result is that of all turns."""
-        turns = [("human", "one"), ("gpt", "two"), ("human", "three")]
-        line = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+        messages = [("human", "one"), ("gpt", "two"), ("human", "three")]
+        line = {"conversations": [{"from": who, "value": text} for who, text in messages]}
         (tmp_path / "talks.jsonl").write_text(json.dumps(line))
         result = ExperimentResult.model_validate_json(min(GOLDEN.glob("*.json")).read_text())
         result.inputs = InputsRecord(modules={}, distributions={})

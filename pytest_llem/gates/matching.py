@@ -115,7 +115,7 @@ def in_pairs(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Return the values of cycles that belong together, by cycle.
 
-    For a cycle that was measured in turns, the candidate's value is the reference's value × the ratio of
+    For a cycle that was measured alternately, the candidate's value is the reference's value × the ratio of
     neighbouring turns. A cycle of which one side was measured again, alone, is left out.
 
     Args:

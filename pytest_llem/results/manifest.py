@@ -353,7 +353,7 @@ def runs_of(
         try:
             manifest = read_manifest(directory)
         except (OSError, ValueError) as error:
-            if unreadable is not None and (directory / MANIFEST).exists():  # else it is no results directory
+            if unreadable is not None and (directory / MANIFEST).exists():  # else it is not a results directory
                 unreadable.append(str(error))
             continue
         if manifest.study_name == name or manifest.study_design_hash == design_hash:

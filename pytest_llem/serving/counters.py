@@ -30,7 +30,7 @@ class Counters:
         prefix_cache_hits: Prompt tokens that were found there.
         queue_seconds: Time that requests spent in the queue so far, in s.
         queue_count: Number of requests in ``queue_seconds``.
-        preemptions: Requests that were taken out of the batch for lack of memory so far.
+        preemptions: Requests that were taken out of the batch so far, to free memory.
 
     Example:
         >>> before = await read_counters(session, "http://127.0.0.1:8000")
