@@ -11,10 +11,10 @@ from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.design import StudyConfig
 
-#: Larger minimum detectable effects, as relative changes, are reported as "no change".
+#: Larger minimum detectable effects, as relative changes, are reported as "no change": none can be detected.
 MAX_REPORTED = 10.0
 
-#: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
+#: Typical coefficients of variation between cycles, if the device and if Python is the bottleneck; used until a
 #: reference has been measured.
 TYPICAL = (0.005, 0.02)
 
@@ -82,7 +82,7 @@ def _spreads(study: StudyConfig, reference: StudyResult | None) -> list[tuple[st
     found = []
     for metric in dict.fromkeys(study.family):
         judged, cvs = metric, _variations(metric, reference)
-        # A default gate judges another metric if the server sends several tokens at a time.
+        # A gate that the study does not name judges TPOT in place of ITL if several tokens arrive at a time.
         if not cvs and gates.metrics is None and metric in PER_TOKEN_TIME:
             judged = PER_TOKEN_TIME[metric]
             cvs = _variations(judged, reference)
@@ -107,7 +107,8 @@ def expected_cycles(study: StudyConfig, duration: str | None) -> list[str]:
 
     Args:
         study: The candidate's study.
-        duration: Estimated time for one cycle of one point of candidate and reference, as text; None if unknown.
+        duration: Estimated time to measure one point once as candidate and once as reference, as text; None if
+            unknown.
     """
     gates, execution = study.gates, study.execution
     schedule = Schedule(execution.min_cycles, execution.max_cycles)

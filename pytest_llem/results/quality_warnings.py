@@ -131,7 +131,8 @@ WARNINGS: dict[str, Kind] = {
     ),
     "faster_than_roofline": Kind(
         "warning",
-        "The window is shorter than the device's peak FLOP/s and bandwidth allow: they or the work are wrong.",
+        "The window is shorter than the device's peak FLOP/s and bandwidth allow: these, or the computed FLOPs and "
+        "bytes, are wrong.",
         "Do not use mfu, mbu and roofline_slowdown of this result, and file an issue.",
     ),
     "idle_power_changed": Kind(
@@ -147,7 +148,7 @@ WARNINGS: dict[str, Kind] = {
     "drift": Kind(
         "warning",
         "Passes were slower or faster in the second half of the window than in the first.",
-        "Raise warmup.thermal_floor_seconds, lock clocks, or use a quieter machine.",
+        "Raise warmup.thermal_floor_seconds (the shortest warm-up), lock clocks, or use a quieter machine.",
     ),
     "host_bound": Kind(
         "warning",
@@ -157,7 +158,7 @@ WARNINGS: dict[str, Kind] = {
     "temperature": Kind(
         "warning",
         "The temperature of a device changed within the window.",
-        "Raise warmup.thermal_floor_seconds, so that the window begins warm.",
+        "Raise warmup.thermal_floor_seconds (the shortest warm-up), so that the window begins warm.",
     ),
     "gap_timeout": Kind(
         "warning",
@@ -226,7 +227,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "energy_estimated": Kind(
         "note",
-        "The energy is estimated by a model, not measured.",
+        "The energy is estimated, not measured.",
         "Measure on a machine with a counter, or set energy.allow_estimated to accept it.",
     ),
     "prompts_cut": Kind(

@@ -26,8 +26,8 @@ class Answer:
     """What has arrived of an answer. Events are found and decoded once the answer has ended, all at once.
 
     Args:
-        due: When its request should be sent by the schedule, on the clock of ``time.monotonic``, in s; None
-            without a schedule.
+        due: When an open loop has to send its request, on the clock of ``time.monotonic``, in s; None in a
+            closed loop.
         max_tokens: Number of output tokens that it may have at most.
 
     Attributes:
@@ -101,31 +101,31 @@ class Answer:
             error, usage = error or problem, {}
         output_tokens = usage.get("completion_tokens")
         # A server may leave out ids of some chunks, for example of a tool call: then usage has the number.
-        complete = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
+        has_all_ids = bool(ids) and (output_tokens is None or error is not None or len(ids) == output_tokens)
         token_times: Sequence[float] = ()
-        if complete and (error is not None or output_tokens is not None):
+        if has_all_ids and (error is not None or output_tokens is not None):
             token_times = content.id_times
         elif not ids:
             by_chunk = (content.times, content.text_times)
             token_times = next((times for times in by_chunk if len(times) == output_tokens), ())
         return RequestRecord(
             input_tokens=usage.get("prompt_tokens"),
-            output_ids=ids if complete else None,
+            output_ids=ids if has_all_ids else None,
             sent=self.sent,
             token_times=token_times,
-            # If token_times is empty: when the first and the last chunk with a part of the answer arrived.
+            # If token_times is empty: when the first and the last chunk with generated output arrived.
             first_token=None if token_times or not content.times else content.times[0],
             last_token=None if token_times or not content.times else content.times[-1],
             due=self.due,
             output_text="".join(content.texts),
-            output_count=None if complete else output_tokens,
+            output_count=None if has_all_ids else output_tokens,
             error=error,
             cached_tokens=content.cached_tokens,
         )
 
 
 class _Arrivals(asyncio.Protocol):
-    """An asyncio protocol around that of aiohttp, which records when each part of an answer arrives.
+    """An asyncio protocol around that of aiohttp, which records when each piece of an answer's bytes arrives.
 
     A task that waited for each chunk would take more CPU time than all else that is done with a chunk.
     """
@@ -167,7 +167,7 @@ class _Content:
         self.texts: list[str] = []
         self.ids: list[int] = []
         self.id_times: list[float] = []
-        #: When each chunk with a part of the answer arrived.
+        #: When each chunk with generated output arrived: text, token ids, reasoning or a tool call.
         self.times: list[float] = []
         #: When each chunk with a text arrived, also an empty one in the completions API, such as for a control
         #: token of llama.cpp.
@@ -200,7 +200,7 @@ class _Content:
                 details = usage.get("prompt_tokens_details") or {}
                 self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
                 self.usage = usage
-            if self.cached_tokens is None and (timings := chunk.get("timings")):
+            if self.cached_tokens is None and (timings := chunk.get("timings")):  # of llama.cpp
                 self.cached_tokens = timings.get("cache_n")
             if problem := chunk.get("error"):
                 message = problem.get("message") if isinstance(problem, dict) else problem
@@ -210,7 +210,7 @@ class _Content:
 
 
 def _usage_problem(usage: Mapping[str, Any], ids: int, max_tokens: int) -> str | None:
-    """Return how *usage* contradicts itself or the answer, of which *ids* token ids arrived; None if not."""
+    """Return what is wrong with *usage* for an answer of which *ids* token ids arrived; None if nothing is."""
     if not usage:
         return None if ids else "the answer has no usage, so its number of tokens is unknown"
     for name in ("prompt_tokens", "completion_tokens"):

@@ -22,7 +22,8 @@ class Prompt:
 
     Attributes:
         text: The prompt; the first turn of a conversation.
-        source: Value of the dataset's field ``source``, which ``dataset_order`` uses; None if there is none.
+        source: Name of the collection that the prompt is from, by which ``dataset_order`` groups or alternates
+            prompts: the dataset's field ``source``; None if there is none.
         later: What the user says in the later turns of a conversation.
     """
 
@@ -53,7 +54,7 @@ def file_problem(dataset: str, directory: Path) -> str | None:
             return f"dataset {dataset!r} is not a file"
         with path.open("rb"):
             return None
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~user of no such user
         return f"dataset {dataset!r} cannot be read: {error}"
 
 
@@ -106,8 +107,8 @@ def _objects(path: Path) -> Iterator[Prompt]:
             text, *later = _turns(entry)
         except (ValueError, AttributeError, TypeError, KeyError):
             raise PreflightError(
-                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text', or with turns "
-                "under 'conversations'"
+                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text', or with "
+                "ShareGPT's turns ('from', 'value') under 'conversations'"
             ) from None
         if surrogate := _SURROGATE.search("".join((text, *later))):
             raise PreflightError(
