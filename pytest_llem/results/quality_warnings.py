@@ -131,8 +131,8 @@ WARNINGS: dict[str, Kind] = {
     ),
     "faster_than_roofline": Kind(
         "warning",
-        "The window is shorter than the device's peak FLOP/s and bandwidth allow: these, or the computed FLOPs and "
-        "bytes, are wrong.",
+        "The window is shorter than the device's peak FLOP/s and bandwidth allow: these, or the computed FLOPs "
+        "and bytes, are wrong.",
         "Do not use mfu, mbu and roofline_slowdown of this result, and file an issue.",
     ),
     "idle_power_changed": Kind(
