@@ -161,6 +161,28 @@ def test_the_bytes_of_a_token_are_those_of_the_cache(name: str) -> None:
     assert shape.precision == "bf16"
 
 
+class NewOutput(dict[str, Any]):
+    """The output of transformers 5.24, which warns of the cache's older name."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self or key == "past_key_values" else default
+
+    def __getitem__(self, key: str) -> Any:
+        assert key != "past_key_values"
+        return super().__getitem__(key)
+
+
+def test_older_name_of_the_cache_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_of("llama")
+    forward = type(model).forward
+
+    def run(self: Any, **given: Any) -> NewOutput:
+        return NewOutput(cache=forward(self, **given)[CACHE])
+
+    monkeypatch.setattr(type(model), "forward", run)
+    assert model_shape(model).kv_values_per_token > 0
+
+
 def test_narrowest_sliding_window_is_reported() -> None:
     assert model_shape(made_of("mistral")).window == 16
     assert model_shape(made_of("gemma2")).window == 64

@@ -121,7 +121,8 @@ def _one_token(model: Any) -> tuple[int, list[Any]]:
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
             # The class's forward: the model's may be compiled, and would be recompiled for this shape.
             output = type(model).forward(model, input_ids=token, use_cache=True)
-        cache = output.get("cache", output.get("past_key_values"))  # the latter before transformers 5.24
+        # Since transformers 5.24 the output warns of its older name.
+        cache = output["cache"] if "cache" in output else output["past_key_values"]
         return counter.get_total_flops(), list(cache.layers)
     except Exception as error:  # a model may have code of its own; the measurement is already complete
         raise ShapeUnknownError(f"a token cannot be run through the model: {one_line(error)}") from error
