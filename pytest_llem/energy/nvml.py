@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -137,7 +137,8 @@ class NvmlMeter:
             sampled_energy = _SampledEnergy.of(snapshots, of_gpu, span, sampler_failure)
             counted = _counted(edges) if gpu.uses_counter else _Energy(None, reason=gpu.counter_reason)
             gpu_conditions = conditions(*snapshots, None if sampler_failure else inside)
-            reading = _reading(gpu, counted, sampled_energy, gpu_conditions, self._busy_share(gpu, span))
+            busy = partial(self._busy_share, gpu, span)
+            reading = _reading(gpu, counted, sampled_energy, gpu_conditions, busy)
             devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
             if reading.energy_j is not None:
@@ -277,7 +278,11 @@ def _boundary(gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy) -> str
 
 
 def _reading(
-    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, gpu_conditions: Conditions, busy: float | None
+    gpu: MeteredGpu,
+    counted: _Energy,
+    sampled: _SampledEnergy,
+    gpu_conditions: Conditions,
+    busy: Callable[[], float | None],
 ) -> DeviceReading:
     """Return a GPU's reading: the energy of the counter, or of sampled power if the counter has none."""
     # If a counter fails in the window, sampled power replaces it only if the GPU still reports power at the end: a
@@ -320,7 +325,7 @@ def _reading(
 
 
 def _check(
-    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary: str, busy: float | None
+    gpu: MeteredGpu, counted: _Energy, sampled: _SampledEnergy, boundary: str, busy: Callable[[], float | None]
 ) -> _Energy:
     """Return the integral of power that the counter of *boundary* is compared with."""
     if gpu.averages:  # the average is half a second late, and its integral would differ from a correct counter
@@ -328,9 +333,9 @@ def _check(
     check = sampled.module if boundary == "module" and sampled.module is not None else sampled.gpu
     # Drivers measure power in a part of each of their periods. Bursts of work that are in step with these periods
     # may be in no sample, and the samples do not show that they are missing.
-    if busy is not None and busy < BUSY_SHARE and _differs(check, counted):
-        share = f"{100 * BUSY_SHARE:.0f} %"
-        return _Energy(None, reason=f"busy for less than {share}, so that sampled power may miss bursts of work")
+    if _differs(check, counted) and (share := busy()) is not None and share < BUSY_SHARE:
+        limit = f"{100 * BUSY_SHARE:.0f} %"
+        return _Energy(None, reason=f"busy for less than {limit}, so that sampled power may miss bursts of work")
     if boundary != "module" or sampled.module is not None:
         return check
     # Only the GPU's name says that the counter is a module's, and the power of the module is not read. The GPU's
