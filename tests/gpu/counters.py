@@ -13,12 +13,15 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import pynvml
+
+from pytest_llem import ExperimentResult
+from pytest_llem.times import seconds_between
 
 #: Time between two readings of a counter, in s.
 PERIOD_S = 0.01
@@ -66,6 +69,31 @@ class Log:
 
     def _near(self, uuid: str, at: str) -> int:
         return bisect.bisect(self._rows[uuid], (datetime.fromisoformat(at).timestamp(), 0))
+
+
+def note_parts(found: Callable[[str, object], None], results: Sequence[ExperimentResult], log: Log) -> None:
+    """Note how much time and energy the parts of a sweep's experiments took, each of which used one GPU."""
+    uuids = [one.environment["gpus"][0]["uuid"] for one in results]
+    whole = min(one.started_at for one in results), max(one.completed_at for one in results)
+    spans = {
+        "from the first start to the last end": [(uuid, *whole) for uuid in sorted({*uuids})],
+        "in the experiments' processes": [
+            (uuid, one.started_at, one.completed_at) for uuid, one in zip(uuids, results, strict=True)
+        ],
+        "in the imports of those processes": [
+            (uuid, one.start.began_at, one.start.ready_at)
+            for uuid, one in zip(uuids, results, strict=True)
+            if one.start
+        ],
+        "in the windows": [
+            (uuid, one.window.began_at or "", one.window.ended_at or "")
+            for uuid, one in zip(uuids, results, strict=True)
+        ],
+    }
+    for part, took in spans.items():
+        seconds = sum(seconds_between(began, ended) for _, began, ended in took) / len(results)
+        energy = sum(log.energy(*span) for span in took) / len(results)
+        found(part, f"{seconds:.2f} s and {energy:.0f} J of GPUs for each experiment")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.experiment import DeviceEnergy
 from pytest_llem.times import seconds_between
-from tests.gpu.counters import Log, logging
+from tests.gpu.counters import Log, logging, note_parts
 from tests.support import boards
 from tests.support.boards import NOOP_ENGINE, SECTION, stays
 from tests.support.environments import EVERYTHING, Environment
@@ -106,6 +106,7 @@ def test_sweep_is_faster_and_each_gpus_energy_is_right(
             assert one.window.ended_at is not None
             assert log.has(device.device, device.energy_j, one.window.began_at, one.window.ended_at)
             assert bool(one.concurrent) <= (workers > 1)
+        note_parts(found, results, log)
         found(f"-n {workers}: windows whose energy the logger saw exactly", len(results))
         used = Counter(_gpus(one)[0].device for one in results)
         found(f"-n {workers}: experiments of each GPU", sorted(used.values()))

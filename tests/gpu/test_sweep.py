@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.times import seconds_between
-from tests.gpu.counters import Log, logging
-
-Spans = Sequence[tuple[str, str]]
+from tests.gpu.counters import Log, logging, note_parts
 
 
 @pytest.mark.parametrize(("start_method", "lengths"), [("forkserver", (4, 8, 16, 24, 32)), ("spawn", (4, 32))])
@@ -20,7 +16,6 @@ def test_where_time_and_energy_of_a_sweep_go(
     study: Callable[..., StudyResult],
     llama_1b: Path,
     tmp_path: Path,
-    gpu: Gpu,
     found: Callable[[str, object], None],
     start_method: str,
     lengths: Sequence[int],
@@ -52,21 +47,4 @@ def test_where_time_and_energy_of_a_sweep_go(
         assert slowdown is None or slowdown >= 1
         found(point.id, f"{cost.mean:.4g} J, {speed:.4g} tokens/s, {slowdown} × the roofline")
     results = [ExperimentResult.read(one) for one in (tmp_path / "results").glob("*/experiments/*.json")]
-    log = Log(file)
-
-    def note(what: str, spans: Spans) -> None:
-        seconds = sum(seconds_between(*span) for span in spans)
-        energy = sum(log.energy(gpu.uuid, *span) for span in spans)
-        found(what, f"{seconds / count:.2f} s and {energy / count:.0f} J for each experiment")
-
-    windows = [(one.window.began_at or "", one.window.ended_at or "") for one in results]
-    note(
-        "from the first start to the last end",
-        [(min(one.started_at for one in results), max(one.completed_at for one in results))],
-    )
-    note("in the experiment's process", [(one.started_at, one.completed_at) for one in results])
-    note(
-        "in the imports of that process",
-        [(one.start.began_at, one.start.ready_at) for one in results if one.start],
-    )
-    note("in the window", windows)
+    note_parts(found, results, Log(file))
