@@ -87,6 +87,8 @@ def test_result_files_and_phases_are_returned(job: MakeJob, run: Run) -> None:
     assert outcome.files["requests.csv"].startswith("pass,request,")
     assert [seen.phase for seen in watcher.seen] == [
         "importing",
+        "ready",
+        "importing",
         "fetching the model",
         "loading",
         "preparing",

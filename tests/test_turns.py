@@ -157,6 +157,10 @@ class TestTurns:
             taken = not_none(_result(outcome).interleaving).turns
             assert [turn.passes for turn in taken] == [1] * MIN_TURNS
 
+    def test_both_import_before_one_loads(self, pair: Pair, engine: MakeJob) -> None:
+        one, other = map(_result, pair(engine(), engine()))
+        assert max(not_none(side.start).ready_at for side in (one, other)) <= one.started_at <= other.started_at
+
     @pytest.mark.parametrize(
         ("done", "measured", "total"), [(0, 0.0, 4), (2, 1.0, 20), (4, 9.9, 5), (4, 10.0, 4), (7, 11.0, 7)]
     )

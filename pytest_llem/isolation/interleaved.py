@@ -1,8 +1,8 @@
 """Run two experiments alternately: both are loaded, and one waits while the other one measures.
 
-Each process warms up alone, the first one first. Then they take turns in the order A B B A B A A B …, so that a
-drift of the machine, also one that accelerates, is nearly the same for both. This process only gives the turns,
-and sleeps during them.
+Both processes import their packages at the same time. Then each loads and warms up alone, the first one first.
+After that they take turns in the order A B B A B A A B …, so that a drift of the machine, also one that
+accelerates, is nearly the same for both. This process only gives the turns, and sleeps during them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from pytest_llem.isolation import worker
@@ -84,7 +84,7 @@ class _Running:
         side: The side.
         watcher: Notified of progress; None for no notification.
         process: Starts and ends the process.
-        child: The connection to the process, once its job has begun.
+        child: The connection to the process, once that was started.
         error: Why the process could not be started; None if it was.
         waiting: The last report that it waits for its turn.
         waits: Number of these reports.
@@ -111,14 +111,24 @@ class _Running:
             self.refresh_every_s = self.watcher.refresh_every_s
         self.process = ExperimentProcess.for_job(self.side.job, self.side.forkservers, self.side.started)
 
+    def start(self) -> bool:
+        """Start the process, which imports its packages, and return whether it could be started."""
+        with self._noting_error():
+            self.child = self.process.start(self, self.side.on_output)
+        return self.error is None
+
     def begin(self) -> bool:
-        """Begin the job, and return whether the process could be started."""
-        watched = self.watcher is not None
+        """Begin the job, and return whether that was possible."""
+        with self._noting_error():
+            self.process.begin(self.side.job, watched=self.watcher is not None)
+        return self.error is None
+
+    @contextmanager
+    def _noting_error(self) -> Iterator[None]:
         try:
-            self.child = self.process.begin(self.side.job, self, self.side.on_output, watched=watched)
+            yield
         except OSError as error:
             self.error = error
-        return self.error is None
 
     def see(self, seen: Progress | GpuStatus) -> None:
         """Note a report of the process, and pass it on. Implements the protocol ``Watcher``."""
@@ -139,6 +149,10 @@ class _Running:
     def is_done(self) -> bool:
         """Whether it has written its result, or has ended without one."""
         return self.child is not None and (self.child.phase == worker.DONE or self.child.has_ended)
+
+    def has_imported(self) -> bool:
+        """Return whether its packages are imported, and it waits for its job."""
+        return self.child is not None and self.child.phase == worker.READY
 
     def is_ready(self) -> bool:
         """Return whether it is ready for its first turn."""
@@ -223,7 +237,14 @@ def _run(first: _Running, second: _Running) -> _Running | None:
         fetched = sum(side.child.fetched_seconds for side in (first, second) if side.child is not None)
         return max(0.0, began + first.side.timeout + fetched - time.monotonic())
 
-    for side, other in ((first, second), (second, first)):
+    sides = ((first, second), (second, first))
+    for side, _ in sides:
+        if not side.start():
+            return side
+    for side, other in sides:
+        if not side.wait(other, left(), side.has_imported):
+            return _failed(side, other)
+    for side, other in sides:
         if not side.begin() or not side.wait(other, left(), side.is_ready):
             return _failed(side, other)
     for side, other in _turns(first, second):

@@ -100,17 +100,27 @@ class ExperimentProcess:
         self._on_output: Callable[[bytes], None] = lambda chunk: None
         self._job = job
 
-    def start(self) -> None:
-        """Start the process.
+    def start(
+        self, watcher: Watcher | None = None, on_output: Callable[[bytes], None] = lambda chunk: None
+    ) -> Child:
+        """Start the process, unless it was started early, and return it.
+
+        Args:
+            watcher: Notified of progress from now on; None for no notification.
+            on_output: Called with output of the process as it arrives from now on.
 
         Raises:
             OSError: Its files cannot be written, or the system cannot start a process.
         """
-        starter, self._attempt = _starter(self._job, self._forkservers)
-        self._write_job(self._job)
-        self._killed_before = oom_kills()
-        self._child = Child(lambda chunk: self._on_output(chunk))
-        self._child.start(starter, self._attempt, self._job.watch_pids)
+        self._on_output = on_output
+        if self._child is None:
+            starter, self._attempt = _starter(self._job, self._forkservers)
+            self._write_job(self._job)
+            self._killed_before = oom_kills()
+            self._child = Child(lambda chunk: self._on_output(chunk))
+            self._child.start(starter, self._attempt, self._job.watch_pids)
+        self._child.watcher = watcher
+        return self._child
 
     @property
     def has_exited(self) -> bool:
@@ -146,33 +156,26 @@ class ExperimentProcess:
         Raises:
             OSError: Its files cannot be written, or the system cannot start a process.
         """
-        child = self.begin(job, watcher, on_output, watched=watcher is not None)
+        child = self.start(watcher, on_output)
+        self.begin(job, watched=watcher is not None)
         timed_out = child.wait(timeout, until=lambda: child.phase == worker.DONE)
         return self.outcome(timeout if timed_out else None)
 
-    def begin(
-        self, job: Job, watcher: Watcher | None, on_output: Callable[[bytes], None], *, watched: bool
-    ) -> Child:
-        """Start the process unless it was started early, make it begin *job*, and return it. See :meth:`run`.
+    def begin(self, job: Job, *, watched: bool) -> None:
+        """Make the started process begin *job*.
 
         Args:
             job: The complete job.
-            watcher: Notified of progress; None for no notification.
-            on_output: Called with output of the process as it arrives.
             watched: Whether meters report the current power, too.
 
         Raises:
-            OSError: Its files cannot be written, or the system cannot start a process.
+            OSError: The job cannot be written.
         """
-        if self._child is None:
-            self.start()
-            assert self._child is not None
-        self._child.watcher, self._on_output = watcher, on_output
+        assert self._child is not None
         if job.max_load_seconds is not None:
             self._child.max_load_seconds = job.max_load_seconds
         self._write_job(job, watched=watched)
         self._child.send()
-        return self._child
 
     def outcome(self, missed_deadline: float | None) -> Outcome:
         """Return the outcome of a process that is done, has ended, or took longer than *missed_deadline* s."""

@@ -38,6 +38,9 @@ JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.tx
 #: Pattern of the files that are kept beside the result.
 EXTRA_FILES = "*.csv"
 
+#: Phases while packages are imported, and once they are.
+IMPORTING, READY = "importing", "ready"
+
 #: Phases that may download.
 FETCHING = ("fetching the dataset", "fetching the model")
 
@@ -90,11 +93,13 @@ def main(attempt: str, events: int, start_fd: int) -> None:
             return
 
     try:
-        announce("importing")
+        announce(IMPORTING)
         start = {"began_at": now()}
         import_needed(read_job(directory))
         start["ready_at"] = now()
+        announce(READY)
         read_line(start_fd)
+        announce(IMPORTING)  # reports what could not be imported
         run(read_job(directory), start, directory, announce, events, start_fd)
     except SystemExit:
         raise  # the exit status is reported

@@ -44,7 +44,7 @@ SMALL: Mapping[str, Any] = {
 _TEXTS = ("A cat sat.", "The quick brown fox jumps over the lazy dog.", "One, two, three.")
 
 #: Phases of an experiment before its model is loaded; None for a refusal in pytest's process.
-_BEFORE_LOAD = (None, "starting", "importing", "fetching the dataset", "fetching the model")
+_BEFORE_LOAD = (None, "starting", "importing", "ready", "fetching the dataset", "fetching the model")
 
 #: Beginnings of error messages of the measurement, and the check that reports them.
 _REPORTED_BY = {
