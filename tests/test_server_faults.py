@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def test_fault_is_named_and_the_next_point_has_a_fresh_server(
     assert (first["status"], second["status"]) == ("failed", "completed")
     [line] = [line for line in run.outlines if line.startswith(f"{where}: ")]
     assert re.match(message, line.removeprefix(f"{where}: "))
-    run.stdout.fnmatch_lines(["*Captured server output*", "no such model" if "exit" in mock else "listening on *"])
+    output = "no such model" if "exit" in mock else "listening on *"
+    run.stdout.fnmatch_lines(["*Captured server output*", output])
+    [kept] = results.directory.glob("experiments/*.server.txt")
+    assert fnmatch(kept.read_text(), f"*{output}*")
     assert result_of(results, second)["server"]["position"] == 1
 
 

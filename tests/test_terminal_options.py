@@ -54,10 +54,14 @@ class TestOutput:
         run.assert_outcomes(passed=1, failed=1)
 
 
-def test_output_of_failed_experiment_is_shown(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
+def test_output_of_failed_experiment_is_shown_and_kept(
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results
+) -> None:
     write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
+    [kept] = results.directory.glob("experiments/*.output.txt")
+    assert "a word from the engine" in kept.read_text()
 
 
 @pytest.mark.slow

@@ -176,12 +176,15 @@ def _keep(
         outcome: Its outcome.
         stored: Where a replayed outcome is from; None if the experiment was run.
     """
+    files = outcome.files
+    if outcome.error is not None and outcome.output.strip():
+        files = {**files, "output.txt": outcome.output}
     # Plain data, which an xdist worker can send to the controller.
     item.stash[PAYLOAD] = {
         "run": run_of(item),
         "experiment_id": experiment.id,
         "result": outcome.result,
-        "files": outcome.files,
+        "files": files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
         "worker": worker_id(item.config),
         "replayed_from": stored.source if stored else None,

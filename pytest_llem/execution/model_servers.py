@@ -92,10 +92,12 @@ class RunningServer:
                 self.first = config, first_load(experiment.id, section, outcome.data)
         if outcome.error is None or self.process is None:
             return outcome
-        add_server_section(item, self.process.output())
-        if outcome.error.kind != "crash" or not self.process.ended_within():
-            return outcome
-        return replace(outcome, error=self.process.error().model_copy(update={"phase": outcome.error.phase}))
+        output = self.process.output()
+        add_server_section(item, output)
+        error = outcome.error
+        if error.kind == "crash" and self.process.ended_within():
+            error = self.process.error().model_copy(update={"phase": error.phase})
+        return replace(outcome, error=error, files=_kept(output))
 
     def is_usable(self) -> bool:
         """Return whether it still runs."""
@@ -143,7 +145,7 @@ class ModelServers:
             lease.defer(partial(self.stop, key))
             return started
         add_server_section(item, started.output)
-        return replace(started, output="")
+        return replace(started, output="", files=_kept(started.output))
 
     def get_all(self, items: Sequence[pytest.Item], lease: DeviceLease) -> list[RunningServer] | Outcome:
         """Return a server for each of *items*, which are measured alternately, or the first error."""
@@ -169,6 +171,11 @@ class ModelServers:
             if not _is_port_taken(started):
                 break
         return started
+
+
+def _kept(output: str) -> dict[str, str]:
+    """Return the file in which a server's output is kept beside the results, by its suffix."""
+    return {"server.txt": output} if output.strip() else {}
 
 
 def _is_port_taken(started: RunningServer | Outcome) -> bool:

@@ -160,7 +160,8 @@ class Recorder:
         if report.skipped:  # with an error, it failed as xfail expects
             run.skipped(experiment, skip_reason(report), error)
         elif error is not None:
-            run.failed(experiment, error, payload["worker"] if payload else None)
+            files, worker = (payload["files"], payload["worker"]) if payload else (None, None)
+            run.failed(experiment, error, files, worker)
             self._count_failure(key, error, report)
 
     def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:

@@ -249,12 +249,7 @@ class ManifestWriter:
                 written.
         """
         found = self.entry(experiment_id)
-        (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
-        for suffix in set(self._suffixes.get(experiment_id, ())) - files.keys():
-            (self.directory / _path(found, suffix)).unlink(missing_ok=True)
-        self._suffixes[experiment_id] = tuple(files)
-        for suffix, content in files.items():
-            write_atomically(self.directory / _path(found, suffix), content)
+        self._write_files(found, files)
         result_file = _path(found, _RESULT)
         digest = write_atomically(self.directory / result_file, result)
         with self._transition(experiment_id, "completed") as entry:
@@ -264,14 +259,32 @@ class ManifestWriter:
             entry.error = None
             entry.completed_at = now()
 
-    def failed(self, experiment_id: str, error: ErrorRecord, *, worker: str | None = None) -> None:
-        """Record that an experiment failed with *error*."""
+    def failed(
+        self,
+        experiment_id: str,
+        error: ErrorRecord,
+        files: Mapping[str, str] | None = None,
+        *,
+        worker: str | None = None,
+    ) -> None:
+        """Record that an experiment failed with *error*, then save its *files* as those of a completed one."""
         with self._transition(experiment_id, "failed") as entry:
             entry.error = error
             entry.worker = worker
             entry.result_file = entry.result_sha256 = None
             entry.replayed_from = entry.replay_mismatch = None
             entry.completed_at = now()
+        if files:
+            self._write_files(self.entry(experiment_id), files)
+
+    def _write_files(self, entry: ManifestEntry, files: Mapping[str, str]) -> None:
+        """Write an experiment's *files*, text by suffix, and remove others of an earlier attempt."""
+        (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
+        for suffix in set(self._suffixes.get(entry.experiment_id, ())) - files.keys():
+            (self.directory / _path(entry, suffix)).unlink(missing_ok=True)
+        self._suffixes[entry.experiment_id] = tuple(files)
+        for suffix, content in files.items():
+            write_atomically(self.directory / _path(entry, suffix), content)
 
     def skipped(self, experiment_id: str, reason: str, error: ErrorRecord | None = None) -> None:
         """Record that pytest skipped an experiment, or that it failed with *error* as xfail expects."""

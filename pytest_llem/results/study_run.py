@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,9 +151,15 @@ class StudyRun:
         self.latest = result
         return result
 
-    def failed(self, experiment: Experiment, error: ErrorRecord, worker: str | None = None) -> None:
-        """Record that an experiment failed."""
-        self.writer.failed(experiment.id, error, worker=worker)
+    def failed(
+        self,
+        experiment: Experiment,
+        error: ErrorRecord,
+        files: Mapping[str, str] | None = None,
+        worker: str | None = None,
+    ) -> None:
+        """Record that an experiment failed, and save its *files*: text by suffix (``output.txt``)."""
+        self.writer.failed(experiment.id, error, files, worker=worker)
 
     def unsaved(self, experiment: Experiment, reason: str) -> None:
         """Record that a result could not be saved, if the manifest can be written."""
