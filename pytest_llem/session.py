@@ -214,7 +214,7 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
         merge = "llem merge judges the gates, on the results of all shards"
         lines.append(f"llem: shard {shard} {text}" if is_empty else f"llem: shard {shard}: {merge}")
     lines += [f"llem: {note}" for note in lock_notes(config, [plan.study for plan in plans])]
-    lines += [f"llem: warning: {busy}" for busy in {plan.load for plan in plans} if busy is not None]
+    lines += [f"llem: warning: {busy}" for busy in {plan.host_load_warning for plan in plans} if busy is not None]
     return list(fitted(lines))
 
 

@@ -474,7 +474,7 @@ class ScriptedRuns:
     def __call__(self, job: Job, **options: object) -> Outcome:
         self.runs.append(job.identity["cycle"])
         states = self.script.get(job.identity["experiment_id"]) or ["uncontended"]
-        contention = {"state": states.pop(0), "reasons": ["others: 50 %"], "repeats": list(job.repeats)}
+        contention = {"state": states.pop(0), "reasons": ["others: 50 %"], "repeats": list(job.contended_runs)}
         result = golden().model_dump(mode="json") | {"identity": job.identity, "contention": contention}
         return Outcome(json.dumps(result), output=f"run {len(self.runs)}\n")
 

@@ -142,7 +142,7 @@ class TestReported:
         assert worst([*others, warning], 1) == [warning]
 
     def test_failed_and_impossibly_fast_requests_are_two_warnings(self) -> None:
-        requests = replace(_requests(_error, True, False), too_fast="1 µs for each token")
+        requests = replace(_requests(_error, True, False), too_fast_reason="1 µs for each token")
         assert [one.code for one in requests.warnings()] == ["requests_failed", "impossibly_fast"]
         assert (requests.not_judged or "").startswith("1 of 2 requests failed")
 

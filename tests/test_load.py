@@ -51,7 +51,7 @@ def under_load(
                 await window(load)
                 ended = time.monotonic()
             finally:
-                await load.drain(timeout=60)
+                await load.stop(timeout=60)
             return load, began, ended
 
     with mock_server(*(server or ("--step-ms", "2+0"))) as url:
@@ -121,7 +121,7 @@ def test_drain_cancels_what_does_not_end_in_time() -> None:
     async def drain(load: Load) -> None:
         while load.finished < 5 or load.in_flight < 4:  # with the ninth request, the server stalls
             await load.hold(0.001)
-        await load.drain(timeout=0.05)
+        await load.stop(timeout=0.05)
 
     load, _, _ = under_load(
         ClosedLoop(4, ramp_seconds=0.0),
@@ -144,7 +144,7 @@ def test_conversation_keeps_its_slot() -> None:
             load = Load(client, conversations, ClosedLoop(2))
             await load.begin()
             await load.hold(0.1)
-            await load.drain(timeout=60)
+            await load.stop(timeout=60)
             return load
 
     with mock_server("--step-ms", "2+0") as url:

@@ -379,7 +379,7 @@ def test_latency_percentiles_are_over_requests_and_gaps() -> None:
 
 
 def test_latencies_that_the_engine_does_not_report_are_null() -> None:
-    requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
+    requests = Requests([[RequestRecord(1, [1, 2])]], latency_unknown_reason="beams have no tokens to time")
     assert {metric.value for metric in requests.latency_metrics().values()} == {None}
     assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
     assert requests.to_csv(0.0).splitlines()[1] == "1,0,1,2,,,,,,,,,,,"

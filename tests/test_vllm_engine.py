@@ -355,13 +355,13 @@ def test_wrong_argument_has_its_place_in_the_study_and_vllm_is_asked_once(
     )
     study = load_study(tmp_path / "s.yaml")
     [point] = study.points
-    assert Preflight(study, (), []).reason(point).split("; ")[0] == (  # type: ignore[union-attr]
+    assert Preflight(study, (), []).refusal(point).split("; ")[0] == (  # type: ignore[union-attr]
         "vllm.sampling.top_k cannot be given: use decoder.top_k"
     )
     (tmp_path / "s.yaml").write_text("model: none\nbackend: vllm\nvllm:\n  engine:\n    max_num_seq: 4\n")
     study = load_study(tmp_path / "s.yaml")
     [point] = study.points
-    reason = Preflight(study, (), []).reason(point) or ""
+    reason = Preflight(study, (), []).refusal(point) or ""
     assert reason.split("; ")[0] == (
         "s.yaml:5:5: vllm.engine.max_num_seq: vLLM has no such argument (did you mean 'max_num_seqs'?)"
     )

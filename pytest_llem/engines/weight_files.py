@@ -53,7 +53,7 @@ def read_header(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def damaged_model(name: str, source: ModelSource) -> str | None:
+def model_damage(name: str, source: ModelSource) -> str | None:
     """Return why a model cannot be loaded; None if no damage is visible in its files.
 
     Args:
@@ -61,11 +61,11 @@ def damaged_model(name: str, source: ModelSource) -> str | None:
         source: Where it was found.
     """
     folder = source.folder
-    damage = damaged_file(folder) if folder is not None and folder.is_dir() else None
+    damage = file_damage(folder) if folder is not None and folder.is_dir() else None
     return None if damage is None else f"model {name!r} cannot be loaded: {damage}"
 
 
-def damaged_file(folder: Path) -> str | None:
+def file_damage(folder: Path) -> str | None:
     """Return what is wrong with a model file in *folder*, and what to do; None if no damage is visible.
 
     Missing files are not looked for.

@@ -47,7 +47,7 @@ def make_plans(
             reference=plans.get(run_key(run, REFERENCE)),
             against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
-            load=load if plan.to_run else None,
+            host_load_warning=load if plan.to_run else None,
             at_a_time=at_a_time,
             workers=workers,
         )
@@ -162,7 +162,7 @@ def check_both_sides(
         side = "the reference" if is_reference(run) else "the candidate"
         preflight = preflight_of(config, run, study)
         found = list(preflight.engines.problems(sorted({point.config.backend for point in wanted})))
-        reasons = [] if found else [preflight.reason(point) for point in wanted]
+        reasons = [] if found else [preflight.refusal(point) for point in wanted]
         if reasons and None not in reasons:
             found = [f"no point can run: {reasons[0]}"]
         problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)

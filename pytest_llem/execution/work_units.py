@@ -13,7 +13,7 @@ from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.jobs import preflight_of
 from pytest_llem.execution.placement import binding_key, bindings_of, keeps_devices, narrowed
-from pytest_llem.execution.stopping import ended
+from pytest_llem.execution.stopping import not_needed_reason
 from pytest_llem.execution.work_queue import Unit
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.machine.device_request import DeviceRequest
@@ -102,7 +102,7 @@ def _request(
     """Return the devices that a unit may be given now; None if none of its experiments will start a process."""
     for member in members:
         experiment, run = member.experiment, member.run
-        if experiment is None or ended(config.stash[SHARED_STATE], run, experiment) is not None:
+        if experiment is None or not_needed_reason(config.stash[SHARED_STATE], run, experiment) is not None:
             continue
         request = _point_request(config, run, studies[run], experiment)
         if request is not None:
@@ -121,6 +121,6 @@ def _point_request(
     key = run, point.config_hash
     if key not in known:  # the queue asks for many units, again and again
         preflight = preflight_of(config, run, study)
-        starts_process = point.skip is None and preflight.reason(point) is None
+        starts_process = point.skip is None and preflight.refusal(point) is None
         known[key] = preflight.request(point.config) if starts_process else None
     return known[key]

@@ -15,7 +15,7 @@ from pytest_llem.gates.eligibility import (
     PER_REQUEST,
     PER_TOKEN_TIME,
     allows_estimates,
-    contention,
+    contention_reason,
     ineligible_reason,
     replay_ineligible_reason,
 )
@@ -127,7 +127,7 @@ class MetricHistory:
         return [one for one in self.values if one.not_judged is None]
 
     @property
-    def why_not_judged(self) -> str | None:
+    def not_judged_reason(self) -> str | None:
         """Why no change could be found; None if one could."""
         judged = self.judged
         if len(judged) >= MIN_RUNS:
@@ -321,7 +321,7 @@ def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None
     if summary.method == "estimated" and not allows_estimates(point):
         return ESTIMATED
     reason = summary.not_judged or point.not_repeated or replay_ineligible_reason(point)
-    reason = reason or ineligible_reason(point, metric) or contention(point, metric)
+    reason = reason or ineligible_reason(point, metric) or contention_reason(point, metric)
     if reason is None and not all(value > 0 for value in _values(summary)):
         return "a value is not above 0"
     return reason

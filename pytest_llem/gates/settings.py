@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.document import dotted
-from pytest_llem.study.gates import GatesConfig, metric_fault
+from pytest_llem.study.gates import GatesConfig, metric_problem
 from pytest_llem.study.problems import error_sentence
 from pytest_llem.study.section_errors import error_details
 
@@ -34,7 +34,7 @@ def gates_of(result: StudyResult, name: object, given: Mapping[str, Any] | None 
         where = f"--{location[0]}" if location[0] in (given or {}) else f"{name}: gates.{dotted(location)}"
         raise ValueError(f"{where}: {error_sentence(detail)} (got {detail['input']!r})") from error
     for metric in settings.metrics or ():
-        if fault := metric_fault(metric):
+        if message := metric_problem(metric):
             hint = "" if given is None else ": give --metric"
-            raise ValueError(f"{name}: gates.metrics: {fault} (got {metric!r}){hint}")
+            raise ValueError(f"{name}: gates.metrics: {message} (got {metric!r}){hint}")
     return settings

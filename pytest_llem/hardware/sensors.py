@@ -154,7 +154,7 @@ def busy_share(nvml: Nvml, handle: Any, since: float, until: float) -> float | N
     return fmean(shares) if shares else None
 
 
-def lasting_clock_mhz(nvml: Nvml, handle: Any) -> int | None:
+def sustained_clock_mhz(nvml: Nvml, handle: Any) -> int | None:
     """Return a clock that a GPU's processors can sustain under load, in MHz; None if unknown.
 
     This is the vendor's default application clock if that is below the maximum clock. Otherwise it is the highest

@@ -73,7 +73,7 @@ class GateInputs:
                     found[name] = f"{cycles} of {self._study.n_cycles} cycles selected: select all of them{others}"
         return found
 
-    def skipped(self, point: str) -> str | None:
+    def skip_reason(self, point: str) -> str | None:
         """Return why this session skipped an experiment of a point; None if it skipped none."""
         entries = self._run.entries if self._run is not None else ()
         skipped = (one for one in entries if one.config_summary == point and one.status == "skipped")

@@ -229,7 +229,7 @@ class StudyGates:
                 return "its reference was not selected, but both have to be interleaved"
             measured, wanted = len(judged.point.cycles), self.study.min_cycles
             if not measured:
-                return self._results.skipped(verdict.point)
+                return self._results.skip_reason(verdict.point)
             is_short = measured < wanted and verdict.point not in self._results.partly_selected
             return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:

@@ -24,7 +24,7 @@ class DeviceLock:
     """
 
     def __init__(self, folder: Path, name: str, owner: Owner) -> None:
-        self._lock = SharedLock(folder / f"{name}.lock")
+        self._lock = FileLock(folder / f"{name}.lock")
         self._name = name
         self._folder = folder
         self._note = note_file(folder, name)
@@ -74,7 +74,7 @@ class DeviceLock:
             self._lock.release()
 
 
-class SharedLock:
+class FileLock:
     """An exclusive lock on a file. The kernel releases it when the process that holds it ends; the file remains.
 
     The file may belong to another user and be in a sticky folder. Linux may then refuse to open it with

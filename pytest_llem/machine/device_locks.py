@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.machine.device_lock import DeviceLock, SharedLock
+from pytest_llem.machine.device_lock import DeviceLock, FileLock
 from pytest_llem.machine.device_queue import QueuePosition, Ticket, is_waited_for, waiting_tickets
 from pytest_llem.machine.owner import Owner, last_owner, locks_folder
 
@@ -164,7 +164,7 @@ def free_devices(devices: Collection[str]) -> set[str]:
     folder = _folder()
     found = set()
     for name in devices:
-        lock = SharedLock(folder / f"{name}.lock")
+        lock = FileLock(folder / f"{name}.lock")
         try:
             if lock.acquire():
                 found.add(name)
@@ -182,7 +182,7 @@ def try_locks() -> Path:
         DeviceError: Devices cannot be locked.
     """
     folder = _folder()
-    lock = SharedLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
+    lock = FileLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
     try:
         lock.acquire()
         lock.path.unlink(missing_ok=True)

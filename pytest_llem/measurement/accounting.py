@@ -39,7 +39,7 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
     )
 
 
-def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
+def mark_not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
     """Return *metrics*, those of the window marked with the *reason* why no gate may judge them.
 
     Metrics from before the window are unchanged; all are if *reason* is None. One reason is failed requests: a
@@ -104,14 +104,14 @@ class Served:
         requests: Number of answered requests.
         input_tokens: Their input tokens; None if unknown.
         output_tokens: Their output tokens; None if unknown.
-        no_tokens: Why the number of output tokens is unknown; None if the engine just does not report it.
+        tokens_unknown_reason: Why their number is unknown; None if the engine just does not report it.
     """
 
     passes: float
     requests: float
     input_tokens: float | None
     output_tokens: float | None
-    no_tokens: str | None = None
+    tokens_unknown_reason: str | None = None
 
     @classmethod
     def in_passes(cls, passes: int, requests: Requests) -> Served:
@@ -122,7 +122,7 @@ class Served:
             passes * requests.served,
             None if inputs is None else passes * inputs,
             None if outputs is None else passes * outputs,
-            requests.no_tokens,
+            requests.tokens_unknown_reason,
         )
 
     @property
@@ -133,7 +133,9 @@ class Served:
     @property
     def no_output(self) -> str:
         """Why a value per output token is missing, if their number is unknown or 0."""
-        return _NOTHING_GENERATED if self.output_tokens == 0 else self.no_tokens or _OUTPUT_TOKENS_UNKNOWN
+        return (
+            _NOTHING_GENERATED if self.output_tokens == 0 else self.tokens_unknown_reason or _OUTPUT_TOKENS_UNKNOWN
+        )
 
 
 def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str, Metric]:
@@ -161,7 +163,7 @@ def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str
     }
     for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
         key = f"{name}_energy_j"
-        metrics[key] = _share(key, account.over(boundary), passes, _NOT_SERVED)
+        metrics[key] = _share(key, account.of_boundary(boundary), passes, _NOT_SERVED)
     metrics["tokens_per_joule"] = _tokens_per_joule(served, metrics["energy_j"])
     return metrics
 

@@ -221,7 +221,9 @@ class CommandOrchestrator:
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self.identity,
             effective_config=self._effective_config(runs.completed),
-            metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
+            metrics=accounting.mark_not_judged(
+                metrics, None if runs.requests is None else runs.requests.not_judged
+            ),
             devices=records.device_energies(window.account),
             window=records.window_record(window),
             tokens=runs.tokens(),

@@ -79,7 +79,9 @@ def _problem(request: RequestRecord, input_tokens: int | None, pass_seconds: flo
     return None
 
 
-def too_fast(passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: Sequence[float]) -> str | None:
+def too_fast_reason(
+    passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: Sequence[float]
+) -> str | None:
     """Return why no engine can have generated *passes* in *pass_seconds*; None if one can.
 
     Args:

@@ -139,7 +139,7 @@ class LoadMeasurement:
             finally:
                 if is_metering and account is None:
                     await asyncio.to_thread(meters.end)
-                await under_load.drain(load.request_timeout_seconds)
+                await under_load.stop(load.request_timeout_seconds)
             drained = time.monotonic()
             after_drain = await self._counters(client)
         lags = under_load.send_lags(began, ended)

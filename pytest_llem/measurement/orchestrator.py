@@ -38,10 +38,10 @@ from pytest_llem.measurement.pass_driver import PassDriver
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import (
-    active_tracer,
     disturbance_warnings,
     energy_warnings,
     find_warnings,
+    tracer_warning,
 )
 from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import Requests
@@ -191,7 +191,7 @@ class ExperimentOrchestrator:
             energy = account.total
             if metered != set(engine.gpus):  # the engine chose its GPUs while it loaded: meter only these now
                 if metered.intersection(energy.devices):
-                    energy = account.of(engine.gpus)
+                    energy = account.of_devices(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
             needs = needs_of_class(engine, self.config, None)
@@ -223,7 +223,7 @@ class ExperimentOrchestrator:
         observers = self._observers(engine, engine.reset_peak_memory)
         window = driver.measure(meters, observers, self.turns)
         contention = observers.contention(window.seconds)
-        tracer = active_tracer()
+        tracer = tracer_warning()
         peak_memory = engine.peak_memory_bytes()
         kv_cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
         prefill = None
@@ -258,7 +258,7 @@ class ExperimentOrchestrator:
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self._identity,
             effective_config=records.effective_config(config, loaded.needs.unused),
-            metrics=accounting.not_judged(
+            metrics=accounting.mark_not_judged(
                 metrics, requests.not_judged or window.compiled or repeats_faster or observed.tracer
             ),
             devices=records.device_energies(window.account),
@@ -328,7 +328,7 @@ class ExperimentOrchestrator:
         metrics = accounting.with_covers_engine(metrics, record, engine.gpus)
         if prefill is not None and prefill.compiled is not None:
             of_prefill = {name: metrics[name] for name in PREFILL_METRICS}
-            metrics |= accounting.not_judged(of_prefill, prefill.compiled)
+            metrics |= accounting.mark_not_judged(of_prefill, prefill.compiled)
         return metrics
 
     def _driver(

@@ -11,11 +11,11 @@ from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
 from pytest_llem.measurement.driver import Driver, measure_turns
-from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast
+from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast_reason
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow, join_turns, measure
-from pytest_llem.measurement.quality_warnings import pass_warnings, repeats_are_faster
+from pytest_llem.measurement.quality_warnings import faster_repeats_warning, pass_warnings
 from pytest_llem.measurement.records import token_record
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.turns import Turn, Turns
@@ -126,17 +126,17 @@ class PassDriver(Driver[PassWindow]):
         engine = self._engine
         return Requests(
             [list(chain.from_iterable(one)) for one in batches],
-            engine.no_latency,
+            engine.latency_unknown_reason,
             [len(batch) for batch in batches[0]] if engine.batch_sizes_known else (),
             window.numbers,
-            too_fast(batches, window.pass_seconds),
-            engine.no_tokens,
+            too_fast_reason(batches, window.pass_seconds),
+            engine.tokens_unknown_reason,
             self._config.n,
         )
 
     def check(self, window: PassWindow, requests: Requests) -> str | None:
         check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
-        return repeats_are_faster(window, requests)
+        return faster_repeats_warning(window, requests)
 
     def metrics(self, window: PassWindow, requests: Requests) -> dict[str, Metric]:
         served = Served.in_passes(window.count, requests)

@@ -98,7 +98,7 @@ def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
     return found if any(found) else []
 
 
-def not_repeated(cycles: Sequence[ExperimentResult]) -> str | None:
+def not_repeated_reason(cycles: Sequence[ExperimentResult]) -> str | None:
     """Return why the load generator's runs in a point's *cycles* are no repetitions; None if they are."""
     imported = [one.imported for one in cycles if one.imported is not None]
     runs = sum(one.runs for one in imported)

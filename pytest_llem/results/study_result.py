@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
+from pytest_llem.results.cycles import (
+    cycle_turns,
+    gpus_of_cycles,
+    not_repeated_reason,
+    summarise,
+    summarise_contention,
+)
 from pytest_llem.results.document import Record, RecordFile
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
@@ -268,7 +274,7 @@ def _set_results(
     point.loads = [result.load for result in results if result.load is not None]
     point.gpus = gpus_of_cycles(results)
     point.drifts = [one.server.drift for one in results if one.server is not None and one.server.drift is not None]
-    point.not_repeated = not_repeated(results)
+    point.not_repeated = not_repeated_reason(results)
 
 
 def complete(design: StudyResult, manifest: Manifest, findings: Findings) -> StudyResult:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
-from pytest_llem.study.gates import Budget, MetricName, metric_fault
+from pytest_llem.study.gates import Budget, MetricName, metric_problem
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.rules import PointSelector
 from pytest_llem.study.section import NullableSection
@@ -110,10 +110,10 @@ def _read(document: Document, at: KeyPath, given: Any) -> Iterator[BudgetEntry |
 
 
 def _read_in_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[BudgetEntry | Problem]:
-    if fault := metric_fault(name):
+    if message := metric_problem(name):
         is_entry = name in BudgetConfig.model_fields
         in_list = f"write a budget with {name} as an entry of a list: [{{metric: ..., max: ...}}]"
-        yield document.problem(at, in_list if is_entry else fault)
+        yield document.problem(at, in_list if is_entry else message)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield _checked(document, BudgetEntry(name, at, at, {"max": float(value)}))
     elif not isinstance(value, dict):
@@ -142,8 +142,8 @@ def _read_in_list(document: Document, at: KeyPath, entry: Any) -> Iterator[Budge
     except ValidationError as error:
         yield from section_problems(document, at, BudgetConfig, error)
         return
-    if fault := metric_fault(budget.metric):
-        yield document.problem((*at, "metric"), fault)
+    if why := metric_problem(budget.metric):
+        yield document.problem((*at, "metric"), why)
     else:
         yield _checked(document, BudgetEntry(budget.metric, (*at, "metric"), at, _bounds(budget), budget.where))
 

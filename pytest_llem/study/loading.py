@@ -162,11 +162,11 @@ def _read_name(document: Document) -> tuple[str, list[Problem]]:
     if not isinstance(name, str):
         message: str | None = f"must be a string {document.given(('name',), name)}"
     else:
-        message = name_fault(name)
+        message = name_problem(name)
     return (name, []) if message is None else ("", [document.problem(("name",), message)])
 
 
-def name_fault(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     """Return an error message if *name* cannot be the name of a study and of its files; else None."""
     if not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
         return f"must be a name without path separators or control characters (got {shown(name)})"
@@ -280,11 +280,11 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
         return document, [problem], []
     path = document.path.parent / given
     try:
-        fault = _base_fault(path, document.path)
+        message = _base_problem(path, document.path)
     except (OSError, ValueError) as error:  # a name that is too long or invalid
-        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    if fault:
-        return document, [document.problem(("base",), f"{fault} (got {shown(given)})")], []
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if message:
+        return document, [document.problem(("base",), f"{message} (got {shown(given)})")], []
     base = load_document(path)
     if not isinstance(base.data, dict):
         raise StudyError([base.problem((), f"a base must be a mapping {base.given((), base.data)}")])
@@ -303,7 +303,7 @@ def shared_fields(document: Document) -> dict[str, Any]:
     return {key: one for key, one in {**inherited, **document.data}.items() if key not in STUDY_KEYS}
 
 
-def _base_fault(path: Path, study: Path) -> str | None:
+def _base_problem(path: Path, study: Path) -> str | None:
     """Return an error message if *path* cannot be the base of the file *study*, else None."""
     if not path.exists():
         return "there is no such file, relative to this one"

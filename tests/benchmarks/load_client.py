@@ -106,7 +106,7 @@ async def load(url: str, number: int, concurrency: int, first: int, tokens: int)
         while load.in_flight:
             await asyncio.sleep(0.01)
         records = [request.record for request in load.records]
-        await load.drain(0)
+        await load.stop(0)
         ended = max(request.ended for request in load.records)
     latencies = zip(*((one.ttft_s or 0.0, one.tpot_s or 0.0, one.e2e_s or 0.0) for one in records), strict=True)
     seconds = ended - began

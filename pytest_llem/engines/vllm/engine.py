@@ -36,7 +36,7 @@ from pytest_llem.engines.requirements import unmet_by_vllm
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor
-from pytest_llem.engines.weight_files import damaged_model
+from pytest_llem.engines.weight_files import model_damage
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -144,7 +144,7 @@ class VLLMEngine(BatchEngine):
     def fetch(self) -> None:
         name = self._config.model_name
         self._source = resolve_model(name, self._context.model_path, self._engine_options.get("revision"))
-        if not self._random_weights and (damage := damaged_model(name, self._source)):
+        if not self._random_weights and (damage := model_damage(name, self._source)):
             raise PreflightError(damage)
 
     @property
