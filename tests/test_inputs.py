@@ -19,15 +19,15 @@ from huggingface_hub import constants
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.engines import hub, tokenizer
+from pytest_llem.engines.models import file_damage
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.engines.weight_files import file_damage
 from pytest_llem.execution.session_facts import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.model_files import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
-from pytest_llem.workload.files import read_file
+from pytest_llem.workload.datasets import read_file
 from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.tiny import GREEDY, PROMPTS, SIZES, config, decoder, engine, outputs
 

@@ -14,8 +14,8 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError, RequestRecord
+from pytest_llem.measurement.pass_driver import warm_up
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from pytest_llem.study.engine_options import Needs
 from tests.conftest import NOOP_STUDY
@@ -242,7 +242,7 @@ class Engine:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("pytest_llem.measurement.warmup.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pytest_llem.measurement.pass_driver.time.monotonic", lambda: now[0])
     return now
 
 

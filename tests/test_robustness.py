@@ -16,9 +16,8 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.machine.device_lock import FileLock
 from pytest_llem.machine.device_locks import CPU, owned
-from pytest_llem.machine.device_queue import QueuePosition, Ticket
+from pytest_llem.machine.lock_files import FileLock, QueuePosition, Ticket
 from pytest_llem.machine.owner import FOLDER, Owner, holder
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds

@@ -18,8 +18,14 @@ import psutil
 import pytest
 
 from pytest_llem.engines.protocol import EngineContext, PreflightError, RequestRecord
-from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, Packages, unmet_by_vllm
-from pytest_llem.engines.shipped import SHIPPED, shipped_needs
+from pytest_llem.engines.shipped import (
+    ENGINE_FIELDS,
+    SAMPLING_FIELDS,
+    SHIPPED,
+    Packages,
+    shipped_needs,
+    unmet_by_vllm,
+)
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
 from pytest_llem.isolation.forkserver_client import ForkServers

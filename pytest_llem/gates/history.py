@@ -19,12 +19,11 @@ from pytest_llem.gates.eligibility import (
     ineligible_reason,
     replay_ineligible_reason,
 )
+from pytest_llem.gates.gate import gates_of
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
-from pytest_llem.gates.settings import gates_of
-from pytest_llem.results.points import PointResult
+from pytest_llem.results.points import PointResult, testbed_of
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.study.gates import DEFAULT_FAMILY, OPEN_LOOP_FAMILY, GatesConfig
 from pytest_llem.study.identity import axes_key
 

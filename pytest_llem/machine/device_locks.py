@@ -3,7 +3,7 @@
 The locks are files in a folder that all users of the machine share. It is sticky, so that users cannot remove the
 locks of others. Beside each lock are notes, one of each user, about its current and last owners. The kernel
 releases a lock when the process that holds it ends. Processes that wait are in a queue
-(:mod:`~pytest_llem.machine.device_queue`).
+(:mod:`~pytest_llem.machine.lock_files`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.machine.device_lock import DeviceLock, FileLock
-from pytest_llem.machine.device_queue import QueuePosition, Ticket, is_waited_for, waiting_tickets
+from pytest_llem.machine.lock_files import (
+    DeviceLock,
+    FileLock,
+    QueuePosition,
+    Ticket,
+    is_waited_for,
+    waiting_tickets,
+)
 from pytest_llem.machine.owner import Owner, last_owner, locks_folder
 
 #: Name of the CPU as a device.

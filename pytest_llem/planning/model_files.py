@@ -11,12 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.context import context_length
-from pytest_llem.engines.models import resolve_model
+from pytest_llem.engines.models import context_length, model_damage, read_header, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, SHAPE
-from pytest_llem.engines.weight_files import model_damage, read_header
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import SERVER
 

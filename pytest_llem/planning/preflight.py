@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.engines.context import too_long
+from pytest_llem.engines.models import too_long
 from pytest_llem.engines.options import LORA, given_fields, option_problems
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.isolation.engine_probe import EngineAnswer

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.engines.requirements import THIS_ENVIRONMENT, Packages
-from pytest_llem.engines.shipped import KNOWN_WHOLLY
+from pytest_llem.engines.shipped import KNOWN_WHOLLY, THIS_ENVIRONMENT, Packages
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.planning.model_files import footprint_of

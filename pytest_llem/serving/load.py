@@ -9,10 +9,13 @@ from time import monotonic
 from typing import Any
 
 from pytest_llem.serving.checks import check_steady, mean_in_flight
-from pytest_llem.serving.client import CANNOT_CONNECT, Client, LoadRequest, SentRequest
-from pytest_llem.serving.errors import (
+from pytest_llem.serving.client import (
+    CANNOT_CONNECT,
+    Client,
     DatasetExhaustedError,
+    LoadRequest,
     NotSteadyError,
+    SentRequest,
     ServerGoneError,
     TooManyErrors,
 )

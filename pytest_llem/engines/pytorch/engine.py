@@ -15,9 +15,8 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import library_errors_as_preflight
-from pytest_llem.engines.models import ModelSource, resolve_model
+from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
 from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
@@ -31,9 +30,8 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted_reason
-from pytest_llem.engines.requirements import unmet_by_pytorch
+from pytest_llem.engines.shipped import unmet_by_pytorch
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
-from pytest_llem.engines.weight_files import model_damage
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
