@@ -273,8 +273,8 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
 def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
     """Return the plugin that writes a line for each finished experiment; None if the output needs no lines."""
     from pytest_llem._plugin.node_ids import file_of
-    from pytest_llem.execution.live_line import is_live
     from pytest_llem.execution.plans import make_forecast
+    from pytest_llem.execution.terminal_output import is_live
     from pytest_llem.reporting.terminal.experiment_lines import Lines
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")

@@ -712,7 +712,7 @@ def test_the_plan_warns_of_a_load_above_the_machines_cpus(
     line = (
         "load 7.33 on 2 CPUs in the last minute: other programs may slow down what is measured; stop them and wait"
     )
-    assert json.loads((pytester.path / "plan.json").read_text())["load"] == (line if warned else None)
+    assert json.loads((pytester.path / "plan.json").read_text())["host_load_warning"] == (line if warned else None)
     assert (f"llem: warning: {line}" in found.outlines) == warned
 
 

@@ -22,12 +22,11 @@ from pytest_llem.execution.jobs import (
     idle_power_key,
     preflight_of_item,
 )
-from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import Replayed, forget_replayed, replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import add_section, output_forwarder, print_line
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.device_request import Allocation

@@ -19,9 +19,9 @@ from pytest_llem.collection.items import experiment_of, is_experiment, is_skippe
 from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.jobs import complete_job, forkservers_of_item, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.output import output_forwarder
 from pytest_llem.execution.session_facts import session_name
 from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import output_forwarder
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.neighbours import with_neighbours

@@ -132,8 +132,7 @@ class IsolatedExperiment:
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
         from pytest_llem.execution.jobs import forkservers_of
-        from pytest_llem.execution.live_line import print_line
-        from pytest_llem.execution.output import output_forwarder, print_output
+        from pytest_llem.execution.terminal_output import output_forwarder, print_line, print_output
         from pytest_llem.machine.neighbours import with_neighbours
 
         config = study.points[0].config

@@ -24,13 +24,13 @@ from pytest_llem.execution.experiment import start_early
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
 from pytest_llem.execution.interleaving import was_measured_with_partner
 from pytest_llem.execution.jobs import preflight_of_item
-from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.live_progress import LiveProgress, live_progress
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
 from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import print_line
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.machine.device_locks import DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory

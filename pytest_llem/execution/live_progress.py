@@ -16,8 +16,8 @@ from rich.text import Text
 from pytest_llem._plugin.node_ids import file_of, is_reference
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
-from pytest_llem.execution.live_line import Line, live_line
 from pytest_llem.execution.plans import make_forecast
+from pytest_llem.execution.terminal_output import Line, live_line
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.study.design import Experiment

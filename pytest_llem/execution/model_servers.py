@@ -19,8 +19,8 @@ from pytest_llem.collection.items import experiment_of, is_experiment, run_of, s
 from pytest_llem.engines.models import local_file, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.device_lease import DeviceLease
-from pytest_llem.execution.output import add_server_section
 from pytest_llem.execution.session_facts import controller, python_path
+from pytest_llem.execution.terminal_output import add_server_section
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port

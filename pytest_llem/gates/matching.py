@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.gates.decisions import UndecidableError
-from pytest_llem.gates.turns import pair_log_ratio, process_share
+from pytest_llem.gates.pair_log_ratio import pair_log_ratio, process_share
 from pytest_llem.results.points import CycleTurns, PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key

@@ -24,8 +24,8 @@ from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint, PreviousResults
 from pytest_llem.judging.gate_reports import Marks, gate_reports
+from pytest_llem.recording.pytest_items import gates_by_file, study_of
 from pytest_llem.recording.recorder import Recorder
-from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.text import counted, fitted
