@@ -143,7 +143,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not all(argument.partition("::")[0].endswith(YAML_SUFFIXES) for argument in config.args):
         return None
-    from pytest_llem.execution.parallelism import auto_workers
+    from pytest_llem.execution.plans import auto_workers
 
     return auto_workers(config)
 

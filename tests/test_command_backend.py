@@ -17,11 +17,11 @@ from pytest_llem.cli import main
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
 from pytest_llem.importers.reading import ImportFileError
 from pytest_llem.measurement.command import CommandFailedError
-from pytest_llem.planning.plan import cycles_reason
+from pytest_llem.planning.plan import whole_cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.study.substitution import PlaceholderError, Substitution
+from pytest_llem.study.server_command import PlaceholderError, Substitution
 from tests.conftest import Results, RunPytest
 from tests.support import mini_bench
 from tests.support.imports import vllm_result
@@ -212,7 +212,7 @@ def test_budgets_of_a_command_are_judged(run_study: RunStudy) -> None:
 
 
 def test_commands_alternate_cycle_by_cycle() -> None:
-    assert cycles_reason(_config("a"), cast(Any, None), cast(Any, None)) == "a command runs as a whole"
+    assert whole_cycles_reason(_config("a"), cast(Any, None), cast(Any, None)) == "a command runs as a whole"
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
-from pytest_llem.measurement import window
+from pytest_llem.measurement import driver
+from pytest_llem.measurement.pass_driver import MAX_ROUNDS, warm_up
 from pytest_llem.measurement.pass_window import MAX_RESTARTS, PassWindow, measure
-from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.clock import clock
@@ -38,7 +38,7 @@ def run(**changes: Any) -> Any:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Replaces torch's own counter of compiled graphs."""
     made: list[object] = []
-    for module in ("warmup", "pass_window", "orchestrator"):
+    for module in ("pass_driver", "pass_window", "orchestrator"):
         monkeypatch.setattr(f"pytest_llem.measurement.{module}.compilations", lambda: len(made))
     return made
 
@@ -79,7 +79,7 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(graphs: list[object] | None, **given: Any) -> Any:
         engine = Compiler(graphs, **given)
-        for module in ("warmup", "pass_window"):
+        for module in ("pass_driver", "pass_window"):
             monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: engine.now))
         return engine
 
@@ -157,7 +157,7 @@ def test_window_that_always_compiles_is_returned_with_the_reason(
 
 
 def test_short_delay_is_not_a_compilation() -> None:
-    stands_out = window.first_run_stands_out
+    stands_out = driver.first_run_stands_out
     assert not stands_out(0.09, [0.001])
     assert not stands_out(2.9, [1.0, 1.0])
     assert not stands_out(5.0, [])
@@ -199,10 +199,10 @@ def test_no_gate_judges_prefill_that_compiles(graphs: list[object], monkeypatch:
 def test_graphs_compiled_by_torch_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch is not imported: an engine may not need it."""
     monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
-    assert window.compilations() == 0
+    assert driver.compilations() == 0
     counted = SimpleNamespace(counters={"stats": {"unique_graphs": 3}})
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", counted)
-    assert window.compilations() == 3
+    assert driver.compilations() == 3
 
 
 @pytest.mark.slow
@@ -224,9 +224,9 @@ def test_real_compiler_does_not_compile_in_the_window(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", compiled)
     lengths = {"n": 4, "input_len": {"min": 2, "max": 9}, "seed": 1}
-    before = window.compilations()
+    before = driver.compilations()
     cold = run(dataset=lengths, warmup={"enabled": False}).window
-    assert window.compilations() > before
+    assert driver.compilations() > before
     assert (cold.restarts, cold.compiled) == (1, None)
     torch.compiler.reset()
     warmed = run(dataset=lengths).window

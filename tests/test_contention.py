@@ -32,11 +32,11 @@ from pytest_llem.measurement.contention import (
     ContentionWatch,
     assess_contention,
     contention_warnings,
+    gpu_activity,
     with_prefill,
 )
 from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity
 from pytest_llem.measurement.cpu_counters import Snapshot, snapshot
-from pytest_llem.measurement.gpu_activity import gpu_activity
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
@@ -474,7 +474,7 @@ class ScriptedRuns:
     def __call__(self, job: Job, **options: object) -> Outcome:
         self.runs.append(job.identity["cycle"])
         states = self.script.get(job.identity["experiment_id"]) or ["uncontended"]
-        contention = {"state": states.pop(0), "reasons": ["others: 50 %"], "repeats": list(job.repeats)}
+        contention = {"state": states.pop(0), "reasons": ["others: 50 %"], "repeats": list(job.contended_runs)}
         result = golden().model_dump(mode="json") | {"identity": job.identity, "contention": contention}
         return Outcome(json.dumps(result), output=f"run {len(self.runs)}\n")
 
@@ -712,7 +712,7 @@ def test_the_plan_warns_of_a_load_above_the_machines_cpus(
     line = (
         "load 7.33 on 2 CPUs in the last minute: other programs may slow down what is measured; stop them and wait"
     )
-    assert json.loads((pytester.path / "plan.json").read_text())["load"] == (line if warned else None)
+    assert json.loads((pytester.path / "plan.json").read_text())["host_load_warning"] == (line if warned else None)
     assert (f"llem: warning: {line}" in found.outlines) == warned
 
 

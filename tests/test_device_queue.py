@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.machine import device_locks, device_queue
+from pytest_llem.machine import device_locks, lock_files
 from pytest_llem.machine.device_locks import free_devices, owned
-from pytest_llem.machine.device_queue import QueuePosition, Ticket
 from pytest_llem.machine.device_request import DeviceRequest
+from pytest_llem.machine.lock_files import QueuePosition, Ticket
 from pytest_llem.machine.neighbours import neighbours
 from pytest_llem.machine.owner import MAX_EARLIER, Owner
 from tests.support.processes import wait_until
@@ -64,9 +64,9 @@ class Waiter(threading.Thread):
 
     def wait(self) -> Waiter:
         """Start, and return once it waits or has its devices."""
-        before = len(list(device_queue.waiting_tickets(_locks())))
+        before = len(list(lock_files.waiting_tickets(_locks())))
         self.start()
-        wait_until(lambda: self.got or len(list(device_queue.waiting_tickets(_locks()))) > before)
+        wait_until(lambda: self.got or len(list(lock_files.waiting_tickets(_locks()))) > before)
         return self
 
     def release(self) -> None:
@@ -151,7 +151,7 @@ def test_ticket_of_a_dead_or_stopped_process_is_ignored(spoil: Callable[[Path], 
     os.waitpid(pid, 0)
     (file,) = _locks().glob("ticket-*")
     spoil(file)
-    assert list(device_queue.waiting_tickets(_locks())) == []
+    assert list(lock_files.waiting_tickets(_locks())) == []
     with owned(GPUS, owner(), print) as ownership:
         assert ownership.waited_seconds == 0
 
@@ -160,12 +160,12 @@ def test_untouched_ticket_is_overtaken() -> None:
     with own(GPUS[:1], 1):
         pass
     place = QueuePosition.take(_locks(), Ticket(owner=owner(), pool=GPUS))
-    assert len(list(device_queue.waiting_tickets(_locks()))) == 1
-    past = time.time() - device_queue.MAX_UNTOUCHED_S - 1
+    assert len(list(lock_files.waiting_tickets(_locks()))) == 1
+    past = time.time() - lock_files.MAX_UNTOUCHED_S - 1
     os.utime(place.path, (past, past))
-    assert list(device_queue.waiting_tickets(_locks())) == []
+    assert list(lock_files.waiting_tickets(_locks())) == []
     place.touch()
-    assert len(list(device_queue.waiting_tickets(_locks()))) == 1
+    assert len(list(lock_files.waiting_tickets(_locks()))) == 1
     place.leave()
     assert list(_locks().glob("*ticket*")) == []
 

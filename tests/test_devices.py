@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
-from pytest_llem.machine import device_locks, device_queue
+from pytest_llem.hardware.sensors import GpuState
+from pytest_llem.machine import device_locks, lock_files
 from pytest_llem.machine.device_locks import CPU, DeviceError, owned
 from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settled
 from pytest_llem.machine.owner import FOLDER, Owner, note_file
@@ -229,7 +229,7 @@ def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
 
 
 def test_stopped_process_in_the_queue_is_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_queue, "MAX_UNTOUCHED_S", 0.5)
+    monkeypatch.setattr(lock_files, "MAX_UNTOUCHED_S", 0.5)
     with _holding(CPU) as first:
         waits, ready = os.pipe()
         second = os.fork()

@@ -165,8 +165,8 @@ class TestGpus:
         script = add_gpus(scripted_gpu(tick_ms=40), call_ms=0.2)
         status, found = doctor()
         assert status == 0
-        verdict = {"method": "measured", "source": "nvml_total_energy", "boundary": "gpu_board", "meter": "nvml"}
-        assert found.verdict.model_dump() == verdict | {"device": A, "reason": None}
+        energy = {"method": "measured", "source": "nvml_total_energy", "boundary": "gpu_board", "meter": "nvml"}
+        assert found.energy.model_dump() == energy | {"device": A, "reason": None}
         (gpu,) = found.gpus
         assert 20 < gpu.tick_ms < 80
         assert 0.2 <= gpu.call_ms < 20
@@ -193,7 +193,7 @@ class TestGpus:
             "compute_mode": "default",
             "sm_clock_mhz": 345.0,
             "max_sm_clock_mhz": 1980.0,
-            "lasting_clock_mhz": 1485,
+            "sustained_clock_mhz": 1485,
             "clock_reasons": ["idle"],
             "users": [],
             "held_by": None,
@@ -241,7 +241,7 @@ class TestGpus:
         ]
         add_gpus(*(scripted_gpu(f"GPU-{index}", **changes) for index, (changes, _) in enumerate(cases)))
         _, found = doctor()
-        assert [gpu.lasting_clock_mhz for gpu in found.gpus] == [mhz for _, mhz in cases]
+        assert [gpu.sustained_clock_mhz for gpu in found.gpus] == [mhz for _, mhz in cases]
         commands = [command for one in about(found, "hinders") for command in one.commands]
         assert commands == [
             f"sudo nvidia-smi -i {index} -lgc {mhz},{mhz}" for index, (_, mhz) in enumerate(cases[:3])
@@ -257,7 +257,7 @@ class TestGpus:
         add_gpus(scripted_gpu(mig=1))
         status, found = doctor()
         assert status == 1
-        assert (found.verdict.method, found.verdict.meter) == ("unavailable", None)
+        assert (found.energy.method, found.energy.meter) == ("unavailable", None)
         (finding,) = about(found, "blocks")
         assert (finding.about, finding.commands) == ("GPU 0", ["sudo nvidia-smi -i 0 -mig 0"])
         refusals = {one.name: one.error for one in found.meters}
@@ -267,7 +267,7 @@ class TestGpus:
     def test_gpu_without_energy_counter_is_sampled(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(no_counter=1))
         status, found = doctor()
-        assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
+        assert (status, found.energy.method, found.energy.source) == (1, "sampled", "nvml_power_instant")
         assert found.gpus[0].energy_counter is False
         assert "Not Supported" in found.gpus[0].energy_counter_error
         assert "from Volta on" in about(found, "blocks")[0].message
@@ -275,14 +275,14 @@ class TestGpus:
     def test_gpu_without_counter_and_power_reading_is_unavailable(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(no_counter=1, no_power_reading=1))
         status, found = doctor()
-        assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
+        assert (status, found.energy.method, found.gpus[0].power_sources) == (1, "unavailable", [])
         assert "power cannot be read" in about(found, "blocks")[0].message
 
     def test_energy_counter_that_does_not_advance_is_sampled(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(tick_ms=1_000_000))
         status, found = doctor()
-        assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "sampled", None)
-        assert "stood still" in found.verdict.reason
+        assert (status, found.energy.method, found.gpus[0].tick_ms) == (1, "sampled", None)
+        assert "stood still" in found.energy.reason
         assert "stood still" in found.gpus[0].energy_counter_error
         assert "stood still" in about(found, "blocks")[0].message
 
@@ -304,7 +304,7 @@ class TestGpus:
     def test_prohibited_compute_mode_blocks(self, add_gpus: AddGpus, doctor: Doctor) -> None:
         add_gpus(scripted_gpu(compute_mode=2))
         status, found = doctor()
-        assert (status, found.verdict.method) == (1, "measured")
+        assert (status, found.energy.method) == (1, "measured")
         assert about(found, "blocks")[0].commands == ["sudo nvidia-smi -i 0 -c 0"]
 
     def test_other_users_of_a_gpu_hinder(self, add_gpus: AddGpus, doctor: Doctor) -> None:
@@ -345,11 +345,11 @@ class TestGpus:
         add_gpus(scripted_gpu(mig=1), scripted_gpu(B))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
         status, found = doctor()
-        assert (status, found.verdict.device) == (0, B)
+        assert (status, found.energy.device) == (0, B)
         assert [(gpu.visible, gpu.first) for gpu in found.gpus] == [(False, False), (True, True)]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         status, found = doctor()
-        assert (status, found.verdict.device) == (1, "cpu")
+        assert (status, found.energy.device) == (1, "cpu")
         assert about(found, "note", "GPUs")
 
     def test_index_among_different_gpus_is_unknown(
@@ -357,10 +357,10 @@ class TestGpus:
     ) -> None:
         add_gpus(scripted_gpu(), scripted_gpu(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
-        assert (status, found.verdict.device) == (0, A), "experiments get PCI_BUS_ID"
+        assert (status, found.energy.device) == (0, A), "experiments get PCI_BUS_ID"
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
         status, found = doctor()
-        assert (status, found.verdict.device) == (1, f"{A}, {B}")
+        assert (status, found.energy.device) == (1, f"{A}, {B}")
         commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
         assert about(found, "hinders", "CUDA_VISIBLE_DEVICES=0")[0].commands == commands
 
@@ -401,7 +401,7 @@ class TestGpus:
         torch(tmp_path, monkeypatch, "2.12.0+cpu")
         imports(monkeypatch, torch_cuda=None)
         status, found = doctor()
-        assert (status, found.verdict.method, found.verdict.device) == (1, "estimated", "cpu")
+        assert (status, found.energy.method, found.energy.device) == (1, "estimated", "cpu")
         assert "CPU-only build" in about(found, "blocks", "torch")[0].message
 
     @pytest.mark.parametrize(("cuda", "severity"), [("14.1", "blocks"), ("13.2", "note"), ("13.0", None)])
@@ -455,7 +455,7 @@ class TestDriver:
     ) -> None:
         script = add_gpus(scripted_gpu(), rules=[f"takes {function} 600000"])
         status, found = doctor("--timeout", "3")
-        assert (status, found.driver.stuck, found.verdict.method) == (1, True, "unavailable")
+        assert (status, found.driver.stuck, found.energy.method) == (1, True, "unavailable")
         assert found.driver.error == f"no answer within 3 s; last step: {step}"
         finding = about(found, "blocks", "NVML")[0]
         assert finding.commands == ["sudo dmesg | grep -i nvrm"]
@@ -510,9 +510,9 @@ class TestCpu:
 
     def test_readable_rapl_measures_energy(self, doctor: Doctor, counting: list[Path]) -> None:
         status, found = doctor()
-        verdict = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
+        energy = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
         assert (status, found.rapl.error) == (0, None)
-        assert found.verdict.model_dump() == verdict | {
+        assert found.energy.model_dump() == energy | {
             "source": "rapl_package+rapl_dram",
             "boundary": "cpu_package+dram",
         }
@@ -524,7 +524,7 @@ class TestCpu:
     ) -> None:
         add_gpus(scripted_gpu(mig=1))
         status, found = doctor()
-        assert (status, found.verdict.method, found.verdict.meter) == (1, "measured", "rapl")
+        assert (status, found.energy.method, found.energy.meter) == (1, "measured", "rapl")
         text = " ".join(" ".join(table_of(found, 400)).split())
         assert f"by rapl_package+rapl_dram (meter rapl); that of {A} will not: NVML: {A}: MIG is on" in text
 
@@ -540,7 +540,7 @@ class TestCpu:
 
         monkeypatch.setattr(Path, "read_text", refuse)
         status, found = doctor()
-        assert (status, found.verdict.method, found.rapl.denied) == (1, "estimated", True)
+        assert (status, found.energy.method, found.rapl.denied) == (1, "estimated", True)
         assert {one.error for one in found.rapl.domains} == {"Permission denied"}
         (finding,) = about(found, "blocks", "RAPL")
         assert finding.message.startswith("permission denied for ")
@@ -567,8 +567,8 @@ class TestCpu:
         monkeypatch.setattr(host, "is_virtual", lambda: virtual)
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: container)
         status, found = doctor()
-        assert (status, found.verdict.method, found.verdict.meter) == (1, "estimated", "estimate")
-        assert found.verdict.reason == found.rapl.error
+        assert (status, found.energy.method, found.energy.meter) == (1, "estimated", "estimate")
+        assert found.energy.reason == found.rapl.error
         assert advice in about(found, "blocks", "RAPL")[0].advice
 
     @pytest.mark.parametrize(("content", "error"), [("0", "did not rise"), ("many", "many")])
@@ -577,7 +577,7 @@ class TestCpu:
     ) -> None:
         powercap.zone("intel-rapl:0", "package-0").write_text(f"{content}\n")
         status, found = doctor()
-        assert (status, found.verdict.method) == (1, "estimated")
+        assert (status, found.energy.method) == (1, "estimated")
         assert error in found.rapl.domains[0].error
 
     def test_missing_rapl_on_a_gpu_machine_is_a_note(self, one_gpu: None, doctor: Doctor) -> None:
@@ -621,7 +621,7 @@ class TestSoftware:
     ) -> None:
         imports(monkeypatch, error="ImportError: libcudart.so.12", torch_cuda=None)
         status, found = doctor()
-        assert (status, found.verdict.method) == (1, "measured")
+        assert (status, found.energy.method) == (1, "measured")
         assert [(one.name, one.error) for one in found.software.engines] == [
             ("pytorch", "ImportError: libcudart.so.12"),
             ("server", "ImportError: libcudart.so.12"),
@@ -751,7 +751,7 @@ class TestSurroundings:
     def test_folder_of_locks_that_is_a_file_blocks(self, one_gpu: None, doctor: Doctor, tmp_path: Path) -> None:
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
-        assert (status, found.verdict.method) == (1, "measured")
+        assert (status, found.energy.method) == (1, "measured")
         assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].message
 
     def test_missing_temporary_folder_blocks(
@@ -870,7 +870,7 @@ class TestOutput:
         assert A in text
         assert "sudo nvidia-smi -i 0 -pm 1" in text
 
-    def test_verdict_comes_first_then_findings_worst_first(
+    def test_energy_comes_first_then_findings_worst_first(
         self, add_gpus: AddGpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_gpus(scripted_gpu(persistence=0, compute_mode=2))

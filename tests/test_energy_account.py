@@ -105,8 +105,8 @@ def test_auto_without_rapl_estimates_with_a_reason() -> None:
     total = account.total
     assert (total.method, total.boundary, total.source) == ("estimated", "cpu_package", "cpu_time_model")
     assert not_none(total.energy_j) >= 0.02 * WATTS_PER_BUSY_THREAD
-    assert account.over("cpu_package") == total
-    gpu = account.over("gpu_board")
+    assert account.of_boundary("cpu_package") == total
+    gpu = account.of_boundary("gpu_board")
     assert (gpu.energy_j, gpu.method, gpu.boundary) == (None, "unavailable", "gpu_board")
 
 
@@ -256,7 +256,7 @@ def test_sum_has_the_weakest_method_of_its_parts(methods: list[str], weakest: st
     account = _measure(Meters({"fixed": Fixed(_reading(*parts))}))
     assert account.total.method == weakest
     assert account.total.energy_j == 1.5 * len(methods)
-    assert account.over("wall") == account.total
+    assert account.of_boundary("wall") == account.total
 
 
 def test_boundary_of_a_device_with_a_plus_is_refused() -> None:
@@ -270,7 +270,7 @@ def test_sum_with_a_missing_part_is_unavailable() -> None:
     total = account.total
     assert (total.energy_j, total.method, total.boundary) == (None, "unavailable", "gpu_board")
     assert total.reason == "GPU-2: NVML: GPU is lost"
-    assert account.over("gpu_board") == total
+    assert account.of_boundary("gpu_board") == total
 
 
 def test_sum_of_no_parts_is_unavailable() -> None:
@@ -290,7 +290,7 @@ def test_total_is_of_the_first_meter_which_begins_and_ends_first() -> None:
     meters = Meters({"board": board, "cpu": cpu})
     account = _measure(meters)
     assert (account.total.energy_j, account.total.boundary) == (100.0, "gpu_board")
-    assert account.over("cpu_package").energy_j == 10.0
+    assert account.of_boundary("cpu_package").energy_j == 10.0
     assert [device.device for device in account.devices] == ["GPU-1", "package-0"]
     assert log == ["board begin", "cpu begin", "board end", "cpu end", "cpu close", "board close"]
     assert meters.meters == {}
@@ -309,7 +309,7 @@ def test_first_meter_that_fails_leaves_no_total(step: str) -> None:
     )
     assert account.total.reason == "board: RuntimeError: out of order"
     assert account.seconds is None
-    assert account.over("cpu_package").energy_j == 10.0
+    assert account.of_boundary("cpu_package").energy_j == 10.0
     assert failing.log[-1] == "close"
     assert ("end" in failing.log) is (step == "end"), "a window that did not begin does not end"
 
@@ -318,7 +318,7 @@ def test_other_meter_that_fails_leaves_the_total() -> None:
     meters = Meters({"board": Fixed(_reading(BOARD)), "cpu": Fixed(fails={"end": OSError("gone")})})
     account = _measure(meters)
     assert account.total.energy_j == 100.0
-    assert account.over("cpu_package").energy_j is None
+    assert account.of_boundary("cpu_package").energy_j is None
     assert meters.refusals == {"cpu": "OSError: gone"}
 
 

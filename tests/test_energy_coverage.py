@@ -13,7 +13,16 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.doctor.findings import findings
-from pytest_llem.doctor.records import Cpu, Driver, Examination, Package, Rapl, Software, Surroundings, Verdict
+from pytest_llem.doctor.records import (
+    Cpu,
+    Driver,
+    EnergyAccess,
+    Examination,
+    Package,
+    Rapl,
+    Software,
+    Surroundings,
+)
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.energy.metering import EnergyReading
 from pytest_llem.execution.energy_budget import EnergyBudget
@@ -346,7 +355,7 @@ def test_doctor_blocks_where_nvml_fails_under_cuda_engines(torch: str, blocked: 
     """With a working RAPL, engines on GPUs would get its energy. The exit status used to be 0."""
     seen = Examination(
         version="0.1.0",
-        verdict=Verdict(
+        energy=EnergyAccess(
             method="measured", source="rapl_package", boundary="cpu_package", meter="rapl", device="cpu"
         ),
         driver=Driver(error="NVML: nvmlInit: Driver Not Loaded", present=True),

@@ -521,8 +521,8 @@ def test_auto_reads_nvml_first_and_rapl_too(run: Callable[..., Any], tmp_path: P
     account = seen.account
     assert seen.refusals == {}
     assert account.total.boundary == "gpu_board"
-    assert account.total.energy_j == account.over("gpu_board").energy_j > 0
-    assert account.over("cpu_package").energy_j == pytest.approx(2.0)
+    assert account.total.energy_j == account.of_boundary("gpu_board").energy_j > 0
+    assert account.of_boundary("cpu_package").energy_j == pytest.approx(2.0)
     assert account.tick_seconds is not None
 
 
@@ -530,7 +530,7 @@ def test_auto_without_rapl_has_a_reason_for_no_cpu_energy(run: Callable[..., Any
     seen = run(_measure, _gpu(), args=("auto", [A]))
     assert seen.account.total.boundary == "gpu_board"
     assert set(seen.refusals) == {"rapl"}
-    cpu = seen.account.over("cpu_package")
+    cpu = seen.account.of_boundary("cpu_package")
     assert (cpu.energy_j, cpu.method, cpu.reason) == (None, "unavailable", "no meter read cpu_package")
 
 

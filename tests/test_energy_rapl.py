@@ -143,8 +143,8 @@ def test_packages_and_memory_of_two_sockets(powercap: Powercap, monkeypatch: pyt
         "cpu_package+dram",
         "rapl_package+rapl_dram",
     )
-    assert account.over("cpu_package").energy_j == 70
-    assert account.over("dram").energy_j == pytest.approx(7.000001)
+    assert account.of_boundary("cpu_package").energy_j == 70
+    assert account.of_boundary("dram").energy_j == pytest.approx(7.000001)
     assert account.tick_seconds == 0.001
 
 
@@ -238,7 +238,7 @@ def test_counter_that_vanishes_in_the_window_is_unavailable(
     dram.unlink()
     account = meters.end()
     meters.close()
-    assert account.over("cpu_package").energy_j == 20
+    assert account.of_boundary("cpu_package").energy_j == 20
     _assert_none(account.devices[1], "No such file")
     total = account.total
     assert (total.energy_j, total.method) == (None, "unavailable")

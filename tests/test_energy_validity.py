@@ -91,7 +91,7 @@ def test_counter_that_disagrees_with_sampled_power(
 ) -> None:
     account = _account(_device(100.0, integral_j))
     assert account.total.energy_j == 100.0, "it is shown"
-    assert account.total.invalid == account.over("gpu_board").invalid == invalid
+    assert account.total.invalid == account.of_boundary("gpu_board").invalid == invalid
     assert energy("energy_j", account.total).invalid == invalid
     assert _warnings(account) == warned
 

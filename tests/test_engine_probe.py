@@ -280,7 +280,7 @@ def reasons(package: Package) -> Callable[..., list[str | None]]:
         file.write_text(json.dumps({key: one for key, one in study.items() if one is not None}, indent=1))
         loaded = load_study(file)
         preflight = Preflight(loaded, (), [package.folder])
-        return [preflight.reason(point) for point in loaded.points]
+        return [preflight.refusal(point) for point in loaded.points]
 
     return read
 

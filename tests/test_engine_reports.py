@@ -20,7 +20,7 @@ from pytest_llem.measurement.engine_reports import (
     MAX_TOKENS,
     check_engine_reports,
     recorded_passes,
-    too_fast,
+    too_fast_reason,
 )
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.pass_window import measure
@@ -141,7 +141,7 @@ class TestTooFast:
         self, lengths: list[list[int]], seconds: float, expected: bool
     ) -> None:
         one = [[RequestRecord(1, [7] * length) for length in batch] for batch in lengths]
-        assert (too_fast([one, one], [seconds, seconds]) is not None) is expected
+        assert (too_fast_reason([one, one], [seconds, seconds]) is not None) is expected
 
     def test_no_gate_judges_impossibly_fast_passes(
         self, noop_engine: None, monkeypatch: pytest.MonkeyPatch

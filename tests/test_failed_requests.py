@@ -13,8 +13,8 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import BEFORE_WINDOW, MAX_ERROR, Requests
-from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.cycles import summarise
+from pytest_llem.results.document import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import QualityWarning, worst
@@ -142,7 +142,7 @@ class TestReported:
         assert worst([*others, warning], 1) == [warning]
 
     def test_failed_and_impossibly_fast_requests_are_two_warnings(self) -> None:
-        requests = replace(_requests(_error, True, False), too_fast="1 µs for each token")
+        requests = replace(_requests(_error, True, False), too_fast_reason="1 µs for each token")
         assert [one.code for one in requests.warnings()] == ["requests_failed", "impossibly_fast"]
         assert (requests.not_judged or "").startswith("1 of 2 requests failed")
 

@@ -184,9 +184,9 @@ def test_older_name_of_the_cache_is_not_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_narrowest_sliding_window_is_reported() -> None:
-    assert model_shape(made_of("mistral")).window == 16
-    assert model_shape(made_of("gemma2")).window == 64
-    assert model_shape(made_of("llama")).window is None
+    assert model_shape(made_of("mistral")).sliding_window == 16
+    assert model_shape(made_of("gemma2")).sliding_window == 64
+    assert model_shape(made_of("llama")).sliding_window is None
 
 
 def with_a_layer_of_two(model: Any) -> Any:

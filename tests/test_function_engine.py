@@ -347,7 +347,7 @@ def test_output_of_no_piece_was_not_returned_whole() -> None:
     function = load_engine(name_of(yields_nothing))(config, EngineContext())
     function.load()
     function.requests([[1]], function.generate([[1]]))
-    assert function.no_latency is None
+    assert function.latency_unknown_reason is None
 
 
 @pytest.mark.parametrize(

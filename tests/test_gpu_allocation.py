@@ -161,7 +161,7 @@ def test_preflight_refuses_an_engine_with_too_few_gpus(
     study = {**NOOP_STUDY, "backend": "needy_engine:Engine", "sweep": {"n": [1]}}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     loaded = load_study(tmp_path / "study.yaml")
-    reason = Preflight(loaded, (), [tmp_path]).reason(loaded.points[0])
+    reason = Preflight(loaded, (), [tmp_path]).refusal(loaded.points[0])
     assert reason is not None
     assert reason.startswith("engine 'needy_engine:Engine' needs 2 GPUs of one kind, and there are 1 × H100")
 

@@ -169,8 +169,8 @@ class TestRuns:
             one.points[1].metrics["energy_per_output_token_j"].method = "estimated"
         series = history_of(found).series
         assert [len(one.judged) for one in series[:4]] == [9, 9, 9, 0]
-        assert series[3].why_not_judged is not None
-        assert series[3].why_not_judged.startswith("needs 6 runs, has 0: energy is estimated, not measured")
+        assert series[3].not_judged_reason is not None
+        assert series[3].not_judged_reason.startswith("needs 6 runs, has 0: energy is estimated, not measured")
 
     def test_order_is_that_of_commits_if_all_are_known(self) -> None:
         found = _of(commits=6)

@@ -147,7 +147,7 @@ def _reasons(folder: Path, study: str) -> list[str | None]:
     path.write_text(study)
     loaded = load_study(path)
     found = preflight.Preflight(loaded, (), [folder], host.host_for(None))
-    return [found.reason(point) for point in loaded.points]
+    return [found.refusal(point) for point in loaded.points]
 
 
 def test_preflight_refuses_experiment_beyond_the_memory_limit(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.engines.requirements import Packages
+from pytest_llem.engines.shipped import Packages
 from pytest_llem.study.dataset import ALIASES, HubDataset
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 from tests.conftest import Results

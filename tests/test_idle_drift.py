@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement.accounting import prefill_metrics
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.pass_window import PassWindow
-from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import BaselineConfig
 from tests.support.measured import pass_window

@@ -17,7 +17,7 @@ from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.workload.files import read_file
+from pytest_llem.workload.datasets import read_file
 from pytest_llem.workload.prompts import Texts, build_workload, prompts_digest
 from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.load_studies import write_load_study

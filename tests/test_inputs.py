@@ -19,15 +19,15 @@ from huggingface_hub import constants
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.engines import hub, tokenizer
+from pytest_llem.engines.models import file_damage
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.engines.weight_files import damaged_file
 from pytest_llem.execution.session_facts import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.model_files import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
-from pytest_llem.workload.files import read_file
+from pytest_llem.workload.datasets import read_file
 from tests.conftest import Results, RunPytest, WriteStudy
 from tests.support.tiny import GREEDY, PROMPTS, SIZES, config, decoder, engine, outputs
 
@@ -190,24 +190,24 @@ class TestDamagedFiles:
             engine(model=plain_model)
         study = load_study(write_study(model=plain_model, backend="pytorch", sweep={"n": [1]}))
         preflight = Preflight(study, (), [])
-        assert re.match(reason, preflight.reason(study.points[0]) or "")
+        assert re.match(reason, preflight.refusal(study.points[0]) or "")
 
     def test_every_shard_is_checked(self, tmp_path: Path) -> None:
         decoder("llama").save_pretrained(tmp_path, max_shard_size="40KB")
-        assert damaged_file(tmp_path) is None
+        assert file_damage(tmp_path) is None
         *_, last = sorted(tmp_path.glob("*.safetensors"))
         last.write_bytes(last.read_bytes()[:-1])
-        assert str(last) in (damaged_file(tmp_path) or "")
+        assert str(last) in (file_damage(tmp_path) or "")
 
     def test_index_without_file_names_is_left_to_the_library(self, plain_model: str) -> None:
         Path(plain_model, "model.safetensors").unlink()
         Path(plain_model, "model.safetensors.index.json").write_text('{"weight_map": {"a": 1, "b": "c"}}')
-        assert damaged_file(Path(plain_model)) is None
+        assert file_damage(Path(plain_model)) is None
 
     def test_weights_that_are_not_loaded_may_be_lfs_pointers(self, plain_model: str) -> None:
         Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
         Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
-        assert damaged_file(Path(plain_model)) is None
+        assert file_damage(Path(plain_model)) is None
 
 
 class TestCacheFolder:

@@ -18,7 +18,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.engines.models import ModelSource
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.measurement.quality_warnings import active_tracer
+from pytest_llem.measurement.quality_warnings import tracer_warning
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.environment import variables
@@ -197,7 +197,7 @@ class TestTracer:
     )
     def test_active_tool_is_named(self, tool: Callable[[], Any], text: str) -> None:
         with tool():
-            found = active_tracer()
+            found = tracer_warning()
         assert found is not None
         assert found.startswith(text)
 

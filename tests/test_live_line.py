@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_llem.execution.live_line import Line
 from pytest_llem.execution.live_progress import LiveProgress, StudyPosition, clock_text
-from pytest_llem.hardware.gpu_state import GpuState
+from pytest_llem.execution.terminal_output import Line
+from pytest_llem.hardware.sensors import GpuState
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
@@ -516,7 +516,7 @@ def test_automatic_gap_extended_to_the_minimum_reports_it() -> None:
 def test_line_within_a_call_is_not_captured(pytester: pytest.Pytester, capture: str) -> None:
     pytester.makepyfile(
         """
-        from pytest_llem.execution.live_line import print_line
+        from pytest_llem.execution.terminal_output import print_line
 
         def test_it(request):
             print("of the test")

@@ -15,11 +15,13 @@ import pytest
 from pytest_llem.engines.protocol import PreflightError, RequestRecord
 from pytest_llem.serving.answers import Answer
 from pytest_llem.serving.checks import check_client
-from pytest_llem.serving.client import Client, Endpoint, LoadRequest
-from pytest_llem.serving.errors import (
+from pytest_llem.serving.client import (
+    Client,
     ClientBoundError,
     DatasetExhaustedError,
+    Endpoint,
     LoadError,
+    LoadRequest,
     NotSteadyError,
     ServerGoneError,
     TooManyErrors,
@@ -51,7 +53,7 @@ def under_load(
                 await window(load)
                 ended = time.monotonic()
             finally:
-                await load.drain(timeout=60)
+                await load.stop(timeout=60)
             return load, began, ended
 
     with mock_server(*(server or ("--step-ms", "2+0"))) as url:
@@ -121,7 +123,7 @@ def test_drain_cancels_what_does_not_end_in_time() -> None:
     async def drain(load: Load) -> None:
         while load.finished < 5 or load.in_flight < 4:  # with the ninth request, the server stalls
             await load.hold(0.001)
-        await load.drain(timeout=0.05)
+        await load.stop(timeout=0.05)
 
     load, _, _ = under_load(
         ClosedLoop(4, ramp_seconds=0.0),
@@ -144,7 +146,7 @@ def test_conversation_keeps_its_slot() -> None:
             load = Load(client, conversations, ClosedLoop(2))
             await load.begin()
             await load.hold(0.1)
-            await load.drain(timeout=60)
+            await load.stop(timeout=60)
             return load
 
     with mock_server("--step-ms", "2+0") as url:

@@ -11,7 +11,7 @@ from pytest_llem import StudyResult
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import read_latencies
 from pytest_llem.reporting.html.loads import load_plots
-from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.point_plots import pareto_plot
 from pytest_llem.results.points import PointResult
 from tests.conftest import Results, RunPytest
 from tests.support.load_studies import patient, write_load_study

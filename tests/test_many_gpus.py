@@ -28,7 +28,7 @@ from pytest_llem.machine.device_request import DeviceRequest
 from pytest_llem.machine.neighbours import SHARED, with_neighbours
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.host import GpuCapacity, Host
-from pytest_llem.results.gpu_spread import gpu_spread
+from pytest_llem.results.cycles import gpu_spread
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.loading import load_study

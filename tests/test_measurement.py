@@ -14,8 +14,8 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError, RequestRecord
+from pytest_llem.measurement.pass_driver import warm_up
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from pytest_llem.study.engine_options import Needs
 from tests.conftest import NOOP_STUDY
@@ -242,7 +242,7 @@ class Engine:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("pytest_llem.measurement.warmup.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pytest_llem.measurement.pass_driver.time.monotonic", lambda: now[0])
     return now
 
 
@@ -379,7 +379,7 @@ def test_latency_percentiles_are_over_requests_and_gaps() -> None:
 
 
 def test_latencies_that_the_engine_does_not_report_are_null() -> None:
-    requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
+    requests = Requests([[RequestRecord(1, [1, 2])]], latency_unknown_reason="beams have no tokens to time")
     assert {metric.value for metric in requests.latency_metrics().values()} == {None}
     assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
     assert requests.to_csv(0.0).splitlines()[1] == "1,0,1,2,,,,,,,,,,,"

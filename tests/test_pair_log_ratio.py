@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llem.gates.decisions import UndecidableError
-from pytest_llem.gates.turns import location, pair_log_ratio, process_share, turn_spread
+from pytest_llem.gates.pair_log_ratio import location, pair_log_ratio, process_share, turn_spread
 
 TURNS = st.lists(st.tuples(st.floats(0.5, 2.0), st.floats(0.5, 2.0)), min_size=1, max_size=12)
 

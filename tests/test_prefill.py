@@ -14,9 +14,9 @@ from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.measurement import prefill
+from pytest_llem.measurement import accounting
+from pytest_llem.measurement.accounting import prefill_metrics
 from pytest_llem.measurement.pass_window import PassWindow
-from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.host import Host
@@ -127,7 +127,7 @@ class TestExperiment:
     def test_without_prefill_split_there_are_no_shares(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
         for name in PREFILL_METRICS:
-            assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_REQUESTED)
+            assert (result.metrics[name].value, result.metrics[name].reason) == (None, accounting.NOT_REQUESTED)
         assert result.prefill_window is None
 
     def test_the_second_window_is_as_long_and_has_matched_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:

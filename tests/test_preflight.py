@@ -44,7 +44,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
     file.write_text(text)
     study = load_study(file)
     preflight = Preflight(study, model_path, [folder], host)
-    return [preflight.reason(point) for point in study.points]
+    return [preflight.refusal(point) for point in study.points]
 
 
 @pytest.mark.parametrize(

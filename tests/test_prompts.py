@@ -18,7 +18,7 @@ from pytest_llem.isolation.worker import FETCHING
 from pytest_llem.study.dataset import LengthConfig
 from pytest_llem.study.identity import config_hash
 from pytest_llem.workload import prompts
-from pytest_llem.workload.files import Prompt
+from pytest_llem.workload.datasets import Prompt
 from pytest_llem.workload.prompts import (
     build_workload,
     dataset_problem,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines import requirements
+from pytest_llem.engines import shipped
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import placement
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
@@ -80,7 +80,7 @@ def test_unknown_module_in_device_map_is_reported() -> None:
 def test_device_map_reaches_transformers_and_model_is_not_moved(
     options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: True)
     engine(pytorch=options)
     assert {name: loaded[name] for name in given} == given
 
@@ -91,7 +91,7 @@ def test_model_may_be_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: uuids[index])
-    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: True)
 
     def gpus(**options: Any) -> Any:
         return list(PyTorchEngine(config(pytorch=options), EngineContext()).gpus)
@@ -148,7 +148,7 @@ def test_offloaded_model_gets_input_on_its_execution_device() -> None:
 def test_quantisation_reaches_transformers_and_is_recorded(
     options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: True)
     made = engine(pytorch=options)
     found = loaded["quantization_config"].to_dict()
     assert {name: found[name] for name in given} == given

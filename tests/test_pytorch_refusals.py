@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.engines import requirements
+from pytest_llem.engines import shipped
 from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.requirements import unmet_by_pytorch
+from pytest_llem.engines.shipped import unmet_by_pytorch
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
@@ -86,7 +86,7 @@ transformers = pytest.importorskip("transformers")
 def test_unmet_requirements_are_known_without_loading(
     changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: None)
     assert list(unmet_by_pytorch(config(**changes))) == [sentence]
     with pytest.raises(PreflightError) as caught:
         run_experiment(config(**changes))
@@ -94,7 +94,7 @@ def test_unmet_requirements_are_known_without_loading(
 
 
 def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
     assert len(list(unmet_by_pytorch(both))) == 3
     with pytest.raises(PreflightError) as caught:
@@ -103,7 +103,7 @@ def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.Monke
 
 
 def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: name)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: name)
     options = {
         "load_in_4bit": True,
         "device_map": "auto",
@@ -115,10 +115,10 @@ def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.M
 
 
 def test_passthrough_arguments_with_a_field_are_refused() -> None:
-    for name in requirements.GENERATION_FIELDS:
+    for name in shipped.GENERATION_FIELDS:
         assert len(list(unmet_by_pytorch(config(passthrough_kwargs={name: 1})))) == 1
     known = set(vars(transformers.GenerationConfig()))
-    assert set(requirements.SET_BY_ENGINE) <= known, "and none that transformers does not know anyway"
+    assert set(shipped.SET_BY_ENGINE) <= known, "and none that transformers does not know anyway"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_passthrough_arguments_with_a_field_are_refused() -> None:
 def test_refused_generation_config_is_reported_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: True)
     with pytest.raises(PreflightError, match=f"^{message}") as caught:
         PyTorchEngine(config(**changes), EngineContext())
     assert "\n" not in str(caught.value)

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult
-from pytest_llem._plugin.remote_state import RemoteSharedState, answer
-from pytest_llem._plugin.shared_state import DECIDED, REPEATED, STOPPED, SharedState
+from pytest_llem._plugin.shared_state import DECIDED, REPEATED, STOPPED, RemoteSharedState, SharedState, answer
 from pytest_llem.results.manifest import read_manifest
 from pytest_llem.results.manifest_records import Manifest
 from tests.conftest import FORKSERVER, NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS

@@ -13,7 +13,7 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.measurement.pass_window import PassWindow
-from pytest_llem.measurement.quality_warnings import repeats_are_faster
+from pytest_llem.measurement.quality_warnings import faster_repeats_warning
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import NOOP_STUDY
 from tests.support.measured import pass_window, record
@@ -99,36 +99,36 @@ def requests(*ttft_s: Sequence[float], size: int = 1) -> Requests:
 def test_prompt_cache_is_detected_by_first_tokens() -> None:
     """Most of a batch's time is decoding, which a prompt cache does not shorten."""
     calls = window(*[[1.0] * 5] * 3)
-    found = repeats_are_faster(calls, requests([0.09] * 5, [0.03] * 5, [0.03] * 5))
+    found = faster_repeats_warning(calls, requests([0.09] * 5, [0.03] * 5, [0.03] * 5))
     assert found == (
         "a first token took 90 ms in the first pass and 30 ms in later ones, which repeat its prompts: "
         "the engine may answer them from a cache"
     )
-    assert repeats_are_faster(calls, requests([0.04] * 5, [0.03] * 5, [0.03] * 5)) is None
+    assert faster_repeats_warning(calls, requests([0.04] * 5, [0.03] * 5, [0.03] * 5)) is None
 
 
 def test_delayed_batch_is_not_taken_for_a_cache() -> None:
     calls = window([1.0], [1.0], [1.0])
-    assert repeats_are_faster(calls, requests([0.08] * 6, [0.03] * 6, [0.03] * 6, size=6)) is None
-    assert repeats_are_faster(calls, requests([0.10] * 6, [0.03] * 6, [0.03] * 6, size=6)) is not None
+    assert faster_repeats_warning(calls, requests([0.08] * 6, [0.03] * 6, [0.03] * 6, size=6)) is None
+    assert faster_repeats_warning(calls, requests([0.10] * 6, [0.03] * 6, [0.03] * 6, size=6)) is not None
 
 
 def test_asynchronous_engine_is_judged_by_pass_durations() -> None:
     calls = [[1e-5, 1e-5]] * 3
-    found = repeats_are_faster(window(*calls, pass_seconds=[2.0, 0.05, 0.05]), requests(*[[0.0] * 2] * 3))
+    found = faster_repeats_warning(window(*calls, pass_seconds=[2.0, 0.05, 0.05]), requests(*[[0.0] * 2] * 3))
     assert found is not None
     assert found.startswith("a pass took 2000 ms in the first pass and 50 ms")
 
 
 def test_single_delayed_run_is_not_taken_for_a_cache() -> None:
     no_ttft = requests([0.0], [0.0], [0.0])
-    assert repeats_are_faster(window([0.9, 0.1, 0.1, 0.1, 0.1], *[[0.1] * 5] * 2), no_ttft) is None
-    assert repeats_are_faster(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None
-    assert repeats_are_faster(window([0.25], [0.1], [0.1]), no_ttft) is None
-    assert repeats_are_faster(window([9.0, 9.0]), requests([0.0])) is None
+    assert faster_repeats_warning(window([0.9, 0.1, 0.1, 0.1, 0.1], *[[0.1] * 5] * 2), no_ttft) is None
+    assert faster_repeats_warning(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None
+    assert faster_repeats_warning(window([0.25], [0.1], [0.1]), no_ttft) is None
+    assert faster_repeats_warning(window([9.0, 9.0]), requests([0.0])) is None
 
 
 def test_failed_requests_are_not_taken_for_a_cache() -> None:
     answered, failed = record(4, [1], ttft_s=0.2), record(4, [], error="no answer")
     one_each = Requests([[answered], [failed], [failed]], sizes=[1])
-    assert repeats_are_faster(window(*[[1.0]] * 3), one_each) is None
+    assert faster_repeats_warning(window(*[[1.0]] * 3), one_each) is None

@@ -23,14 +23,11 @@ from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
-from pytest_llem.reporting.html.cycles import _deviation
-from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
-from pytest_llem.reporting.html.labels import axes_data, labels_of
-from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.experiment_plots import _deviation, power_plot
+from pytest_llem.reporting.html.formatting import axes_data, details, labels_of, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.plots import ByAxis, range_of
-from pytest_llem.reporting.html.power import power_plot
+from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot
 from pytest_llem.reporting.html.rows import facts, groups
-from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.template import as_json
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render

@@ -230,7 +230,7 @@ class TestReplays:
     ) -> None:
         study.write(sweep={"n": [1]})
         study.run().assert_outcomes(passed=1)
-        monkeypatch.setattr(Preflight, "reason", lambda *_: "nothing can run here")
+        monkeypatch.setattr(Preflight, "refusal", lambda *_: "nothing can run here")
         study.run("--llem-resume").assert_outcomes(passed=1)
 
     def test_plan_names_sources_of_replayed_experiments(self, study: Study) -> None:

@@ -16,9 +16,8 @@ import pytest
 
 from pytest_llem import registry, run_study
 from pytest_llem.engines.protocol import PreflightError
-from pytest_llem.machine.device_lock import SharedLock
 from pytest_llem.machine.device_locks import CPU, owned
-from pytest_llem.machine.device_queue import QueuePosition, Ticket
+from pytest_llem.machine.lock_files import FileLock, QueuePosition, Ticket
 from pytest_llem.machine.owner import FOLDER, Owner, holder
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
@@ -173,7 +172,7 @@ def _time(text: str | None) -> datetime:
 class TestMissingEngine:
     def test_no_install_hint_for_a_library_without_an_engine(self, write_study: WriteStudy) -> None:
         study = load_study(write_study(backend="tensorrt", sweep={"n": [1]}))
-        assert Preflight(study, (), []).reason(study.points[0]) == (
+        assert Preflight(study, (), []).refusal(study.points[0]) == (
             "engine 'tensorrt' is not installed here (there are: noop, pytorch, server, vllm): the library "
             "tensorrt itself provides no engine; install a package that provides it (entry-point group "
             "pytest_llem.engines), or name a class of your own, backend: package.module:Class, or name in runners "
@@ -232,15 +231,15 @@ class TestLockFolder:
             return real(path, how, *more)
 
         monkeypatch.setattr(os, "open", recorded)
-        lock = SharedLock(path)
+        lock = FileLock(path)
         assert lock.acquire()
-        assert not SharedLock(path).acquire()
+        assert not FileLock(path).acquire()
         assert [how & os.O_CREAT for how in flags] == [0, 0]
         lock.release()
 
     def test_lock_on_a_replaced_file_is_invalid(self, tmp_path: Path) -> None:
         path = tmp_path / "cpu.lock"
-        first, second = SharedLock(path), SharedLock(path)
+        first, second = FileLock(path), FileLock(path)
         assert first.acquire()
         path.unlink()
         assert second.acquire(), "it guards the name"
@@ -249,11 +248,11 @@ class TestLockFolder:
         second.release()
 
     def test_release_frees_a_lock_inherited_by_a_forked_process(self, tmp_path: Path) -> None:
-        lock = SharedLock(tmp_path / "cpu.lock")
+        lock = FileLock(tmp_path / "cpu.lock")
         assert lock.acquire()
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[_descriptor(lock)]) as child:
             lock.release()
-            assert SharedLock(lock.path).acquire()
+            assert FileLock(lock.path).acquire()
             child.communicate()
 
     @pytest.fixture
@@ -265,7 +264,7 @@ class TestLockFolder:
             yield Path(folder)
 
 
-def _descriptor(lock: SharedLock) -> int:
+def _descriptor(lock: FileLock) -> int:
     descriptor = lock._descriptor
     assert descriptor is not None
     return descriptor

@@ -157,10 +157,10 @@ def test_unknown_shape_has_its_reason() -> None:
 
 
 def test_context_beyond_the_sliding_window_has_no_roofline() -> None:
-    narrow = Engine(replace(SHAPE, window=4))
+    narrow = Engine(replace(SHAPE, sliding_window=4))
     reason = "a context of 5 tokens is longer than the model's sliding window of 4"
     assert set(reasons(work(REQUESTS, engine=narrow)).values()) == {reason}
-    assert work(REQUESTS, engine=Engine(replace(SHAPE, window=5))) == work(REQUESTS)
+    assert work(REQUESTS, engine=Engine(replace(SHAPE, sliding_window=5))) == work(REQUESTS)
 
 
 def test_a_processor_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:

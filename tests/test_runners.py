@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.requirements import Packages, unmet_by_pytorch
+from pytest_llem.engines.shipped import Packages, unmet_by_pytorch
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
 from pytest_llem.planning import runner_environment

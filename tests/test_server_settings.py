@@ -26,7 +26,7 @@ def reason(folder: Path, **study: Any) -> str:
     """Return why the study's experiment cannot run, after the study's path."""
     (folder / "prompts.txt").write_text("one prompt\nanother prompt\n")
     loaded = load_study(write_load_study(folder, **study))
-    found = Preflight(loaded, (), []).reason(loaded.points[0])
+    found = Preflight(loaded, (), []).refusal(loaded.points[0])
     assert found is not None
     return found.replace(f"{folder}/study.yaml", "study.yaml")
 
@@ -116,7 +116,7 @@ def test_axis_that_does_not_reach_the_server_is_an_error(tmp_path: Path) -> None
 def test_preset_sends_what_every_server_of_its_kind_takes(tmp_path: Path) -> None:
     server = {"preset": "vllm"}
     study = load_study(write_load_study(tmp_path, server=server, decoder={"top_k": 5, "repetition_penalty": 1.1}))
-    assert Preflight(study, (), []).reason(study.points[0]) is None
+    assert Preflight(study, (), []).refusal(study.points[0]) is None
 
 
 def preset_needs(folder: Path, preset: str, args: dict[str, Any]) -> Needs:

@@ -26,7 +26,7 @@ from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.turns import MIN_TURNS, progress
 from pytest_llem.planning.host import GpuCapacity, Host
-from pytest_llem.planning.plan import cycles_reason
+from pytest_llem.planning.plan import whole_cycles_reason
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord
@@ -361,7 +361,7 @@ def test_counter_of_turns_is_checked_if_they_have_enough_effective_ticks(
 
 def test_device_that_was_not_metered_has_no_part_of_the_total() -> None:
     account = _account(_reading(10.0), replace(_reading(12.0), boundary="module"))
-    assert account.of({"GPU-1", "GPU-2"}).energy_j is None, "two readings of one GPU are not two GPUs"
+    assert account.of_devices({"GPU-1", "GPU-2"}).energy_j is None, "two readings of one GPU are not two GPUs"
 
 
 def test_energy_missing_in_one_turn_is_missing_in_the_window() -> None:
@@ -443,7 +443,7 @@ def _cycles_reason(tmp_path: Path, host: Host, **changes: Any) -> str | None:
     study = {"name": "s", "model": "builtin:tiny-llama", "sweep": {"n": [1]}, **changes}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     preflight = Preflight(load_study(tmp_path / "study.yaml"), (), [], host)
-    return cycles_reason(load_study(tmp_path / "study.yaml").points[0].config, preflight, preflight)
+    return whole_cycles_reason(load_study(tmp_path / "study.yaml").points[0].config, preflight, preflight)
 
 
 def test_two_that_do_not_fit_into_memory_alternate_by_cycle(tmp_path: Path) -> None:

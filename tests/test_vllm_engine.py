@@ -18,8 +18,14 @@ import psutil
 import pytest
 
 from pytest_llem.engines.protocol import EngineContext, PreflightError, RequestRecord
-from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS, Packages, unmet_by_vllm
-from pytest_llem.engines.shipped import SHIPPED, shipped_needs
+from pytest_llem.engines.shipped import (
+    ENGINE_FIELDS,
+    SAMPLING_FIELDS,
+    SHIPPED,
+    Packages,
+    shipped_needs,
+    unmet_by_vllm,
+)
 from pytest_llem.isolation import engine_probe
 from pytest_llem.isolation.engine_probe import ConfigQuestion, probe_engines
 from pytest_llem.isolation.forkserver_client import ForkServers
@@ -355,13 +361,13 @@ def test_wrong_argument_has_its_place_in_the_study_and_vllm_is_asked_once(
     )
     study = load_study(tmp_path / "s.yaml")
     [point] = study.points
-    assert Preflight(study, (), []).reason(point).split("; ")[0] == (  # type: ignore[union-attr]
+    assert Preflight(study, (), []).refusal(point).split("; ")[0] == (  # type: ignore[union-attr]
         "vllm.sampling.top_k cannot be given: use decoder.top_k"
     )
     (tmp_path / "s.yaml").write_text("model: none\nbackend: vllm\nvllm:\n  engine:\n    max_num_seq: 4\n")
     study = load_study(tmp_path / "s.yaml")
     [point] = study.points
-    reason = Preflight(study, (), []).reason(point) or ""
+    reason = Preflight(study, (), []).refusal(point) or ""
     assert reason.split("; ")[0] == (
         "s.yaml:5:5: vllm.engine.max_num_seq: vLLM has no such argument (did you mean 'max_num_seqs'?)"
     )

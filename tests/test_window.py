@@ -9,10 +9,9 @@ import pytest
 
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement import orchestrator, pass_window
-from pytest_llem.measurement import warmup as warmups
+from pytest_llem.measurement import orchestrator, pass_driver, pass_window
+from pytest_llem.measurement.pass_driver import warm_up
 from pytest_llem.measurement.pass_window import measure
-from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.support.clock import clock
 from tests.support.narrow import not_none
@@ -77,7 +76,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    for module in (pass_window, warmups):
+    for module in (pass_window, pass_driver):
         monkeypatch.setattr(module, "time", clock(lambda: device.now))
     return device
 

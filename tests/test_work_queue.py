@@ -17,8 +17,7 @@ from pytest_llem._plugin.node_ids import REFERENCE, run_key
 from pytest_llem._plugin.shared_state import BOUND, DECIDED, REPLAYED, STOPPED, SharedState, topic_of
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.placement import assign, take_placed
-from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue
-from pytest_llem.execution.work_units import units_of
+from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue, units_of
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_request import DeviceRequest

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pytest_llem.execution.parallelism import auto_workers, parallelism
+from pytest_llem.execution.plans import auto_workers, parallelism
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_locks import owned

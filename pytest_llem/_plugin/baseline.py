@@ -13,8 +13,8 @@ from pytest_llem._plugin.stash import REMOTE
 from pytest_llem.gates.baselines import BaselineError, is_name, load
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.results.environment import processor
+from pytest_llem.results.points import Testbed
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import Testbed
 from pytest_llem.study.design import StudyConfig
 
 #: Keys of :func:`local_testbeds`.

@@ -1,7 +1,7 @@
 """Run the command ``llem``, which does everything with studies that is not a pytest run.
 
-Importing this package imports only the standard library, so that ``llem --help`` is fast. Each command is a module
-listed in :data:`COMMANDS`, with a function ``add`` that declares its arguments.
+Importing this package imports only the standard library, so that ``llem --help`` is fast. Each command has a
+function in :data:`COMMANDS` that adds it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import (
-    aa,
-    compare,
-    doctor,
-    fetch,
-    history,
-    import_,
-    init,
-    merge,
-    report,
-    schema,
-    summary,
-    table,
-)
+from pytest_llem.cli import aa, compare, doctor, fetch, history, import_, init, merge, results
 from pytest_llem.cli.command import (
     DONE,
     INTERRUPTED,
@@ -36,8 +23,21 @@ from pytest_llem.cli.command import (
     write,
 )
 
-#: The commands, in the order in which ``llem --help`` lists them.
-COMMANDS = (init, doctor, fetch, import_, merge, compare, table, summary, report, history, aa, schema)
+#: Functions that add the commands, by name, in the order in which ``llem --help`` lists them.
+COMMANDS = {
+    "init": init.add,
+    "doctor": doctor.add,
+    "fetch": fetch.add,
+    "import": import_.add,
+    "merge": merge.add,
+    "compare": compare.add,
+    "table": results.add_table,
+    "summary": results.add_summary,
+    "report": results.add_report,
+    "history": history.add,
+    "aa": aa.add,
+    "schema": init.add_schema,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for command in COMMANDS:
-        command.add(commands)
+    for add in COMMANDS.values():
+        add(commands)
     return parser
 
 

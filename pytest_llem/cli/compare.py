@@ -73,18 +73,18 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.baselines import load
-    from pytest_llem.gates.matching import shared_experiments
+    from pytest_llem.gates.gate import gates_of
+    from pytest_llem.gates.matching import shared_experiments_problem
     from pytest_llem.gates.regression import compare
-    from pytest_llem.gates.settings import gates_of
     from pytest_llem.reporting.terminal import comparison as formats
     from pytest_llem.reporting.text import fitted
-    from pytest_llem.results.testbeds import testbed_of
+    from pytest_llem.results.points import testbed_of
 
     candidate = load(options.candidate, options.baseline_dir)
     testbed = testbed_of(candidate.points)
     keys = [] if testbed is None else [testbed.key]
     reference = load(options.reference, options.baseline_dir, testbeds=keys)
-    if dependent := shared_experiments(candidate, reference):
+    if dependent := shared_experiments_problem(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
     given = {"metrics": list(dict.fromkeys(options.metric)), "alpha": options.alpha, "delta": options.delta}
     given = {key: value for key, value in given.items() if value not in (None, [])}

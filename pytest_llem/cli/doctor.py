@@ -24,7 +24,7 @@ severities:
 _EXAMPLES = """\
   llem doctor
   llem doctor --python ~/envs/vllm/bin/python   # an engine's own environment
-  llem doctor --format json | jq .verdict
+  llem doctor --format json | jq .energy
 """
 
 

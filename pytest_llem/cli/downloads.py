@@ -26,7 +26,7 @@ from pytest_llem.study.engines import COMMAND
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError, printable
 from pytest_llem.study.server import SERVER
-from pytest_llem.workload.hub_dataset import cached_dataset, fetch_dataset
+from pytest_llem.workload.datasets import cached_dataset, fetch_dataset
 from pytest_llem.workload.prompts import hub_dataset
 
 

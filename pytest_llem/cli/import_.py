@@ -77,12 +77,12 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.importers.reading import ImportFileError
     from pytest_llem.measurement.imported_study import parse_axes, points_of, write_study
     from pytest_llem.reporting.text import counted
-    from pytest_llem.study.loading import name_fault
+    from pytest_llem.study.loading import name_problem
 
     directory: Path = options.output
     name = directory.resolve().name if options.name is None else options.name
-    if fault := name_fault(name):
-        raise ImportFileError(f"{'--name' if options.name is not None else f'{directory}: --name'}: {fault}")
+    if message := name_problem(name):
+        raise ImportFileError(f"{'--name' if options.name is not None else f'{directory}: --name'}: {message}")
     points = points_of(read_runs(options.files, options.format), parse_axes(options.axis), options.cycle_per)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ImportFileError(f"{directory}: exists already: give the name of a new folder")

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.reporting.terminal.summary import table_lines
     from pytest_llem.reporting.text import fitted
     from pytest_llem.results.merge import merge
-    from pytest_llem.results.testbeds import testbed_of
+    from pytest_llem.results.points import testbed_of
 
     verdicts: list[GateVerdict] = []
     comparisons: list[Comparison] = []

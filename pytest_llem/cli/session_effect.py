@@ -10,9 +10,9 @@ from typing import Literal
 from pytest_llem.cli.command import DONE, FAILED, print_error, write
 from pytest_llem.gates.decisions import UndecidableError
 from pytest_llem.gates.eligibility import judged_metric
-from pytest_llem.gates.matching import pairs, shared_experiments
+from pytest_llem.gates.gate import gates_of
+from pytest_llem.gates.matching import pairs, shared_experiments_problem
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
-from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA, GatesConfig
@@ -85,7 +85,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
             )
         for other, earlier in zip(paths[:index], results[:index], strict=True):
             is_saved = not (result.experiments and earlier.experiments)  # a saved baseline has no experiments
-            if is_saved and (dependent := shared_experiments(result, earlier)):
+            if is_saved and (dependent := shared_experiments_problem(result, earlier)):
                 raise ValueError(f"{path} and {other}: {dependent}")
         for entry in result.experiments:
             if entry.replayed_from is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_llem.doctor import gpus, host, software
 from pytest_llem.doctor.findings import findings
 from pytest_llem.doctor.probe import ProbeProcess
-from pytest_llem.doctor.records import Examination, GpuReport, Meter, Rapl, Verdict
+from pytest_llem.doctor.records import EnergyAccess, Examination, GpuReport, Meter, Rapl
 from pytest_llem.hardware.gpus import is_cpu_build
 from pytest_llem.hardware.sensors import is_module
 from pytest_llem.machine.device_locks import CPU
@@ -36,7 +36,7 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
     meters = software.meters()
     examination = Examination(
         version=package_version("pytest-llem") or "unknown",
-        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(installed.torch)),
+        energy=energy_access(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(installed.torch)),
         driver=driver,
         gpus=found,
         rapl=rapl,
@@ -62,7 +62,9 @@ def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:
     return [gpu for gpu in visible if gpu.first] or visible
 
 
-def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False) -> Verdict:
+def energy_access(
+    gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False
+) -> EnergyAccess:
     """Return how energy will be obtained, and set ``auto`` and ``error`` of each of *meters*.
 
     Args:
@@ -72,7 +74,7 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
         stuck: Whether the driver of GPUs that engines would use does not answer.
     """
     if stuck and not gpus:
-        return Verdict(method="unavailable", device="unknown", reason="the NVIDIA driver does not answer")
+        return EnergyAccess(method="unavailable", device="unknown", reason="the NVIDIA driver does not answer")
     device = ", ".join(gpu.uuid or f"GPU {gpu.index}" for gpu in gpus) or CPU
     refusals = {
         "nvml": _refusal(gpus) if gpus else "engines do not run on an NVIDIA GPU",
@@ -92,7 +94,7 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
             source = sampled.power_sources[0]
             why = sampled.energy_counter_error if sampled.energy_counter else None
             why = why or "no energy counter: GPUs have one from Volta on"
-        return Verdict(
+        return EnergyAccess(
             method="measured" if sampled is None else "sampled",
             source=source,
             boundary="gpu_board or module" if any(is_module(gpu.name) for gpu in gpus) else "gpu_board",
@@ -103,11 +105,11 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
     if "rapl" in chosen:
         boundaries = "+".join(dict.fromkeys(domain.boundary for domain in rapl.domains))
         sources = "+".join(dict.fromkeys(_SOURCES[domain.boundary] for domain in rapl.domains))
-        return Verdict(
+        return EnergyAccess(
             method="measured", source=sources, boundary=boundaries, meter="rapl", device=device, reason=reason
         )
     if "estimate" in chosen:
-        return Verdict(
+        return EnergyAccess(
             method="estimated",
             source="cpu_time_model",
             boundary="cpu_package",
@@ -115,7 +117,7 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
             device=device,
             reason=reason,
         )
-    return Verdict(method="unavailable", device=device, reason=reason)
+    return EnergyAccess(method="unavailable", device=device, reason=reason)
 
 
 def _refusal(gpus: Sequence[GpuReport]) -> str | None:

@@ -10,6 +10,7 @@ from pytest_llem.doctor.records import (
     SEVERITIES,
     Cpu,
     Driver,
+    EnergyAccess,
     Examination,
     Finding,
     GpuReport,
@@ -17,7 +18,6 @@ from pytest_llem.doctor.records import (
     Severity,
     Software,
     Surroundings,
-    Verdict,
 )
 from pytest_llem.hardware.gpus import is_cpu_build
 
@@ -45,7 +45,7 @@ def findings(examination: Examination, used: Sequence[GpuReport]) -> list[Findin
     """
     found = [
         *_driver(examination, used),
-        *_torch(examination.software, examination.driver, examination.gpus, examination.verdict),
+        *_torch(examination.software, examination.driver, examination.gpus, examination.energy),
         *visibility_findings(examination.gpus, examination.surroundings),
         *gpu_findings([gpu for gpu in examination.gpus if gpu.visible], used, examination.surroundings),
         *_rapl(examination.rapl, examination.cpu, examination.surroundings, on_gpu=bool(used)),
@@ -53,8 +53,8 @@ def findings(examination: Examination, used: Sequence[GpuReport]) -> list[Findin
         *_cpu(examination.cpu, on_gpu=bool(used)),
         *_surroundings(examination.surroundings),
     ]
-    if examination.verdict.method != "measured" and not any(one.severity == "blocks" for one in found):
-        reason = examination.verdict.reason or "no meter reads this machine"
+    if examination.energy.method != "measured" and not any(one.severity == "blocks" for one in found):
+        reason = examination.energy.reason or "no meter reads this machine"
         found.append(Finding(severity="blocks", about="energy", message=reason))
     return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
@@ -68,7 +68,7 @@ def _driver(examination: Examination, used: Sequence[GpuReport]) -> Iterator[Fin
             advice, commands = "give the container access to the GPU, for example with docker run --gpus all", []
         else:
             advice, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
-        cpu_only = examination.verdict.method == "measured" and is_cpu_build(examination.software.torch)
+        cpu_only = examination.energy.method == "measured" and is_cpu_build(examination.software.torch)
         severity: Severity = "hinders" if cpu_only else "blocks"
         yield Finding(severity=severity, about="NVML", message=driver.error, advice=advice, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
@@ -78,13 +78,15 @@ def _driver(examination: Examination, used: Sequence[GpuReport]) -> Iterator[Fin
         yield Finding(severity="note", about="GPUs", message=message)
 
 
-def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
+def _torch(
+    software: Software, driver: Driver, gpus: Sequence[GpuReport], energy: EnergyAccess
+) -> Iterator[Finding]:
     torch = software.torch
     if not any(gpu.visible for gpu in gpus):
         return
     if torch is not None and is_cpu_build(torch):
         yield Finding(
-            severity="hinders" if verdict.method == "measured" else "blocks",
+            severity="hinders" if energy.method == "measured" else "blocks",
             about="torch",
             message=f"torch {torch} is a CPU-only build, and does not use the GPU",
             advice="install a CUDA build",

@@ -122,7 +122,7 @@ def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
     unlocked: dict[tuple[bool | None, int | None], list[GpuReport]] = {}
     for gpu in gpus:
         if not gpu.clocks_held and gpu.sm_clock_mhz is not None:
-            unlocked.setdefault((gpu.clocks_held, gpu.lasting_clock_mhz), []).append(gpu)
+            unlocked.setdefault((gpu.clocks_held, gpu.sustained_clock_mhz), []).append(gpu)
     for (clocks_held, mhz), alike in unlocked.items():
         locked = "are not locked" if clocks_held is False else "may not be locked (NVML does not report it)"
         indices = _indices(alike)

@@ -38,9 +38,9 @@ from pytest_llem.hardware.sensors import (
     SETTING,
     clock_reasons,
     clocks_mhz,
-    lasting_clock_mhz,
     power_sources,
     power_w,
+    sustained_clock_mhz,
     temperature_c,
 )
 from pytest_llem.machine.owner import holder
@@ -138,7 +138,7 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
         "temperature_c": temperature_c(nvml, handle),
         "refusal": refusal,
         "compute_mode": _COMPUTE_MODES.get(nvml.ask("nvmlDeviceGetComputeMode", handle)),
-        "lasting_clock_mhz": lasting_clock_mhz(nvml, handle),
+        "sustained_clock_mhz": sustained_clock_mhz(nvml, handle),
         "users": None
         if processes is None
         else [

@@ -109,7 +109,7 @@ class GpuReport(Record):
     """Whether a setting locks the clocks (true) or they vary (false); null if unknown, because NVML has no call
     that reports it.
     """
-    lasting_clock_mhz: int | None = None
+    sustained_clock_mhz: int | None = None
     """SM clock that the advice recommends for locking."""
     clock_reasons: list[str] | None = None
     """Reasons for the clocks now: ``idle``, ``setting``, ``power``, ``hw_slowdown``, ``sync_boost``,
@@ -294,7 +294,7 @@ class Finding(Record):
     """Command lines that carry out the advice."""
 
 
-class Verdict(Record):
+class EnergyAccess(Record):
     """How ``energy.backend: auto`` obtains energy on this machine."""
 
     method: Method
@@ -320,7 +320,7 @@ class Examination(Record):
     """Version of this JSON."""
     version: str
     """Version of pytest-llem."""
-    verdict: Verdict
+    energy: EnergyAccess
     """How energy will be obtained."""
     findings: list[Finding] = Field(default_factory=list)
     """Findings, worst first."""

@@ -90,7 +90,7 @@ class Account:
         """
         return _ticks(self.seconds, self.tick_seconds, self.windows)
 
-    def of(self, devices: Collection[str]) -> Total:
+    def of_devices(self, devices: Collection[str]) -> Total:
         """Return the part of the total that *devices* used."""
         parts = [device for device in self.devices if device.device in devices]
         if not parts or {part.device for part in parts} < {*devices}:
@@ -98,7 +98,7 @@ class Account:
             return Total(None, "unavailable", reason=reason)
         return _sum(parts, self.ticks)
 
-    def over(self, boundary: str) -> Total:
+    def of_boundary(self, boundary: str) -> Total:
         """Return the sum over the devices of one boundary."""
         parts = [device for device in self.devices if device.boundary == boundary]
         if not parts:

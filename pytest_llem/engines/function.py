@@ -202,9 +202,9 @@ class FunctionEngine(BatchEngine):
 
     def requests(self, batch: Sequence[Any], generated: Sequence[_Output]) -> list[RequestRecord]:
         if any(one.tokens and not one.times for one in generated):
-            self.no_latency = _RETURNED_WHOLE
+            self.latency_unknown_reason = _RETURNED_WHOLE
         if any(one.is_text for one in generated):
-            self.no_tokens = TEXT_TOKENS_UNKNOWN
+            self.tokens_unknown_reason = TEXT_TOKENS_UNKNOWN
         return [self._record(prompt, output) for prompt, output in zip(batch, generated, strict=True)]
 
     def _record(self, prompt: Any, output: _Output) -> RequestRecord:

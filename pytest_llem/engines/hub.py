@@ -21,7 +21,7 @@ def not_cached() -> str:
     return f"not in the Hugging Face cache ({_unreachable[-1] if _unreachable else _OFFLINE})"
 
 
-def unreachable() -> str | None:
+def unreachable_reason() -> str | None:
     """Return why the hub cannot be reached; None if it answers, or if HF_HUB_OFFLINE is set.
 
     Takes up to ``HF_HUB_ETAG_TIMEOUT`` (10 s).

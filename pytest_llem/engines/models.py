@@ -1,13 +1,14 @@
-"""Find a model by its name, and identify what was found."""
+"""Find a model by its name, identify what was found, and read its files without loading it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.engines import hub
 from pytest_llem.engines.protocol import ModelNotFoundError
@@ -195,3 +196,141 @@ def _fetch_from_hub(name: str, revision: str | None, *, download: bool) -> str |
     except Exception as error:
         return hub.refusal(error, revision)
     return None
+
+
+#: Names of the context length in configurations of transformers. Models without one, such as recurrent ones and
+#: those with ALiBi, have no limit.
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions")
+
+#: Scalings of rotary embeddings whose factor multiplies the stated length. For others the length includes it.
+_SCALED = ("linear", "dynamic", "yarn")
+
+#: Model types whose stated length includes the factor of every scaling.
+_INCLUDED = ("gemma3", "gemma3_text")
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the maximum number of tokens of prompt and answer together; None if the configuration has no limit.
+
+    Args:
+        config: Content of ``config.json``. For a model of several parts, the language model's part.
+    """
+    stated = next((config[name] for name in _LENGTH_KEYS if type(config.get(name)) is int), 0)
+    if stated <= 0:
+        return None
+    if config.get("model_type") in _INCLUDED:
+        return stated
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    length = stated
+    for one in (rope, *rope.values()):  # some models have one entry for each type of layer
+        if isinstance(one, dict) and (one.get("rope_type") or one.get("type")) in _SCALED:
+            original = one.get("original_max_position_embeddings") or stated
+            length = max(length, int(original * (one.get("factor") or 1)))
+    return length
+
+
+def too_long(model: str, prompt: int, output: int, limit: int) -> str:
+    """Return the error message for a prompt that exceeds the model's context.
+
+    Args:
+        model: The model's name in the study.
+        prompt: Tokens of the prompt.
+        output: Tokens to generate.
+        limit: The model's :func:`context_length`.
+    """
+    return (
+        f"model {model!r} takes {limit:,} tokens, and a prompt of {prompt:,} with max_output_tokens {output:,} is "
+        f"{prompt + output:,}: lower max_input_tokens or max_output_tokens, or name a model with a longer context"
+    )
+
+
+#: Beginning of the pointer file that git leaves in place of a large file that git-lfs has not fetched.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+#: Maximum size of a safetensors header in bytes: the limit of the library safetensors.
+_MAX_HEADER = 100_000_000
+
+#: Files of weights in the order in which transformers looks for them. The first that exists is loaded.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class NotSafetensorsError(ValueError):
+    """A file that is not a whole safetensors file. The message follows the file's name: "is truncated …"."""
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file: ``dtype``, ``shape`` and ``data_offsets`` of each tensor, by name.
+
+    Raises:
+        NotSafetensorsError: The file has another format, or is truncated.
+        OSError: The file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if size >= 8 and length > _MAX_HEADER:
+            raise NotSafetensorsError("is not a safetensors file")
+        if size < 8 + length:
+            raise NotSafetensorsError(f"is truncated at {size:,} bytes, within its header")
+        try:
+            header = json.loads(content.read(length))
+            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+            end = 8 + length + max((one["data_offsets"][1] for one in tensors.values()), default=0)
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise NotSafetensorsError("is not a safetensors file") from error
+    if size < end:
+        raise NotSafetensorsError(f"is truncated: it has {size:,} of {end:,} bytes")
+    return tensors
+
+
+def model_damage(name: str, source: ModelSource) -> str | None:
+    """Return why a model cannot be loaded; None if no damage is visible in its files.
+
+    Args:
+        name: The model's name in the study.
+        source: Where it was found.
+    """
+    folder = source.folder
+    damage = file_damage(folder) if folder is not None and folder.is_dir() else None
+    return None if damage is None else f"model {name!r} cannot be loaded: {damage}"
+
+
+def file_damage(folder: Path) -> str | None:
+    """Return what is wrong with a model file in *folder*, and what to do; None if no damage is visible.
+
+    Missing files are not looked for.
+    """
+    for file in _loaded_from(folder):
+        try:
+            with file.open("rb") as content:
+                if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    return f"{file} is a git-lfs pointer and not the file itself: run git lfs pull in {folder}"
+            if file.suffix == ".safetensors":
+                read_header(file)
+        except NotSafetensorsError as error:
+            return f"{file} {error}: download or copy it again"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def _loaded_from(folder: Path) -> Iterator[Path]:
+    """Yield the files that transformers loads from *folder*."""
+    yield from (file for file in sorted(folder.glob("*.json")) if file.is_file())
+    yield from (file for file in sorted(folder.glob("*.model")) if file.is_file())
+    weights = next((file for name in _WEIGHT_FILES if (file := folder / name).is_file()), None)
+    if weights is None:
+        return
+    if weights.suffix != ".json":
+        yield weights
+        return
+    try:
+        names = {str(name) for name in json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, LookupError, AttributeError, TypeError):  # transformers reports what is wrong
+        return
+    yield from (file for name in sorted(names) if (file := folder / name).is_file())

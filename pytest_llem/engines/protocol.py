@@ -173,7 +173,7 @@ class ModelShape:
         weight_bytes: Size of the weights that a step reads, in bytes: all except embeddings that are only looked
             up. An input embedding that is also the head counts once.
         precision: Precision of the arithmetic, as named in :class:`pytest_llem.hardware.peaks.Peaks`.
-        window: Tokens of context in the narrowest sliding window; None if every layer attends to all tokens.
+        sliding_window: Tokens in the narrowest sliding window of attention; None if every layer attends to all.
     """
 
     parameters: int
@@ -183,7 +183,7 @@ class ModelShape:
     kv_bytes_per_value: float
     weight_bytes: int
     precision: str
-    window: int | None = None
+    sliding_window: int | None = None
 
 
 class Engine(Protocol):
@@ -269,7 +269,7 @@ class BatchEngine(Engine, Protocol):
 
     Example:
         >>> class EchoEngine(BatchEngine):
-        ...     no_latency = "all tokens are returned at once"
+        ...     latency_unknown_reason = "all tokens are returned at once"
         ...     options = EchoOptions  # class EchoOptions(EngineOptions): repeat: int = 1
         ...
         ...     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
@@ -282,10 +282,10 @@ class BatchEngine(Engine, Protocol):
     """
 
     #: Why the requests have no latencies; None if they have.
-    no_latency: str | None = None
+    latency_unknown_reason: str | None = None
 
     #: Why the numbers of output tokens are unknown; None if they are known.
-    no_tokens: str | None = None
+    tokens_unknown_reason: str | None = None
 
     #: Whether ``prepare`` gets the texts of a dataset as they are, and not the token ids of :meth:`encode`. The
     #: number of input tokens is then unknown.

@@ -31,7 +31,8 @@ class DeviceLease:
         gap: Idle time before the item's first run; None once that run has taken it.
         next_gap: Gets the devices ready for another run, and returns the idle time before it.
         process: The item's process if it was started early and no run has taken it.
-        drain: Takes over a process that has written its result and has not exited yet; None to wait for its exit.
+        hand_over_process: Takes over a process that has written its result and has not exited yet; None to wait
+            for its exit.
         progress: Shows the live progress; None without a terminal.
         ends_server: Whether no later item of this session will use the server that the item's experiment shares.
         defer: Registers what to call before the devices are released, which may be after later items.
@@ -42,7 +43,7 @@ class DeviceLease:
     gap: GapRecord | None = None
     next_gap: Callable[[], GapRecord | None] = lambda: None
     process: ExperimentProcess | None = None
-    drain: Callable[[ExperimentProcess], None] | None = None
+    hand_over_process: Callable[[ExperimentProcess], None] | None = None
     progress: LiveProgress | None = None
     ends_server: bool = False
     defer: Callable[[Callable[[], None]], object] = lambda callback: None

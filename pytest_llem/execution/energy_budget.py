@@ -112,9 +112,9 @@ def _beside(used: EnergyReading, workers: int) -> str:
 
 def _slowed() -> str:
     """Return a note that coverage (``pytest --cov``), a debugger or a profiler slowed the test down."""
-    from pytest_llem.measurement.quality_warnings import active_tracer
+    from pytest_llem.measurement.quality_warnings import tracer_warning
 
-    tracer = active_tracer()
+    tracer = tracer_warning()
     return "" if tracer is None else f", while {tracer}"
 
 

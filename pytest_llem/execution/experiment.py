@@ -22,12 +22,11 @@ from pytest_llem.execution.jobs import (
     idle_power_key,
     preflight_of_item,
 )
-from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import Replayed, forget_replayed, replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
-from pytest_llem.execution.stopping import stopped
+from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import add_section, output_forwarder, print_line
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.device_request import Allocation
@@ -70,11 +69,11 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
     if (taken := take_from_partner(item)) is not None:
         add_section(item, taken.output, failed=taken.error is not None)
         return _keep(item, experiment, taken)
-    if (reason := stopped(item)) is not None:
+    if (reason := not_started_reason(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of_item(item)
     lease = item.stash.get(LEASE, DeviceLease())
-    refusal = preflight.reason(experiment.point) or lease.refusal
+    refusal = preflight.refusal(experiment.point) or lease.refusal
     if refusal is not None:
         outcome = Outcome.refused(refusal)
     else:
@@ -100,19 +99,19 @@ def start_early(item: pytest.Item, allocation: Allocation) -> ExperimentProcess:
 
 def _run_until_uncontended(item: pytest.Item, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *item*'s experiment, and repeat it while contended, as often as allowed. The last outcome counts."""
-    repeats: list[ContendedRun] = []
+    contended_runs: list[ContendedRun] = []
     output = ""
     while True:
         job = replace(
             complete_job(item, lease.allocation, lease.take_gap()),
-            repeats=[one.model_dump(mode="json") for one in repeats],
+            contended_runs=[one.model_dump(mode="json") for one in contended_runs],
         )
         outcome = _run(item, job, lease, timeout)
         output += outcome.output
         contended = contended_run(outcome.data)
         if contended is None or not _may_repeat(item):
-            return replace(outcome, output=output) if repeats else outcome
-        repeats.append(contended)
+            return replace(outcome, output=output) if contended_runs else outcome
+        contended_runs.append(contended)
         name, why = experiment_of(item).id, "; ".join(contended.reasons)
         print_line(item.config, f"{name} is contended and is measured again: {why}")
 
@@ -156,7 +155,7 @@ def _run_process(item: pytest.Item, job: Job, lease: DeviceLease, timeout: float
             timeout=timeout,
             watcher=live_progress,
             on_output=output_forwarder(item.config, erase),
-            on_result=lease.drain,
+            on_result=lease.hand_over_process,
         )
     finally:
         erase()  # pytest continues its own line

@@ -19,14 +19,14 @@ from pytest_llem.collection.items import experiment_of, is_experiment, is_skippe
 from pytest_llem.execution.device_lease import DeviceLease
 from pytest_llem.execution.jobs import complete_job, forkservers_of_item, preflight_of_item
 from pytest_llem.execution.model_servers import ModelServers, needs_server
-from pytest_llem.execution.output import output_forwarder
 from pytest_llem.execution.session_facts import session_name
-from pytest_llem.execution.stopping import stopped
+from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import output_forwarder
 from pytest_llem.isolation.interleaved import Side, run_interleaved
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.neighbours import with_neighbours
 from pytest_llem.measurement.turns import MIN_TURNS
-from pytest_llem.planning.plan import cycles_reason
+from pytest_llem.planning.plan import whole_cycles_reason
 from pytest_llem.study.design import Experiment
 
 #: The items of experiments by the key of their run and their id.
@@ -100,11 +100,11 @@ def partner_of(item: pytest.Item) -> pytest.Item | None:
         known |= {(run_of(one), experiment_of(one).id): one for one in item.session.items if is_experiment(one)}
     function = EXPERIMENT if is_reference(run) else REFERENCE
     partner = known.get((run_key(file_of(run), function), experiment.id))
-    if partner is None or is_skipped(partner) or stopped(partner) is not None:
+    if partner is None or is_skipped(partner) or not_started_reason(partner) is not None:
         return None
     own, others = preflight_of_item(item), preflight_of_item(partner)
     point = experiment.point
-    if others.reason(point) is not None or cycles_reason(point.config, own, others) is not None:
+    if others.refusal(point) is not None or whole_cycles_reason(point.config, own, others) is not None:
         return None
     return partner
 

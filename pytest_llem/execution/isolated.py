@@ -119,7 +119,7 @@ class IsolatedExperiment:
         )
         study = _study(config, execution, self._config.rootpath)
         preflight = Preflight(study, settings.model_path, import_path(self._config))
-        if (refusal := preflight.reason(study.points[0])) is not None:
+        if (refusal := preflight.refusal(study.points[0])) is not None:
             raise self._failure(Outcome.refused(refusal))
         try:
             outcome = self._run_alone(study, settings, preflight, preflight.deadline_seconds(config))
@@ -132,8 +132,7 @@ class IsolatedExperiment:
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
         from pytest_llem.execution.jobs import forkservers_of
-        from pytest_llem.execution.live_line import print_line
-        from pytest_llem.execution.output import output_forwarder, print_output
+        from pytest_llem.execution.terminal_output import output_forwarder, print_line, print_output
         from pytest_llem.machine.neighbours import with_neighbours
 
         config = study.points[0].config
@@ -185,7 +184,7 @@ class IsolatedExperiment:
             gap=gap.model_dump(mode="json"),
             carbon=settings.carbon,
             idle_power=known_idle_power(self._shared_state, digest, None),
-            no_context=no_context_fields(self._shared_state, config, allocation.devices),
+            idle_power_no_context=no_context_fields(self._shared_state, config, allocation.devices),
             devices=allocation.devices if allocation.environment else (),
             variables=allocation.environment,
         )

@@ -85,7 +85,7 @@ def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | Non
         early_job(item, allocation),
         gap=gap.model_dump(mode="json") if gap else None,
         idle_power=known_idle_power(shared_state, *idle_power_key(study, point, allocation)),
-        no_context=no_context_fields(shared_state, point.config, allocation.devices),
+        idle_power_no_context=no_context_fields(shared_state, point.config, allocation.devices),
         hub_unreachable=hub_unreachable_for(shared_state, preflight_of_item(item), point.config),
     )
 
@@ -119,7 +119,7 @@ def early_job(item: pytest.Item, allocation: Allocation) -> Job:
         carbon=settings.carbon,
         devices=allocation.devices if allocation.environment or is_attached(point.config) else (),
         variables=allocation.environment,
-        not_from=(str(worktree.repository), str(worktree.folder))
+        import_trees=(str(worktree.repository), str(worktree.folder))
         if worktree is not None and has_own_code
         else None,
         max_load_seconds=preflight_of_item(item).max_load_seconds(point.config),

@@ -24,14 +24,13 @@ from pytest_llem.execution.experiment import start_early
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
 from pytest_llem.execution.interleaving import was_measured_with_partner
 from pytest_llem.execution.jobs import preflight_of_item
-from pytest_llem.execution.live_line import print_line
-from pytest_llem.execution.live_progress import LiveProgress
+from pytest_llem.execution.live_progress import LiveProgress, live_progress
 from pytest_llem.execution.model_servers import ModelServers
 from pytest_llem.execution.placement import accept, report_placed, request_of, take_assigned
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.session_facts import session_name, worker_id
-from pytest_llem.execution.stopping import stopped
-from pytest_llem.execution.study_progress import live_progress
+from pytest_llem.execution.stopping import not_started_reason
+from pytest_llem.execution.terminal_output import print_line
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.machine.device_locks import DeviceError, Ownership, owned
 from pytest_llem.machine.gpu_memory import GpuMemory
@@ -125,7 +124,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
         with live_progress(item) as progress:
             lease.gap = _NO_GAP_ON_SERVER if has_server else _idle(session, item, ownership, gap, progress)
             lease.next_gap = partial(_prepare_repeat, session, servers, item, ownership)
-            lease.drain, lease.progress = session.draining.take, progress
+            lease.hand_over_process, lease.progress = session.draining.take, progress
             lease.ends_server = has_server and not any(map(_starts_process, _rest_on_server(servers, nextitem)))
             lease.defer = stack.callback
             if progress is not None:
@@ -285,6 +284,10 @@ def _starts_process(item: pytest.Item) -> bool:
     if not is_experiment(item) or is_skipped(item):
         return False
     experiment = experiment_of(item)
-    if replayed(item, experiment) is not None or stopped(item) is not None or was_measured_with_partner(item):
+    if (
+        replayed(item, experiment) is not None
+        or not_started_reason(item) is not None
+        or was_measured_with_partner(item)
+    ):
         return False
-    return preflight_of_item(item).reason(experiment.point) is None
+    return preflight_of_item(item).refusal(experiment.point) is None

@@ -19,13 +19,13 @@ from pytest_llem.collection.items import experiment_of, is_experiment, run_of, s
 from pytest_llem.engines.models import local_file, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.execution.device_lease import DeviceLease
-from pytest_llem.execution.output import add_server_section
 from pytest_llem.execution.session_facts import controller, python_path
+from pytest_llem.execution.terminal_output import add_server_section
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import PYTHON_VARIABLES, Job
 from pytest_llem.isolation.model_server import PORT_TAKEN, ModelServer, answers, free_port
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_users
+from pytest_llem.machine.attached_server import is_this_host, listening_process, other_gpu_user
 from pytest_llem.machine.device_request import Allocation
 from pytest_llem.results.drift import first_load
 from pytest_llem.results.serving import DriftRecord, LoadRecord, ServerRecord
@@ -298,7 +298,7 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     if not answers(server.url, path):
         return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200")
     pid = listening_process(server.url)
-    if (others := other_gpu_users(server, pid)) is not None:
+    if (others := other_gpu_user(server, pid)) is not None:
         return Outcome.refused(others)
     return RunningServer(
         key, ServerRecord(id=f"{server.url} {pid}", url=server.url, pid=pid, attached=True), None, server

@@ -17,8 +17,7 @@ from xdist.scheduler.load import LoadScheduling
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.execution.placement import assign, take_placed
-from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue
-from pytest_llem.execution.work_units import units_of
+from pytest_llem.execution.work_queue import RunningUnit, Unit, WorkQueue, units_of
 
 if TYPE_CHECKING:
     from xdist.remote import Producer

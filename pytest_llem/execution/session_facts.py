@@ -66,7 +66,7 @@ def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config:
         return None
     known = shared_state.read(_HUB, _ANSWER)
     if known is None:
-        known = {"unreachable": hub.unreachable()}
+        known = {"unreachable": hub.unreachable_reason()}
         with suppress(OSError):  # the next experiment then asks again
             shared_state.put(_HUB, _ANSWER, known)
     reason: str | None = known["unreachable"]

@@ -31,7 +31,7 @@ def elapsed_seconds(config: pytest.Config) -> float:
     return time.monotonic() - config.stash[_BEGAN] if _BEGAN in config.stash else 0.0
 
 
-def ended(shared_state: SharedState, run: str, experiment: Experiment) -> str | None:
+def not_needed_reason(shared_state: SharedState, run: str, experiment: Experiment) -> str | None:
     """Return why *experiment* is not needed: its study was stopped, or its point has enough cycles; else None."""
     reason: str | None = shared_state.read(run, STOPPED)
     if reason is None:
@@ -42,10 +42,10 @@ def ended(shared_state: SharedState, run: str, experiment: Experiment) -> str | 
     return reason
 
 
-def stopped(item: pytest.Item) -> str | None:
+def not_started_reason(item: pytest.Item) -> str | None:
     """Return why *item*'s experiment does not start any more: it is not needed, or time is up; None if it may."""
     run, experiment = run_of(item), experiment_of(item)
-    if (reason := ended(item.config.stash[SHARED_STATE], run, experiment)) is not None:
+    if (reason := not_needed_reason(item.config.stash[SHARED_STATE], run, experiment)) is not None:
         return reason
     budget = Settings.from_config(item.config).time_budget
     if budget is None:

@@ -8,9 +8,9 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
     allows_estimates,
-    contention,
+    contention_reason,
     ineligible_reason,
-    mixed_hosts,
+    mixed_hosts_reason,
     replay_ineligible_reason,
 )
 from pytest_llem.results.points import PointResult
@@ -42,7 +42,7 @@ def judge_budget(
         fields["reason"] = "the result does not have this metric" if point and point.metrics else _NO_CYCLE
     else:
         fields |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
-        if (reason := not_judged or summary.not_judged) is not None or (reason := mixed_hosts(point)):
+        if (reason := not_judged or summary.not_judged) is not None or (reason := mixed_hosts_reason(point)):
             fields["reason"] = reason
         elif summary.mean is None:
             fields["reason"] = summary.reason or "it has no value"
@@ -54,7 +54,7 @@ def judge_budget(
             fields["reason"] = reason
         else:
             fields |= _judged(budget, summary, summary.mean, len(point.cycles))
-            fields["contended"] = contention(point, budget.metric)
+            fields["contended"] = contention_reason(point, budget.metric)
     return GateVerdict(
         gate="budget",
         id=budget.id,

@@ -13,7 +13,7 @@ from pytest_llem.gates.differences import TestbedDifferences, testbed_difference
 from pytest_llem.gates.eligibility import (
     ESTIMATED,
     allows_estimates,
-    contention,
+    contention_reason,
     ineligible_reason,
     judged_metric,
     replay_ineligible_reason,
@@ -23,7 +23,7 @@ from pytest_llem.gates.matching import (
     in_pairs,
     is_measured,
     share_of_processes,
-    shared_cycles,
+    shared_cycles_problem,
     values_by_cycle,
 )
 from pytest_llem.gates.sequential import Schedule, paired_looks, unpaired_looks
@@ -93,7 +93,7 @@ def make_case(
     by_default = settings.metrics is None
     metric, note = judged_metric(requested, candidate, reference) if by_default else (requested, None)
     case = partial(Case, pair, requested, metric, note)
-    if reason := not_judged or shared_cycles(candidate, reference):
+    if reason := not_judged or shared_cycles_problem(candidate, reference):
         return case(reason=reason)
     for point, side in ((candidate, "candidate"), (reference, "reference")):
         if (reason := point.summary_of(metric).not_judged) is not None:
@@ -174,7 +174,10 @@ def _looks(
 
 def _contended(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
     """Return how the two sides were contended; None if neither was."""
-    sides = {"in the candidate": contention(candidate, metric), "in the reference": contention(reference, metric)}
+    sides = {
+        "in the candidate": contention_reason(candidate, metric),
+        "in the reference": contention_reason(reference, metric),
+    }
     return "; ".join(f"{side}, {text}" for side, text in sides.items() if text is not None) or None
 
 

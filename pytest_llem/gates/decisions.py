@@ -177,7 +177,7 @@ def paired_contrast(log_ratios: Sequence[float] | Array) -> Contrast:
 
     Args:
         log_ratios: ln(candidate / reference) of each pair of cycles, for example from
-            :func:`~pytest_llem.gates.turns.pair_log_ratio`.
+            :func:`~pytest_llem.gates.pair_log_ratio.pair_log_ratio`.
 
     Raises:
         UndecidableError: There are fewer than two pairs.

@@ -32,7 +32,7 @@ _NAME_THEIR_BOUNDARY = {"gpu_energy_j", "cpu_energy_j", "dram_energy_j"}
 _UNAFFECTED = {"MB", "tokens", "FLOP"}
 
 
-def contention(point: PointResult, metric: str) -> str | None:
+def contention_reason(point: PointResult, metric: str) -> str | None:
     """Return which cycles of *point* were contended and why; None if none were or *metric* is not affected."""
     found = point.contention
     if found is None or not found.contended or CATALOGUE[metric].unit in _UNAFFECTED:
@@ -54,7 +54,7 @@ def replay_ineligible_reason(point: PointResult) -> str | None:
     return f"measured before, and since then {point.replay_mismatch}: measure it again"
 
 
-def mixed_hosts(point: PointResult) -> str | None:
+def mixed_hosts_reason(point: PointResult) -> str | None:
     """Return a message if the cycles of *point* ran on hosts of different kinds; None if they did not."""
     names = {"gpu": "GPUs", "cpu": "CPUs", "host_cpu": "CPUs"}
     for key, name in names.items():

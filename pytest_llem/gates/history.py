@@ -15,16 +15,15 @@ from pytest_llem.gates.eligibility import (
     PER_REQUEST,
     PER_TOKEN_TIME,
     allows_estimates,
-    contention,
+    contention_reason,
     ineligible_reason,
     replay_ineligible_reason,
 )
+from pytest_llem.gates.gate import gates_of
 from pytest_llem.gates.series import MIN_RUNS, Change, Series, find_changes
-from pytest_llem.gates.settings import gates_of
-from pytest_llem.results.points import PointResult
+from pytest_llem.results.points import PointResult, testbed_of
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.study.gates import DEFAULT_FAMILY, OPEN_LOOP_FAMILY, GatesConfig
 from pytest_llem.study.identity import axes_key
 
@@ -127,7 +126,7 @@ class MetricHistory:
         return [one for one in self.values if one.not_judged is None]
 
     @property
-    def why_not_judged(self) -> str | None:
+    def not_judged_reason(self) -> str | None:
         """Why no change could be found; None if one could."""
         judged = self.judged
         if len(judged) >= MIN_RUNS:
@@ -321,7 +320,7 @@ def _not_judged(point: PointResult, metric: str, summary: Summary) -> str | None
     if summary.method == "estimated" and not allows_estimates(point):
         return ESTIMATED
     reason = summary.not_judged or point.not_repeated or replay_ineligible_reason(point)
-    reason = reason or ineligible_reason(point, metric) or contention(point, metric)
+    reason = reason or ineligible_reason(point, metric) or contention_reason(point, metric)
     if reason is None and not all(value > 0 for value in _values(summary)):
         return "a value is not above 0"
     return reason

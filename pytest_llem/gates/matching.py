@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.gates.decisions import UndecidableError
-from pytest_llem.gates.turns import pair_log_ratio, process_share
+from pytest_llem.gates.pair_log_ratio import pair_log_ratio, process_share
 from pytest_llem.results.points import CycleTurns, PointResult
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.study.identity import axes_key
@@ -53,7 +53,7 @@ def named(ids: Sequence[str]) -> str:
 _WHAT_TO_DO = "measure one of the two again"
 
 
-def shared_cycles(candidate: PointResult, reference: PointResult) -> str | None:
+def shared_cycles_problem(candidate: PointResult, reference: PointResult) -> str | None:
     """Return an error message if two points share measurements; None if no shared measurement is known.
 
     Results of schema 1.3 and older have no digests, so that shared measurements are not detected.
@@ -69,10 +69,11 @@ def shared_cycles(candidate: PointResult, reference: PointResult) -> str | None:
     return f"not independent: the reference has the same measurement of cycle {', '.join(shared)}; {_WHAT_TO_DO}"
 
 
-def same_session(candidate: StudyResult, reference: StudyResult) -> str | None:
+def same_session_problem(candidate: StudyResult, reference: StudyResult) -> str | None:
     """Return an error message if two results are of one run, such as a baseline and the run it was saved from.
 
-    None if they are not. Also None if both have digests: :func:`shared_cycles`, which uses them, is more precise.
+    None if they are not. Also None if both have digests, which :func:`shared_cycles_problem` uses: it is more
+    precise.
     """
     if _digests(candidate) and _digests(reference):
         return None
@@ -83,14 +84,14 @@ def same_session(candidate: StudyResult, reference: StudyResult) -> str | None:
     return f"not independent: both are results of the session that began at {started_at}; {_WHAT_TO_DO}"
 
 
-def shared_experiments(candidate: StudyResult, reference: StudyResult) -> str | None:
+def shared_experiments_problem(candidate: StudyResult, reference: StudyResult) -> str | None:
     """Return an error message if two results share experiments; None if no shared experiment is known."""
     if shared := _digests(candidate) & _digests(reference):
         experiments = "1 experiment" if len(shared) == 1 else f"{len(shared)} experiments"
         return f"not independent: both have the same measurement of {experiments}; {_WHAT_TO_DO}"
     if candidate == reference:
         return f"not independent: both are the same result; {_WHAT_TO_DO}"
-    return same_session(candidate, reference)
+    return same_session_problem(candidate, reference)
 
 
 def _digests(result: StudyResult) -> set[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.gate import gates_of
 from pytest_llem.gates.regression import Comparison, FailOn, compare
-from pytest_llem.gates.settings import gates_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget

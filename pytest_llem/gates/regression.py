@@ -14,7 +14,7 @@ from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.decisions import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.eligibility import workload_differences
-from pytest_llem.gates.matching import missing_points, pairs, same_session
+from pytest_llem.gates.matching import missing_points, pairs, same_session_problem
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.points import PointResult
@@ -82,7 +82,7 @@ def compare(
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
-    not_independent, schedule = same_session(candidate, reference), schedule_of(candidate)
+    not_independent, schedule = same_session_problem(candidate, reference), schedule_of(candidate)
     cases = [
         make_case(
             pair,

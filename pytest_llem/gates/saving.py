@@ -13,9 +13,8 @@ from pytest_llem.gates.baselines import BaselineError, is_name
 from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import write_atomically
-from pytest_llem.results.points import PointResult
+from pytest_llem.results.points import PointResult, Testbed, testbed_of
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import Testbed, testbed_of
 
 #: In a saved file, a value that fits in this number of columns is written on one line.
 WIDTH = 110

@@ -73,7 +73,9 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
         model=", ".join(map(str, models)) or None,
         concurrency=concurrency,
         requests=[request for _, request in requests],
-        no_times=None if requests else "the file has no times of requests (profile_export.jsonl has them)",
+        times_unknown_reason=None
+        if requests
+        else "the file has no times of requests (profile_export.jsonl has them)",
         clock="unix",
         figures={} if export is None else _figures(export),
         completed=fields.section("request_count").count("avg"),

@@ -57,7 +57,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
             model=config.section("backend").text("model"),
             concurrency=strategy.count("max_concurrency") if concurrency is None else concurrency,
             requests=requests,
-            no_times=None if requests else "the file has no requests",
+            times_unknown_reason=None if requests else "the file has no requests",
             clock="unix",
             figures=_figures(benchmark),
             completed=benchmark.section("metrics").section("request_totals").count("successful"),

@@ -74,7 +74,7 @@ def read(test: Fields) -> Iterator[ToolRun]:
         document=test.data,
         model=test.text("model_type"),
         concurrency=1,
-        no_times="llama-bench writes no times of requests, only the means of its tests",
+        times_unknown_reason="llama-bench writes no times of requests, only the means of its tests",
         figures=figures(
             {
                 "seconds": seconds,

@@ -56,7 +56,9 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         model=fields.text("model"),
         concurrency=fields.count("concurrency"),
         requests=requests,
-        no_times=None if any(one.sent is not None for one in requests) else "the file has no times of requests",
+        times_unknown_reason=None
+        if any(one.sent is not None for one in requests)
+        else "the file has no times of requests",
         clock=_CLOCKS[clock],
         figures={name: value for name in metrics.data if (value := metrics.number(name)) is not None},
         completed=fields.count("completed"),

@@ -44,7 +44,7 @@ class ToolRun:
         model: Name of the model; None if the file does not say.
         concurrency: Maximum number of requests in flight; None if there was no maximum, or if it is not known.
         requests: A record for each request; empty if the file has none.
-        no_times: Why the requests' times are not on one clock; None if they are.
+        times_unknown_reason: Why the requests' times are not on one clock; None if they are.
         clock: The clock of the requests' times.
         figures: The tool's own figures, by the name of the metric that has the same definition.
         completed: Number of answered requests; None if unknown.
@@ -63,7 +63,7 @@ class ToolRun:
     model: str | None = None
     concurrency: int | None = None
     requests: Sequence[RequestRecord] = field(default=(), repr=False)
-    no_times: str | None = None
+    times_unknown_reason: str | None = None
     clock: Clock = "other"
     figures: Mapping[str, float] = field(default_factory=dict)
     completed: int | None = None

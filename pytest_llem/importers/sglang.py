@@ -43,7 +43,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         model=server.text("served_model_name") or server.text("model_path"),
         concurrency=fields.count("max_concurrency"),
         requests=requests_of(fields),
-        no_times="the file has durations of requests, and not when they were sent",
+        times_unknown_reason="the file has durations of requests, and not when they were sent",
         figures=_figures(fields),
         completed=fields.count("completed"),
         seconds=fields.number("duration"),

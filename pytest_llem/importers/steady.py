@@ -52,8 +52,8 @@ def steady_rates(run: ToolRun) -> Rates:
     Raises:
         NotSteadyError: The times are not known, or too few requests are in flight.
     """
-    if run.no_times is not None:
-        raise NotSteadyError(run.no_times)
+    if run.times_unknown_reason is not None:
+        raise NotSteadyError(run.times_unknown_reason)
     served = timed_requests(run)
     if not served:
         raise NotSteadyError("no request with times was answered")

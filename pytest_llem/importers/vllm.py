@@ -59,7 +59,7 @@ def read(fields: Fields) -> Iterator[ToolRun]:
         model=fields.text("model_id"),
         concurrency=fields.count("max_concurrency"),
         requests=requests,
-        no_times=None if any(one.sent for one in requests) else _NO_TIMES,
+        times_unknown_reason=None if any(one.sent for one in requests) else _NO_TIMES,
         clock="monotonic",  # start_times are of time.perf_counter
         figures=_figures(fields),
         completed=fields.count("completed"),

@@ -181,7 +181,7 @@ class _Running:
         assert self.child is not None
         assert other.child is not None
         before, was_stopped, self.has_turn = self.waits, self.resume(), True
-        self.child.send(Turn(other.side.server or other.child.pid or 0, was_stopped).order())
+        self.child.send(Turn(other.side.server or other.child.pid or 0, was_stopped).line())
         if not self.wait(other, left, lambda: self.waits > before):
             return False
         self.has_turn = False

@@ -45,13 +45,13 @@ class Job:
         watch_pids: Processes, besides this one, whose end also ends the experiment.
         harness: The pytest processes, whose processor time counts as measurement overhead.
         idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
-        no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, before the session's
-            first experiment.
-        repeats: Fields of ContendedRuns: earlier, contended runs of this experiment.
+        idle_power_no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, before the
+            session's first experiment.
+        contended_runs: Fields of ContendedRuns: earlier, contended runs of this experiment.
         hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
         devices: Leased devices, which the engine has to use; empty if they are not known.
         variables: Environment variables that restrict CUDA to these devices.
-        not_from: The candidate's working tree, from which no module may be imported, and the reference's own.
+        import_trees: The candidate's working tree, from which no module may be imported, and the reference's own.
             None unless the experiment is of a reference at another git revision.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
@@ -70,12 +70,12 @@ class Job:
     watch_pids: Sequence[int] = ()
     harness: Sequence[int] = ()
     idle_power: dict[str, Any] | None = None
-    no_context: dict[str, Any] = field(default_factory=dict)
-    repeats: Sequence[dict[str, Any]] = ()
+    idle_power_no_context: dict[str, Any] = field(default_factory=dict)
+    contended_runs: Sequence[dict[str, Any]] = ()
     hub_unreachable: str | None = None
     devices: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    not_from: tuple[str, str] | None = None
+    import_trees: tuple[str, str] | None = None
     turns: dict[str, Any] | None = None
     server: dict[str, Any] | None = None
     max_load_seconds: float | None = None

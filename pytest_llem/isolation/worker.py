@@ -186,7 +186,7 @@ def run(
         go_offline(job["hub_unreachable"])
     from pytest_llem.engines.protocol import EngineContext, PreflightError
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-    from pytest_llem.measurement.turns import Turns, parse_order
+    from pytest_llem.measurement.turns import Turns, parse_turn
     from pytest_llem.results import code_state
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
@@ -199,7 +199,7 @@ def run(
 
     def next_turn(progress: Progress) -> Turn | None:
         report(progress)
-        return parse_order(read_line(orders))
+        return parse_turn(read_line(orders))
 
     measured = ExperimentOrchestrator(
         config=ExperimentConfig.model_validate(job["config"]),
@@ -218,14 +218,14 @@ def run(
         devices=job["devices"],
         turns=None if job["turns"] is None else Turns(**job["turns"], next_turn=next_turn),
     ).run()
-    if job["not_from"] is not None and (found := code_state.imported_from(*job["not_from"])):
+    if job["import_trees"] is not None and (found := code_state.imported_from(*job["import_trees"])):
         raise PreflightError(
             f"the reference imported {found[0]} from the working tree, not from its revision: does that have it?"
         )
     if measured.result.idle_power is not None:
-        measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])
-    if job["repeats"] and measured.result.contention is not None:
-        measured.result.contention.repeats = [ContendedRun.model_validate(one) for one in job["repeats"]]
+        measured.result.idle_power = measured.result.idle_power.model_copy(update=job["idle_power_no_context"])
+    if job["contended_runs"] and measured.result.contention is not None:
+        measured.result.contention.repeats = [ContendedRun.model_validate(one) for one in job["contended_runs"]]
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])

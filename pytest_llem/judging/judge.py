@@ -22,17 +22,16 @@ from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
-from pytest_llem.judging.gate_inputs import GateInputs
+from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint, PreviousResults
 from pytest_llem.judging.gate_reports import Marks, gate_reports
-from pytest_llem.judging.previous_results import InterleavedRuns, JudgedPoint, PreviousResults
+from pytest_llem.recording.pytest_items import gates_by_file, study_of
 from pytest_llem.recording.recorder import Recorder
-from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
 from pytest_llem.reporting.text import counted, fitted
 from pytest_llem.results.manifest import runs_of
+from pytest_llem.results.points import testbed_of
 from pytest_llem.results.study_result import StudyResult
-from pytest_llem.results.testbeds import testbed_of
 from pytest_llem.results.verdicts import GateVerdict, Outcome
 from pytest_llem.study.design import StudyConfig
 
@@ -229,7 +228,7 @@ class StudyGates:
                 return "its reference was not selected, but both have to be interleaved"
             measured, wanted = len(judged.point.cycles), self.study.min_cycles
             if not measured:
-                return self._results.skipped(verdict.point)
+                return self._results.skip_reason(verdict.point)
             is_short = measured < wanted and verdict.point not in self._results.partly_selected
             return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:

@@ -17,7 +17,7 @@ import pytest
 from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, parse, run_key
 from pytest_llem._plugin.shared_state import DECIDED
 from pytest_llem._plugin.stash import SHARED_STATE
-from pytest_llem.execution.live_line import print_line
+from pytest_llem.execution.terminal_output import print_line
 from pytest_llem.gates.sequential import Schedule, is_precise
 from pytest_llem.gates.verdict_text import ratio_text
 from pytest_llem.judging.judge import StudyGates

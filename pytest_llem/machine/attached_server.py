@@ -40,7 +40,7 @@ def gpus_of_server(server: ServerConfig) -> list[str]:
         return [uuid for uuid, pids in _gpu_users(nvml).items() if own & pids]
 
 
-def other_gpu_users(server: ServerConfig, pid: int | None) -> str | None:
+def other_gpu_user(server: ServerConfig, pid: int | None) -> str | None:
     """Return which other process uses the server's GPUs; None if none is seen."""
     own = _tree(pid) if pid is not None else set()
     with Nvml() as nvml:

@@ -3,7 +3,7 @@
 The locks are files in a folder that all users of the machine share. It is sticky, so that users cannot remove the
 locks of others. Beside each lock are notes, one of each user, about its current and last owners. The kernel
 releases a lock when the process that holds it ends. Processes that wait are in a queue
-(:mod:`~pytest_llem.machine.device_queue`).
+(:mod:`~pytest_llem.machine.lock_files`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.machine.device_lock import DeviceLock, SharedLock
-from pytest_llem.machine.device_queue import QueuePosition, Ticket, is_waited_for, waiting_tickets
+from pytest_llem.machine.lock_files import (
+    DeviceLock,
+    FileLock,
+    QueuePosition,
+    Ticket,
+    is_waited_for,
+    waiting_tickets,
+)
 from pytest_llem.machine.owner import Owner, last_owner, locks_folder
 
 #: Name of the CPU as a device.
@@ -164,7 +170,7 @@ def free_devices(devices: Collection[str]) -> set[str]:
     folder = _folder()
     found = set()
     for name in devices:
-        lock = SharedLock(folder / f"{name}.lock")
+        lock = FileLock(folder / f"{name}.lock")
         try:
             if lock.acquire():
                 found.add(name)
@@ -182,7 +188,7 @@ def try_locks() -> Path:
         DeviceError: Devices cannot be locked.
     """
     folder = _folder()
-    lock = SharedLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
+    lock = FileLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
     try:
         lock.acquire()
         lock.path.unlink(missing_ok=True)

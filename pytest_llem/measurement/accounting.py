@@ -1,16 +1,19 @@
-"""Compute the metrics of a pass from a window."""
+"""Compute the metrics of a pass from a window, and prefill's share of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
+from pytest_llem.measurement.driver import Window
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.experiment import EngineRecord
-from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.metrics import Metric, metric, weakest
 from pytest_llem.results.statistics import total_of
 
 J_PER_WH = 3600.0
@@ -39,7 +42,7 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
     )
 
 
-def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
+def mark_not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
     """Return *metrics*, those of the window marked with the *reason* why no gate may judge them.
 
     Metrics from before the window are unchanged; all are if *reason* is None. One reason is failed requests: a
@@ -104,14 +107,14 @@ class Served:
         requests: Number of answered requests.
         input_tokens: Their input tokens; None if unknown.
         output_tokens: Their output tokens; None if unknown.
-        no_tokens: Why the number of output tokens is unknown; None if the engine just does not report it.
+        tokens_unknown_reason: Why their number is unknown; None if the engine just does not report it.
     """
 
     passes: float
     requests: float
     input_tokens: float | None
     output_tokens: float | None
-    no_tokens: str | None = None
+    tokens_unknown_reason: str | None = None
 
     @classmethod
     def in_passes(cls, passes: int, requests: Requests) -> Served:
@@ -122,7 +125,7 @@ class Served:
             passes * requests.served,
             None if inputs is None else passes * inputs,
             None if outputs is None else passes * outputs,
-            requests.no_tokens,
+            requests.tokens_unknown_reason,
         )
 
     @property
@@ -133,7 +136,9 @@ class Served:
     @property
     def no_output(self) -> str:
         """Why a value per output token is missing, if their number is unknown or 0."""
-        return _NOTHING_GENERATED if self.output_tokens == 0 else self.no_tokens or _OUTPUT_TOKENS_UNKNOWN
+        return (
+            _NOTHING_GENERATED if self.output_tokens == 0 else self.tokens_unknown_reason or _OUTPUT_TOKENS_UNKNOWN
+        )
 
 
 def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str, Metric]:
@@ -161,7 +166,7 @@ def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str
     }
     for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
         key = f"{name}_energy_j"
-        metrics[key] = _share(key, account.over(boundary), passes, _NOT_SERVED)
+        metrics[key] = _share(key, account.of_boundary(boundary), passes, _NOT_SERVED)
     metrics["tokens_per_joule"] = _tokens_per_joule(served, metrics["energy_j"])
     return metrics
 
@@ -240,3 +245,84 @@ def cache_metrics(cache: CacheMemory | None) -> dict[str, Metric]:
         "cache_memory_mb": megabytes("cache_memory_mb", cache.allocated_bytes),
         "used_cache_memory_mb": megabytes("used_cache_memory_mb", cache.used_bytes),
     }
+
+
+NOT_REQUESTED = "not measured: set measurement.prefill_split: true"
+
+
+def prefill_metrics(
+    window: Window, prefill: Window | None, input_tokens: int | None, drift_w: float | None
+) -> dict[str, Metric]:
+    """Return energy and time of prefill and of decoding, per pass.
+
+    Prefill is a pass with one new token for each prompt. Decoding is the rest: a difference of two windows, which
+    noise may make negative: then no gate judges it. Its uncertainty is
+    u² = u_pass² + u_prefill² + (t_prefill · drift)², because the machine's idle power drifts between the windows.
+
+    Args:
+        window: Window of whole passes.
+        prefill: Window of passes with one new token for each prompt; None if it was not requested.
+        input_tokens: Input tokens of a pass; None if unknown.
+        drift_w: Standard uncertainty from the drift of idle power, in W; None if unknown: the uncertainty of
+            decoding is then unknown too.
+    """
+    if prefill is None:
+        return {name: metric(name, None, reason=NOT_REQUESTED) for name in PREFILL_METRICS}
+    # This is the whole pass. It has the name of the difference, from which the unit follows.
+    whole = energy("decode_energy_j", window.account.total, 1 / window.count)
+    prefill_energy = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
+    seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count
+    return {
+        "prefill_energy_j": prefill_energy,
+        "decode_energy_j": _difference(whole, prefill_energy, None if drift_w is None else seconds * drift_w),
+        "energy_per_input_token_j": _per_token(prefill_energy, input_tokens),
+        "prefill_seconds": metric("prefill_seconds", seconds),
+        "decode_seconds": metric(
+            "decode_seconds", whole_seconds - seconds, not_judged=_not_judged(whole_seconds, seconds, "s")
+        ),
+    }
+
+
+def _attributed(energy: Metric) -> Metric:
+    """Mark *energy* as a share of a measured total, at best."""
+    return energy.model_copy(update={"method": weakest(("attributed", energy.method))})
+
+
+def _difference(whole: Metric, prefill: Metric, drift_j: float | None) -> Metric:
+    if whole.value is None or prefill.value is None or whole.boundary != prefill.boundary:
+        boundaries_differ = (
+            f"energy of the whole pass covers {whole.boundary}, but that of prefill covers {prefill.boundary}"
+        )
+        reason = whole.reason or prefill.reason or boundaries_differ
+        return whole.model_copy(
+            update={"value": None, "method": "unavailable", "reason": reason, "uncertainty": None}
+        )
+    uncertainties = (whole.uncertainty, prefill.uncertainty, drift_j)
+    return whole.model_copy(
+        update={
+            "value": whole.value - prefill.value,
+            "method": weakest((whole.method, prefill.method)),
+            "invalid": whole.invalid or prefill.invalid,
+            "not_judged": _not_judged(whole.value, prefill.value, "J"),
+            "uncertainty": None
+            if None in uncertainties
+            else math.hypot(*(one for one in uncertainties if one is not None)),
+        }
+    )
+
+
+def _not_judged(whole: float, prefill: float, unit: str) -> str | None:
+    """Return why no gate may judge the difference of *whole* and *prefill*; None if it is above 0."""
+    if whole > prefill:
+        return None
+    return f"prefill alone took {prefill:.4g} {unit}, but a whole pass took {whole:.4g} {unit}"
+
+
+def _per_token(prefill: Metric, input_tokens: int | None) -> Metric:
+    if input_tokens is None:
+        return metric("energy_per_input_token_j", None, method="unavailable", reason=INPUT_TOKENS_UNKNOWN)
+    per_token = {
+        name: None if value is None else value / input_tokens
+        for name, value in (("value", prefill.value), ("uncertainty", prefill.uncertainty))
+    }
+    return prefill.model_copy(update=per_token)

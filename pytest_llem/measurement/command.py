@@ -35,7 +35,7 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.engines import CommandConfig
-from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
+from pytest_llem.study.server_command import PlaceholderError, command_values, unreached
 from pytest_llem.times import now
 
 if TYPE_CHECKING:  # which imports this module
@@ -221,7 +221,9 @@ class CommandOrchestrator:
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self.identity,
             effective_config=self._effective_config(runs.completed),
-            metrics=accounting.not_judged(metrics, None if runs.requests is None else runs.requests.not_judged),
+            metrics=accounting.mark_not_judged(
+                metrics, None if runs.requests is None else runs.requests.not_judged
+            ),
             devices=records.device_energies(window.account),
             window=records.window_record(window),
             tokens=runs.tokens(),

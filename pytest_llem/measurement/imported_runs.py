@@ -14,7 +14,7 @@ from pytest_llem.importers.formats import digest
 from pytest_llem.importers.reading import fail
 from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates, timed_requests
-from pytest_llem.measurement.accounting import not_judged
+from pytest_llem.measurement.accounting import mark_not_judged
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.cycles import runs_of_one_server
 from pytest_llem.results.experiment import ImportedFile, ImportRecord, TokenRecord, WindowRecord
@@ -72,7 +72,7 @@ class ImportedRuns:
         rate = found["requests_per_second"].value
         if found["seconds"].value is None and rate and self.completed:
             found["seconds"] = metric("seconds", self.completed / rate)
-        return not_judged(found, None if requests is None else requests.not_judged)
+        return mark_not_judged(found, None if requests is None else requests.not_judged)
 
     def _why_missing(self, name: str) -> str:
         kind = name.partition("_")[0]
@@ -107,7 +107,7 @@ class ImportedRuns:
     @property
     def _has_times(self) -> bool:
         """Whether the times of all requests are on one clock."""
-        return all(run.no_times is None for run in self.runs)
+        return all(run.times_unknown_reason is None for run in self.runs)
 
     @property
     def _steady_seconds(self) -> float:
@@ -229,7 +229,7 @@ def _duration(run: ToolRun) -> float:
     if tokens and rate:
         return tokens / rate
     served = timed_requests(run)
-    if run.no_times is not None or not served:
+    if run.times_unknown_reason is not None or not served:
         fail(run.files[0], "has neither the duration of the run nor the times of its requests")
     began, ended = _span(served)
     return ended - began

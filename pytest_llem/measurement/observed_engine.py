@@ -102,8 +102,8 @@ class ObservedEngine(BatchEngine):
     def _copy_attributes(self) -> None:
         """Copy attributes of the engine, which it may change in ``load``."""
         self.gpus = self._engine.gpus
-        self.no_latency = self._engine.no_latency
-        self.takes_texts, self.no_tokens = self._engine.takes_texts, self._engine.no_tokens
+        self.latency_unknown_reason = self._engine.latency_unknown_reason
+        self.takes_texts, self.tokens_unknown_reason = self._engine.takes_texts, self._engine.tokens_unknown_reason
         self.batch_sizes_known = self._engine.batch_sizes_known
         if isinstance(self._engine, SupportsExpectedWarnings):
             self.expected_warnings = self._engine.expected_warnings

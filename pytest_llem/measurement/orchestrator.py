@@ -26,28 +26,26 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.hardware.environment import environment
 from pytest_llem.hardware.gpus import kinds_of
 from pytest_llem.measurement import accounting, records
-from pytest_llem.measurement.adjusted import adjusted_settings
+from pytest_llem.measurement.accounting import prefill_metrics
 from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
-from pytest_llem.measurement.driver import Driver
-from pytest_llem.measurement.engine_imports import create_engine
+from pytest_llem.measurement.driver import Driver, Window, compilations
+from pytest_llem.measurement.engine_imports import create_engine, library_warnings
+from pytest_llem.measurement.engine_reports import adjusted_settings
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
-from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
-from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import (
-    active_tracer,
     disturbance_warnings,
     energy_warnings,
     find_warnings,
+    tracer_warning,
 )
 from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.turns import Turns
-from pytest_llem.measurement.window import Window, compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.contention import Contention
@@ -191,7 +189,7 @@ class ExperimentOrchestrator:
             energy = account.total
             if metered != set(engine.gpus):  # the engine chose its GPUs while it loaded: meter only these now
                 if metered.intersection(energy.devices):
-                    energy = account.of(engine.gpus)
+                    energy = account.of_devices(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
             needs = needs_of_class(engine, self.config, None)
@@ -223,7 +221,7 @@ class ExperimentOrchestrator:
         observers = self._observers(engine, engine.reset_peak_memory)
         window = driver.measure(meters, observers, self.turns)
         contention = observers.contention(window.seconds)
-        tracer = active_tracer()
+        tracer = tracer_warning()
         peak_memory = engine.peak_memory_bytes()
         kv_cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
         prefill = None
@@ -258,7 +256,7 @@ class ExperimentOrchestrator:
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             identity=self._identity,
             effective_config=records.effective_config(config, loaded.needs.unused),
-            metrics=accounting.not_judged(
+            metrics=accounting.mark_not_judged(
                 metrics, requests.not_judged or window.compiled or repeats_faster or observed.tracer
             ),
             devices=records.device_energies(window.account),
@@ -328,7 +326,7 @@ class ExperimentOrchestrator:
         metrics = accounting.with_covers_engine(metrics, record, engine.gpus)
         if prefill is not None and prefill.compiled is not None:
             of_prefill = {name: metrics[name] for name in PREFILL_METRICS}
-            metrics |= accounting.not_judged(of_prefill, prefill.compiled)
+            metrics |= accounting.mark_not_judged(of_prefill, prefill.compiled)
         return metrics
 
     def _driver(

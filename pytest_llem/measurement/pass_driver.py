@@ -1,7 +1,9 @@
-"""Drive an engine with whole passes over the prompts of its workload."""
+"""Warm up an engine, and drive it with whole passes over the prompts of its workload."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -10,20 +12,19 @@ from typing import Any
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
-from pytest_llem.measurement.driver import Driver, measure_turns
-from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast
+from pytest_llem.measurement.driver import Driver, compilations, first_run_stands_out, measure_turns
+from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast_reason
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_window import PassWindow, join_turns, measure
-from pytest_llem.measurement.quality_warnings import pass_warnings, repeats_are_faster
+from pytest_llem.measurement.quality_warnings import faster_repeats_warning, pass_warnings
 from pytest_llem.measurement.records import token_record
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.turns import Turn, Turns
-from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.config import ExperimentConfig, WarmupConfig
 from pytest_llem.workload.prompts import Workload, warmup_prompts
 
 #: Number of requests in a warm-up batch of an engine that has one batch for the whole pass, and does not state how
@@ -69,7 +70,7 @@ class PassDriver(Driver[PassWindow]):
         self._engine.synchronize()
 
     def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
-        """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.warmup.warm_up`."""
+        """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.pass_driver.warm_up`."""
         return warm_up(
             self._engine,
             self._warmup,
@@ -126,17 +127,17 @@ class PassDriver(Driver[PassWindow]):
         engine = self._engine
         return Requests(
             [list(chain.from_iterable(one)) for one in batches],
-            engine.no_latency,
+            engine.latency_unknown_reason,
             [len(batch) for batch in batches[0]] if engine.batch_sizes_known else (),
             window.numbers,
-            too_fast(batches, window.pass_seconds),
-            engine.no_tokens,
+            too_fast_reason(batches, window.pass_seconds),
+            engine.tokens_unknown_reason,
             self._config.n,
         )
 
     def check(self, window: PassWindow, requests: Requests) -> str | None:
         check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
-        return repeats_are_faster(window, requests)
+        return faster_repeats_warning(window, requests)
 
     def metrics(self, window: PassWindow, requests: Requests) -> dict[str, Metric]:
         served = Served.in_passes(window.count, requests)
@@ -199,3 +200,100 @@ def _warmup_batches(
     middle = (len(prompts) - size) // 2
     parts = by_length[middle : middle + size], by_length[-size:]
     return [batch for part in parts for batch in engine.prepare(part)], batches
+
+
+#: Maximum number of rounds over batches of all lengths while something is still compiled. torch.compile compiles
+#: again, now for any length, at the second length, and a CUDA graph is recorded when a length runs again.
+MAX_ROUNDS = 4
+
+
+def warm_up(
+    engine: BatchEngine,
+    batches: Sequence[Any],
+    config: WarmupConfig,
+    on_run: Callable[[int, int | None], None],
+    *,
+    compiled_before: int | None = None,
+    finally_run: Sequence[Any] = (),
+) -> WarmupRecord | None:
+    """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
+
+    Latencies have settled when the coefficient of variation of the last ``window_size`` is below
+    ``cv_threshold``. There is no pause: an idle machine cools down.
+
+    If the engine compiles, a batch of every length also runs, until nothing is compiled any more. An engine
+    compiles if ``torch.compile`` has compiled something, or if the first run of the median batch, which follows
+    the longest one, is much slower than its later runs.
+
+    Args:
+        engine: A loaded engine.
+        batches: Batches of a pass.
+        config: Settings of the warm-up.
+        on_run: Called before each run with its number, from 1, and the maximum number of runs; None for the latter
+            once runs only fill ``thermal_floor_seconds``.
+        compiled_before: Value of :func:`~pytest_llem.measurement.driver.compilations` before the engine was
+            created; None for the current value.
+        finally_run: Batches to run once afterwards.
+
+    Returns:
+        The record of the warm-up, or None if it is switched off.
+    """
+    if not config.enabled:
+        return None
+    if compiled_before is None:
+        compiled_before = compilations()
+    by_length = sorted(batches, key=lambda batch: engine.positions(batch) or 0)
+    longest, median = by_length[-1], by_length[len(by_length) // 2]
+    began = time.monotonic()
+    runs, max_runs = 0, 2 * config.n_warmup
+    if config.convergence_detection:
+        max_runs = max(max_runs, config.max_prompts)
+
+    def run(batch: Any) -> float:
+        nonlocal runs
+        runs += 1
+        on_run(runs, max_runs if runs <= max_runs else None)
+        started = time.monotonic()
+        engine.generate(batch)
+        engine.synchronize()
+        return time.monotonic() - started
+
+    latencies: list[float] = []
+    for _ in range(config.n_warmup):
+        run(longest)
+        latencies.append(run(median))
+
+    if compilations() > compiled_before or first_run_stands_out(latencies[0], latencies[1:]):
+        one_per_length = list({engine.positions(batch): batch for batch in by_length}.values())
+        for _ in range(MAX_ROUNDS):
+            compiled = compilations()
+            max_runs += len(one_per_length)
+            for batch in reversed(one_per_length):  # the longest first: its allocations suffice for the others
+                run(batch)
+            if compilations() == compiled:
+                break
+
+    while config.convergence_detection and runs < max_runs and not _settled(latencies, config):
+        latencies.append(run(median))
+    max_runs += len(finally_run)
+    for batch in finally_run:
+        run(batch)
+    max_runs = runs  # the runs from here on have no maximum
+    while time.monotonic() - began < config.thermal_floor_seconds:
+        latencies.append(run(median))
+    return WarmupRecord(
+        runs=runs,
+        seconds=time.monotonic() - began,
+        converged=_settled(latencies, config) if config.convergence_detection else None,
+        cv=_cv(latencies, config),
+    )
+
+
+def _cv(latencies: Sequence[float], config: WarmupConfig) -> float | None:
+    last = latencies[-config.window_size :]
+    return statistics.stdev(last) / statistics.fmean(last) if len(last) == config.window_size else None
+
+
+def _settled(latencies: Sequence[float], config: WarmupConfig) -> bool:
+    cv = _cv(latencies, config)
+    return cv is not None and len(latencies) >= config.min_prompts and cv < config.cv_threshold

@@ -107,8 +107,8 @@ def disturbance_warnings(repeats_faster: str | None, tracer: str | None) -> Iter
     """Yield the quality warnings about conditions under which no gate judges a result.
 
     Args:
-        repeats_faster: Message of :func:`repeats_are_faster`.
-        tracer: Message of :func:`active_tracer`.
+        repeats_faster: Message of :func:`faster_repeats_warning`.
+        tracer: Message of :func:`tracer_warning`.
     """
     if repeats_faster is not None:
         text = f"{repeats_faster}; no gate judges it: disable the engine's caches of prompts and answers"
@@ -228,7 +228,7 @@ def on_device(value: Any, depth: int = 3) -> bool:
     return any(on_device(one, depth - 1) for one in contents)
 
 
-def active_tracer() -> str | None:
+def tracer_warning() -> str | None:
     """Return a message about what traces Python; None if nothing does.
 
     Coverage tools, debuggers and profilers that follow subprocesses also trace an experiment's process.
@@ -253,7 +253,7 @@ MIN_DURATIONS, SLOWER_FACTOR_OF_FEW, SLOWER_SECONDS_OF_FEW = 5, 3.0, 0.010
 _LATER_PERCENTILE = 90
 
 
-def repeats_are_faster(window: PassWindow, requests: Requests) -> str | None:
+def faster_repeats_warning(window: PassWindow, requests: Requests) -> str | None:
     """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
 
     Every later pass repeats the prompts of the first: an engine that caches answers, or the keys and values of

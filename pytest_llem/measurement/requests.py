@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.results.csv_files import to_csv
+from pytest_llem.results.document import to_csv
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile, total_of
@@ -48,21 +48,21 @@ class Requests:
 
     Attributes:
         passes: For each pass, a record for each prompt, in the prompts' order.
-        no_latency: Reason why the engine reports no latencies; None if it does.
+        latency_unknown_reason: Reason why the engine reports no latencies; None if it does.
         sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
         numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. For a server,
             ``passes`` are phases, and these are their names: ``ramp``, ``window``, ``drain`` and ``drift``.
-        too_fast: Reason why no engine can generate these tokens in the time of the passes; None if one can.
-        no_tokens: Reason why the numbers of output tokens are unknown; None if they are known.
+        too_fast_reason: Reason why no engine can generate these tokens in the time of the passes; None if one can.
+        tokens_unknown_reason: Reason why the numbers of output tokens are unknown; None if they are known.
         prompts: Number of prompts of a pass; None if any number of requests is right.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
-    no_latency: str | None = None
+    latency_unknown_reason: str | None = None
     sizes: Sequence[int] = ()
     numbers: Sequence[object] = ()
-    too_fast: str | None = None
-    no_tokens: str | None = None
+    too_fast_reason: str | None = None
+    tokens_unknown_reason: str | None = None
     prompts: int | None = None
 
     def all(self) -> Iterator[RequestRecord]:
@@ -131,7 +131,7 @@ class Requests:
     @property
     def not_judged(self) -> str | None:
         """Reason why no gate may judge what was measured over these requests; None if one may."""
-        return self._failures or self.too_fast
+        return self._failures or self.too_fast_reason
 
     @property
     def _failures(self) -> str | None:
@@ -144,7 +144,7 @@ class Requests:
 
     def warnings(self) -> Iterator[QualityWarning]:
         """Yield the quality warnings about the requests."""
-        for code, reason in (("requests_failed", self._failures), ("impossibly_fast", self.too_fast)):
+        for code, reason in (("requests_failed", self._failures), ("impossibly_fast", self.too_fast_reason)):
             if reason is not None:
                 yield QualityWarning.of(code, f"{reason}; no gate judges what was measured over them")
         if self.deterministic is False:
@@ -188,27 +188,27 @@ class Requests:
         for kind, (values, expected) in samples.items():
             known = [value for value in values if value is not None]
             is_complete = known and len(known) == expected
-            reason = None if is_complete else self._no_latency_reason(kind, len(known), expected)
+            reason = None if is_complete else self._latency_unknown_reason(kind, len(known), expected)
             for p in PERCENTILES:
                 name = f"{kind}_p{p}_ms"
                 found[name] = _latency(name, known, p) if reason is None else metric(name, None, reason=reason)
         return found
 
-    def _no_latency_reason(self, kind: str, given: int, expected: int | None) -> str:
+    def _latency_unknown_reason(self, kind: str, given: int, expected: int | None) -> str:
         """Return why there is no latency of a *kind*, if the engine gave only some of the values or none.
 
         *expected* is None if the number of output tokens is unknown.
         """
-        if self.no_tokens and kind in ("itl", "tpot"):
-            return self.no_tokens
+        if self.tokens_unknown_reason and kind in ("itl", "tpot"):
+            return self.tokens_unknown_reason
         if kind == "queue" and not given:
             return _MISSING[kind]
         if kind == "itl" and any(request.has_joint_tokens for request in self.all()):
             return (
                 "several tokens of a request arrived together, so that the time between them is unknown: see tpot"
             )
-        if self.no_latency or not given:
-            return self.no_latency or _MISSING[kind]
+        if self.latency_unknown_reason or not given:
+            return self.latency_unknown_reason or _MISSING[kind]
         if expected is None:
             return "the number of output tokens is unknown"
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"

@@ -144,8 +144,8 @@ def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
     except Exception as error:  # a third-party engine's bug must not cost the finished measurement
         return f"the engine's shape() failed: {type(error).__name__}: {error}"
     longest = max((one.input_tokens or 0) + (one.output_tokens or 0) for one in requests.all())
-    if shape.window is not None and longest > shape.window:
-        return f"a context of {longest} tokens is longer than the model's sliding window of {shape.window}"
+    if shape.sliding_window is not None and longest > shape.sliding_window:
+        return f"a context of {longest} tokens is longer than the model's sliding window of {shape.sliding_window}"
     return shape
 
 

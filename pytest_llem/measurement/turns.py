@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     partner: int
     stopped: bool = False
 
-    def order(self) -> bytes:
+    def line(self) -> bytes:
         """Return the turn as the line that is sent to the experiment's process."""
         return f"turn {self.partner} {int(self.stopped)}\n".encode()
 
@@ -40,7 +40,7 @@ class Turn(NamedTuple):
 END_OF_TURNS = b"end\n"
 
 
-def parse_order(line: bytes) -> Turn | None:
+def parse_turn(line: bytes) -> Turn | None:
     """Return the turn that a line gives to the experiment's process; None if it ends the turns."""
     words = line.split()
     return Turn(int(words[1]), words[2] == b"1") if words[:1] == [b"turn"] else None

@@ -27,7 +27,7 @@ class Expected:
 
 def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected | None:
     """Return the estimated time of *point*: 0 s if it does not run, None if its model's size is unknown."""
-    if point.skip is not None or preflight.reason(point) is not None:
+    if point.skip is not None or preflight.refusal(point) is not None:
         return Expected(0.0)
     footprint = preflight.footprint(point.config)
     if footprint is None:

@@ -21,7 +21,7 @@ from pytest_llem.results.study_result import result_lost
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
-from pytest_llem.workload.hub_dataset import cached_dataset
+from pytest_llem.workload.datasets import cached_dataset
 from pytest_llem.workload.prompts import hub_dataset, read_texts, texts_digest
 
 #: Maximum number of names in a message.

@@ -11,12 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.context import context_length
-from pytest_llem.engines.models import resolve_model
+from pytest_llem.engines.models import context_length, model_damage, read_header, resolve_model
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.shipped import shipped_needs
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, SHAPE
-from pytest_llem.engines.weight_files import damaged_model, read_header
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.server import SERVER
 
@@ -42,11 +40,11 @@ class Footprint:
 
 
 @cache
-def missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
+def model_problem(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
     """Return why a model is not on this machine and cannot be downloaded, or is damaged; None if it is usable."""
     try:
         source = resolve_model(name, model_path, revision, download=False)
-        return damaged_model(name, source)
+        return model_damage(name, source)
     except ModelNotFoundError as error:
         return str(error)
 

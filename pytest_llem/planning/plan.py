@@ -38,7 +38,7 @@ class Plan:
         reference: Plan of the reference that is measured interleaved with these experiments, or None.
         against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
-        load: Warning that the machine's load average is high, or None.
+        host_load_warning: Warning that the machine's load average is high, or None.
         at_a_time: Number of experiments that run at a time.
         workers: Line about the number of xdist's workers, or None.
     """
@@ -50,7 +50,7 @@ class Plan:
     reference: Plan | None = None
     against: str | None = None
     minimum_detectable_effect: Sequence[str] = ()
-    load: str | None = None
+    host_load_warning: str | None = None
     at_a_time: int = 1
     workers: str | None = None
 
@@ -84,7 +84,7 @@ class Plan:
     @cached_property
     def refused(self) -> dict[str, str]:
         """The points that preflight refuses: the reason by the point's id."""
-        reasons = ((point.id, self.preflight.reason(point)) for point in self.points)
+        reasons = ((point.id, self.preflight.refusal(point)) for point in self.points)
         return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
@@ -94,7 +94,7 @@ class Plan:
             return {}
         sides = self.preflight, self.reference.preflight
         points = [point for point in self.points if point.id not in self.refused]
-        reasons = ((point.id, cycles_reason(point.config, *sides)) for point in points)
+        reasons = ((point.id, whole_cycles_reason(point.config, *sides)) for point in points)
         return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
@@ -193,7 +193,7 @@ class Plan:
             if self.reference
             else None,
             "minimum_detectable_effect": list(self.minimum_detectable_effect),
-            "load": self.load,
+            "host_load_warning": self.host_load_warning,
             "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [
                 {
@@ -216,7 +216,7 @@ class Plan:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Preflight) -> str | None:
+def whole_cycles_reason(config: ExperimentConfig, candidate: Preflight, reference: Preflight) -> str | None:
     """Return why whole cycles have to alternate, in one line; None if passes can.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.engines.context import too_long
+from pytest_llem.engines.models import too_long
 from pytest_llem.engines.options import LORA, given_fields, option_problems
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.isolation.engine_probe import EngineAnswer
@@ -16,7 +16,7 @@ from pytest_llem.machine.device_request import DeviceRequest, request_all, reque
 from pytest_llem.planning.deadline import deadline_seconds, max_load_seconds
 from pytest_llem.planning.estimate import RUNTIME_BYTES, gib, memory_bytes, weight_bytes
 from pytest_llem.planning.host import Host, host_for, this_host
-from pytest_llem.planning.model_files import Footprint, context_length_of, footprint_of, is_on_hub, missing_model
+from pytest_llem.planning.model_files import Footprint, context_length_of, footprint_of, is_on_hub, model_problem
 from pytest_llem.planning.study_engines import StudyEngines, question_about
 from pytest_llem.serving.schedule import trace_problem
 from pytest_llem.study.config import ExperimentConfig
@@ -60,7 +60,7 @@ class Preflight:
         self._reasons: dict[str, str | None] = {}
         self._requests: dict[tuple[Path | None, int | None, bool], DeviceRequest] = {}
 
-    def reason(self, point: Point) -> str | None:
+    def refusal(self, point: Point) -> str | None:
         """Return why *point* cannot run, and what to do, in one line; None if no reason is known."""
         if point.config_hash not in self._reasons:
             self._reasons[point.config_hash] = printable("; ".join(self._reasons_of(point.config))) or None
@@ -105,7 +105,7 @@ class Preflight:
         return self._requests[key]
 
     def _reasons_of(self, config: ExperimentConfig) -> Iterator[str]:
-        if (unusable := self.engines.unusable(config.backend)) is not None:
+        if (unusable := self.engines.unusable_reason(config.backend)) is not None:
             yield unusable
             return
         if self._study.execution.skip_preflight:
@@ -137,7 +137,7 @@ class Preflight:
         if config.model is None:
             yield f"engine {config.backend!r} needs a model: give model in the study"
             return
-        if missing := missing_model(config.model, needs.model_revision, self._model_path):
+        if missing := model_problem(config.model, needs.model_revision, self._model_path):
             yield missing
             return
         yield from self._context_problems(config, needs)
@@ -231,7 +231,7 @@ class Preflight:
 class UnknownHostPreflight(Preflight):
     """Preflight of experiments that run on other hosts: refuses no point, and knows no model sizes or engines."""
 
-    def reason(self, point: Point) -> str | None:
+    def refusal(self, point: Point) -> str | None:
         return None
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:

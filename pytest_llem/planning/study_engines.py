@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.engines.requirements import THIS_ENVIRONMENT, Packages
-from pytest_llem.engines.shipped import KNOWN_WHOLLY
+from pytest_llem.engines.shipped import KNOWN_WHOLLY, THIS_ENVIRONMENT, Packages
 from pytest_llem.isolation.engine_probe import ConfigQuestion, EngineAnswer, probe_engines
 from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.planning.model_files import footprint_of
@@ -47,7 +46,7 @@ class StudyEngines:
         """
         importable: dict[Path | None, list[str]] = {}
         for backend in backends:
-            if (problem := self.unusable(backend)) is not None:
+            if (problem := self.unusable_reason(backend)) is not None:
                 yield problem
             elif not self._study.execution.skip_preflight:
                 importable.setdefault(self._study.interpreter(backend), []).append(backend)
@@ -62,7 +61,7 @@ class StudyEngines:
         where = "" if python is None else f" with {python}"
         return f"engine {backend!r} cannot be used{where}: {problem}"
 
-    def unusable(self, backend: str) -> str | None:
+    def unusable_reason(self, backend: str) -> str | None:
         """Return why no experiment of an engine can run; None if no reason is known without importing it."""
         runner = self._study.runners.get(backend)
         if runner is not None and is_container(runner):  # refused: without the container, results would differ
@@ -80,12 +79,12 @@ class StudyEngines:
     def answer(self, config: ExperimentConfig) -> EngineAnswer | None:
         """Return an engine's answer about its configurations, without importing it here; None if there is none."""
         backend, python = config.backend, self._study.interpreter(config.backend)
-        if self._study.execution.skip_preflight or self.unusable(backend) is not None:
+        if self._study.execution.skip_preflight or self.unusable_reason(backend) is not None:
             return None
         if backend not in (known := self._engines.setdefault(python, {})):
             names = {point.config.backend for point in self._study.points if point.skip is None} - KNOWN_WHOLLY
             same = [name for name in names if self._study.interpreter(name) == python]
-            usable = [name for name in same if self.unusable(name) is None]
+            usable = [name for name in same if self.unusable_reason(name) is None]
             asked = sorted({*usable, backend})
             known |= dict.fromkeys(asked, EngineAnswer()) | self._answers(python, asked)
         return known[backend]

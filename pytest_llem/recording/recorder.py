@@ -24,8 +24,16 @@ from pytest_llem.execution.plans import check_both_sides
 from pytest_llem.execution.replay import publish_replays, replays_of
 from pytest_llem.gates.baselines import BaselineError
 from pytest_llem.gates.saving import missing_results, save, unsuitable_reason
-from pytest_llem.recording.reports import HOOK_ERRORS, fail_item, message_of, outside_error, skip_reason
-from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
+from pytest_llem.recording.pytest_items import (
+    HOOK_ERRORS,
+    experiments_by_run,
+    fail_item,
+    message_of,
+    outside_error,
+    selected_experiments,
+    skip_reason,
+    study_of,
+)
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
 from pytest_llem.reporting.text import fitted

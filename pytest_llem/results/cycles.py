@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from pytest_llem.catalogue import CATALOGUE
@@ -10,7 +12,7 @@ from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.points import CycleTurns
+from pytest_llem.results.points import CycleTurns, PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
 
 _NO_CYCLE = "no completed cycle"
@@ -98,7 +100,7 @@ def gpus_of_cycles(cycles: Sequence[ExperimentResult]) -> list[list[str]]:
     return found if any(found) else []
 
 
-def not_repeated(cycles: Sequence[ExperimentResult]) -> str | None:
+def not_repeated_reason(cycles: Sequence[ExperimentResult]) -> str | None:
     """Return why the load generator's runs in a point's *cycles* are no repetitions; None if they are."""
     imported = [one.imported for one in cycles if one.imported is not None]
     runs = sum(one.runs for one in imported)
@@ -113,3 +115,66 @@ def runs_of_one_server(runs: int) -> str:
         f"{runs} runs of one server are one cycle and no repetitions, since servers differ from start to start: "
         "start it again for each run (and say so: llem import --cycle-per file, command.fresh_server: true)"
     )
+
+
+#: Fewest GPUs for an interval: with two, it would reach from 0.4 to 32 times the value.
+MIN_INTERVAL_GPUS = 3
+
+
+@dataclass(frozen=True)
+class GpuSpread:
+    """Variation of a metric over the GPUs of a point's cycles.
+
+    Attributes:
+        gpus: Number of GPUs, or of sets of them.
+        between: Standard deviation of their means / mean.
+        interval: 95 % interval of ``between``, for normally distributed GPUs; None with two of them.
+        within: Standard deviation of the cycles on one of them / mean, pooled; None with one cycle on each.
+    """
+
+    gpus: int
+    between: float
+    interval: tuple[float, float] | None = None
+    within: float | None = None
+
+
+def gpu_spread(point: PointResult, metric: str) -> GpuSpread | None:
+    """Return how far a metric of *point* differs between GPUs; None if all its cycles ran on the same GPUs.
+
+    Example:
+        Of a study with ``execution.devices: spread``::
+
+            for point in result.points:
+                if (spread := gpu_spread(point, "energy_per_output_token_j")) is not None:
+                    print(f"{point.id}: {spread.between:.1%} between {spread.gpus} GPUs")
+    """
+    summary = point.summary_of(metric)
+    if len(summary.values) != len(point.gpus):
+        return None
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for gpus, value in zip(point.gpus, summary.values, strict=True):
+        if value is not None:
+            groups.setdefault(tuple(gpus), []).append(value)
+    mean = statistics.fmean(map(statistics.fmean, groups.values())) if groups else 0.0
+    if len(groups) < 2 or not mean:
+        return None
+    between = statistics.stdev(map(statistics.fmean, groups.values())) / abs(mean)
+    degrees_of_freedom = sum(len(values) - 1 for values in groups.values())
+    squares = sum((value - statistics.fmean(values)) ** 2 for values in groups.values() for value in values)
+    return GpuSpread(
+        len(groups),
+        between,
+        _interval(between, len(groups)),
+        (squares / degrees_of_freedom) ** 0.5 / abs(mean) if degrees_of_freedom else None,
+    )
+
+
+def _interval(deviation: float, number: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of a standard deviation of *number* values: s · √((n − 1) / χ²)."""
+    if number < MIN_INTERVAL_GPUS:
+        return None
+    from scipy.special import chdtri  # takes 0.1 s to import
+
+    freedom = number - 1
+    low, high = (deviation * (freedom / float(chdtri(freedom, share))) ** 0.5 for share in (0.025, 0.975))
+    return low, high

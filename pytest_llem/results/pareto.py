@@ -14,9 +14,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.points import PointResult
+from pytest_llem.results.points import PointResult, gpu_models
 from pytest_llem.results.statistics import Summary
-from pytest_llem.results.testbeds import gpu_models
 
 #: Metrics of the Pareto front: the first is to be high, the second low.
 SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"

@@ -13,23 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pytest_llem.results.cycles import cycle_turns, gpus_of_cycles, not_repeated, summarise, summarise_contention
-from pytest_llem.results.document import Record, RecordFile
+from pytest_llem.results.cycles import (
+    cycle_turns,
+    gpus_of_cycles,
+    not_repeated_reason,
+    summarise,
+    summarise_contention,
+)
+from pytest_llem.results.document import ProtocolMapping, Record, RecordFile
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import read_manifest, stored_result, write_atomically
 from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
-from pytest_llem.results.measurement_protocol import measurement_protocol
 from pytest_llem.results.metrics import weakest
-from pytest_llem.results.open_mappings import Protocol
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.results.tabular import Per, dataframe, experiment_table, point_table
 from pytest_llem.results.token_agreement import GreedyOutputs, TokenAgreement
 from pytest_llem.results.verdicts import ComparisonRecord
-from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.design import StudyConfig, measurement_protocol
 from pytest_llem.times import seconds_between
 
 if TYPE_CHECKING:
@@ -94,7 +98,7 @@ class StudyResult(RecordFile):
     """All experiments, in run order; empty in a baseline."""
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
-    measurement_protocol: Protocol = Field(default_factory=dict)
+    measurement_protocol: ProtocolMapping = Field(default_factory=dict)
     """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``; and
     ``reference``, the name of the reference, in the reference's own result.
     """
@@ -268,7 +272,7 @@ def _set_results(
     point.loads = [result.load for result in results if result.load is not None]
     point.gpus = gpus_of_cycles(results)
     point.drifts = [one.server.drift for one in results if one.server is not None and one.server.drift is not None]
-    point.not_repeated = not_repeated(results)
+    point.not_repeated = not_repeated_reason(results)
 
 
 def complete(design: StudyResult, manifest: Manifest, findings: Findings) -> StudyResult:

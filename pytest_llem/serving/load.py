@@ -9,10 +9,13 @@ from time import monotonic
 from typing import Any
 
 from pytest_llem.serving.checks import check_steady, mean_in_flight
-from pytest_llem.serving.client import CANNOT_CONNECT, Client, LoadRequest, SentRequest
-from pytest_llem.serving.errors import (
+from pytest_llem.serving.client import (
+    CANNOT_CONNECT,
+    Client,
     DatasetExhaustedError,
+    LoadRequest,
     NotSteadyError,
+    SentRequest,
     ServerGoneError,
     TooManyErrors,
 )
@@ -47,7 +50,7 @@ class Load:
         ...     await load.begin()
         ...     await load.hold(30)
         ... finally:
-        ...     await load.drain(timeout=60)
+        ...     await load.stop(timeout=60)
         >>> [sent.record for sent in load.records]
     """
 
@@ -127,7 +130,7 @@ class Load:
             self._raised = True
             raise
 
-    async def drain(self, timeout: float) -> None:
+    async def stop(self, timeout: float) -> None:
         """Send no more requests, wait up to *timeout* s for those in flight, and cancel the rest.
 
         After an error it does not wait. A request that is cancelled is in ``records`` with an error, and does not
@@ -172,7 +175,7 @@ class Load:
         return self._tokens + self._client.chunks_in_flight
 
     def mean_in_flight(self, began: float, ended: float) -> float:
-        """Return the mean number of requests in flight within a window, by the records. Use it after ``drain``.
+        """Return the mean number of requests in flight within a window, by the records. Use it after ``stop``.
 
         Args:
             began: Begin of the window, on the clock of ``time.monotonic``, in s.

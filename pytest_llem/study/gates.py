@@ -114,15 +114,15 @@ def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Pro
     problems = _metrics_problems(document, gates.metrics or ())
     notes: list[Problem] = []
     for name in gates.delta if isinstance(gates.delta, dict) else ():
-        if fault := metric_fault(name):
-            problems.append(document.problem(("gates", "delta", name), fault))
+        if message := metric_problem(name):
+            problems.append(document.problem(("gates", "delta", name), message))
         elif name not in {*(gates.metrics or (*DEFAULT_FAMILY, *OPEN_LOOP_FAMILY))}:
             message = "has no effect: this metric is not compared; add it to gates.metrics"
             notes.append(document.problem(("gates", "delta", name), message))
     return gates, problems, notes
 
 
-def metric_fault(name: str) -> str | None:
+def metric_problem(name: str) -> str | None:
     """Return an error message if *name* is not a metric, else None."""
     return None if name in CATALOGUE else f"no metric of that name{did_you_mean(name, tuple(CATALOGUE))}"
 
@@ -130,11 +130,11 @@ def metric_fault(name: str) -> str | None:
 def _metrics_problems(document: Document, names: Sequence[str]) -> list[Problem]:
     problems = []
     for index, name in enumerate(names):
-        fault = metric_fault(name)
-        if fault is None and CATALOGUE[name].better is None:
-            fault = f"{name} cannot be a gate: neither more nor less of it is better"
-        elif fault is None and name in names[:index]:
-            fault = f"{name} is given twice"
-        if fault:
-            problems.append(document.problem(("gates", "metrics", index), fault))
+        message = metric_problem(name)
+        if message is None and CATALOGUE[name].better is None:
+            message = f"{name} cannot be a gate: neither more nor less of it is better"
+        elif message is None and name in names[:index]:
+            message = f"{name} is given twice"
+        if message:
+            problems.append(document.problem(("gates", "metrics", index), message))
     return problems

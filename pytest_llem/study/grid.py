@@ -238,8 +238,8 @@ def _read_axes(
             continue
         backend = max((one for one in backends if f"{name}.".startswith(f"{one}.")), key=len, default=None)
         axis = _Axis(name, values, ("sweep", name), backend, indexed=isinstance(given, list))
-        if fault := _axis_fault(axis, shared, sweep):
-            problems.append(document.problem(axis.at, fault))
+        if why := _axis_problem(axis, shared, sweep):
+            problems.append(document.problem(axis.at, why))
         else:
             axes.append(axis)
     axes = [axis for axis in axes if axis.values]
@@ -255,8 +255,8 @@ def _read_axes(
     for axis in axes:
         # One of the two is a mistake, but which one is unknown, so neither is ignored.
         if axis.backend and axis.backend not in named:
-            fault = f"is an axis of {axis.backend!r}, but the backend is {' or '.join(map(shown, named))}"
-            problems.append(document.problem(axis.at, fault))
+            message = f"is an axis of {axis.backend!r}, but the backend is {' or '.join(map(shown, named))}"
+            problems.append(document.problem(axis.at, message))
     return axes, problems
 
 
@@ -276,7 +276,7 @@ def _repeated(values: Sequence[Any]) -> Iterator[int]:
         seen.add(text)
 
 
-def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]) -> str | None:
+def _axis_problem(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]) -> str | None:
     """Return an error message if an entry of the sweep is not a valid axis, else None."""
     if not axis.values:
         return "an axis needs at least one value"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_llem.study.budgets import apply_budgets, read_budgets
+from pytest_llem.study.budgets import apply_budgets, read_budgets, unreachable_gates
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
@@ -22,7 +22,6 @@ from pytest_llem.study.problems import REQUIRED, Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
 from pytest_llem.study.section_errors import section_problems
-from pytest_llem.study.unreachable_gates import unreachable_gates
 from pytest_llem.study.validation import first_config, validate
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]
@@ -162,11 +161,11 @@ def _read_name(document: Document) -> tuple[str, list[Problem]]:
     if not isinstance(name, str):
         message: str | None = f"must be a string {document.given(('name',), name)}"
     else:
-        message = name_fault(name)
+        message = name_problem(name)
     return (name, []) if message is None else ("", [document.problem(("name",), message)])
 
 
-def name_fault(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     """Return an error message if *name* cannot be the name of a study and of its files; else None."""
     if not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
         return f"must be a name without path separators or control characters (got {shown(name)})"
@@ -280,11 +279,11 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
         return document, [problem], []
     path = document.path.parent / given
     try:
-        fault = _base_fault(path, document.path)
+        message = _base_problem(path, document.path)
     except (OSError, ValueError) as error:  # a name that is too long or invalid
-        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    if fault:
-        return document, [document.problem(("base",), f"{fault} (got {shown(given)})")], []
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if message:
+        return document, [document.problem(("base",), f"{message} (got {shown(given)})")], []
     base = load_document(path)
     if not isinstance(base.data, dict):
         raise StudyError([base.problem((), f"a base must be a mapping {base.given((), base.data)}")])
@@ -303,7 +302,7 @@ def shared_fields(document: Document) -> dict[str, Any]:
     return {key: one for key, one in {**inherited, **document.data}.items() if key not in STUDY_KEYS}
 
 
-def _base_fault(path: Path, study: Path) -> str | None:
+def _base_problem(path: Path, study: Path) -> str | None:
     """Return an error message if *path* cannot be the base of the file *study*, else None."""
     if not path.exists():
         return "there is no such file, relative to this one"

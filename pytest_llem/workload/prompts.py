@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.engines.protocol import BatchEngine, PreflightError
-from pytest_llem.engines.requirements import THIS_ENVIRONMENT, Packages
+from pytest_llem.engines.shipped import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
-from pytest_llem.workload.files import Prompt, file_problem, read_file
-from pytest_llem.workload.hub_dataset import fetch_dataset, hub_problem, read_dataset
+from pytest_llem.workload.datasets import Prompt, fetch_dataset, file_problem, hub_problem, read_dataset, read_file
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ from itertools import islice
 from pathlib import Path
 from time import monotonic
 
-from pytest_llem.serving.client import Client, Endpoint, LoadRequest
-from pytest_llem.serving.errors import DatasetExhaustedError
+from pytest_llem.serving.client import Client, DatasetExhaustedError, Endpoint, LoadRequest
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.schedule import ClosedLoop
 from tests.support.serving import mock_server, requests
@@ -106,7 +105,7 @@ async def load(url: str, number: int, concurrency: int, first: int, tokens: int)
         while load.in_flight:
             await asyncio.sleep(0.01)
         records = [request.record for request in load.records]
-        await load.drain(0)
+        await load.stop(0)
         ended = max(request.ended for request in load.records)
     latencies = zip(*((one.ttft_s or 0.0, one.tpot_s or 0.0, one.e2e_s or 0.0) for one in records), strict=True)
     seconds = ended - began

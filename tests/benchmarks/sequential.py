@@ -4,8 +4,8 @@
 
 The random numbers are seeded, so every run prints the same tables, in Markdown. Alpha is 1 % and delta 2 %. A
 family has 12 gates: 3 metrics at 4 points; a point runs cycles until its three gates are decided, 4 to 40. A cycle
-has 8 turns of each side, and its log ratio is that of ``pytest_llem.gates.turns``. A rate is above alpha if its
-lower confidence bound of 99 % (Clopper and Pearson) is. The exit status is 1 if anything is wrong.
+has 8 turns of each side, and its log ratio is that of ``pytest_llem.gates.pair_log_ratio``. A rate is above alpha
+if its lower confidence bound of 99 % (Clopper and Pearson) is. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from scipy.special import stdtr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from pytest_llem.gates.pair_log_ratio import location
 from pytest_llem.gates.power_analysis import cycles_needed
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.gates.ttests import p_beyond, welch
-from pytest_llem.gates.turns import location
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE
 from pytest_llem.study.gates import DEFAULT_DELTA as DELTA
 from tests.support.pairs import ALPHA, FAMILY, METRICS

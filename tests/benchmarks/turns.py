@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.gates.turns import location
+from pytest_llem.gates.pair_log_ratio import location
 
 Logs = Any
 

@@ -18,7 +18,7 @@ class Idle(PyTorchEngine):
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)
-        self.no_latency = "nothing is generated"
+        self.latency_unknown_reason = "nothing is generated"
 
     def generate(self, batch: Batch) -> Generated:
         time.sleep(1.0)

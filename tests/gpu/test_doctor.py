@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from pytest_llem.doctor.records import Examination
-from pytest_llem.hardware.gpu_state import gpu_sensors
 from pytest_llem.hardware.gpus import Gpu
+from pytest_llem.hardware.sensors import gpu_sensors
 
 #: A CUDA context takes some hundreds of MB.
 _CONTEXT_BYTES = 100e6
@@ -33,11 +33,11 @@ def test_doctor_reports_gpu_without_using_it(gpu: Gpu, found: Callable[[str, obj
     found("a call in ms", examined.call_ms)
     found("power sources", ", ".join(examined.power_sources))
     found("clocks", f"{examined.sm_clock_mhz} of {examined.max_sm_clock_mhz} MHz, due to {examined.clock_reasons}")
-    found("a clock to lock them at", examined.lasting_clock_mhz)
+    found("a clock to lock them at", examined.sustained_clock_mhz)
     found("problems", "; ".join(f"{one.severity}: {one.about}: {one.message}" for one in seen.findings))
     assert examined.energy_counter_error is None
     assert examined.tick_ms is not None
     assert 5 < examined.tick_ms < 500
     assert examined.call_ms is not None
     assert examined.call_ms < examined.tick_ms
-    assert (seen.verdict.method, seen.verdict.source) == ("measured", "nvml_total_energy")
+    assert (seen.energy.method, seen.energy.source) == ("measured", "nvml_total_energy")

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import visible_gpus
-from pytest_llem.results.gpu_spread import gpu_spread
+from pytest_llem.results.cycles import gpu_spread
 
 Found = Callable[[str, object], None]
 Study = Callable[..., StudyResult]

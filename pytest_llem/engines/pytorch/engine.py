@@ -15,9 +15,8 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import library_errors_as_preflight
-from pytest_llem.engines.models import ModelSource, resolve_model
+from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
 from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
@@ -30,10 +29,9 @@ from pytest_llem.engines.protocol import (
 )
 from pytest_llem.engines.pytorch import generation, loading, placement
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
-from pytest_llem.engines.pytorch.shape import model_shape, uncounted
-from pytest_llem.engines.requirements import unmet_by_pytorch
+from pytest_llem.engines.pytorch.shape import model_shape, uncounted_reason
+from pytest_llem.engines.shipped import unmet_by_pytorch
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
-from pytest_llem.engines.weight_files import damaged_model
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -137,7 +135,7 @@ class PyTorchEngine(BatchEngine):
         transformers_logging.disable_progress_bar()
         # Only the special tokens depend on the model. So wrong arguments are reported before it is downloaded.
         self._generation = self._generation_config(generation.SpecialTokens())
-        self.no_latency = generation.no_latency(self._generation)
+        self.latency_unknown_reason = generation.latency_unknown_reason(self._generation)
         self._model: Any = None
         self._prompts: PromptTokenizer
         self._source: ModelSource | None = None
@@ -161,7 +159,7 @@ class PyTorchEngine(BatchEngine):
     def fetch(self) -> None:
         name = self._config.model_name
         self._source = resolve_model(name, self._context.model_path, self._options.revision)
-        if damage := damaged_model(name, self._source):
+        if damage := model_damage(name, self._source):
             raise PreflightError(damage)
         loading.import_class(self._source, self._options)
 
@@ -273,8 +271,8 @@ class PyTorchEngine(BatchEngine):
 
     def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
         clock = _TokenClock(self._make_decoding_deterministic)
-        watch = {} if self.no_latency else {"streamer": clock}
-        if self.no_latency:  # the beginning of decoding is not observable
+        watch = {} if self.latency_unknown_reason else {"streamer": clock}
+        if self.latency_unknown_reason:  # the beginning of decoding is not observable
             self._make_decoding_deterministic()
         started = time.monotonic()
         try:
@@ -319,7 +317,7 @@ class PyTorchEngine(BatchEngine):
         return records
 
     def shape(self) -> ModelShape:
-        if reason := uncounted(self._generation):
+        if reason := uncounted_reason(self._generation):
             raise ShapeUnknownError(reason)
         return model_shape(self._model)
 

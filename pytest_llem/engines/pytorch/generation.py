@@ -109,7 +109,7 @@ def _beams(options: PyTorchConfig) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("num_beams", "early_stopping", "length_penalty")}
 
 
-def no_latency(generation: GenerationConfig) -> str | None:
+def latency_unknown_reason(generation: GenerationConfig) -> str | None:
     """Return why the time of each token is unknown; None if it is known."""
     mode = generation.get_generation_mode()
     if mode in ONE_PASS_PER_TOKEN:

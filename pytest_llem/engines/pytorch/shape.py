@@ -25,7 +25,7 @@ TOLERANCE = 0.01
 _NOT_STANDARD = "its attention is not the standard one of queries, keys and values"
 
 
-def uncounted(options: GenerationConfig) -> str | None:
+def uncounted_reason(options: GenerationConfig) -> str | None:
     """Return why FLOPs or bytes of ``generate`` do not follow from prompts and answers; None if they do."""
     mode = options.get_generation_mode()
     if mode == GenerationMode.ASSISTED_GENERATION:
@@ -74,7 +74,7 @@ def model_shape(model: Any) -> ModelShape:
         kv_bytes_per_value=layers[0].keys.element_size(),
         weight_bytes=sum(one.numel() * one.element_size() for one in weights if id(one) not in looked_up),
         precision=_precision([*linear, head.weight]),
-        window=min((layer.sliding_window for layer in layers if layer.is_sliding), default=None),
+        sliding_window=min((layer.sliding_window for layer in layers if layer.is_sliding), default=None),
     )
     min_flops = 2 * (shape.parameters + shape.head_parameters)
     max_flops = min_flops + 4 * shape.attention_width  # torch does not count every attention kernel

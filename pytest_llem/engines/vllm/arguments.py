@@ -16,7 +16,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from pytest_llem.engines.requirements import ENGINE_FIELDS, SAMPLING_FIELDS
+from pytest_llem.engines.shipped import ENGINE_FIELDS, SAMPLING_FIELDS
 from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.engines import VLLMConfig
 from pytest_llem.study.problems import did_you_mean, shown

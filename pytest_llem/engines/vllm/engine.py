@@ -20,9 +20,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from pytest_llem.engines.context import context_length, too_long
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import ModelSource, resolve_model
+from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
 from pytest_llem.engines.options import in_section
 from pytest_llem.engines.protocol import (
     BatchEngine,
@@ -32,11 +31,10 @@ from pytest_llem.engines.protocol import (
     PreflightError,
     RequestRecord,
 )
-from pytest_llem.engines.requirements import unmet_by_vllm
+from pytest_llem.engines.shipped import unmet_by_vllm
 from pytest_llem.engines.tokenizer import PromptTokenizer, text_config
 from pytest_llem.engines.vllm.arguments import argument_problems, engine_arguments, sampling_arguments
 from pytest_llem.engines.vllm.start import StartMonitor
-from pytest_llem.engines.weight_files import damaged_model
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -144,7 +142,7 @@ class VLLMEngine(BatchEngine):
     def fetch(self) -> None:
         name = self._config.model_name
         self._source = resolve_model(name, self._context.model_path, self._engine_options.get("revision"))
-        if not self._random_weights and (damage := damaged_model(name, self._source)):
+        if not self._random_weights and (damage := model_damage(name, self._source)):
             raise PreflightError(damage)
 
     @property

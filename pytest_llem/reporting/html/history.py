@@ -129,7 +129,7 @@ def _layer(one: MetricHistory) -> Json:
             "shapes": [_line(at, change) for at, change in lines],
             "annotations": [_note(at, change) for at, change in lines],
         },
-        "note": one.why_not_judged or "",
+        "note": one.not_judged_reason or "",
     }
 
 

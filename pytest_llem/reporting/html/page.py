@@ -9,28 +9,33 @@ from typing import Any
 
 from pytest_llem.gates.verdict_text import percent
 from pytest_llem.planning.estimate import duration_text
-from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.contents import SHOWN_PERCENTILES, Contents
-from pytest_llem.reporting.html.cycles import cycles_plot
+from pytest_llem.reporting.html.experiment_plots import (
+    cycles_plot,
+    latency_plot,
+    latency_rows,
+    power_plot,
+    power_rows,
+    why_no_power,
+)
 from pytest_llem.reporting.html.formatting import (
+    MAX_PANELS,
     NOTHING,
+    axes_of,
     clipped,
+    labels_of,
     main_metrics,
     name_of,
     title_of,
     unit_of,
 )
-from pytest_llem.reporting.html.labels import MAX_PANELS, axes_of, labels_of
-from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.loads import load_plots
-from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
-from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
-from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot
 from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
-from pytest_llem.reporting.text import counted, interval_text, number
+from pytest_llem.reporting.text import counted, failures, interval_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads

@@ -10,18 +10,20 @@ from typing import Any
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.verdict_text import verdict_text
 from pytest_llem.reporting.html.contents import Contents
-from pytest_llem.reporting.html.cycles import value_of
+from pytest_llem.reporting.html.experiment_plots import value_of
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
+    Axis,
+    axis_text,
     cycle_figure,
     details,
+    labels_of,
     main_metrics,
     metrics_with_values,
     name_of,
     shown,
     unit_of,
 )
-from pytest_llem.reporting.html.labels import Axis, axis_text, labels_of
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.pareto import best
 from pytest_llem.results.points import PointResult

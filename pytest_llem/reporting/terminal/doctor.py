@@ -1,11 +1,11 @@
-"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software."""
+"""Format the output of ``llem doctor``: the energy, the findings, and tables of the machine and its software."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
+from pytest_llem.doctor.records import EnergyAccess, Examination, Finding, GpuReport
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
@@ -13,7 +13,7 @@ from pytest_llem.study.problems import printable
 #: room for other cells.
 _MIN_WIDTH = 70
 
-_VERDICTS = {
+_ENERGY = {
     "measured": "energy will be measured on this machine",
     "sampled": "energy will be integrated from sampled power on this machine",
     "estimated": "energy will be estimated, not measured, on this machine",
@@ -24,7 +24,7 @@ _VERDICTS = {
 def lines(found: Examination, width: int) -> Iterator[str]:
     """Yield the lines for a terminal of *width* characters. Commands are never wrapped: they are to be copied."""
     width = max(width, _MIN_WIDTH)
-    yield from _wrapped(_verdict(found.verdict), width)
+    yield from _wrapped(_energy(found.energy), width)
     yield ""
     if found.findings:
         yield "Findings"
@@ -38,15 +38,15 @@ def lines(found: Examination, width: int) -> Iterator[str]:
     yield from _surroundings(found, width)
 
 
-def _verdict(verdict: Verdict) -> str:
-    text = _VERDICTS[verdict.method]
-    if verdict.boundary is not None:
-        text += f": {verdict.boundary} by {verdict.source} (meter {verdict.meter})"
-    if verdict.reason is None:
+def _energy(energy: EnergyAccess) -> str:
+    text = _ENERGY[energy.method]
+    if energy.boundary is not None:
+        text += f": {energy.boundary} by {energy.source} (meter {energy.meter})"
+    if energy.reason is None:
         return text
     # ``measured`` with a reason: the CPU's energy is measured, and that of the GPU (``device``) is not.
-    link = f"; that of {verdict.device} will not" if verdict.method == "measured" else ""
-    return f"{text}{link}: {verdict.reason}"
+    link = f"; that of {energy.device} will not" if energy.method == "measured" else ""
+    return f"{text}{link}: {energy.reason}"
 
 
 def _finding(finding: Finding, width: int) -> Iterator[str]:

@@ -101,7 +101,7 @@ def _add(table: Table, one: MetricHistory) -> None:
     name = f"{one.metric}\n{printable(one.point)}" + (f"\n({printable(one.differs)})" if one.differs else "")
     judged = len(one.judged)
     runs = str(judged) if judged == len(one.values) else f"{judged} of\n{len(one.values)}"
-    why = one.why_not_judged
+    why = one.not_judged_reason
     table.add_row(name, runs, f"{first}\n{last}", "" if one.changes else "none" if why is None else "not judged")
     for change in one.changes:
         what = [f"{verdict_of(change)} at {extent_of(change)}", ", ".join(map(printable, change.facts))]

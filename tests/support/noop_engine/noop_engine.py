@@ -177,8 +177,8 @@ class NoopOptions(EngineOptions):
 
 class NoopEngine:
     options = NoopOptions
-    no_latency = None
-    no_tokens = None
+    latency_unknown_reason = None
+    tokens_unknown_reason = None
     takes_texts = False
     batch_sizes_known = True
 
