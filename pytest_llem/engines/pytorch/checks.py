@@ -97,8 +97,13 @@ def check_causal(name: str, model: Any) -> None:
         )
 
 
-def check_modules(model: Any, places: Mapping[str, int | str]) -> None:
+def check_modules(model: Any, places: Mapping[str, int | str], section: str) -> None:
     """Check that *model* has the modules that *places* names: transformers ignores unknown ones.
+
+    Args:
+        model: The loaded model.
+        places: Devices by module, from ``device_map``.
+        section: Section of ``device_map`` in the study, for messages.
 
     Raises:
         PreflightError: The model has no module of that name.
@@ -107,4 +112,4 @@ def check_modules(model: Any, places: Mapping[str, int | str]) -> None:
     for name in places:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise PreflightError(f"pytorch.device_map: {type(model).__name__} has no module {name!r}{hint}")
+            raise PreflightError(f"{section}.device_map: {type(model).__name__} has no module {name!r}{hint}")

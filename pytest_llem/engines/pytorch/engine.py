@@ -125,12 +125,12 @@ class PyTorchEngine(BatchEngine):
         self._config = config
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
-        self._indices = placement.possible_gpus(self._options)
+        self._indices = placement.possible_gpus(self._options, config.backend)
         self._cudnn_attention_is_on = torch.backends.cuda.cudnn_sdp_enabled()
-        loading.check_compiler(self._options, self._indices)
+        loading.check_compiler(self._options, config.backend, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
-            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and there is none")
+            raise PreflightError(f"{config.backend}.cache_implementation {cache!r} needs a GPU, and there is none")
         self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
         self.gpus: Sequence[str] = _uuids(self._indices)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -101,14 +101,14 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         )
     check_weights(config.model_name, model, found)
     if isinstance(options.device_map, dict):
-        check_modules(model, options.device_map)
+        check_modules(model, options.device_map, config.backend)
     # bitsandbytes has placed its model, which cannot be moved.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
     check_causal(config.model_name, model)
     if how := compilation(options):
-        _compile(model, how)
+        _compile(model, how, config.backend)
     return model
 
 
@@ -158,8 +158,13 @@ def compilation(options: PyTorchConfig) -> dict[str, str] | None:
     }
 
 
-def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
+def check_compiler(options: PyTorchConfig, section: str, gpus: Sequence[int]) -> None:
     """Check that the C++ compiler that ``torch.compile`` may need is installed.
+
+    Args:
+        options: Options of the engine.
+        section: Their section in the study, for messages.
+        gpus: Indices of the GPUs that the model may use.
 
     Raises:
         PreflightError: It is not installed.
@@ -170,12 +175,12 @@ def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
     compiler = os.environ.get("CXX", "g++")  # inductor's own rule
     if shutil.which(compiler) is None:
         raise PreflightError(
-            f"pytorch.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
+            f"{section}.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
         )
 
 
-def _compile(model: Any, how: dict[str, str]) -> None:
+def _compile(model: Any, how: dict[str, str], section: str) -> None:
     try:
         model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
     except RuntimeError as error:  # an unknown mode or backend
-        raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
+        raise PreflightError(f"{section}.torch_compile: {one_line(error)}") from error
