@@ -319,7 +319,7 @@ class Node:
 def test_worker_that_never_was_ready_is_replaced_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host may answer, so that a wait for the host would decide nothing."""
     workers: Any = object.__new__(RemoteWorkers)
-    asked: list[str] = []
+    asked: list[str | None] = []
     slept: list[float] = []
     lost = Node("a")
 
