@@ -16,7 +16,6 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.engines.context import context_length, too_long
-from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.models import ModelSource, resolve_model
 from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
@@ -155,7 +154,7 @@ class PyTorchEngine(BatchEngine):
         return in_section(cls, config, "pytorch")
 
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
-        with library_errors_as_preflight("generate cannot do what the experiment asks for"):
+        with generation.refusals_as_preflight(self._config):
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
@@ -278,10 +277,7 @@ class PyTorchEngine(BatchEngine):
             self._make_decoding_deterministic()
         started = time.monotonic()
         try:
-            with (
-                torch.inference_mode(),
-                library_errors_as_preflight("generate cannot do what the experiment asks for"),
-            ):
+            with torch.inference_mode(), generation.refusals_as_preflight(self._config):
                 sequences = self._model.generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,
