@@ -1,12 +1,14 @@
-"""Group the errors of experiments, as reports show them."""
+"""Group the errors of experiments, and count those that did not complete, as reports show them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
+from pytest_llem.results.study_result import StudyResult
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,11 @@ def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
         key = (error.kind, error.type, error.phase, error.message, expected)
         found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
     return list(found.values())
+
+
+def not_completed(result: StudyResult) -> dict[str, int]:
+    """Return how many experiments failed, were skipped and did not run, by these words and without zeros."""
+    statuses = Counter(entry.status for entry in result.experiments)
+    left = statuses["pending"] + statuses["running"]
+    numbers = {"failed": result.summary.failed, "skipped": statuses["skipped"], "not run": left}
+    return {what: number for what, number in numbers.items() if number}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.gates.verdict_text import percent
 from pytest_llem.planning.estimate import duration_text
-from pytest_llem.reporting.failures import failures
+from pytest_llem.reporting.failures import failures, not_completed
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.contents import SHOWN_PERCENTILES, Contents
 from pytest_llem.reporting.html.cycles import cycles_plot
@@ -191,10 +191,8 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Card:
 
 def _done(result: StudyResult) -> Card:
     summary = result.summary
-    skipped = sum(entry.status == "skipped" for entry in result.experiments)
-    left = sum(entry.status in ("pending", "running") for entry in result.experiments)
-    numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
-    about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
+    numbers = not_completed(result) | ({"replayed": summary.replayed} if summary.replayed else {})
+    about = ", ".join(f"{n} {what}" for what, n in numbers.items()) or "completed"
     tone = "bad" if summary.failed else "good" if 0 < summary.completed == summary.total else ""
     return Card("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
