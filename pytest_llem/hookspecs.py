@@ -14,7 +14,7 @@ def pytest_llem_environment(environment: dict[str, Any]) -> None:
     """Add JSON-compatible facts to the *environment* of a study's manifest and result.
 
     *environment* already holds the facts of :func:`pytest_llem.results.environment.host_environment`. Called in
-    the controller once per study, before anything is written. An exception ends the session before it begins.
+    the controller once per study, before anything is written. An exception ends the run before it begins.
 
     Example:
         def pytest_llem_environment(environment):

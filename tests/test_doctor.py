@@ -568,7 +568,7 @@ class TestCpu:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: container)
         status, found = doctor()
         assert (status, found.energy.method, found.energy.meter) == (1, "estimated", "estimate")
-        assert found.energy.reason == found.rapl.error
+        assert found.energy.reason == f"RAPL: {found.rapl.error}"
         assert advice in about(found, "blocks", "RAPL")[0].advice
 
     @pytest.mark.parametrize(("content", "error"), [("0", "did not rise"), ("many", "many")])

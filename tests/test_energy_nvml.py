@@ -457,20 +457,20 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
     [
         pytest.param(
             [_gpu(no_counter=1, no_power_reading=1)],
-            f"NVML: {A}: no energy counter (GPUs have one since Volta), and power cannot be read",
+            f"{A}: no energy counter (GPUs have one since Volta), and power cannot be read",
             id="old",
         ),
-        pytest.param([_gpu(mig=1)], f"NVML: {A}: MIG is on", id="mig"),
-        pytest.param([_gpu(lost_at=0)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
-        pytest.param([_gpu(B)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
-        pytest.param([_gpu(A), _gpu(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
+        pytest.param([_gpu(mig=1)], f"{A}: MIG is on", id="mig"),
+        pytest.param([_gpu(lost_at=0)], f"{A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
+        pytest.param([_gpu(B)], f"{A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
+        pytest.param([_gpu(A), _gpu(B, mig=1)], f"{B}: MIG is on", id="second"),
         pytest.param(
             [
                 ScriptedGpu(
                     A, [(0.0, 300.0)], {"tick_ms": 20}, rules=["fail nvmlDeviceGetTotalEnergyConsumption 999"]
                 )
             ],
-            f"NVML: {A}: nvmlDeviceGetTotalEnergyConsumption: Unknown Error",
+            f"{A}: nvmlDeviceGetTotalEnergyConsumption: Unknown Error",
             id="unknown error of a counter, which does not mean a GPU without one",
         ),
     ],
@@ -485,7 +485,7 @@ def test_gpu_that_cannot_be_metered_is_refused_with_a_reason(
 
 def test_a_driver_that_is_not_loaded_is_the_reason(run: Callable[..., Any]) -> None:
     message, users = run(_refusal, args=([A],), rules=["fail nvmlInit 9"])
-    assert message == "NVML: nvmlInit: Driver Not Loaded"
+    assert message == "nvmlInit: Driver Not Loaded"
     assert users == 0
 
 
@@ -503,7 +503,7 @@ def test_a_library_that_cannot_be_loaded_is_the_reason(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    message = "MeterUnavailableError: NVML: nvmlInit: NVML Shared Library Not Found"
+    message = "MeterUnavailableError: nvmlInit: NVML Shared Library Not Found"
     assert done.stderr.splitlines()[-1].endswith(message)
 
 

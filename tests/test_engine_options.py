@@ -104,6 +104,34 @@ def test_unknown_option_is_refused_with_its_location(backend: str, section: dict
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("section", "passthrough", "message"),
+    [
+        ({"num_processes": 2}, {}, "num_processes 2 is not supported yet"),
+        ({"device_map": "nonsense"}, {}, "device_map: Expected one of"),
+        ({"device_map": {"": 77}}, {}, "device_map: there is no GPU 77"),
+        (
+            {"device_map": {"": "cpu", "lm_heads": "cpu"}},
+            {},
+            "device_map: LlamaForCausalLM has no module 'lm_heads'",
+        ),
+        ({"cache_implementation": "paged"}, {}, "cache_implementation 'paged' is for continuous batching"),
+        ({"torch_compile": True}, {}, "torch_compile needs a C++ compiler"),
+        ({"torch_compile": True, "torch_compile_backend": "x"}, {}, "torch_compile: Invalid backend"),
+        ({}, {"num_beams": 2}, "num_beams"),
+        ({}, {"compile_config": 2}, "torch_compile"),
+    ],
+)
+def test_refusal_by_the_parent_names_the_section_of_the_subclass(
+    section: dict[str, Any], passthrough: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PreflightError) as refused:
+        run_experiment({**TINY, "backend": PLAIN, PLAIN: section, "passthrough_kwargs": passthrough or None})
+    assert f"{PLAIN}.{message}" in str(refused.value)
+    assert "pytorch." not in str(refused.value)
+
+
 def test_engine_without_options_has_none() -> None:
     backend = f"{__name__}:Bare"
     with pytest.raises(PreflightError) as refused:

@@ -43,7 +43,7 @@ def _at_once(gap: GapRecord) -> GapRecord:
     return gap.model_copy(update={"waited_seconds": 0.0})
 
 
-FIRST = _at_once(GapRecord(seconds=0, reason="skipped", note="the first experiment of its session"))
+FIRST = _at_once(GapRecord(seconds=0, reason="skipped", note="the first experiment of its run"))
 AN_HOUR = {"experiment_gap_seconds": 3600, "n_cycles": 1, "cycle_order": "sequential"}
 
 

@@ -260,8 +260,10 @@ class TestSummary:
         result.warnings = [study_warning("energy is estimated from CPU time, not measured")]
         entry = result.experiments[0]
         entry.status, entry.error = "failed", ErrorRecord(kind="oom", type="E", message="CUDA out of memory")
+        result.experiments[1].status = "skipped"
         text = page(result)
         for line in (
+            "2 of 4 experiments completed, 2 failed, 1 skipped",
             "Compared with main, interleaved; alpha 0.01, Holm over 6 gates.",
             "- differs, compared despite mismatch: power limit: 700 W and 600 W",
             "- note: another driver",

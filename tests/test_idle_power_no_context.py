@@ -118,7 +118,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
 
     found = measure_without_context("rapl", [], sleep=sleep(lose_dram))
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0)}
-    assert found["no_context_reason"].startswith("dram-0: RAPL: ")
+    assert found["no_context_reason"].startswith("dram-0: ")
     package_1 = powercap.zone("intel-rapl:1", "package-1")
     dram.write_text("7")
 
@@ -128,7 +128,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
 
     found = measure_without_context("rapl", [], sleep=sleep(lose_all))
     assert (found["idle_power_no_context_w"], found["no_context_method"]) == (None, None)
-    assert "package-1: RAPL: " in found["no_context_reason"]
+    assert "package-1: " in found["no_context_reason"]
 
 
 @pytest.mark.parametrize("name", ["rapl", "nvml"])

@@ -43,7 +43,7 @@ class TestPoints:
         here, there = (study_result(_point(), started_at="2026-11-28T10:00:00.000Z") for _ in range(2))
         (found,) = compare(here, there, SECONDS, name="main").verdicts
         assert found.reason is not None
-        assert found.reason.startswith("not independent: both are results of the session that began at 2026-11-28")
+        assert found.reason.startswith("not independent: both are results of the run that began at 2026-11-28")
         later = study_result(_point(), started_at="2026-11-28T11:00:00.000Z")
         assert compare(later, there, SECONDS, name="main").verdicts[0].verdict == "SAME"
 

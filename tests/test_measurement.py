@@ -204,7 +204,7 @@ def test_peak_memory_is_that_of_the_window(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_named_meter_is_available_or_the_experiment_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
-    with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: RAPL: no package counter"):
+    with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: no package counter"):
         run(energy={"backend": "rapl"})
 
 

@@ -215,7 +215,7 @@ def test_example_meter_reports_a_counter_that_does_not_rise(counter: Path, after
 def test_example_meter_without_its_counter_is_refused(counter: Path) -> None:
     counter.unlink()
     assert Meters.open("hwmon", []).refusals == {
-        "hwmon": f"hwmon: {counter} cannot be read: set HWMON_ENERGY to a counter"
+        "hwmon": f"{counter} cannot be read: set HWMON_ENERGY to a counter"
     }
 
 

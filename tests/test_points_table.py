@@ -260,6 +260,13 @@ def test_results_directory_has_a_table(capsys: pytest.CaptureFixture[str]) -> No
     assert "0 of 2" in capsys.readouterr().out
 
 
+def test_result_without_points_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study_result.json"
+    file.write_text(study_result().model_dump_json())
+    assert cli.main(["table", str(file), "--format", "csv"]) == 2
+    assert capsys.readouterr() == ("", f"llem: {file}: holds no points\n")
+
+
 def test_folder_without_results_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faults = {
         tmp_path: "holds no manifest.json, so no results of a study",

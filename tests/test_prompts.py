@@ -22,9 +22,9 @@ from pytest_llem.workload.datasets import Prompt
 from pytest_llem.workload.prompts import (
     build_workload,
     dataset_problem,
+    other_prompts,
     prompts_digest,
     read_texts,
-    warmup_prompts,
 )
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
@@ -293,7 +293,7 @@ def test_engine_of_texts_warms_up_with_token_ids_of_synthetic_prompts() -> None:
 
     engine: Any = OfTexts()
     synthetic = config(dataset={"n": 3, "input_len": 4})
-    warm = warmup_prompts(synthetic, engine, build_workload(synthetic, engine, None))
+    warm = other_prompts(synthetic, engine, build_workload(synthetic, engine, None), "warm-up")
     assert [len(prompt) for prompt in warm] == [4, 4, 4]
     assert {token for prompt in warm for token in prompt} <= set(engine.vocabulary())
 

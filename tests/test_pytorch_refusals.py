@@ -129,7 +129,10 @@ def test_passthrough_arguments_with_a_field_are_refused() -> None:
             r"passthrough_kwargs\.tipical_p: transformers' generate has no such argument "
             r"\(did you mean 'typical_p'\?\)",
         ),
-        ({"passthrough_kwargs": {"suppress_tokens": 5}}, r"passthrough_kwargs: 'int' object is not iterable"),
+        (
+            {"passthrough_kwargs": {"suppress_tokens": 5}},
+            r"generate cannot do .* \(passthrough_kwargs\.suppress_tokens: 5\): 'int' object is not iterable",
+        ),
         (
             {"passthrough_kwargs": {"typical_p": 0.5}, "decoder": {"do_sample": False}},
             r"generate cannot do .*`typical_p`: `do_sample` is not set to `True`",
@@ -151,6 +154,26 @@ def test_refused_generation_config_is_reported_before_fetching(
     monkeypatch.setattr(shipped, "find_spec", lambda name: True)
     with pytest.raises(PreflightError, match=f"^{message}") as caught:
         PyTorchEngine(config(**changes), EngineContext())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"typical_p": "x"}, r"\(passthrough_kwargs\.typical_p: 'x'\): '<' not supported between .*"),
+        ({"prefill_chunk_size": "x"}, r"\(passthrough_kwargs\.prefill_chunk_size: 'x'\): .* not str"),
+        (
+            {"renormalize_logits": True, "suppress_tokens": ["x"]},
+            r"\(passthrough_kwargs\.renormalize_logits: true, passthrough_kwargs\.suppress_tokens: \['x'\]\): .*",
+        ),
+    ],
+)
+def test_value_of_a_wrong_type_is_reported_with_its_argument(given: dict[str, Any], message: str) -> None:
+    """transformers finds it when it generates, in most cases without the argument's name."""
+    with pytest.raises(
+        PreflightError, match=f"^generate cannot do what the experiment asks for {message}$"
+    ) as caught:
+        outputs(engine(passthrough_kwargs=given))
     assert "\n" not in str(caught.value)
 
 

@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from execnet import XSpec
 
 from pytest_llem import StudyResult
 from pytest_llem._plugin.shared_state import DECIDED, REPEATED, STOPPED, RemoteSharedState, SharedState, answer
+from pytest_llem.execution.remote_workers import RemoteWorkers
 from pytest_llem.results.manifest import read_manifest
 from pytest_llem.results.manifest_records import Manifest
 from tests.conftest import FORKSERVER, NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
@@ -302,6 +306,32 @@ def test_comparison_of_interpreters_is_refused(cluster: Cluster) -> None:
     run = cluster.start(f"--llem-against={sys.executable}")
     assert "ERROR: --llem-against: cannot be used with workers on other hosts" in cluster.finish(run)
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
+
+
+class Node:
+    """xdist's view of a worker, as far as it is needed to replace it."""
+
+    def __init__(self, host: str) -> None:
+        self.gateway = SimpleNamespace(spec=XSpec(f"ssh={host}"))
+
+
+def test_worker_that_never_was_ready_is_replaced_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host may answer, so that a wait for the host would decide nothing."""
+    workers: Any = object.__new__(RemoteWorkers)
+    asked: list[str | None] = []
+    slept: list[float] = []
+    lost = Node("a")
+
+    def problems(spec: XSpec) -> list[str]:
+        asked.append(spec.ssh)
+        return []
+
+    monkeypatch.setattr(workers, "_problems", problems, raising=False)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    workers._ready = {Node("b"): None}
+    workers._config = SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=lambda name: None))
+    workers.pytest_testnodedown(lost, "no pytest here")
+    assert (asked, slept, lost.gateway.spec.ssh) == (["b"], [], "b")
 
 
 class Connection:

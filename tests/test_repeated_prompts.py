@@ -63,6 +63,35 @@ def test_no_gate_judges_an_engine_that_keeps_its_answers(
     assert result.window.restarts == 0, "a second window would repeat the prompts and show nothing"
 
 
+@pytest.mark.parametrize("delays", [[0], [0, 1]], ids=["in the window", "in the window and after it"])
+def test_delayed_first_pass_is_not_taken_for_a_cache(
+    delays: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is busy when the window's prompts run first, or also when the first others to confirm it do."""
+    import noop_engine
+
+    sets: list[Any] = []
+
+    def prepare(self: Any, prompts: Any) -> Any:
+        sets.append(prompts)
+        return [prompts]
+
+    def generate(self: Any, batch: Any) -> tuple[float, float]:
+        began = time.monotonic()
+        number = sets.index(batch) - 1
+        time.sleep(FRESH if number in delays and batch not in ran else CACHED)
+        ran.append(batch)
+        return began, time.monotonic()
+
+    ran: list[Any] = []
+    monkeypatch.setattr(noop_engine.NoopEngine, "prepare", prepare)
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
+    result = run()
+    assert len(sets) == 2 + len(delays), "warm-up, window, and until one set of prompts is not slow at first"
+    assert result.metrics["output_tokens_per_second"].not_judged is None
+    assert not [one for one in texts(result.warnings) if "cache" in one]
+
+
 def test_single_pass_has_prompts_that_warm_up_did_not_run(asked: list[tuple[tuple[int, ...], ...]]) -> None:
     """A single pass repeats no prompt, so that caches cannot distort it."""
     result = run(measurement={"min_window_seconds": 0}, dataset={"n": 3, "input_len": {"min": 9, "max": 30}})

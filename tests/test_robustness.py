@@ -107,7 +107,7 @@ class TestKilledRun:
             assert self.seen(tmp_path) == ("running", "running", None)
             process.communicate()
         assert process.returncode == -signal.SIGKILL
-        message = "its session was killed while it was running"
+        message = "its run was killed while it was running"
         assert self.seen(tmp_path) == ("interrupted", "failed", message)
         assert read_manifest(tmp_path).failed == 1
         assert Manifest.read(tmp_path / "manifest.json").status == "running", "a reader changes nothing"

@@ -355,6 +355,10 @@ class TestCommand:
             "llem: r1: is the only session: at least two are needed\n",
         )
 
+    def test_result_without_points_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
+        empty = [session({}, number=number) for number in (1, 2)]
+        assert llem(*folders(*empty)) == (2, [], "llem: r1: holds no points\n")
+
     def test_unreadable_results_are_refused(
         self, folders: Callable[..., Any], llem: Callable[..., Any], tmp_path: Path
     ) -> None:

@@ -307,8 +307,10 @@ def test_subclass_takes_vllms_options_under_its_own_section() -> None:
         ("own:Own", "engine", "load_formt"),
         "vLLM has no such argument (did you mean 'load_format'?)",
     )
-    with pytest.raises(PreflightError, match=r"vllm\.engine\.seed cannot be given: use random_seed"):
+    with pytest.raises(PreflightError, match=r"^own:Own\.engine\.seed cannot be given: use random_seed"):
         Own(of_own({"seed": 1}), EngineContext())
+    with pytest.raises(PreflightError, match=r"^own:Own\.beam_search is not supported"):
+        Own(ExperimentConfig(**FIELDS | {"backend": "own:Own", "own:Own": {"beam_search": {}}}), EngineContext())
 
 
 def test_beam_search_is_refused() -> None:
@@ -563,6 +565,10 @@ def test_setting_that_vllm_changed_is_reported() -> None:
         ("vllm.engine.kv_cache_dtype", "fp8", "auto"),
     ]
     assert found.engine.settings["max_num_seqs"] == 2
+    section = "pytest_llem.engines.vllm.engine:VLLMEngine"
+    of_own = {**FIELDS, "backend": section, section: {"engine": {"kv_cache_dtype": "fp8"}}}
+    [setting] = measure(ExperimentConfig.model_validate(of_own)).result.adjusted
+    assert setting.setting == f"{section}.engine.kv_cache_dtype"
     chosen = measure(config({"kv_cache_dtype": "auto", "quantization": None})).result
     assert not [one for one in chosen.adjusted if one.setting.startswith("vllm.")]
 

@@ -14,6 +14,11 @@ from pytest_llem.hardware import gpus as hardware
 from pytest_llem.machine import device_request
 from pytest_llem.machine.device_locks import owned
 from pytest_llem.machine.owner import Owner
+from pytest_llem.planning.estimate import server_seconds
+from pytest_llem.planning.forecast import Expected
+from pytest_llem.planning.plan import Plan
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.loading import load_study
 from tests.support.boards import SECTION, STUDY
 
 UUIDS = ("GPU-wa", "GPU-wb", "GPU-wc", "GPU-wd")
@@ -104,3 +109,18 @@ def test_plan_says_how_many_measure_at_a_time(pytester: pytest.Pytester) -> None
     assert _said(pytester, 3, (UUIDS, 1), (UUIDS, 4)) == (3, "workers: 3 (an experiment takes 1 to 4 of 4 GPUs)")
     assert _said(pytester, 1, (("cpu",), 1)) == (1, "workers: 1 (experiments run on the CPU, one at a time)")
     assert _said(pytester, 2) == (1, None)
+
+
+def test_estimate_does_not_divide_the_time_of_points_that_run_alone(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three points of one GPU run four at a time, and one of four GPUs alone."""
+    study = load_study(write_study(sweep={"n": [1, 2, 3, 4]}, execution={"n_cycles": 1}))
+    preflight = Preflight(study, (), [])
+    counts = {1: 1, 2: 1, 3: 1, 4: 4}
+    request = device_request.DeviceRequest
+    monkeypatch.setattr(preflight, "request", lambda config: request(UUIDS, counts[config.n]))
+    monkeypatch.setattr("pytest_llem.planning.plan.expected", lambda *given: Expected(each=100.0, once=0.0))
+    plan = Plan(study, study.experiments, preflight, at_a_time=4)
+    started = server_seconds(study.execution)
+    assert (plan.seconds, plan.run_seconds) == (400 + started, 3 * 25 + 100 + started)

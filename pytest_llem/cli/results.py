@@ -43,6 +43,8 @@ def _table(options: argparse.Namespace) -> int:
     from pytest_llem.results.tabular import point_table, short_table
 
     result = StudyResult.load(options.path)
+    if not result.points:
+        raise ValueError(f"{options.path}: holds no points")
     if options.format == "csv":
         write(short_table(result, point_table(result)).to_csv())
         return DONE

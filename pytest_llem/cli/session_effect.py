@@ -65,7 +65,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
     """
     if missing := next((path for path in paths if not path.exists()), None):
         raise ValueError(f"{missing}: no such file or folder")
-    results = [StudyResult.load(path) for path in paths]
+    results = [_with_points(path) for path in paths]
     if len(results) < 2:
         raise ValueError(f"{paths[0]}: is the only session: at least two are needed")
     measured: dict[tuple[str, str], int] = {}
@@ -95,6 +95,13 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 if seen != index:
                     raise ValueError(f"{path}: is the same session as {paths[seen]}")
     return results
+
+
+def _with_points(path: Path) -> StudyResult:
+    result = StudyResult.load(path)
+    if not result.points:
+        raise ValueError(f"{path}: holds no points")
+    return result
 
 
 def _gated_metrics(results: Sequence[StudyResult], gates: GatesConfig) -> Iterator[str]:

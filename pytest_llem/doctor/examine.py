@@ -86,7 +86,8 @@ def energy_access(
     for meter in meters:
         meter.auto = meter.name in chosen
         meter.error = refusals.get(meter.name)
-    reason = refusals["nvml" if gpus else "rapl"]
+    first = "nvml" if gpus else "rapl"
+    reason = None if refusals[first] is None else f"{first.upper()}: {refusals[first]}"
     if "nvml" in chosen:
         sampled = next((gpu for gpu in gpus if not gpu.energy_counter or gpu.energy_counter_error), None)
         source, why = "nvml_total_energy", None
@@ -126,9 +127,9 @@ def _refusal(gpus: Sequence[GpuReport]) -> str | None:
         if reason := gpu.error or gpu.refusal:
             return reason
         if gpu.energy_counter and gpu.energy_counter_error and not gpu.power_sources:
-            return f"NVML: {gpu.uuid}: {gpu.energy_counter_error}"
+            return f"{gpu.uuid}: {gpu.energy_counter_error}"
         if gpu.energy_counter is None:
-            return f"NVML: {gpu.uuid}: no answer in time"
+            return f"{gpu.uuid}: no answer in time"
         if not gpu.energy_counter and not gpu.power_sources:
-            return f"NVML: {gpu.uuid}: no energy counter and no power reading"
+            return f"{gpu.uuid}: no energy counter and no power reading"
     return None

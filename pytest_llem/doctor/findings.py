@@ -123,12 +123,11 @@ def _rapl(rapl: Rapl, cpu: Cpu, surroundings: Surroundings, *, on_gpu: bool) -> 
     else:
         advice = "this processor has no RAPL, or its kernel module is not loaded"
         commands = ["sudo modprobe intel_rapl_msr"]
-    reason = rapl.error.removeprefix("RAPL: ")
     if on_gpu:
-        message = f"CPU energy is not measured in addition to the GPU's: {reason}"
+        message = f"CPU energy is not measured in addition to the GPU's: {rapl.error}"
         yield Finding(severity="note", about="RAPL", message=message, advice=advice, commands=commands)
     else:
-        yield Finding(severity="blocks", about="RAPL", message=reason, advice=advice, commands=commands)
+        yield Finding(severity="blocks", about="RAPL", message=rapl.error, advice=advice, commands=commands)
 
 
 def _engines(software: Software) -> Iterator[Finding]:

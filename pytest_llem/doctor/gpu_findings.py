@@ -97,7 +97,7 @@ def _energy(gpu: GpuReport, about: str, severity: Severity) -> Iterator[Finding]
             commands=[f"sudo nvidia-smi -i {gpu.index} -mig 0"],
         )
     elif gpu.refusal is not None:
-        yield Finding(severity=severity, about=about, message=gpu.refusal.removeprefix(f"NVML: {gpu.uuid}: "))
+        yield Finding(severity=severity, about=about, message=gpu.refusal.removeprefix(f"{gpu.uuid}: "))
     elif gpu.energy_counter is False:
         yield Finding(
             severity=severity,

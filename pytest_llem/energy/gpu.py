@@ -64,7 +64,7 @@ def find_gpu(nvml: Nvml, uuid: str) -> MeteredGpu:
         # On a GPU without MIG this call fails. Any other failure happens again when the counter is read.
         modes = nvml.ask("nvmlDeviceGetMigMode", handle)
         if modes is not None and modes[0] == nvml.constant("NVML_DEVICE_MIG_ENABLE"):
-            raise MeterUnavailableError(f"NVML: {uuid}: MIG is on, and NVML reports no energy of a MIG instance")
+            raise MeterUnavailableError(f"{uuid}: MIG is on, and NVML reports no energy of a MIG instance")
         source = power_source(nvml, handle)
         uses_counter = True
         try:
@@ -72,11 +72,11 @@ def find_gpu(nvml: Nvml, uuid: str) -> MeteredGpu:
         except NotSupportedError as error:
             if source is None:
                 raise MeterUnavailableError(
-                    f"NVML: {uuid}: no energy counter (GPUs have one since Volta), and power cannot be read"
+                    f"{uuid}: no energy counter (GPUs have one since Volta), and power cannot be read"
                 ) from error
             uses_counter = False
     except NvmlError as error:
-        raise MeterUnavailableError(f"NVML: {uuid}: {error}") from error
+        raise MeterUnavailableError(f"{uuid}: {error}") from error
     on_module = is_module(nvml.ask("nvmlDeviceGetName", handle))
     averages = averages_power(nvml, handle, source)
     reads_module = reads_module_power(nvml, handle, source)

@@ -94,7 +94,7 @@ class NvmlMeter:
         self._nvml.__enter__()
         try:
             if not self._nvml.is_open:
-                raise MeterUnavailableError(f"NVML: {self._nvml.error}")
+                raise MeterUnavailableError(self._nvml.error)
             self._gpus = [find_gpu(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._uses_sampler:
                 self._sampler_process = SamplerProcess(self._gpus, self._telemetry_fd)
@@ -103,9 +103,7 @@ class NvmlMeter:
                 self._sampler_process.wait()  # last, since the sampler starts while the counters are probed
             uncounted = next((gpu for gpu in self._gpus if not gpu.uses_counter), None)
             if uncounted is not None and (failure := self._sampler_failure()):
-                raise MeterUnavailableError(
-                    f"NVML: {uncounted.counter_reason or 'no energy counter'}, and {failure}"
-                )
+                raise MeterUnavailableError(f"{uncounted.counter_reason or 'no energy counter'}, and {failure}")
         except BaseException:
             self.close()
             raise

@@ -13,10 +13,10 @@ from pytest_llem.results.statistics import total_of
 
 
 class MeterUnavailableError(Exception):
-    """A meter cannot be used on this machine. The message says why, and what to do.
+    """A meter cannot be used on this machine. The message says why, and what to do. The meter's name is added.
 
     Example:
-        raise MeterUnavailableError("wattmeter: no device at /dev/ttyUSB0: connect it")
+        raise MeterUnavailableError("no device at /dev/ttyUSB0: connect it")
     """
 
 

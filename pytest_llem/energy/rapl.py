@@ -140,7 +140,7 @@ class _Track:
         zone = self.zone
         if reason is not None or self.began is None:
             where = (zone.device, zone.boundary)
-            return DeviceReading(*where, None, "unavailable", zone.source, reason=f"RAPL: {reason}")
+            return DeviceReading(*where, None, "unavailable", zone.source, reason=reason)
         energy_j, seconds = self._rise_uj / 1e6, self.at - self.began
         return DeviceReading(
             zone.device,
@@ -185,12 +185,12 @@ class RaplMeter:
                 _ = zone.range_uj, zone.read()  # raise now what would be raised in a window
         except PermissionError as error:
             raise MeterUnavailableError(
-                f"RAPL: permission denied for {error.filename} (only root may read it since CVE-2020-8694)"
+                f"permission denied for {error.filename} (only root may read it since CVE-2020-8694)"
             ) from error
         except (OSError, ValueError) as error:
-            raise MeterUnavailableError(f"RAPL: {error}") from error
+            raise MeterUnavailableError(str(error)) from error
         if not any(zone.boundary == "cpu_package" for zone in self._zones):
-            raise MeterUnavailableError(f"RAPL: no package counter under {self._root}")
+            raise MeterUnavailableError(f"no package counter under {self._root}")
         self._closed.clear()
         self._thread = threading.Thread(target=self._keep_reading, name="llem-rapl", daemon=True)
         self._thread.start()

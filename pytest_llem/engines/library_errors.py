@@ -10,18 +10,23 @@ from pytest_llem.engines.protocol import PreflightError
 #: Libraries whose ValueErrors, RuntimeErrors and OSErrors have messages for users.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
+#: Libraries that raise an error of type if an argument of ``generate`` has a wrong type. transformers checks few.
+TYPE_CHECKERS = ("transformers", "torch")
+
 #: Maximum length of a message, in characters.
 MAX_MESSAGE_LENGTH = 600
 
 
 @contextmanager
-def library_errors_as_preflight(what: str) -> Iterator[None]:
+def library_errors_as_preflight(what: str, *, with_type_errors: bool = False) -> Iterator[None]:
     """Turn a library's error in the context into a PreflightError of one line.
 
     Only errors raised by the library's own code are turned. Others are unexpected and keep their traceback.
 
     Args:
         what: What failed; the beginning of the message.
+        with_type_errors: Whether an error of type is turned too, because the library gets unchecked values of the
+            study.
 
     Raises:
         PreflightError: The library refuses a setting, or a package that it needs is not installed.
@@ -34,6 +39,10 @@ def library_errors_as_preflight(what: str) -> Iterator[None]:
         raise PreflightError(f"{what}: {one_line(error)}") from error
     except (ValueError, RuntimeError, OSError) as error:  # OSError: a folder that holds no model
         if _raised_in(error) not in LIBRARIES:
+            raise
+        raise PreflightError(f"{what}: {one_line(error)}") from error
+    except (TypeError, AttributeError) as error:
+        if not with_type_errors or _raised_in(error) not in TYPE_CHECKERS:
             raise
         raise PreflightError(f"{what}: {one_line(error)}") from error
 

@@ -315,7 +315,7 @@ class BatchEngine(Engine, Protocol):
 
         A prompt is a list of token ids, or a text of a dataset if ``takes_texts`` is true.
 
-        Called with the window's prompts, and with warm-up prompts of the same lengths. No gate judges an engine
+        Called with the window's prompts, and with other prompts of the same lengths. No gate judges an engine
         that answers repeated prompts faster.
         """
 

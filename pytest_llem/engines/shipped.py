@@ -62,14 +62,14 @@ PYTORCH_OPTIONAL = (
     *(module for kernels in ATTENTION.values() for module, _ in kernels),
 )
 
-#: Arguments of transformers' GenerationConfig that a field of the study sets.
+#: Arguments of transformers' GenerationConfig that a field of the study sets. ``{section}`` is that of the engine.
 GENERATION_FIELDS = {
     "max_new_tokens": "max_output_tokens",
     "max_length": "max_output_tokens",
     "min_length": "decoder.min_new_tokens",
-    "compile_config": "pytorch.torch_compile",
+    "compile_config": "{section}.torch_compile",
     **{name: f"decoder.{name}" for name in DecoderConfig.model_fields},
-    **{name: f"pytorch.{name}" for name in PyTorchConfig.model_fields},
+    **{name: f"{{section}}.{name}" for name in PyTorchConfig.model_fields},
 }
 
 _SET_BY_MODEL = "the model and measurement.length_mode set it"
@@ -100,30 +100,30 @@ SET_BY_ENGINE = {
 
 
 def unmet_by_pytorch(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> Iterator[str]:
-    """Yield why an experiment of the engine ``pytorch`` cannot run in the environment *packages*."""
-    options = config.pytorch or PyTorchConfig()
+    """Yield why an experiment of the engine ``pytorch``, or of a subclass of it, cannot run in *packages*."""
+    options, section = config.pytorch or PyTorchConfig(), config.backend
     if options.num_processes > 1:
-        yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
+        yield f"{section}.num_processes {options.num_processes} is not supported yet: leave it at 1"
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(options, name):
-            yield from _missing(packages, f"pytorch.{name}", "bitsandbytes", "accelerate")
+            yield from _missing(packages, f"{section}.{name}", "bitsandbytes", "accelerate")
     if options.device_map is not None:
-        yield from _missing(packages, "pytorch.device_map", "accelerate")
+        yield from _missing(packages, f"{section}.device_map", "accelerate")
     if options.cache_implementation == "paged":
         batching = "is for continuous batching, which is not supported: leave it out"
-        yield f"pytorch.cache_implementation 'paged' {batching}"
+        yield f"{section}.cache_implementation 'paged' {batching}"
     if options.cache_implementation == "quantized":
         yield from _quantised_cache(config, packages)
     attention = options.attn_implementation or ""
     if attention.startswith("paged|"):
-        yield f"pytorch.attn_implementation {attention!r} is for continuous batching, which is not supported"
+        yield f"{section}.attn_implementation {attention!r} is for continuous batching, which is not supported"
     kernels = ATTENTION.get(attention, (("kernels", "kernels"),) if "/" in attention else ())
     if kernels and not any(packages.has(module) for module, _ in kernels):
         either = " or ".join(package for _, package in kernels)
-        yield f"pytorch.attn_implementation {attention!r} needs {either}: {packages.pip} install {kernels[0][1]}"
+        yield f"{section}.attn_implementation {attention!r} needs {either}: {packages.pip} install {kernels[0][1]}"
     for name in config.passthrough_kwargs or {}:
         if name in GENERATION_FIELDS:
-            yield f"passthrough_kwargs.{name}: use {GENERATION_FIELDS[name]}"
+            yield f"passthrough_kwargs.{name}: use {GENERATION_FIELDS[name].format(section=section)}"
         elif name in SET_BY_ENGINE:
             yield f"passthrough_kwargs.{name} cannot be given: {SET_BY_ENGINE[name]}"
 
@@ -133,7 +133,8 @@ def _quantised_cache(config: ExperimentConfig, packages: Packages) -> Iterator[s
     backend = settings.get("backend", "quanto") if isinstance(settings, dict) else "quanto"
     module, package = CACHES.get(backend, (None, None))
     if module is not None and not packages.has(module):
-        yield f"pytorch.cache_implementation 'quantized' needs {package}: {packages.pip} install {package}"
+        option = f"{config.backend}.cache_implementation 'quantized'"
+        yield f"{option} needs {package}: {packages.pip} install {package}"
 
 
 def _missing(packages: Packages, field: str, *names: str) -> Iterator[str]:
@@ -164,21 +165,21 @@ SAMPLING_FIELDS = {
 
 
 def unmet_by_vllm(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> Iterator[str]:
-    """Yield why an experiment of the engine ``vllm`` cannot run in the environment *packages*."""
+    """Yield why an experiment of the engine ``vllm``, or of a subclass of it, cannot run in *packages*."""
     if not packages.has("vllm"):
         yield f"engine 'vllm' needs vLLM: {packages.pip} install vllm"
     options = config.vllm
     if options is None:
         return
     if options.beam_search is not None:
-        yield "vllm.beam_search is not supported: leave it out"
+        yield f"{config.backend}.beam_search is not supported: leave it out"
     for section, given, fields in (
         ("engine", options.engine, ENGINE_FIELDS),
         ("sampling", options.sampling, SAMPLING_FIELDS),
     ):
         for name in given or {}:
             if name in fields:
-                yield f"vllm.{section}.{name} cannot be given: {fields[name]}"
+                yield f"{config.backend}.{section}.{name} cannot be given: {fields[name]}"
 
 
 def unmet_by_server(config: ExperimentConfig, packages: Packages) -> Iterator[str]:

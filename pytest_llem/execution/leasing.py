@@ -257,7 +257,7 @@ def _idle(
 ) -> GapRecord:
     """Idle, wait for GPU memory, measure idle power without a CUDA context if due, and return the idle time."""
     if gap is None:
-        idled = GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
+        idled = GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its run")
     else:
         idled = session.cool_down.wait(*gap, progress.show if progress else None, ownership.devices)
     waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}

@@ -48,6 +48,7 @@ def make_plans(
     }
     load = None if config.stash.get(REMOTE, False) else load_warning()
     at_a_time, workers = parallelism(config, plans)
+    plans = {run: replace(plan, at_a_time=at_a_time) for run, plan in plans.items()}
     return [
         replace(
             plan,
@@ -55,7 +56,6 @@ def make_plans(
             against=Settings.from_config(config).against_name,
             minimum_detectable_effect=_effects(config, studies[run], plan) if plan.to_run else (),
             host_load_warning=load if plan.to_run else None,
-            at_a_time=at_a_time,
             workers=workers,
         )
         for run, plan in plans.items()

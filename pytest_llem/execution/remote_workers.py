@@ -154,9 +154,9 @@ class RemoteWorkers:
         if not was_ready and not self._ready:
             raise pytest.UsageError(f"{_name(spec)}: the worker did not start{_reason(error)}")
         problems: list[str] = []
-        for seconds in RETRIES_S:
+        for seconds in RETRIES_S if was_ready else ():
             time.sleep(seconds)
-            if was_ready and not (problems := self._problems(spec)):
+            if not (problems := self._problems(spec)):
                 return
         reason = "; ".join(problems) or f"{_name(spec)}: the worker did not start{_reason(error)}"
         others = {one.gateway.spec.ssh: one.gateway.spec for one in self._ready}

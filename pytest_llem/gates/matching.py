@@ -81,7 +81,7 @@ def same_session_problem(candidate: StudyResult, reference: StudyResult) -> str 
     runs = {(result.name, result.study_design_hash, result.started_at) for result in (candidate, reference)}
     if started_at is None or len(runs) > 1:
         return None
-    return f"not independent: both are results of the session that began at {started_at}; {_WHAT_TO_DO}"
+    return f"not independent: both are results of the run that began at {started_at}; {_WHAT_TO_DO}"
 
 
 def shared_experiments_problem(candidate: StudyResult, reference: StudyResult) -> str | None:

@@ -25,11 +25,15 @@ from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.study.config import ExperimentConfig, WarmupConfig
-from pytest_llem.workload.prompts import Workload, warmup_prompts
+from pytest_llem.workload.prompts import Workload, other_prompts
 
 #: Number of requests in a warm-up batch of an engine that has one batch for the whole pass, and does not state how
 #: many requests it generates at a time.
 REQUESTS_AT_A_TIME = 8
+
+#: How often other prompts have to confirm that repeated prompts are answered faster. One delay of the machine can
+#: slow down most batches of one pass.
+CONFIRMATIONS = 2
 
 
 class PassDriver(Driver[PassWindow]):
@@ -53,7 +57,7 @@ class PassDriver(Driver[PassWindow]):
     ) -> None:
         self._engine, self._config, self._workload = engine, config, workload
         self._compiled_before = compiled_before
-        prompts = warmup_prompts(config, engine, workload)
+        prompts = other_prompts(config, engine, workload, "warm-up")
         self._warmup, self._final_warmup = _warmup_batches(engine, prompts, sequences)
         self.batches = engine.prepare(workload.prompts)
         engine.seed(config.random_seed)
@@ -120,8 +124,12 @@ class PassDriver(Driver[PassWindow]):
 
     def requests(self, window: PassWindow) -> Requests:
         """Return the requests of every recorded pass of *window*."""
+        return self._requests(window, self.batches)
+
+    def _requests(self, window: PassWindow, prepared: Sequence[Any]) -> Requests:
+        """Return the requests of *window*, whose batches are *prepared*."""
         batches = [
-            [self._engine.requests(batch, generated) for batch, generated in zip(self.batches, one, strict=True)]
+            [self._engine.requests(batch, generated) for batch, generated in zip(prepared, one, strict=True)]
             for one in window.passes
         ]
         engine = self._engine
@@ -137,7 +145,18 @@ class PassDriver(Driver[PassWindow]):
 
     def check(self, window: PassWindow, requests: Requests) -> str | None:
         check_engine_reports(requests.passes, self._workload.prompts, self.positions, window.pass_seconds, window)
-        return faster_repeats_warning(window, requests)
+        found = faster_repeats_warning(window, requests)
+        if found is None or not all(map(self._is_confirmed, range(CONFIRMATIONS))):
+            return None
+        return found
+
+    def _is_confirmed(self, number: int) -> bool:
+        """Run other prompts twice, and return whether the second pass is faster, as a cache makes it."""
+        label, seed = f"confirmation {number}", self._config.random_seed
+        batches = self._engine.prepare(other_prompts(self._config, self._engine, self._workload, label))
+        passes = [measure(self._engine, batches, Meters(), min_seconds=0, seed=seed) for _ in range(2)]
+        window = join_turns(passes)
+        return faster_repeats_warning(window, self._requests(window, batches)) is not None
 
     def metrics(self, window: PassWindow, requests: Requests) -> dict[str, Metric]:
         served = Served.in_passes(window.count, requests)

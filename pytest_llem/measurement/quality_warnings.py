@@ -257,7 +257,7 @@ def faster_repeats_warning(window: PassWindow, requests: Requests) -> str | None
     """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
 
     Every later pass repeats the prompts of the first: an engine that caches answers, or the keys and values of
-    prompts, would only look them up.
+    prompts, would only look them up. A delay in the first pass looks the same.
 
     Args:
         window: The measured window.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,7 @@ class Plan:
         against: Name of the reference, or None.
         minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
         host_load_warning: Warning that the machine's load average is high, or None.
-        at_a_time: Number of experiments that run at a time.
+        at_a_time: Maximum number of experiments that run at a time.
         workers: Line about the number of xdist's workers, or None.
     """
 
@@ -99,19 +99,33 @@ class Plan:
 
     @cached_property
     def seconds(self) -> float | None:
-        """Estimated time of the run, in s; None if a model's size is unknown.
+        """Estimated time of all experiments, one after the other, in s; None if a model's size is unknown.
 
         Includes the measurement of idle power, once for each point and once without a model, and one start of a
         forkserver.
         """
+        return self._seconds(lambda point: 1)
+
+    @cached_property
+    def run_seconds(self) -> float | None:
+        """Estimated time of the run, in s: as :attr:`seconds`, with several experiments at a time."""
+        return self._seconds(self._at_a_time)
+
+    def _at_a_time(self, point: Point) -> int:
+        """Return how many experiments of *point* can run at a time. One that takes all GPUs runs alone."""
+        request = self.preflight.request(point.config)
+        return max(1, min(self.at_a_time, len(request.pool) // max(1, request.count)))
+
+    def _seconds(self, at_a_time: Callable[[Point], int]) -> float | None:
         each: dict[str, float] = {}
         idle_power = 0.0
         for point in self.points:
             known = expected(point, self.study, self.preflight)
             if known is None:
                 return None
-            each[point.id] = known.each
-            idle_power += known.once
+            number = at_a_time(point)
+            each[point.id] = known.each / number
+            idle_power += known.once / number
         no_context = NO_CONTEXT_SECONDS if idle_power else 0.0
         experiments = sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
         forkserver = server_seconds(self.study.execution) if experiments else 0.0
@@ -173,6 +187,7 @@ class Plan:
             "cycle_order": self.study.execution.cycle_order,
             "start_method": self.study.execution.start_method,
             "estimated_seconds": self.seconds,
+            "estimated_run_seconds": self.run_seconds,
             "at_a_time": self.at_a_time,
             "load_window_seconds": self.load_seconds[0],
             "drift_window_seconds": self.load_seconds[1],

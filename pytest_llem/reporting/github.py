@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.reporting.terminal.points import points_markdown
-from pytest_llem.reporting.text import counted, failures, markdown_row
+from pytest_llem.reporting.text import counted, failures, markdown_row, not_completed
 from pytest_llem.results.points import testbed_of
 from pytest_llem.results.study_result import StudyResult, selected_points
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
@@ -175,8 +175,8 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
     for result in results:
         yield f"\n### llem: {escaped(result.name)}\n"
         summary = result.summary
-        failed = f", {summary.failed} failed" if summary.failed else ""
-        yield f"{summary.completed} of {counted(summary.total, 'experiment')} completed{failed}\n"
+        others = "".join(f", {number} {what}" for what, number in not_completed(result).items())
+        yield f"{summary.completed} of {counted(summary.total, 'experiment')} completed{others}\n"
         if result.comparison is not None:
             yield from _comparison(result.comparison)
         yield from _gates([verdict for point in result.points for verdict in point.verdicts])

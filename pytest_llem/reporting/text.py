@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.study_result import StudyResult
 
 #: Characters of a value of an axis in a label.
 MAX_VALUE_CHARACTERS = 24
@@ -145,3 +147,11 @@ def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
         key = (error.kind, error.type, error.phase, error.message, expected)
         found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
     return list(found.values())
+
+
+def not_completed(result: StudyResult) -> dict[str, int]:
+    """Return how many experiments failed, were skipped and did not run, by these words and without zeros."""
+    statuses = Counter(entry.status for entry in result.experiments)
+    left = statuses["pending"] + statuses["running"]
+    numbers = {"failed": result.summary.failed, "skipped": statuses["skipped"], "not run": left}
+    return {what: number for what, number in numbers.items() if number}

@@ -162,9 +162,9 @@ class IdlePowerRecord(Record):
     ``after_w`` is null.
     """
     idle_power_no_context_w: dict[str, float] | None = None
-    """Power of each device that the experiment might use, in W by device, before the pytest session's first
-    experiment on it, when the session has no model and no CUDA context there. Null if it was not measured. It is
-    not subtracted: a CUDA context alone draws power.
+    """Power of each device that the experiment might use, in W by device, before the run's first experiment on
+    it, when the run has no model and no CUDA context there. Null if it was not measured. It is not subtracted: a
+    CUDA context alone draws power.
     """
     no_context_method: str | None = None
     """How ``idle_power_no_context_w`` was obtained."""

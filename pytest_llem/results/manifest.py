@@ -106,7 +106,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         if entry.experiment_id in places:
             manifest.experiments[places[entry.experiment_id]] = entry
     if killed and manifest.status == "running":
-        _interrupt(manifest, "its session was killed while it was running", None)
+        _interrupt(manifest, "its run was killed while it was running", None)
         manifest.status = "interrupted"
     manifest.recount()
     return manifest
@@ -295,7 +295,7 @@ class ManifestWriter:
 
     def finish(self, status: StudyStatus) -> None:
         """Record the end of the study and remove the journal. A running experiment fails as interrupted."""
-        _interrupt(self.manifest, "the session ended while it was running", now())
+        _interrupt(self.manifest, "the run ended while it was running", now())
         self.manifest.status = status
         self.manifest.completed_at = now()
         self.manifest.recount()

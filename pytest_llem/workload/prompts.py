@@ -157,13 +157,15 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
     return Workload(prompts, texts_digest(texts, config), truncated, texts.revision)
 
 
-def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> Sequence[Any]:
+def other_prompts(
+    config: ExperimentConfig, engine: BatchEngine, workload: Workload, purpose: str
+) -> Sequence[Any]:
     """Return prompts as long as those of the pass, with other tokens: a repeated prompt may be cached.
 
     They hold random token ids of the vocabulary or, if the pass has texts, of these texts. For an engine that
-    takes texts, they hold random words of these texts.
+    takes texts, they hold random words of these texts. Each *purpose*, such as ``warm-up``, has its own.
     """
-    rng = random.Random(f"warm-up {config.random_seed}")
+    rng = random.Random(f"{purpose} {config.random_seed}")
     if config.has_texts and engine.takes_texts:
         words = [word for text in workload.prompts for word in text.split()]
         return [" ".join(rng.choices(words, k=len(text.split()))) for text in workload.prompts]

@@ -15,7 +15,6 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
 from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
@@ -123,12 +122,12 @@ class PyTorchEngine(BatchEngine):
         self._config = config
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
-        self._indices = placement.possible_gpus(self._options)
+        self._indices = placement.possible_gpus(self._options, config.backend)
         self._cudnn_attention_is_on = torch.backends.cuda.cudnn_sdp_enabled()
-        loading.check_compiler(self._options, self._indices)
+        loading.check_compiler(self._options, config.backend, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
-            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and there is none")
+            raise PreflightError(f"{config.backend}.cache_implementation {cache!r} needs a GPU, and there is none")
         self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
         self.gpus: Sequence[str] = _uuids(self._indices)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -153,7 +152,7 @@ class PyTorchEngine(BatchEngine):
         return in_section(cls, config, "pytorch")
 
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
-        with library_errors_as_preflight("generate cannot do what the experiment asks for"):
+        with generation.refusals_as_preflight(self._config):
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
@@ -276,10 +275,7 @@ class PyTorchEngine(BatchEngine):
             self._make_decoding_deterministic()
         started = time.monotonic()
         try:
-            with (
-                torch.inference_mode(),
-                library_errors_as_preflight("generate cannot do what the experiment asks for"),
-            ):
+            with torch.inference_mode(), generation.refusals_as_preflight(self._config):
                 sequences = self._model.generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import DEPRECATED_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 
+from pytest_llem.engines.library_errors import library_errors_as_preflight
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
-from pytest_llem.study.problems import did_you_mean
+from pytest_llem.study.problems import did_you_mean, shown
 
 #: Modes in which each step adds one token to every sequence, so that the time of each token is known.
 ONE_PASS_PER_TOKEN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -58,7 +60,7 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
 
     Raises:
         PreflightError: ``passthrough_kwargs`` has an argument that transformers does not know.
-        ValueError: transformers refuses an argument, or reports that one has no effect.
+        Exception: transformers refuses an argument, or reports that one has no effect.
     """
     further = config.passthrough_kwargs or {}
     known = tuple(sorted(name for name in vars(GenerationConfig()) if not name.startswith("_")))
@@ -87,12 +89,21 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
             **further,
         },
     )
-    try:
-        made = GenerationConfig(**arguments)
-        made.validate(strict=True)
-    except (TypeError, AttributeError) as error:  # a value of a wrong type
-        raise PreflightError(f"passthrough_kwargs: {error}") from error
+    made = GenerationConfig(**arguments)
+    made.validate(strict=True)
     return made
+
+
+def refusals_as_preflight(config: ExperimentConfig) -> AbstractContextManager[None]:
+    """Return a context that turns what transformers refuses into an error that names ``passthrough_kwargs``.
+
+    transformers checks most of their values only while it generates, and names few of them.
+    """
+    given = [
+        f"passthrough_kwargs.{name}: {shown(value)}" for name, value in (config.passthrough_kwargs or {}).items()
+    ]
+    what = "generate cannot do what the experiment asks for" + (f" ({', '.join(given)})" if given else "")
+    return library_errors_as_preflight(what, with_type_errors=bool(given))
 
 
 def _sampling(config: ExperimentConfig) -> dict[str, Any]:

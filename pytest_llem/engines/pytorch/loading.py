@@ -102,14 +102,14 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         )
     check_weights(config.model_name, model, found)
     if isinstance(options.device_map, dict):
-        check_modules(model, options.device_map)
+        check_modules(model, options.device_map, config.backend)
     # bitsandbytes has placed its model, which cannot be moved.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
     check_causal(config.model_name, model)
     if how := compilation(options):
-        _compile(model, how)
+        _compile(model, how, config.backend)
     return model
 
 
@@ -159,8 +159,13 @@ def compilation(options: PyTorchConfig) -> dict[str, str] | None:
     }
 
 
-def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
+def check_compiler(options: PyTorchConfig, section: str, gpus: Sequence[int]) -> None:
     """Check that the C++ compiler that ``torch.compile`` may need is installed.
+
+    Args:
+        options: Options of the engine.
+        section: Their section in the study, for messages.
+        gpus: Indices of the GPUs that the model may use.
 
     Raises:
         PreflightError: It is not installed.
@@ -171,15 +176,15 @@ def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
     compiler = os.environ.get("CXX", "g++")  # inductor's own rule
     if shutil.which(compiler) is None:
         raise PreflightError(
-            f"pytorch.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
+            f"{section}.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
         )
 
 
-def _compile(model: Any, how: dict[str, str]) -> None:
+def _compile(model: Any, how: dict[str, str], section: str) -> None:
     try:
         model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
     except RuntimeError as error:  # an unknown mode or backend
-        raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
+        raise PreflightError(f"{section}.torch_compile: {one_line(error)}") from error
 
 
 #: Accepted relative difference, due to rounding, of a token's logits when only later tokens differ.
@@ -267,8 +272,13 @@ def check_causal(name: str, model: Any) -> None:
         )
 
 
-def check_modules(model: Any, places: Mapping[str, int | str]) -> None:
+def check_modules(model: Any, places: Mapping[str, int | str], section: str) -> None:
     """Check that *model* has the modules that *places* names: transformers ignores unknown ones.
+
+    Args:
+        model: The loaded model.
+        places: Devices by module, from ``device_map``.
+        section: Section of ``device_map`` in the study, for messages.
 
     Raises:
         PreflightError: The model has no module of that name.
@@ -277,4 +287,4 @@ def check_modules(model: Any, places: Mapping[str, int | str]) -> None:
     for name in places:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise PreflightError(f"pytorch.device_map: {type(model).__name__} has no module {name!r}{hint}")
+            raise PreflightError(f"{section}.device_map: {type(model).__name__} has no module {name!r}{hint}")

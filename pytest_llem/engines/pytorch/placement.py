@@ -15,8 +15,12 @@ from pytest_llem.study.engines import PyTorchConfig
 COMPUTED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def possible_gpus(options: PyTorchConfig) -> list[int]:
+def possible_gpus(options: PyTorchConfig, section: str) -> list[int]:
     """Return the indices of the GPUs that the model may use. Meters need them before it is loaded.
+
+    Args:
+        options: Options of the engine.
+        section: Their section in the study, for messages.
 
     Raises:
         PreflightError: An option names a device that does not exist.
@@ -25,8 +29,8 @@ def possible_gpus(options: PyTorchConfig) -> list[int]:
     if options.device_map is None:
         return [0] if count else []
     placed = device_map(options)
-    mapped = _gpus("device_map", placed.values(), count) if isinstance(placed, dict) else None
-    allowed = _gpus("max_memory", map(device_id, options.max_memory or ()), count)
+    mapped = _gpus(f"{section}.device_map", placed.values(), count) if isinstance(placed, dict) else None
+    allowed = _gpus(f"{section}.max_memory", map(device_id, options.max_memory or ()), count)
     if mapped is not None:
         return mapped
     return allowed if options.max_memory else list(range(count))
@@ -44,10 +48,10 @@ def _gpu(field: str, place: Any, count: int) -> int | None:
     try:
         device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
     except RuntimeError as error:
-        raise PreflightError(f"pytorch.{field}: {one_line(error)}") from error
+        raise PreflightError(f"{field}: {one_line(error)}") from error
     index = (device.index or 0) if device.type == "cuda" else None
     if index is not None and index >= count:
-        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} visible)")
+        raise PreflightError(f"{field}: there is no GPU {index} ({count} visible)")
     return index
 
 

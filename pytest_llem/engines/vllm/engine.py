@@ -229,7 +229,10 @@ class VLLMEngine(BatchEngine):
             # None, "auto" and -1 let vLLM choose.
             if given not in (None, "auto", -1) and effective not in (None, given):
                 yield AdjustedSetting(
-                    setting=f"vllm.engine.{name}", given=given, effective=effective, reason="vLLM changed it"
+                    setting=f"{self._config.backend}.engine.{name}",
+                    given=given,
+                    effective=effective,
+                    reason="vLLM changed it",
                 )
 
     def encode(self, text: str) -> list[int]:
@@ -260,8 +263,8 @@ class VLLMEngine(BatchEngine):
             return
         if own is None or model.max_model_len < own:
             raise PreflightError(
-                f"vllm.engine.max_model_len {model.max_model_len:,} is less than a prompt of {longest:,} tokens "
-                f"with max_output_tokens {output:,}: raise it"
+                f"{self._config.backend}.engine.max_model_len {model.max_model_len:,} is less than a prompt of "
+                f"{longest:,} tokens with max_output_tokens {output:,}: raise it"
             )
         raise PreflightError(too_long(self._config.model_name, longest, output, own))
 

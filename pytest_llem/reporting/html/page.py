@@ -35,7 +35,7 @@ from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot
 from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
-from pytest_llem.reporting.text import counted, failures, interval_text, number
+from pytest_llem.reporting.text import counted, failures, interval_text, not_completed, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads
@@ -196,10 +196,8 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Card:
 
 def _done(result: StudyResult) -> Card:
     summary = result.summary
-    skipped = sum(entry.status == "skipped" for entry in result.experiments)
-    left = sum(entry.status in ("pending", "running") for entry in result.experiments)
-    numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
-    about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
+    numbers = not_completed(result) | ({"replayed": summary.replayed} if summary.replayed else {})
+    about = ", ".join(f"{n} {what}" for what, n in numbers.items()) or "completed"
     tone = "bad" if summary.failed else "good" if 0 < summary.completed == summary.total else ""
     return Card("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 

@@ -36,11 +36,11 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f", {skipped:,} skipped"
     if replayed := len(plan.experiments) - len(plan.to_run):
         text += f", {replayed:,} replayed"
-    if plan.seconds is None:
+    if plan.run_seconds is None:
         text += f", time unknown{_windows(plan)}"
-    elif plan.seconds:
+    elif plan.run_seconds:
         about = "at most about" if study.execution.until_decided else "about"
-        text += f", {about} {duration_text(plan.seconds / plan.at_a_time)}"
+        text += f", {about} {duration_text(plan.run_seconds)}"
     if plan.deadlines:
         text += f" · deadline {_deadline(plan)}"
     if (gpus := max((number or 0 for number in plan.gpus.values()), default=0)) > 1:
@@ -74,7 +74,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
 
 def _reference(plan: Plan, name: str) -> list[str]:
     """Return lines on the interleaved run of the reference."""
-    time = "time unknown" if plan.seconds is None else f"about {duration_text(plan.seconds)} more"
+    seconds = plan.run_seconds
+    time = "time unknown" if seconds is None else f"about {duration_text(seconds)} more"
     what = plan.study.gates.interleave
     experiments = counted(len(plan.experiments), "experiment")
     text = f"  against {name}: {experiments} interleaved {what} by {what}, {time}"
