@@ -231,7 +231,7 @@ class Recorder:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _discard_untouched(self) -> None:
-        """Discard the runs of studies that had not begun when ``-x``, ``--maxfail`` or ``--stepwise`` stopped pytest."""
+        """Discard the runs of studies that had not begun when a failed test ended pytest, as with ``-x``."""
         touched = {file_of(key) for key, run in self._runs.items() if not run.is_untouched()}
         for key in [key for key in self._runs if file_of(key) not in touched][::-1]:  # references are inside
             run = self._runs.pop(key)
