@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,6 +30,18 @@ from tests.support.study_results import H100, point, saved_file, study_result, s
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
 WIDTH = 80
+
+BUDGET = {
+    "gate": "budget",
+    "id": "seconds",
+    "metric": "seconds",
+    "point": "p",
+    "unit": "s",
+    "verdict": "WITHIN",
+    "outcome": "passed",
+    "mean": 2,
+    "minimum": 1,
+}
 
 METRICS = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
@@ -238,6 +251,9 @@ def test_unusable_input_is_one_line_and_status_2(
         ("measurement_protocol.gates", [1]),
         ("measurement_protocol.n_cycles", "five"),
         ("measurement_protocol.budgets", 5),
+        ("points.0.metrics.seconds.mean", math.nan),
+        ("points.0.verdicts", [{**BUDGET, "mean": None}]),
+        ("points.0.verdicts", [{**BUDGET, "minimum": None}]),
     ],
 )
 def test_value_of_a_wrong_type_is_one_line_that_names_it(

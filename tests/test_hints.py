@@ -87,10 +87,13 @@ def test_studies_with_other_names_are_ignored_beside_tests(
     run.stdout.no_fnmatch_line("*looks like a study*")
 
 
-def test_study_that_was_not_reached_leaves_no_results(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
+@pytest.mark.parametrize("option", ["-x", "--stepwise"])
+def test_study_that_was_not_reached_leaves_no_results(
+    pytester: pytest.Pytester, write_study: WriteStudy, option: str
+) -> None:
     write_study(**STUDY).rename("z.study.yaml")
     pytester.makepyfile(test_a="def test_a(): assert 0")
-    run = pytester.runpytest_inprocess("-p", "llem", "-x", "test_a.py", "z.study.yaml")
+    run = pytester.runpytest_inprocess("-p", "llem", option, "test_a.py", "z.study.yaml")
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(["noop: not started, so there are no results"])
     assert not (pytester.path / "results").exists()

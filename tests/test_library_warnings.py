@@ -231,6 +231,13 @@ def test_warnings_of_libraries_reach_the_result(noop_engine: None, monkeypatch: 
         assert found == ["somelib: weights of x are old", "tests: a slow kernel is used"]
 
 
+def test_log_record_with_wrong_arguments_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # or pytest's handler, unlike others, raises
+    with library_warnings() as found:
+        logging.getLogger("somelib").warning("%d weights are old", "many")
+    assert found == ["somelib: %d weights are old"]
+
+
 def test_number_of_library_warnings_is_limited() -> None:
     before = logging.getLogRecordFactory()
     with library_warnings() as found:

@@ -312,6 +312,12 @@ class TestOverrides:
             ),
             (["--llem-order", ""], "--llem-order: must be one of sequential, interleaved, shuffled (got '')"),
             (["--llem-plan", ""], "--llem-plan: must not be empty"),
+            (["--llem-results-dir", ""], "--llem-results-dir: must not be empty"),
+            (["-o", "llem_results_dir="], "llem_results_dir: must not be empty"),
+            (
+                ["-o", "llem_baseline_dir=~nobody-of-that-name"],
+                "llem_baseline_dir: Could not determine home directory. (got '~nobody-of-that-name')",
+            ),
             (["-o", "llem_strict=maybe"], "llem_strict: invalid truth value 'maybe'"),
             (["-o", "llem_model_path='"], "llem_model_path: No closing quotation"),
             (["-o", "llem_order=x"], "llem_order: must be one of sequential, interleaved, shuffled (got 'x')"),

@@ -379,6 +379,25 @@ class TestRefusals:
             "max_output_tokens was 3, is 5 now (*",
         )
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"max_output_tokens": 5}, "in precision=bf16-size=1, max_output_tokens was 3, is 5 now (*"),
+            ({"sweep": {"precision": ["bf16", "fp32"], "noop.size": [2]}}, "points 2 removed (*"),
+        ],
+    )
+    def test_unused_field_is_not_named_as_a_difference(
+        self, study: Study, finished: Path, write_study: WriteStudy, changes: dict[str, Any], message: str
+    ) -> None:
+        file = finished / "study_result.json"
+        result = json.loads(file.read_text())
+        for point in result["points"]:
+            point["config"]["precision"] = None
+        file.write_text(json.dumps(result))
+        write_study(**changes)
+        expected = f"* cannot be resumed: the study's design was *, is * now: {message}"
+        self._refused(study.run("--llem-resume"), expected)
+
     @pytest.mark.slow
     def test_older_run_measured_elsewhere_is_not_replayed(self, study: Study, finished: Path) -> None:
         _change_results(finished, {"cpu_model": "Another CPU"})

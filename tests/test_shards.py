@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -250,6 +251,19 @@ def test_merge_refuses_runs_of_different_studies(
     error = capsys.readouterr().err
     pytest.LineMatcher([error.strip()]).fnmatch_lines([f"llem: *: {message.replace('[', '[[]')}"])
     assert not (tmp_path / "out").exists()
+
+
+def test_merge_refuses_the_manifest_of_another_study(
+    shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Path(shards[0], "manifest.json")
+    content = json.loads(manifest.read_text())
+    content["experiments"][0]["config_hash"] = "0" * 16
+    manifest.write_text(json.dumps(content))
+    assert cli.main(["merge", *shards, "-o", str(tmp_path / "out")]) == 2
+    other = content["experiments"][0]["experiment_id"]
+    message = f"llem: {shards[0]}: manifest.json has {other}, which is not part of the study there\n"
+    assert capsys.readouterr().err == message
 
 
 def test_merge_does_not_overwrite_other_files(

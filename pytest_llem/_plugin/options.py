@@ -57,15 +57,7 @@ _NEEDS = {
 }
 
 #: Options that must not be empty.
-_NOT_EMPTY = (
-    "llem_results_dir",
-    "llem_plan",
-    "llem_html",
-    "llem_resume_from",
-    "llem_baseline",
-    "llem_baseline_dir",
-    "llem_against",
-)
+_NOT_EMPTY = ("llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,7 @@ class Settings:
         for option, others in _NEEDS.items():
             if config.getoption(option) and not any(map(config.getoption, others)):
                 raise pytest.UsageError(f"{flag(option)}: needs {' or '.join(map(flag, others))}")
-        given, resume_from = config.getoption("llem_results_dir"), config.getoption("llem_resume_from")
+        resume_from = config.getoption("llem_resume_from")
         resume = config.getoption("llem_resume") or resume_from is not None
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
@@ -150,10 +142,8 @@ class Settings:
         if config.getoption("llem_save") and config.getoption("llem_shard"):
             raise pytest.UsageError("--llem-save: cannot be used with --llem-shard: save the merged results")
         return cls(
-            results_dir=read_path(
-                "--llem-results-dir", config.rootpath, given or read_ini(config, "llem_results_dir")
-            ),
-            results_dir_given=given is not None,
+            results_dir=_folder(config, "llem_results_dir"),
+            results_dir_given=config.getoption("llem_results_dir") is not None,
             run_id=config.getoption("llem_run_id"),
             plan=_file(config, "llem_plan"),
             html=_file(config, "llem_html"),
@@ -166,11 +156,7 @@ class Settings:
             no_gaps=config.getoption("llem_no_gaps") or read_ini(config, "llem_no_gaps"),
             strict=config.getoption("llem_strict") or read_ini(config, "llem_strict"),
             baseline=baseline,
-            baseline_dir=read_path(
-                "--llem-baseline-dir",
-                config.rootpath,
-                config.getoption("llem_baseline_dir") or read_ini(config, "llem_baseline_dir"),
-            ),
+            baseline_dir=_folder(config, "llem_baseline_dir"),
             baseline_max_age=read_duration(config, "llem_baseline_max_age"),
             against=against,
             against_name=_against_name(config, against),
@@ -244,6 +230,14 @@ def read_config(paths: Sequence[Path]) -> pytest.Config | None:
 
 def _is_name(text: str) -> bool:
     return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
+
+
+def _folder(config: pytest.Config, option: str) -> Path:
+    """Return the path in an option, else in its ini option, relative to rootdir."""
+    name, given = read_option(config, option)
+    if not given:
+        raise pytest.UsageError(f"{name}: must not be empty")
+    return read_path(name, config.rootpath, given)
 
 
 def _file(config: pytest.Config, option: str) -> Path | None:

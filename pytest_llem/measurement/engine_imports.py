@@ -180,7 +180,11 @@ def library_warnings() -> Iterator[list[str]]:
     def make_and_add(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make_record(*args, **kwargs)
         if record.levelno >= logging.WARNING:
-            add(record.name.partition(".")[0], record.getMessage())
+            try:
+                text = record.getMessage()
+            except Exception:  # wrong arguments: logging itself prints such an error, and goes on
+                text = str(record.msg)
+            add(record.name.partition(".")[0], text)
         return record
 
     def show_and_add(

@@ -306,13 +306,18 @@ def _field_difference(study: StudyConfig, directory: Path) -> str | None:
     for name in (RESULT, DESIGN):
         try:
             points = json.loads((directory / name).read_text(encoding="utf-8"))["points"]
-            configs = {point["id"]: point["config"] for point in points}
+            stored = {point["id"]: (point["config_hash"], point["config"]) for point in points}
         except (OSError, ValueError, LookupError, TypeError):  # an unfinished run, or an edited file
             continue
         for point in study.points:
+            digest, config = stored.get(point.id, (point.config_hash, {}))
+            if digest == point.config_hash:
+                continue
             now = dict(flatten(point.config.model_dump(mode="json")))
-            then = dict(flatten(configs.get(point.id, {})))
+            then = dict(flatten(config))
             changed = [name for name in now if name in then and then[name] != now[name]]
+            # A field that the engine did not use is null in a result, whatever the study said.
+            changed = [name for name in changed if then[name] is not None] or changed
             if changed:
                 fields = [f"{name} was {then[name]}, is {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
                 return f": in {point.id}, {', '.join(fields)}"

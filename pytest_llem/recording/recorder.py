@@ -207,7 +207,7 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)  # before hooks that may take long, or fail because the terminal is gone
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
-        if session.shouldfail:
+        if session.shouldfail or session.shouldstop:
             self._discard_untouched()
         pages = self._pages()
         for key, run in self._runs.items():
@@ -240,7 +240,7 @@ class Recorder:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _discard_untouched(self) -> None:
-        """Discard the runs of studies that had not begun when ``-x`` or ``--maxfail`` stopped pytest."""
+        """Discard the runs of studies that had not begun when a failed test ended pytest, as with ``-x``."""
         touched = {file_of(key) for key, run in self._runs.items() if not run.is_untouched()}
         for key in [key for key in self._runs if file_of(key) not in touched][::-1]:  # references are inside
             run = self._runs.pop(key)

@@ -59,9 +59,13 @@ class _Run:
         try:
             manifest = read_manifest(directory)
             file = directory / RESULT
-            return cls(directory, manifest, StudyResult.read(file) if file.exists() else read_design(directory))
+            design = StudyResult.read(file) if file.exists() else read_design(directory)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
+        points = {point.config_hash for point in design.points}
+        if other := [one.experiment_id for one in manifest.experiments if one.config_hash not in points]:
+            raise ValueError(f"{directory}: {MANIFEST} has {other[0]}, which is not part of the study there")
+        return cls(directory, manifest, design)
 
 
 def merge(directories: Iterable[Path], output: Path, reference: str, judge: Callable[[Merged], None]) -> Merged:

@@ -26,7 +26,7 @@ class Summary(BaseModel):
         'measured, cpu_package'
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mean: float | None
     """Arithmetic mean, null if no cycle has a value."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pytest_llem.results.document import Record
 
@@ -99,6 +99,13 @@ class GateVerdict(Record):
     """File of the gate, relative to rootdir; null if the gate is not written in a file."""
     line: int | None = None
     """Line in ``file``, from 1."""
+
+    @model_validator(mode="after")
+    def _judged_budget_has_values(self) -> GateVerdict:
+        is_judged = self.gate == "budget" and self.verdict != "NOT JUDGED"
+        if is_judged and (self.mean is None or self.maximum is self.minimum is None):
+            raise ValueError("a judged budget needs mean, and maximum or minimum")
+        return self
 
 
 #: Verdicts from worst to best within one outcome.
