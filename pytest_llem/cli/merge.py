@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
-    from pytest_llem.reporting.text import fitted
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.results.merge import merge
     from pytest_llem.results.testbeds import testbed_of
 

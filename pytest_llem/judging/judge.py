@@ -29,7 +29,8 @@ from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
-from pytest_llem.reporting.text import counted, fitted
+from pytest_llem._plugin.terminal_width import fitted
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.study_result import StudyResult
 from pytest_llem.results.testbeds import testbed_of
