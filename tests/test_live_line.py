@@ -530,6 +530,14 @@ def test_line_within_a_call_is_not_captured(pytester: pytest.Pytester, capture: 
     assert ("of the test" in run.stdout.str()) == (capture == "no")
 
 
+def test_long_line_of_an_experiment_is_broken_between_words(run: Run, write_study: Callable[..., Path]) -> None:
+    write_study(**ONE_EXPERIMENT)
+    _, shown, _ = run("study.yaml", "-v", columns=40, rows=60)
+    first = next(place for place, one in enumerate(shown) if one.startswith("llem: 1/1 "))
+    assert shown[first + 1].startswith("  ")
+    assert re.search(r"tok/s, \S+ J/output token \(estimated\), ", " ".join(" ".join(shown[first:]).split()))
+
+
 def test_long_line_within_a_call_is_broken_between_words(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """
