@@ -205,9 +205,9 @@ def _is_xdist(config: pytest.Config) -> bool:
 
 def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
     from pytest_llem._plugin.options import Settings
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.execution.plans import lock_notes
     from pytest_llem.reporting.terminal.plan import plan_lines
-    from pytest_llem.reporting.text import fitted
 
     lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
     if (shard := Settings.from_config(config).shard) is not None:

@@ -39,6 +39,7 @@ from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity
 from pytest_llem.measurement.cpu_counters import Snapshot, snapshot
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
+from pytest_llem.results.cycles import summarise_contention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest_records import ManifestEntry
@@ -373,10 +374,7 @@ def test_another_process_on_the_gpu_is_contention() -> None:
 def test_a_short_window_is_unknown_however_busy_the_machine() -> None:
     busy = replace(QUIET, **share(0.1), others_cpu_share=0.9)
     found = assess_contention(busy, [], 0.0001)
-    assert (found.state, found.reasons) == (
-        "unknown",
-        ["window too short: 0.0001 s, at least 1 s are needed"],
-    )
+    assert (found.state, found.reasons) == ("unknown", ["window shorter than 1 s: 0.0001 s"])
     assert assess_contention(busy, [], THRESHOLDS.min_window_seconds).state == "contended"
 
 
@@ -521,7 +519,12 @@ def test_a_contended_cycle_is_repeated_once_a_point(study: Study, results: Resul
     assert first.repeats[0].reasons == ["others: 50 %"]
     assert first.repeats[0].seconds == golden().metrics["seconds"].value
     (summary,) = results.study_result["points"]
-    assert summary["contention"] == {"contended": [2], "unknown": [], "reasons": ["others: 50 %"]}
+    assert summary["contention"] == {
+        "contended": [2],
+        "unknown": [],
+        "reasons": ["others: 50 %"],
+        "unknown_reasons": [],
+    }
     found.stdout.fnmatch_lines(["llem: n=1-cycle=1 is contended and is measured again: others: 50 %"])
     found.stdout.fnmatch_lines(["run 1", "run 2"])  # output of both runs
 
@@ -565,7 +568,7 @@ SLOWER = [2.0, 2.001, 1.999]
 SAME = [1.0, 1.001, 0.999]
 WHY = "other processes used the CPUs: 48 % of 2 CPUs"
 CONTENDED = PointContention(contended=[2], reasons=[WHY])
-UNKNOWN = PointContention(unknown=[1, 2, 3])
+UNKNOWN = PointContention(unknown=[1, 2, 3], unknown_reasons=["window shorter than 1 s"])
 
 
 def verdict(metric: str, candidate: PointResult, reference: PointResult, **options: Any) -> Any:
@@ -607,6 +610,22 @@ def test_metric_unaffected_by_contention_is_judged() -> None:
 @pytest.mark.parametrize("state", [UNKNOWN, None], ids=["unknown", "of an older version"])
 def test_unknown_contention_is_judged(state: PointContention | None) -> None:
     assert verdict("seconds", timed(SLOWER, state), timed(SAME, state)).verdict == "REGRESSION"
+
+
+def test_comparison_of_unknown_contention_says_why() -> None:
+    candidate, reference = study_result(timed(SLOWER, UNKNOWN)), study_result(timed(SAME))
+    gates = GatesConfig(metrics=["seconds", "peak_memory_mb"])
+    found = compare(candidate, reference, gates, name="main").record.warnings
+    assert found == ["judged though contention is unknown in the candidate: window shorter than 1 s"]
+    assert not compare(candidate, reference, gates, name="main", paired=True).record.warnings
+
+
+def test_reasons_of_unknown_contention_are_summarised_without_their_values() -> None:
+    short = [assess_contention(QUIET, [], seconds) for seconds in (0.1, 0.2)]
+    cycles = [golden().model_copy(update={"contention": contention}) for contention in short]
+    found = summarise_contention(cycles)
+    assert found is not None
+    assert (found.reasons, found.unknown_reasons) == ([], ["window shorter than 1 s"])
 
 
 @pytest.mark.parametrize(

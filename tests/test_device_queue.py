@@ -122,7 +122,7 @@ def test_reason_of_a_wait_for_the_queue_names_the_one_before() -> None:
         large = Waiter(GPUS[:2], 2).wait()
         small = Waiter(GPUS[1:2], 1).wait()
         wait_until(lambda: small.reports)
-        assert small.reports == [f"waiting for GPU-1: pid {os.getpid()} waits for 2 of 2"]
+        assert small.reports == [f"waiting for GPU-1: pid {os.getpid()}, which runs study s, is next"]
     wait_until(lambda: large.got)
     large.release()
     wait_until(lambda: small.got)

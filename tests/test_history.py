@@ -218,7 +218,8 @@ class TestCommand:
         write(tmp_path / "one", results(unchanged, 1))
         status, out, _ = llem("one")
         assert status == 0
-        assert sum("needs 6 runs, has 1" in line for line in out) == 12
+        assert sum("not judged" in line for line in out) == 13
+        assert out.count("not judged: needs 6 runs, has 1 (12 series)") == 1
         assert out[0] == "llama: 1 run of 1 commit, 2026-01-01"
 
     def test_unreadable_files_are_named_and_left_out(self, llem: Llem, tmp_path: Path) -> None:

@@ -530,6 +530,28 @@ def test_line_within_a_call_is_not_captured(pytester: pytest.Pytester, capture: 
     assert ("of the test" in run.stdout.str()) == (capture == "no")
 
 
+def test_long_line_of_an_experiment_is_broken_between_words(run: Run, write_study: Callable[..., Path]) -> None:
+    write_study(**ONE_EXPERIMENT)
+    _, shown, _ = run("study.yaml", "-v", columns=40, rows=60)
+    first = next(place for place, one in enumerate(shown) if one.startswith("llem: 1/1 "))
+    assert shown[first + 1].startswith("  ")
+    assert re.search(r"tok/s, \S+ J/output token \(estimated\), ", " ".join(" ".join(shown[first:]).split()))
+
+
+def test_long_line_within_a_call_is_broken_between_words(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(
+        """
+        from pytest_llem.execution.live_line import print_line
+
+        def test_it(request):
+            print_line(request.config, "the cycle is contended and is measured again")
+        """
+    )
+    _, shown, _ = run("-p", "no:randomly", columns=40)
+    first = shown.index("llem: the cycle is contended and is")
+    assert shown[first + 1] == "  measured again"
+
+
 # ---- a server under load ----
 
 LOAD = Progress("measuring", 4, 10, "s", in_flight=16, tokens_per_second=880.0)

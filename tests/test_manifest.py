@@ -386,6 +386,14 @@ def test_missing_manifest_is_one_line(tmp_path: Path) -> None:
             read_manifest(tmp_path / name)
 
 
+def test_parent_of_runs_is_refused_with_the_newest_run(tmp_path: Path) -> None:
+    for run, ended in (("a", 2), ("b", 1)):
+        _start(tmp_path / run)
+        os.utime(tmp_path / run / "manifest.json", (ended, ended))
+    with pytest.raises(ValueError, match=f"no results of a study; name a run in it, such as {tmp_path / 'a'}$"):
+        read_manifest(tmp_path)
+
+
 def test_files_of_schema_version_1_0_are_read() -> None:
     manifest = read_manifest(GOLDEN)
     assert (manifest.schema_version, SCHEMA_VERSION) == ("2.0", "2.0")

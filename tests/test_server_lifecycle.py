@@ -278,7 +278,7 @@ def test_url_without_a_server_is_an_error(run_pytest: RunPytest, folder: Path) -
     write_load_study(folder, server={"command": None, "url": url})
     run = run_pytest()
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines([f"preflight: server.url: {url}/health does not answer with status 200"])
+    run.stdout.fnmatch_lines([f"preflight: server.url: {url}/health does not answer with status 200: start *"])
 
 
 @pytest.mark.slow

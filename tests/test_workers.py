@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_llem._plugin.stash import REMOTE
 from pytest_llem.execution.plans import auto_workers, parallelism
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.machine import device_request
@@ -89,8 +90,11 @@ def test_invalid_study_is_left_to_its_worker(pytester: pytest.Pytester, write_st
     assert auto(pytester, "study.yaml") == 1
 
 
-def _said(pytester: pytest.Pytester, workers: int, *pools: tuple[tuple[str, ...], int]) -> tuple[int, str | None]:
+def _said(
+    pytester: pytest.Pytester, workers: int, *pools: tuple[tuple[str, ...], int], remote: bool = False
+) -> tuple[int, str | None]:
     config = pytester.parseconfig("-p", "llem", "study.yaml")
+    config.stash[REMOTE] = remote
     config.option.dist, config.option.tx = "load", ["popen"] * workers
     plans = {}
     for pool, count in pools:
@@ -109,6 +113,7 @@ def test_plan_says_how_many_measure_at_a_time(pytester: pytest.Pytester) -> None
     assert _said(pytester, 3, (UUIDS, 1), (UUIDS, 4)) == (3, "workers: 3 (an experiment takes 1 to 4 of 4 GPUs)")
     assert _said(pytester, 1, (("cpu",), 1)) == (1, "workers: 1 (experiments run on the CPU, one at a time)")
     assert _said(pytester, 2) == (1, None)
+    assert _said(pytester, 2, (("cpu",), 1), remote=True) == (2, "workers: 2, on other hosts")
 
 
 def test_estimate_does_not_divide_the_time_of_points_that_run_alone(

@@ -72,12 +72,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.gates.baselines import load
     from pytest_llem.gates.gate import gates_of
     from pytest_llem.gates.matching import shared_experiments_problem
     from pytest_llem.gates.regression import compare
     from pytest_llem.reporting.terminal import comparison as formats
-    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.points import testbed_of
 
     candidate = load(options.candidate, options.baseline_dir)

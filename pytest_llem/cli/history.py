@@ -72,10 +72,10 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.overwriting import check_page
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.gates.history import history_of
     from pytest_llem.registry import missing_report_extra
     from pytest_llem.reporting.terminal.history import lines
-    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.git import known_commits
 
     page: Path | None = options.output

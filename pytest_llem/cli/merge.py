@@ -85,11 +85,11 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 @with_error_message
 def _run(options: argparse.Namespace) -> int:
     from pytest_llem._plugin.node_ids import REFERENCE
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.gates.baselines import load
     from pytest_llem.gates.merged import judge_budgets, judge_comparison
     from pytest_llem.reporting.terminal import comparison as tables
     from pytest_llem.reporting.terminal.summary import table_lines
-    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.merge import merge
     from pytest_llem.results.points import testbed_of
 

@@ -36,9 +36,9 @@ def add_table(commands: Commands[argparse.ArgumentParser]) -> None:
 
 @with_error_message
 def _table(options: argparse.Namespace) -> int:
+    from pytest_llem._plugin.terminal_width import fitted
     from pytest_llem.reporting.terminal.points import points_markdown
     from pytest_llem.reporting.terminal.summary import table_lines
-    from pytest_llem.reporting.text import fitted
     from pytest_llem.results.study_result import StudyResult, selected_points
     from pytest_llem.results.tabular import point_table, short_table
 

@@ -293,10 +293,12 @@ def _attach(key: Key, config: ExperimentConfig) -> RunningServer | Outcome:
     assert server.url is not None
 
     if not is_this_host(server.url):
-        return Outcome.refused(f"server.url: {server.url} is on another host, and energy is measured on this one")
+        why = "is on another host, and energy is measured on this one: run pytest there"
+        return Outcome.refused(f"server.url: {server.url} {why}")
     path = server.ready.path
     if not answers(server.url, path):
-        return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200")
+        what_to_do = "start the server, or correct server.url or server.ready.path"
+        return Outcome.refused(f"server.url: {server.url}{path} does not answer with status 200: {what_to_do}")
     pid = listening_process(server.url)
     if (others := other_gpu_user(server, pid)) is not None:
         return Outcome.refused(others)

@@ -224,9 +224,11 @@ def parallelism(config: pytest.Config, plans: Mapping[str, Plan]) -> tuple[int, 
     """
     if getattr(config.option, "dist", "no") == "no" or not distributes_one_at_a_time(config):
         return 1, None
+    workers = len(config.option.tx)
+    if config.stash.get(REMOTE, False):  # the devices of this host say nothing about theirs
+        return workers, f"workers: {workers}, on other hosts"
     found = {plan.preflight.request(point.config) for plan in plans.values() for point in plan.points}
     requests = [one for one in found if one.count]
-    workers = len(config.option.tx)
     possible = _at_a_time(requests, {device for one in requests for device in one.pool})
     at_a_time = max(1, min(workers, possible))
     text = f"workers: {workers}"

@@ -12,6 +12,8 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 
+from pytest_llem._plugin.terminal_width import fitted
+
 #: Shortest time between two updates of the line, in s.
 MIN_INTERVAL_S = 0.5
 
@@ -113,7 +115,8 @@ def print_line(config: pytest.Config, line: str) -> None:
         capture = config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
-            reporter.write_line(f"llem: {line}", flush=True)
+            for part in fitted([f"llem: {line}"]):
+                reporter.write_line(part, flush=True)
 
 
 def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda: None) -> Callable[[bytes], None]:

@@ -42,6 +42,19 @@ def contention_reason(point: PointResult, metric: str) -> str | None:
     return f"cycle{'s' * (len(found.contended) > 1)} {cycles} contended: {found.reasons[0]}{more}"
 
 
+def unknown_contention(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
+    """Return on which side contention is unknown and why; None if on neither or *metric* is not affected."""
+    if CATALOGUE[metric].unit in _UNAFFECTED:
+        return None
+    sides = {"candidate": candidate.contention, "reference": reference.contention}
+    texts = [
+        f"in the {side}: {', '.join(found.unknown_reasons)}"
+        for side, found in sides.items()
+        if found is not None and found.unknown_reasons
+    ]
+    return "; ".join(texts) or None
+
+
 def allows_estimates(point: PointResult) -> bool:
     """Whether the study lets gates judge estimated energy."""
     return bool(point.config.get("energy", {}).get("allow_estimated"))

@@ -13,7 +13,7 @@ from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.decisions import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
-from pytest_llem.gates.eligibility import workload_differences
+from pytest_llem.gates.eligibility import unknown_contention, workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session_problem
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.metrics import METHODS
@@ -116,6 +116,12 @@ def compare(
         for case in cases
         if case.contended and case.question
     ]
+    unknown = [
+        (case.pair.candidate.id, [f"judged though contention is unknown {text}"])
+        for case in cases
+        if case.question and not paired and case.pair.reference is not None
+        if (text := unknown_contention(case.pair.candidate, case.pair.reference, case.metric)) is not None
+    ]
     unchanged = [(point.id, [_SAME_SUT]) for point, other in measured if paired and same_sut(point, other)]
     with_points = partial(over_points, points=len(measured))
     blocking = with_points((point, testbed.blocking) for point, testbed in testbeds)
@@ -131,6 +137,7 @@ def compare(
         warnings=[
             *with_points((point, testbed.warnings) for point, testbed in testbeds),
             *with_points(contended),
+            *with_points(unknown),
             *with_points(unchanged),
         ],
         workload=with_points((point.id, workload_differences(point, other)) for point, other in measured),

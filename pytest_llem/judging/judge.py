@@ -16,6 +16,7 @@ from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem._plugin.terminal_width import fitted
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.execution.replay import current_inputs
 from pytest_llem.gates.baselines import BaselineError
@@ -28,7 +29,7 @@ from pytest_llem.recording.pytest_items import gates_by_file, study_of
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.terminal.comparison import lines as comparison_lines
-from pytest_llem.reporting.text import counted, fitted
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.points import testbed_of
 from pytest_llem.results.study_result import StudyResult

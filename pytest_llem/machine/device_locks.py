@@ -24,7 +24,7 @@ from pytest_llem.machine.lock_files import (
     is_waited_for,
     waiting_tickets,
 )
-from pytest_llem.machine.owner import Owner, last_owner, locks_folder
+from pytest_llem.machine.owner import Owner, last_owner, locks_folder, shown
 
 #: Name of the CPU as a device.
 CPU = "cpu"
@@ -233,7 +233,7 @@ class _Waiting:
                 self._holders.setdefault(f"{name}: {owner}")
         for other in self._position.ahead():
             if not self._holders and (wanted := [name for name in other.pool if name in ticket.pool]):
-                text = f"pid {other.owner.pid} waits for {other.count} of {len(other.pool)}"
+                text = f"pid {other.owner.pid}, which runs study {shown(other.owner.study)}, is next"
                 self._holders.setdefault(f"{wanted[0]}: {text}")
         if now - (self._began or now) >= MAX_NOTE_DELAY_S and not self._holders:
             self._holders.setdefault(f"{next(iter(self.busy), ticket.pool[0])}: another process has it")

@@ -135,7 +135,7 @@ def assess_contention(cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: 
     unknown = list(_unknown_reasons(cpu, gpus))
     if seconds < THRESHOLDS.min_window_seconds:
         state = "unknown"
-        reasons = [f"window too short: {seconds:.2g} s, at least {THRESHOLDS.min_window_seconds:g} s are needed"]
+        reasons = [f"window shorter than {THRESHOLDS.min_window_seconds:g} s: {seconds:.2g} s"]
     elif contended:
         state, reasons = "contended", contended
     elif unknown:

@@ -20,6 +20,7 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE
+from pytest_llem._plugin.terminal_width import fitted
 from pytest_llem.execution.plans import check_both_sides
 from pytest_llem.execution.replay import publish_replays, replays_of
 from pytest_llem.gates.baselines import BaselineError
@@ -36,7 +37,6 @@ from pytest_llem.recording.pytest_items import (
 )
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
-from pytest_llem.reporting.text import fitted
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest_records import ErrorRecord, StudyStatus

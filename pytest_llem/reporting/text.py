@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
-import sys
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,22 +67,6 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append("")
         lines[-1] += piece
     return lines
-
-
-def fitted(lines: Iterable[str]) -> Iterator[str]:
-    """Yield *lines*; if standard output is a terminal, those that are too long for it are broken between words.
-
-    Elsewhere, as in the log of a CI job, a line stays whole, so that it can be searched.
-    """
-    width = shutil.get_terminal_size().columns
-    for line in lines:
-        if len(line) <= width or not sys.stdout.isatty():
-            yield line
-        else:
-            indent = " " * (len(line) - len(line.lstrip()) + 2)
-            yield from textwrap.wrap(
-                line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-            )
 
 
 def short_texts(texts: Iterable[str]) -> dict[str, str]:

@@ -99,6 +99,8 @@ class PointContention(Record):
     """Numbers of the cycles whose contention is unknown."""
     reasons: list[str] = Field(default_factory=list)
     """Why the contended cycles are contended, each reason once."""
+    unknown_reasons: list[str] = Field(default_factory=list)
+    """Why the contention of other cycles is unknown, each reason once, without its values."""
 
     def state(self, cycle: int) -> State:
         """Return the state of one cycle."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
@@ -77,11 +76,15 @@ def summarise_contention(cycles: Sequence[ExperimentResult]) -> PointContention 
     if all(one.contention is None for one in cycles):
         return None
     states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
-    reasons = (one.contention.reasons for one in cycles if one.contention and one.contention.state == "contended")
+    reasons: dict[str, list[str]] = {"contended": [], "unknown": []}
+    for one in cycles:
+        if one.contention and one.contention.state != "uncontended":
+            reasons[one.contention.state] += one.contention.reasons
     return PointContention(
         contended=[cycle for cycle, state in states.items() if state == "contended"],
         unknown=[cycle for cycle, state in states.items() if state == "unknown"],
-        reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
+        reasons=list(dict.fromkeys(reasons["contended"])),
+        unknown_reasons=list(dict.fromkeys(reason.partition(":")[0] for reason in reasons["unknown"])),
     )
 
 

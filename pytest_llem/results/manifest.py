@@ -93,7 +93,9 @@ def read_manifest(directory: str | Path) -> Manifest:
         except (FileNotFoundError, NotADirectoryError):
             if not directory.exists():
                 raise ValueError(f"{directory}: no such file or folder") from None
-            raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study") from None
+            runs = sorted(directory.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+            hint = f"; name a run in it, such as {runs[-1].parent}" if runs else ""
+            raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study{hint}") from None
         # The writer empties the journal after writing the manifest. If that happened between the two reads,
         # transitions are missing: read again.
         if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
+from pytest_llem._plugin.terminal_width import fitted
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.reporting.text import number
@@ -80,7 +81,9 @@ class Lines:
                 self._leave_out(*found)
             return
         text = self._line(*found, report, payload)
-        self._write(f"\nllem: {text}" if self._is_long else f" llem: {text}\n")
+        letter = "" if self._is_long else ". "  # pytest has written a letter for the test, which takes a column
+        line = "\n".join(fitted([f"{letter}llem: {text}"]))
+        self._write(f"\n{line}" if self._is_long else f"{line[1:]}\n")
         self._open = file_of(found[0])
 
     @property

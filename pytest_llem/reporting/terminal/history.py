@@ -94,6 +94,10 @@ def _table(histories: Sequence[MetricHistory], width: int) -> Iterator[str]:
     yield from render(table, width)
     if left_out := len(histories) - len(shown):
         yield f"… no change in {left_out} more series"
+    # Most series share a reason, such as too few runs.
+    for why, number in Counter(one.not_judged_reason for one in shown).items():
+        if why is not None:
+            yield f"not judged: {printable(why)}" + (f" ({number} series)" if number > 1 else "")
 
 
 def _add(table: Table, one: MetricHistory) -> None:
@@ -101,10 +105,8 @@ def _add(table: Table, one: MetricHistory) -> None:
     name = f"{one.metric}\n{printable(one.point)}" + (f"\n({printable(one.differs)})" if one.differs else "")
     judged = len(one.judged)
     runs = str(judged) if judged == len(one.values) else f"{judged} of\n{len(one.values)}"
-    why = one.not_judged_reason
-    table.add_row(name, runs, f"{first}\n{last}", "" if one.changes else "none" if why is None else "not judged")
-    for change in one.changes:
-        what = [f"{verdict_of(change)} at {extent_of(change)}", ", ".join(map(printable, change.facts))]
-        table.add_row("\n".join(f"  {line}" for line in what if line), "", "", "\n".join(size_of(change)))
-    if why is not None:
-        table.add_row(f"  {printable(why)}", "", "", "")
+    change = "" if one.changes else "none" if one.not_judged_reason is None else "not judged"
+    table.add_row(name, runs, f"{first}\n{last}", change)
+    for found in one.changes:
+        what = [f"{verdict_of(found)} at {extent_of(found)}", ", ".join(map(printable, found.facts))]
+        table.add_row("\n".join(f"  {line}" for line in what if line), "", "", "\n".join(size_of(found)))
