@@ -541,7 +541,7 @@ def test_long_line_of_an_experiment_is_broken_between_words(run: Run, write_stud
 def test_long_line_within_a_call_is_broken_between_words(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """
-        from pytest_llem.execution.live_line import print_line
+        from pytest_llem.execution.terminal_output import print_line
 
         def test_it(request):
             print_line(request.config, "the cycle is contended and is measured again")
