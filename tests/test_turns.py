@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,21 @@ class TestStudy:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "skip_preflight": True})
         run_pytest(against, "-k", "experiment").assert_outcomes(passed=1)
         assert StudyResult.load(results.directory).points[0].turns == []
+
+    def test_a_pairs_time_is_on_the_line_of_its_first_side(
+        self, run_pytest: RunPytest, write_study: WriteStudy, against: str
+    ) -> None:
+        """The time that is left, after the first side, is that of the other pair."""
+        write_study(
+            sweep={"n": [1]},
+            measurement={"min_window_seconds": 1},
+            execution={"n_cycles": 2, "skip_preflight": True},
+        )
+        run = run_pytest(against)
+        lines = [line for line in run.outlines if re.search(r"llem: \d/4 ", line)]
+        times = [re.search(r"[\d.]+ s(?=;|$)", line.partition("; about")[0]) for line in lines]
+        assert [found is not None for found in times] == [True, False, True, False]
+        assert ["left" in line for line in lines] == [True, True, False, False]
 
     def test_reference_alone_has_no_empty_table(
         self, run_pytest: RunPytest, write_study: WriteStudy, against: str

@@ -71,3 +71,8 @@ def file_of(run: str) -> str:
 def is_reference(run: str) -> bool:
     """Return whether a run's key is that of the reference."""
     return run.endswith(f"::{REFERENCE}")
+
+
+def other_side(run: str) -> str:
+    """Return the key of the run on the other side of a comparison."""
+    return run_key(file_of(run), EXPERIMENT if is_reference(run) else REFERENCE)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, file_of, is_reference, run_key
+from pytest_llem._plugin.node_ids import REFERENCE, is_reference, other_side
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import INTERLEAVED, topic_of
 from pytest_llem._plugin.stash import SHARED_STATE
@@ -98,8 +98,7 @@ def partner_of(item: pytest.Item) -> pytest.Item | None:
     known = item.config.stash.setdefault(_ITEMS, {})
     if not known:
         known |= {(run_of(one), experiment_of(one).id): one for one in item.session.items if is_experiment(one)}
-    function = EXPERIMENT if is_reference(run) else REFERENCE
-    partner = known.get((run_key(file_of(run), function), experiment.id))
+    partner = known.get((other_side(run), experiment.id))
     if partner is None or is_skipped(partner) or not_started_reason(partner) is not None:
         return None
     own, others = preflight_of_item(item), preflight_of_item(partner)

@@ -16,6 +16,7 @@ from rich.text import Text
 from pytest_llem._plugin.node_ids import file_of, is_reference
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.execution.interleaving import partner_of
 from pytest_llem.execution.plans import make_forecast
 from pytest_llem.execution.terminal_output import Line, live_line
 from pytest_llem.measurement.progress import GpuStatus, Progress
@@ -283,22 +284,26 @@ class _StudyProgress:
         for one in self._items[self._reached : number - 1]:
             self._forecast.remove(_key(one))
         self._reached = max(self._reached, number)
-        expected_s = self._forecast.seconds(_key(item))
-        self._forecast.start(_key(item))
+        expected = []
+        for key in _measured_with(item):
+            expected.append(self._forecast.seconds(key))
+            self._forecast.start(key)
         experiment, reference = experiment_of(item), "reference " if is_reference(run_of(item)) else ""
         return StudyPosition(
             number=number,
             count=self.count,
             name=f"{reference}{experiment.id}",
             short=f"{reference}{_short(experiment)}",
-            expected_s=expected_s,
+            expected_s=None if None in expected else sum(filter(None, expected)),
             study_began=self.began,
             study_left_s=self._forecast.left(),
         )
 
     def record_duration(self, item: pytest.Item, seconds: float, *, completed: bool) -> None:
-        """Record in the forecast that *item* has ended."""
-        self._forecast.end(_key(item), seconds, completed=completed)
+        """Record in the forecast that *item* has ended, and the one that was measured alternately with it."""
+        keys = _measured_with(item)
+        for key in keys:
+            self._forecast.end(key, seconds / len(keys), completed=completed)
 
 
 _STUDY_PROGRESS = pytest.StashKey[dict[str, _StudyProgress]]()
@@ -339,6 +344,11 @@ def _forecast(items: list[pytest.Item]) -> Forecast:
 
 def _key(item: pytest.Item) -> tuple[str, str]:
     return run_of(item), experiment_of(item).id
+
+
+def _measured_with(item: pytest.Item) -> list[tuple[str, str]]:
+    """Return the keys of *item* and, if there is one, of the item that is measured alternately with it."""
+    return [_key(one) for one in (item, partner_of(item)) if one is not None]
 
 
 def _short(experiment: Experiment) -> str:

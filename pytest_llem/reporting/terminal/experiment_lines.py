@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
+from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference, other_side
 from pytest_llem._plugin.terminal_width import fitted
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
@@ -115,16 +115,23 @@ class Lines:
         ended = self._ended.setdefault(file, set())
         ended.add((key, experiment.id))
         completed = entry.status == "completed"
+        latest = self._runs[key].latest if completed else None
+        timed = [(key, experiment.id)]  # the experiments that took the duration together
+        if latest is not None and latest.interleaving is not None:
+            partner = other_side(key), experiment.id
+            timed = [] if partner in ended else [*timed, partner]
         self._busy[file] = self._busy.get(file, 0.0) + report.duration
         forecast = self._forecast(file)
-        forecast.end((key, experiment.id), report.duration, completed=completed)
+        for one in timed:
+            forecast.end(one, report.duration / len(timed), completed=completed)
         name = f"reference {experiment.id}" if is_reference(key) else experiment.id
-        latest = self._runs[key].latest
-        if completed and latest is not None:
+        if latest is not None:
             found = f": {_figures(latest.metrics)}"
         else:
             found = f" {'failed as expected' if entry.status == 'skipped' else 'failed'}: {_why(entry.error)}"
-        text = f"{len(ended)}/{self._counts[file]} {name}{found}, {_duration(report.duration)}"
+        text = f"{len(ended)}/{self._counts[file]} {name}{found}"
+        if timed:
+            text += f", {_duration(report.duration)}"
         left = self._seconds_left(file, forecast)
         return f"{text}; about {duration_text(left)} left" if left is not None and left >= 1 else text
 
