@@ -22,7 +22,7 @@ from pytest_llem.engines import hub, tokenizer
 from pytest_llem.engines.models import file_damage
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.execution.session_facts import hub_unreachable_for
+from pytest_llem.execution.session_facts import hub_unreachable_reason
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.model_files import from_config
 from pytest_llem.planning.preflight import Preflight
@@ -318,7 +318,7 @@ class TestUnreachableHub:
     ) -> None:
         study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
         shared_state, preflight = SharedState(), Preflight(study, (), [])
-        found = {hub_unreachable_for(shared_state, preflight, point.config) for point in study.points}
+        found = {hub_unreachable_reason(shared_state, preflight, point.config) for point in study.points}
         assert len(connections) == len(found) == 1
         assert (found.pop() or "").startswith("the Hugging Face hub cannot be reached: ")
 

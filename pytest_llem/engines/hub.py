@@ -16,7 +16,7 @@ _OFFLINE = "HF_HUB_OFFLINE is set, so the hub was not asked"
 _unreachable: list[str] = []
 
 
-def not_cached() -> str:
+def not_cached_message() -> str:
     """Return the error message for a model that is not in the cache while the hub must not be asked."""
     return f"not in the Hugging Face cache ({_unreachable[-1] if _unreachable else _OFFLINE})"
 

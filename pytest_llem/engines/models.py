@@ -186,7 +186,7 @@ def _fetch_from_hub(name: str, revision: str | None, *, download: bool) -> str |
     try:
         cached = cached_snapshot(name, revision)
         if constants.HF_HUB_OFFLINE and not cached:
-            return hub.not_cached()
+            return hub.not_cached_message()
         if constants.HF_HUB_OFFLINE or not download:
             return None
         hf_hub_download(name, "config.json", revision=revision)
@@ -229,7 +229,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return length
 
 
-def too_long(model: str, prompt: int, output: int, limit: int) -> str:
+def too_long_message(model: str, prompt: int, output: int, limit: int) -> str:
     """Return the error message for a prompt that exceeds the model's context.
 
     Args:

@@ -21,7 +21,7 @@ from pytest_llem.execution.idle_power import (
 )
 from pytest_llem.execution.session_facts import (
     controller,
-    hub_unreachable_for,
+    hub_unreachable_reason,
     import_path,
     session_name,
     worker_id,
@@ -158,7 +158,7 @@ class IsolatedExperiment:
             measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
             job = replace(
                 self._job(study, settings, gap, allocation),
-                hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
+                hub_unreachable_reason=hub_unreachable_reason(self._shared_state, preflight, config),
                 max_load_seconds=preflight.max_load_seconds(config),
             )
             forkservers = forkservers_of(self._config, NAME, study.execution)

@@ -14,7 +14,7 @@ from pytest_llem._plugin.stash import REMOTE, SHARED_STATE
 from pytest_llem.collection.items import experiment_of, run_of, study_of_item
 from pytest_llem.execution.idle_power import known_idle_power, no_context_fields
 from pytest_llem.execution.replay import import_path_of
-from pytest_llem.execution.session_facts import controller, hub_unreachable_for
+from pytest_llem.execution.session_facts import controller, hub_unreachable_reason
 from pytest_llem.isolation.forkserver_client import ForkServers
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.machine.device_request import Allocation
@@ -86,7 +86,7 @@ def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | Non
         gap=gap.model_dump(mode="json") if gap else None,
         idle_power=known_idle_power(shared_state, *idle_power_key(study, point, allocation)),
         idle_power_no_context=no_context_fields(shared_state, point.config, allocation.devices),
-        hub_unreachable=hub_unreachable_for(shared_state, preflight_of_item(item), point.config),
+        hub_unreachable_reason=hub_unreachable_reason(shared_state, preflight_of_item(item), point.config),
     )
 
 

@@ -218,7 +218,7 @@ def _start_once(
         try:
             process.start()
         except OSError as error:
-            return Outcome.not_started(error, "server")
+            return Outcome.of_failed_start(error, "server")
         refresh = lease.progress.refresh if lease.progress is not None else lambda: None
         if (problem := process.wait_until_ready(url, ready.path, ready.timeout_seconds, refresh)) is not None:
             output = process.output()

@@ -54,7 +54,9 @@ def session_name(config: pytest.Config) -> str | None:
 _HUB, _ANSWER = "hub", "answer"
 
 
-def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config: ExperimentConfig) -> str | None:
+def hub_unreachable_reason(
+    shared_state: SharedState, preflight: Preflight, config: ExperimentConfig
+) -> str | None:
     """Return why an experiment must not ask the hub: the hub did not answer when it was asked in this session.
 
     A hub that cannot be reached then costs its timeout once in a session, not once in each experiment.

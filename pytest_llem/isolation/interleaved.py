@@ -201,7 +201,7 @@ class _Running:
     def conclude(self, failed: _Running | None) -> Outcome:
         """Return the outcome, once the process is done, or the side *failed* has ended too early."""
         if self.error is not None:
-            return Outcome.not_started(self.error)
+            return Outcome.of_failed_start(self.error)
         if failed is not None and failed is not self:
             self.process.end()
             name, output = failed.side.name, "" if self.child is None else self.child.output.text()

@@ -48,7 +48,7 @@ class Job:
         idle_power_no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, before the
             session's first experiment.
         contended_runs: Fields of ContendedRuns: earlier, contended runs of this experiment.
-        hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
+        hub_unreachable_reason: Why the Hugging Face hub must not be asked; None if it may be.
         devices: Leased devices, which the engine has to use; empty if they are not known.
         variables: Environment variables that restrict CUDA to these devices.
         import_trees: The candidate's working tree, from which no module may be imported, and the reference's own.
@@ -72,7 +72,7 @@ class Job:
     idle_power: dict[str, Any] | None = None
     idle_power_no_context: dict[str, Any] = field(default_factory=dict)
     contended_runs: Sequence[dict[str, Any]] = ()
-    hub_unreachable: str | None = None
+    hub_unreachable_reason: str | None = None
     devices: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     import_trees: tuple[str, str] | None = None
@@ -253,7 +253,7 @@ def run_isolated(
         if outcome.result is None:
             process.end()
     except OSError as error:  # its files cannot be written, or the system cannot start a process
-        return Outcome.not_started(error)
+        return Outcome.of_failed_start(error)
     return outcome
 
 

@@ -38,7 +38,7 @@ class Outcome:
         return cls(error=ErrorRecord(kind="preflight", type="PreflightError", message=message))
 
     @classmethod
-    def not_started(cls, reason: object, what: str = "process") -> Outcome:
+    def of_failed_start(cls, reason: object, what: str = "process") -> Outcome:
         """Return the outcome of an experiment whose process, or server, could not be started."""
         message = f"the {what} could not be started: {reason}"
         return cls(error=ErrorRecord(kind="crash", type="NotStarted", message=message))

@@ -180,10 +180,10 @@ def run(
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    if job["hub_unreachable"] is not None:
+    if job["hub_unreachable_reason"] is not None:
         from pytest_llem.engines.hub import go_offline
 
-        go_offline(job["hub_unreachable"])
+        go_offline(job["hub_unreachable_reason"])
     from pytest_llem.engines.protocol import EngineContext, PreflightError
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.measurement.turns import Turns, parse_turn

@@ -134,7 +134,7 @@ class Served:
         return total_of((self.input_tokens, self.output_tokens))
 
     @property
-    def no_output(self) -> str:
+    def no_output_reason(self) -> str:
         """Why a value per output token is missing, if their number is unknown or 0."""
         return (
             _NOTHING_GENERATED if self.output_tokens == 0 else self.tokens_unknown_reason or _OUTPUT_TOKENS_UNKNOWN
@@ -150,7 +150,7 @@ def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str
         served: What was done while they metered.
     """
     total, passes = account.total, served.passes
-    no_total = INPUT_TOKENS_UNKNOWN if served.input_tokens is None else served.no_output
+    no_total = INPUT_TOKENS_UNKNOWN if served.input_tokens is None else served.no_output_reason
     metrics = {
         "energy_j": _share("energy_j", total, passes, _NOT_SERVED),
         "energy_per_request_j": _share("energy_per_request_j", total, served.requests, _NOT_SERVED),
@@ -158,7 +158,7 @@ def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str
             "wh_per_1000_requests", total, served.requests * J_PER_WH / 1000, _NOT_SERVED
         ),
         "energy_per_output_token_j": _share(
-            "energy_per_output_token_j", total, served.output_tokens, served.no_output
+            "energy_per_output_token_j", total, served.output_tokens, served.no_output_reason
         ),
         "energy_per_total_token_j": _share("energy_per_total_token_j", total, served.total_tokens, no_total),
         "edp_js": _share("edp_js", total, passes**2 / seconds if passes else 0.0, _NOT_SERVED),
@@ -174,7 +174,7 @@ def energy_metrics(account: Account, seconds: float, served: Served) -> dict[str
 def _tokens_per_joule(served: Served, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
     if not served.output_tokens:
-        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": served.no_output}
+        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": served.no_output_reason}
     elif energy_j.value == 0:  # only a third-party meter can report 0 J
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
     elif energy_j.value is not None:
@@ -194,9 +194,9 @@ def speed_metrics(seconds: float, served: Served) -> dict[str, Metric]:
     inputs, outputs, passes = served.input_tokens, served.output_tokens, served.passes
     return {
         "seconds": metric("seconds", seconds / passes if passes else None, reason=None if passes else _NOT_SERVED),
-        "output_tokens_per_second": _rate("output_tokens_per_second", outputs, seconds, served.no_output),
+        "output_tokens_per_second": _rate("output_tokens_per_second", outputs, seconds, served.no_output_reason),
         "input_tokens": _count("input_tokens", inputs, passes, INPUT_TOKENS_UNKNOWN),
-        "output_tokens": _count("output_tokens", outputs, passes, served.no_output),
+        "output_tokens": _count("output_tokens", outputs, passes, served.no_output_reason),
         "requests_per_second": _rate("requests_per_second", served.requests, seconds, _NOT_SERVED),
     }
 

@@ -16,7 +16,7 @@ from pytest_llem.importers.run import ToolRun
 from pytest_llem.importers.steady import NotSteadyError, Rates, rates_between, steady_rates, timed_requests
 from pytest_llem.measurement.accounting import mark_not_judged
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.results.cycles import runs_of_one_server
+from pytest_llem.results.cycles import one_server_reason
 from pytest_llem.results.experiment import ImportedFile, ImportRecord, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
@@ -197,7 +197,7 @@ class ImportedRuns:
             )
             yield QualityWarning.of("records_cut", text)
         if len(self.runs) > 1:
-            yield QualityWarning.of("runs_of_one_server", runs_of_one_server(len(self.runs)))
+            yield QualityWarning.of("runs_of_one_server", one_server_reason(len(self.runs)))
 
     def to_csv(self) -> str | None:
         """Return the requests as CSV; None if there are none. Times on no common clock are left out."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llem.engines.models import too_long
+from pytest_llem.engines.models import too_long_message
 from pytest_llem.engines.options import LORA, given_fields, option_problems
 from pytest_llem.engines.shipped import SHIPPED, shipped_needs
 from pytest_llem.isolation.engine_probe import EngineAnswer
@@ -149,7 +149,7 @@ class Preflight:
         if answer is None:
             return
         if answer.problem is not None:
-            yield self.engines.cannot_be_used(config.backend, answer.problem)
+            yield self.engines.unusable_message(config.backend, answer.problem)
         else:
             for key_path, message in answer.problems(question_about(config, self._model_path)):
                 yield f"{self._place(key_path)}: {message}"
@@ -187,7 +187,7 @@ class Preflight:
         shortest = 1 if config.has_texts else workload.lengths.min if workload.lengths else workload.input_len
         limit = context_length_of(config.model_name, needs.model_revision, self._model_path)
         if limit is not None and shortest is not None and shortest + workload.output_len > limit:
-            yield too_long(config.model_name, shortest, workload.output_len, limit)
+            yield too_long_message(config.model_name, shortest, workload.output_len, limit)
 
     def _hardware_problems(self, config: ExperimentConfig, needs: Needs) -> Iterator[str]:
         """Yield an error if the GPUs do not support the precision, or if the model does not fit into memory."""

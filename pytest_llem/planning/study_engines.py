@@ -53,9 +53,9 @@ class StudyEngines:
         for python, names in importable.items():
             for name, answer in self._answers(python, names).items():
                 if name in names and answer.problem is not None:
-                    yield printable(self.cannot_be_used(name, answer.problem))
+                    yield printable(self.unusable_message(name, answer.problem))
 
-    def cannot_be_used(self, backend: str, problem: str) -> str:
+    def unusable_message(self, backend: str, problem: str) -> str:
         """Return the error message of an engine with a *problem*."""
         python = self._study.interpreter(backend)
         where = "" if python is None else f" with {python}"

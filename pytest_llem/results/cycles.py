@@ -109,10 +109,10 @@ def not_repeated_reason(cycles: Sequence[ExperimentResult]) -> str | None:
     runs = sum(one.runs for one in imported)
     starts = {one.server_start for one in imported}
     one_server = len(imported) == 1 or (len(starts) == 1 and None not in starts)
-    return runs_of_one_server(runs) if one_server and runs > 1 else None
+    return one_server_reason(runs) if one_server and runs > 1 else None
 
 
-def runs_of_one_server(runs: int) -> str:
+def one_server_reason(runs: int) -> str:
     """Return why several *runs* of one start of a server are no repetitions."""
     return (
         f"{runs} runs of one server are one cycle and no repetitions, since servers differ from start to start: "

@@ -173,7 +173,7 @@ def hub_problem(dataset: HubDataset, packages: Packages = THIS_ENVIRONMENT) -> s
 
 
 def _not_cached(dataset: HubDataset) -> str:
-    return f"dataset {dataset.name!r} not found: no file of that name; {hub.not_cached()}"
+    return f"dataset {dataset.name!r} not found: no file of that name; {hub.not_cached_message()}"
 
 
 def cached_dataset(dataset: HubDataset) -> Path | None:

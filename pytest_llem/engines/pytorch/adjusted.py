@@ -43,7 +43,7 @@ def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource)
 
 
 def _precision(model: Any, config: ExperimentConfig) -> Iterator[AdjustedSetting]:
-    quantised, options = loading.quantised(model), config.pytorch or PyTorchConfig()
+    quantised, options = loading.quantisation_of(model), config.pytorch or PyTorchConfig()
     if quantised and not (options.load_in_4bit or options.load_in_8bit):
         yield AdjustedSetting(
             setting="precision",
@@ -71,7 +71,7 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
         "bnb_4bit_quant_type",
         "bnb_4bit_use_double_quant",
     )
-    effective_settings = loading.quantised(model) or {}
+    effective_settings = loading.quantisation_of(model) or {}
     for name in names:
         given, effective = getattr(options, name), effective_settings.get(name)
         if given not in (None, False) and effective != given:
@@ -110,7 +110,7 @@ def _others(
                 effective=used_cache,
                 reason="this version of transformers has replaced it",
             )
-    how = loading.compilation(options)
+    how = loading.compile_settings(options)
     if how == {"mode": "reduce-overhead", "backend": "inductor"} and not placement.used_gpus(model):
         yield AdjustedSetting(
             setting=f"{section}.torch_compile_mode",

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
+from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long_message
 from pytest_llem.engines.options import check_options, in_section
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
@@ -199,8 +199,8 @@ class PyTorchEngine(BatchEngine):
             settings={
                 "dtype": str(loading.main_dtype(model)).removeprefix("torch."),
                 "attn_implementation": text_config(model.config)._attn_implementation,
-                "torch_compile": loading.compilation(options),
-                "quantization": loading.quantised(model),
+                "torch_compile": loading.compile_settings(options),
+                "quantization": loading.quantisation_of(model),
                 "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
                 "architecture": type(model).__name__,
                 "parameters": model.num_parameters(),
@@ -240,7 +240,7 @@ class PyTorchEngine(BatchEngine):
         limit = context_length(text_config(self._model.config).to_dict())
         longest, output = max(map(len, prompts)), self._config.workload.output_len
         if limit is not None and longest + output > limit:
-            raise PreflightError(too_long(self._config.model_name, longest, output, limit))
+            raise PreflightError(too_long_message(self._config.model_name, longest, output, limit))
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
         lengths = tuple(map(len, prompts))

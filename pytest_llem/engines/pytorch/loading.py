@@ -108,7 +108,7 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         model = model.to(device)
     model.eval()
     check_causal(config.model_name, model)
-    if how := compilation(options):
+    if how := compile_settings(options):
         _compile(model, how, config.backend)
     return model
 
@@ -119,7 +119,7 @@ def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=options.load_in_4bit, load_in_8bit=options.load_in_8bit, **given)
 
 
-def quantised(model: Any) -> dict[str, Any] | None:
+def quantisation_of(model: Any) -> dict[str, Any] | None:
     """Return the quantisation settings of *model*; None if it is not quantised."""
     config = getattr(model.config, "quantization_config", None)
     if config is None:
@@ -149,7 +149,7 @@ def constants(model: Any) -> list[torch.Tensor]:
     return [one for one in tensors if one is not None]
 
 
-def compilation(options: PyTorchConfig) -> dict[str, str] | None:
+def compile_settings(options: PyTorchConfig) -> dict[str, str] | None:
     """Return mode and backend of ``torch.compile``; None if the model is not compiled."""
     if not options.torch_compile:
         return None
@@ -170,7 +170,7 @@ def check_compiler(options: PyTorchConfig, section: str, gpus: Sequence[int]) ->
     Raises:
         PreflightError: It is not installed.
     """
-    how = compilation(options)
+    how = compile_settings(options)
     if how is None or how["backend"] != "inductor" or gpus:  # torch includes the compiler for GPUs
         return
     compiler = os.environ.get("CXX", "g++")  # inductor's own rule

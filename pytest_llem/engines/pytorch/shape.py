@@ -47,7 +47,7 @@ def model_shape(model: Any) -> ModelShape:
     Raises:
         ShapeUnknownError: Its FLOPs do not follow from linear layers and attention.
     """
-    if loading.quantised(model) is not None:
+    if loading.quantisation_of(model) is not None:
         raise ShapeUnknownError("the weights are quantised")
     config = text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):

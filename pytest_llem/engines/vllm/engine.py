@@ -21,7 +21,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from pytest_llem.engines.library_errors import one_line
-from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long
+from pytest_llem.engines.models import ModelSource, context_length, model_damage, resolve_model, too_long_message
 from pytest_llem.engines.options import in_section
 from pytest_llem.engines.protocol import (
     BatchEngine,
@@ -266,7 +266,7 @@ class VLLMEngine(BatchEngine):
                 f"{self._config.backend}.engine.max_model_len {model.max_model_len:,} is less than a prompt of "
                 f"{longest:,} tokens with max_output_tokens {output:,}: raise it"
             )
-        raise PreflightError(too_long(self._config.model_name, longest, output, own))
+        raise PreflightError(too_long_message(self._config.model_name, longest, output, own))
 
     def positions(self, batch: Batch) -> int:
         return sum(map(len, batch.prompts))  # vLLM pads nothing

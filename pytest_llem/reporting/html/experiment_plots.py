@@ -149,7 +149,7 @@ def power_plot(contents: Contents) -> Plot | None:
     return Plot("power", "Power over time", caption, base, selects, layers)
 
 
-def why_no_power(points: Sequence[PointResult]) -> str:
+def no_power_reason(points: Sequence[PointResult]) -> str:
     """Return the text shown if no power was sampled."""
     energies = (point.summary_of("energy_j") for point in points)
     methods = {one.method for one in energies if one.mean is not None}

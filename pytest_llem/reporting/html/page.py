@@ -15,9 +15,9 @@ from pytest_llem.reporting.html.experiment_plots import (
     cycles_plot,
     latency_plot,
     latency_rows,
+    no_power_reason,
     power_plot,
     power_rows,
-    why_no_power,
 )
 from pytest_llem.reporting.html.formatting import (
     MAX_PANELS,
@@ -104,7 +104,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "status": _STATUS.get(result.status),
         "facts": _cards(contents, optimal),
         "plots": plots,
-        "why_no_power": why_no_power(points),
+        "no_power_reason": no_power_reason(points),
         "axes": axes,
         "color_axes": [one for one in axes if one.has_colors],
         "panel_axes": [one for one in axes if 1 < len(one.texts) <= MAX_PANELS],
