@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,7 @@ from pytest_llem.energy.account import Meters
 from pytest_llem.measurement import driver
 from pytest_llem.measurement.pass_driver import MAX_ROUNDS, warm_up
 from pytest_llem.measurement.pass_window import MAX_RESTARTS, PassWindow, measure
+from pytest_llem.measurement.turns import MIN_TURNS, Turn, Turns
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.clock import clock
@@ -154,6 +158,41 @@ def test_window_that_always_compiles_is_returned_with_the_reason(
 ) -> None:
     found = measured(compiler(graphs, once=False), [1, 2])
     assert (found.restarts, found.compiled) == (MAX_RESTARTS, "torch.compile compiled 2 graphs in the window")
+
+
+@pytest.mark.usefixtures("noop_engine")
+@pytest.mark.parametrize("may_compile", [False, True], ids=["one length", "several lengths"])
+def test_delay_in_a_turn_is_not_a_compilation_if_its_length_ran(
+    may_compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn of one pass is not measured again. Only another length may still have needed compilation."""
+    import noop_engine
+
+    turns = iter([Turn(os.getpid())] * MIN_TURNS)
+    seconds: Iterator[float] = repeat(0.001)
+
+    def next_turn(progress: Any) -> Turn | None:
+        nonlocal seconds
+        if progress.done == 0:  # the warm-up has ended
+            seconds = chain([0.3], seconds)
+        return next(turns, None)
+
+    def generate(self: Any, batch: Any) -> tuple[float, float]:
+        began = time.monotonic()
+        time.sleep(next(seconds))
+        return began, time.monotonic()
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
+
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    fields |= {"baseline": {"enabled": False}, "measurement": {"min_window_seconds": 0}, "n": 6}
+    fields |= {"warmup": {"n_warmup": 2, "convergence_detection": False}}
+    fields |= {"dataset": LENGTHS} if may_compile else {"max_input_tokens": 9}
+    study = ExperimentConfig.model_validate(fields)
+    result = ExperimentOrchestrator(study, turns=Turns("a", 0.0, next_turn)).run().result
+    assert result.window is not None
+    assert (result.window.compiled is not None) == may_compile
+    assert (result.metrics["seconds"].not_judged is not None) == may_compile
 
 
 def test_short_delay_is_not_a_compilation() -> None:

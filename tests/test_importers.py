@@ -326,6 +326,10 @@ def test_named_format_has_to_be_the_format_of_the_file(tmp_path: Path) -> None:
     assert len(read_runs([file], "vllm")) == 1
     with pytest.raises(ImportFileError, match=r"is not a file of guidellm, but of vllm bench serve"):
         read_runs([file], "guidellm")
+    with pytest.raises(
+        ImportFileError, match=r"a script \(its key 'llem_run' is missing\), but of vllm bench serve"
+    ):
+        read_runs([file], "own")
 
 
 def test_records_of_another_run_are_refused(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def _aiperf(exports: Sequence[Fields], records: Sequence[Sequence[Fields]]) -> I
 
 def _unknown(documents: Sequence[Any], name: str | None, found: str | None) -> str:
     if name is not None:
-        return f"is not a file of {FORMATS[name]}" + (f", but of {FORMATS[found]}" if found else "")
+        tools = {**FORMATS, own.FORMAT: f"a script (its key {own.KEY!r} is missing)"}
+        return f"is not a file of {tools[name]}" + (f", but of {FORMATS[found]}" if found else "")
     known = ", ".join(one for key, one in FORMATS.items() if key != own.FORMAT)
     return f"is of none of the formats that can be imported: {known}, or a script's own with the key {own.KEY!r}"

@@ -71,22 +71,30 @@ class PassWindow(Window):
         return statistics.fmean(second) / statistics.fmean(first) - 1
 
 
-def join_turns(parts: Sequence[PassWindow]) -> PassWindow:
-    """Return the windows of an experiment's turns as one window, whose length is the sum of theirs."""
+def join_turns(parts: Sequence[PassWindow], *, may_compile: bool = True) -> PassWindow:
+    """Return the windows of an experiment's turns as one window, whose length is the sum of theirs.
+
+    Args:
+        parts: The windows, in order.
+        may_compile: Whether a batch that is slower in the first pass than later may have compiled something. Turns
+            are not measured again, as other windows are: a delay of the machine would be taken for it.
+    """
     earlier_passes = accumulate((turn.count for turn in parts), initial=0)
     numbers = [
         earlier + number
         for earlier, turn in zip(earlier_passes, parts, strict=False)
         for number in turn.numbers or range(1, 1 + turn.count)
     ]
-    # Compilation is found by comparing passes, and a turn may have a single one: compare those of all turns.
     call_seconds = [*chain.from_iterable(turn.call_seconds for turn in parts)]
+    compiled = next((turn.compiled for turn in parts if turn.compiled is not None), None)
+    if compiled is None and may_compile:  # it is found by comparing passes, and a turn may have a single one
+        compiled = _compilation(0, call_seconds)
     return PassWindow(
         math.fsum(turn.seconds for turn in parts),
         join_accounts([turn.account for turn in parts]),
         parts[0].began,
         parts[0].began_at,
-        next((turn.compiled for turn in parts if turn.compiled is not None), _compilation(0, call_seconds)),
+        compiled,
         sum(turn.restarts for turn in parts),
         passes=[*chain.from_iterable(turn.passes for turn in parts)],
         pass_seconds=[*chain.from_iterable(turn.pass_seconds for turn in parts)],
