@@ -88,7 +88,7 @@ def _answer(name: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
     except (LookupError, ImportError) as error:
         return {"problem": str(error)}
-    except (Exception, SystemExit) as error:  # a third-party module may raise anything
+    except BaseException as error:  # a third-party module may raise anything, such as pytest's Skipped
         return {"problem": f"importing it raises {type(error).__name__}: {error}"}
 
 
