@@ -130,8 +130,11 @@ def _columns(points: Sequence[PointResult]) -> list[Columns]:
     """Return the sets of columns that the table can have, the widest set first."""
     if has_loads(points):
         return load_columns(points)
-    more = [one for one in MORE_COLUMNS if any(point.summary_of(one[0]).mean is not None for point in points)]
-    return [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
+    known, more = (
+        [one for one in columns if any(point.summary_of(one[0]).mean is not None for point in points)]
+        for columns in (COLUMNS, MORE_COLUMNS)
+    )
+    return [(*(known or COLUMNS), *more[:count]) for count in range(len(more), -1, -1)]
 
 
 class _Rows:
