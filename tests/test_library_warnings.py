@@ -16,7 +16,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
 from pytest_llem.engines.models import context_length
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.measurement.engine_imports import MAX_CHARACTERS, MAX_WARNINGS, library_warnings
+from pytest_llem.measurement.library_warnings import MAX_CHARACTERS, MAX_WARNINGS, library_warnings
 from tests.conftest import NOOP_STUDY
 from tests.support.tiny import TINY, decoder, engine
 from tests.support.warned import texts

@@ -30,9 +30,10 @@ from pytest_llem.measurement.accounting import prefill_metrics
 from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
 from pytest_llem.measurement.driver import Driver, Window, compilations
-from pytest_llem.measurement.engine_imports import create_engine, library_warnings
+from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.engine_reports import adjusted_settings
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
+from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.pass_driver import PassDriver
 from pytest_llem.measurement.progress import Progress

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.verdict_text import verdict_line, verdict_text
+from pytest_llem.reporting.failures import failures, not_completed
 from pytest_llem.reporting.terminal.points import points_markdown
-from pytest_llem.reporting.text import counted, failures, markdown_row, not_completed
+from pytest_llem.reporting.text import counted, markdown_row
 from pytest_llem.results.points import testbed_of
 from pytest_llem.results.study_result import StudyResult, selected_points
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_llem.gates.verdict_text import percent
 from pytest_llem.planning.estimate import duration_text
+from pytest_llem.reporting.failures import failures, not_completed
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.contents import SHOWN_PERCENTILES, Contents
 from pytest_llem.reporting.html.experiment_plots import (
@@ -35,7 +36,7 @@ from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot
 from pytest_llem.reporting.html.template import render_template
 from pytest_llem.reporting.terminal.loads import load_findings
-from pytest_llem.reporting.text import counted, failures, interval_text, not_completed, number
+from pytest_llem.reporting.text import counted, interval_text, number
 from pytest_llem.results.drift import server_drift
 from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.loads import has_loads

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from pytest_llem._plugin.node_ids import REFERENCE
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.verdict_text import percent
+from pytest_llem.reporting.failures import failures
 from pytest_llem.reporting.terminal.loads import load_lines, probe_lines
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.reporting.terminal.tables import render
-from pytest_llem.reporting.text import counted, failures
+from pytest_llem.reporting.text import counted
 from pytest_llem.results.cycles import gpu_spread
 from pytest_llem.results.loads import has_loads
 from pytest_llem.results.pareto import COST, SPEED
