@@ -135,8 +135,8 @@ def power_plot(contents: Contents) -> Plot | None:
     labels = labels_of(contents.points)
     selects = [Select("point", [labels[index] for index in chosen])]
     caption = (
-        "The power sampled in each cycle of a point. The shaded span is the measured window: it begins at 0, and "
-        "a dashed line shows where the window of each cycle ends."
+        "The power sampled in each cycle of a point. The shaded span is the time that the meter covers: it begins at "
+        "0, and a dashed line shows where that of each cycle ends."
     )
     if contents.power_left_out:
         left_out = counted(contents.power_left_out, "later cycle")
@@ -173,9 +173,9 @@ def _point(cycles: Sequence[Power]) -> Json:
         for place, one in enumerate(cycles)
         for number, (device, samples) in enumerate(one.samples.items())
     ]
-    longest = max(one.window_seconds for one in cycles)
-    shapes = [_span(longest), _edge(0.0), *(_edge(end) for end in sorted({one.window_seconds for one in cycles}))]
-    windows = ", ".join(f"cycle {one.cycle}: {one.window_seconds:.3g} s" for one in cycles[:10])
+    longest = max(one.seconds for one in cycles)
+    shapes = [_span(longest), _edge(0.0), *(_edge(end) for end in sorted({one.seconds for one in cycles}))]
+    windows = ", ".join(f"cycle {one.cycle}: {one.seconds:.3g} s" for one in cycles[:10])
     reach = [samples[end][0] for one in cycles for samples in one.samples.values() for end in (0, -1)]
     margin = 0.04 * longest
     edges = [short(min(0.0, *reach) - margin), short(max(longest, *reach) + margin)]
