@@ -245,7 +245,7 @@ def test_results_are_kept_if_report_becomes_unwritable(
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
-    run.stdout.fnmatch_lines(["noop: --llem-html: *must be a file (got*", "1 of 1 experiment completed"])
+    run.stdout.fnmatch_lines(["1 of 1 experiment completed", "noop: --llem-html: *must be a file (got*"])
     run.stdout.no_fnmatch_line("report: *")
     assert results.study_result["summary"]["completed"] == 1
 
