@@ -135,8 +135,8 @@ def power_plot(contents: Contents) -> Plot | None:
     labels = labels_of(contents.points)
     selects = [Select("point", [labels[index] for index in chosen])]
     caption = (
-        "The power sampled in each cycle of a point. The shaded span is the time that the meter covers: it begins at "
-        "0, and a dashed line shows where that of each cycle ends."
+        "The power sampled in each cycle of a point. The shaded span is the time that the meter covers: it "
+        "begins at 0, and a dashed line shows where that of each cycle ends."
     )
     if contents.power_left_out:
         left_out = counted(contents.power_left_out, "later cycle")
