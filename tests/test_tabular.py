@@ -80,7 +80,15 @@ def result() -> StudyResult:
         output_tokens_per_second=[200.0],
         energy_per_output_token_j=[0.4],
     )
-    verdict = {"gate": "budget", "id": "x", "metric": SPEED, "point": first.id, "unit": "1/s"}
+    verdict = {
+        "gate": "budget",
+        "id": "x",
+        "metric": SPEED,
+        "point": first.id,
+        "unit": "1/s",
+        "mean": 1.0,
+        "minimum": 1.0,
+    }
     for outcome, found in (("passed", "WITHIN"), ("failed", "BEYOND"), ("passed", "SAME")):
         first.verdicts.append(GateVerdict(**verdict, outcome=outcome, verdict=found))
     error = ErrorRecord(kind="crash", type="SIGKILL", message='it was "killed", \n=1+1')

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.hardware.sensors import GpuState, GpuStates, gpu_sensors
+from pytest_llem.hardware.gpu_state import GpuState, GpuStates, gpu_sensors
 from pytest_llem.results.experiment import GapRecord
 
 #: How far a GPU may be above its temperature and power before the first experiment, in °C and in W.
