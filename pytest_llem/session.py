@@ -194,7 +194,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
-    """Return the studies collected so far by node id of their file; always empty in xdist's controller."""
+    """Return the studies collected so far by the key of their run; always empty in xdist's controller."""
     return config.stash.get(STUDIES, {})
 
 
