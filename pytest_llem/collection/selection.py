@@ -60,7 +60,7 @@ def explain_not_found(config: pytest.Config, studies: Mapping[str, StudyConfig])
 
     Args:
         config: pytest's configuration.
-        studies: The collected studies by node id of their file.
+        studies: The collected studies by the key of their run.
     """
     is_compared = config.getoption("llem_baseline") or config.getoption("llem_against")
     for argument in config.args:

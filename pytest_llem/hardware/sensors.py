@@ -1,6 +1,6 @@
 """Read a GPU's power, temperature, clocks and throttled time through NVML.
 
-Values that NVML does not report, and impossible ones, are None.
+Values that NVML does not report are None, as are impossible powers and temperatures.
 """
 
 from __future__ import annotations
