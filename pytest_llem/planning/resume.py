@@ -120,7 +120,7 @@ class Replay:
         results: Results by the ids of this run's experiments.
         damaged: Number of experiments whose stored result is damaged.
         changed: Changes since experiments were measured, by their ids; these experiments are measured again.
-        unreadable: Why manifests in the results directory, of whichever study, cannot be read.
+        unreadable: Why manifests of earlier runs, of whichever study, cannot be read.
     """
 
     results: Mapping[str, StoredResult]
