@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def python(self) -> str:
-        """The other interpreters that experiments run in, separated by commas."""
+        """The other interpreters that experiments or their servers run in, separated by commas."""
         return ", ".join(dict.fromkeys(self.study.runners.values()))
 
     @cached_property
