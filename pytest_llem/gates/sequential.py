@@ -3,8 +3,8 @@
 Gates are judged after some numbers of cycles, which are fixed before the first one. Each look spends an equal
 share of the gate's level, so that the probability of a false verdict at any of them is at most the level,
 whatever the looks have in common (Bonferroni). This holds for each level, and therefore for those of Holm's
-procedure over gates that stopped after different numbers of cycles. Each look is after a quarter more cycles than
-the one before: fewer looks would leave larger shares, and more would find a clear result earlier.
+procedure over gates that stopped after different numbers of cycles. Each look is after about a quarter more cycles
+than the one before: fewer looks would leave larger shares, and more would find a clear result earlier.
 
 ``tests/benchmarks/sequential.py`` compares this rule with others, and simulates its false alarms.
 """

@@ -101,7 +101,7 @@ class Recorder:
 
     @property
     def runs(self) -> Mapping[str, StudyRun]:
-        """The runs by their keys, each study's followed by its reference's."""
+        """The runs by their keys, those of references after those of all studies."""
         return self._runs
 
     @property
