@@ -100,7 +100,7 @@ class RunningServer:
         return replace(outcome, error=error, files=_kept(output))
 
     def is_usable(self) -> bool:
-        """Return whether it still runs."""
+        """Return whether it still runs. True if it is attached."""
         return self.process is None or not self.process.has_ended
 
     def stop(self) -> None:

@@ -143,7 +143,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Pid of the process, which leads a process group; None if it was not started."""
+        """Pid of the process, which leads a process group; None if it has not been reported."""
         return self._pid
 
     @property
