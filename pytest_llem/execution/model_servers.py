@@ -188,7 +188,7 @@ _SERVERS = pytest.StashKey[ModelServers]()
 
 
 def key_of(item: pytest.Item) -> Key:
-    """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
+    """Return a key that is equal for the experiments that share a server."""
     run = run_of(item)
     return run, study_of_item(item).server_group(experiment_of(item))
 

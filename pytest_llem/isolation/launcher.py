@@ -52,7 +52,7 @@ class Job:
         devices: Leased devices: the engine may use no other GPUs. Empty for any.
         variables: Environment variables that restrict CUDA to the leased devices.
         import_trees: The candidate's working tree, from which no module may be imported, and the reference's own.
-            None unless the experiment is of a reference at another git revision.
+            None unless the process imports the code of another git revision.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
         max_load_seconds: Time limit of loading the engine, in s; None for none.
