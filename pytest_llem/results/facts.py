@@ -19,7 +19,7 @@ MIN_TICKS = 20
 #: Keys of the number of ticks of the energy counter in the shortest window: of whole passes, and of prefill alone.
 TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 
-#: Key of whether another experiment of the study ran at the same time.
+#: Key of whether another experiment ran at the same time.
 CONCURRENT = "concurrent"
 
 #: Key of the digest of all imported code, which depends on the start method too.
@@ -163,7 +163,7 @@ def _cpu(result: ExperimentResult) -> dict[str, Any]:
 
 
 def _limits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits of the experiment's process; empty for results of schema 1.3 and older."""
+    """Return the limits of the experiment's process; empty if they were not recorded."""
     if "nice" not in environment:
         return {}
     cpus, memory_mb = environment["cpu_limit"], environment["memory_limit_mb"]
