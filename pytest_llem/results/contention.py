@@ -54,7 +54,7 @@ class Contention(Record):
     """
 
     state: State
-    """``contended``, ``uncontended`` or ``unknown``."""
+    """``contended``, ``uncontended`` or ``unknown``; of the window and that of prefill, the worse."""
     reasons: list[str] = Field(default_factory=list)
     """Why it is contended, or why that is unknown; each as "what: values"."""
     seconds: float | None = None

@@ -22,11 +22,11 @@ class ErrorRecord(Record):
     not be put on the server.
     """
     type: str
-    """Name of the exception, signal or exit status."""
+    """Name of the exception, of the signal, or of another cause (``Exit``, ``Timeout``, …)."""
     message: str
     """Error message."""
     traceback: str | None = None
-    """Traceback in the experiment's process; null if it did not raise."""
+    """Traceback in the experiment's process, at a timeout of its threads; null if there is none."""
     phase: str | None = None
     """Phase of the experiment (``loading``, ``warming up``, ``measuring``, …)."""
 

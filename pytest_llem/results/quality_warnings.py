@@ -81,7 +81,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "contended": Kind(
         "warning",
-        "Other processes used the CPUs or GPUs of the experiment within the window.",
+        "Other programs used the experiment's CPUs or GPUs within the window, or its CPU quota was used up.",
         "Stop other programs, and measure again.",
     ),
     "code_edited": Kind(

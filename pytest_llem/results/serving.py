@@ -43,18 +43,19 @@ class ServerRecord(Record):
     pid: int | None = None
     """Pid of its first process; null if unknown."""
     supervisor_pid: int | None = None
-    """Pid of the process that supervises it and has all of its processes as descendants; null if it ran already.
-    """
+    """Pid of the process that supervises it and has all of its processes as descendants; null if ``attached``."""
     attached: bool = False
-    """Whether it ran already, and was not started for the experiment: it is not a fresh process."""
+    """Whether it ran before the study, which did not start it: it is not a fresh process."""
     command: list[str] | None = None
-    """Program and arguments; null if it was not started for the experiment."""
+    """Program and arguments; null if ``attached``."""
     packages: dict[str, str] = Field(default_factory=dict)
-    """Versions of packages of its Python interpreter that can change a result; empty if it has none."""
+    """Versions of packages of its Python interpreter that can change a result; empty if it has none, or is
+    ``attached``.
+    """
     started_at: str | None = None
-    """Start, UTC, as ISO 8601; null if it was not started for the experiment."""
+    """Start, UTC, as ISO 8601; null if ``attached``."""
     ready_seconds: float | None = None
-    """Time from its start until it was ready, in s."""
+    """Time from its start until it was ready, in s; null if ``attached``."""
     position: int = 1
     """Number of this experiment among those on this server, from 1."""
     first_prompt: int = 0
