@@ -79,7 +79,7 @@ class TokenRecord(Record):
     """Token accounting of one pass."""
 
     prompts: int | None
-    """Number of prompts; null if an imported file does not say."""
+    """Number of prompts; of an import, of answered requests, null if its files do not say."""
     input_tokens: int | None
     """Input tokens without padding; null if the engine does not report them."""
     output_tokens: int | None
