@@ -1,9 +1,9 @@
 """Which points are best in one metric, and Pareto-optimal in energy and throughput.
 
-Energies are compared only if they have the same method and the same boundary: an estimate is not cheaper than a
-measurement, nor a CPU package than a GPU's board. A point is best only if its 95 % interval does not overlap with
-those of the others. If they overlap, the points are tied; if no point has an interval, none is best or tied.
-Values that no gate may judge are left out.
+Values are compared only between hosts of one kind, and energies only if they have the same method and the same
+boundary: an estimate is not cheaper than a measurement, nor a CPU package than a GPU's board. A point is best only
+if its 95 % interval does not overlap with those of the others. If they overlap, the points are tied; if no point
+has an interval, none is best or tied. Values that no gate may judge are left out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _compared_groups(points: Sequence[PointResult]) -> Iterator[list[int]]:
 
 
 def best(points: Sequence[PointResult], metric: str) -> Ranking:
-    """Return the points with the best value of *metric*, separately for each method and boundary of energy.
+    """Return the points with the best value of *metric*, for each kind of host, method and boundary separately.
 
     No point is best if the metric has no better direction, if there is only one point, or if all are equal.
 

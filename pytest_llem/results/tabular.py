@@ -73,7 +73,7 @@ def point_table(result: StudyResult) -> Table:
 
     The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
     ``…_ci95_high`` the 95 % interval of the mean, ``…_n`` the number of cycles with a value. ``pareto_optimal`` is
-    empty if the point has no interval, or an interval that overlaps with another point's. ``…_method`` and
+    empty if the point has no interval, or if the intervals leave it open. ``…_method`` and
     ``…_boundary`` say how an energy was obtained and what it covers, ``…_invalid`` is the reason code if it cannot
     be right.
     """
@@ -145,7 +145,7 @@ def experiment_table(result: StudyResult) -> Table:
 
 
 def request_table(result: StudyResult, directory: Path) -> Table:
-    """Return a row for each request of each completed experiment: its axes, and the columns of its requests.csv.
+    """Return a row for each row of the requests.csv of completed experiments, with the axes of their points.
 
     Args:
         result: The result.
