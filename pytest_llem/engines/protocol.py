@@ -262,10 +262,10 @@ class Engine(Protocol):
 class BatchEngine(Engine, Protocol):
     """An engine that generates for batches of prompts. pytest-llem runs whole passes over the prompts.
 
-    The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window it only
-    generates; everything else happens outside. Every pass of the window has the same prompts. So an engine that
-    caches prompts or answers, such as by prefix caching, has to disable the cache, or to clear it in ``seed``,
-    which is called at the beginning of every pass.
+    The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window, only
+    ``seed``, ``generate`` and ``synchronize`` are called. Every pass of the window has the same prompts. So an
+    engine that caches prompts or answers, such as by prefix caching, has to disable the cache, or to clear it in
+    ``seed``, which is called at the beginning of every pass.
 
     Example:
         >>> class EchoEngine(BatchEngine):

@@ -206,7 +206,7 @@ class ShippedEngine:
         options: Class of its options.
         supports: Abilities of its class, as :func:`pytest_llem.engines.options.abilities` returns them.
         unmet_requirements: Yields why an experiment cannot run in an environment, one sentence for each reason.
-        optional_modules: Modules that only some of its experiments need.
+        optional_modules: Modules that its experiments, or some of them, need and that may be missing.
         checks_options: Whether only the library that it runs can check its options.
     """
 

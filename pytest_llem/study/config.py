@@ -174,7 +174,7 @@ class MeasurementConfig(Section):
     end-of-sequence token. Default ``fixed``.
     """
     prefill_split: bool = False
-    """Measure time and energy of prefill separately, in a second window of at least the same length with one new
+    """Measure time and energy of prefill separately, in a second window with the same minimum length and one new
     token per prompt. Default false.
     """
 
@@ -212,12 +212,12 @@ class ExperimentConfig(Section):
 
     model: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(None, min_length=1)
     """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
-    Face hub. Required, unless ``backend`` is a server, or an engine or a function of your own, that needs none.
-    Default null.
+    Face hub. Required, unless ``backend`` is ``server``, ``command``, or a class or function of your own that
+    needs none. Default null.
     """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    """The engine: ``pytorch``, ``vllm``, ``server``, an installed one, or ``package.module:name`` for a class or a
-    function of your own. Default ``pytorch``.
+    """The engine: ``pytorch``, ``vllm``, ``server``, ``command``, an installed one, or ``package.module:name`` for
+    a class or a function of your own. Default ``pytorch``.
     """
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""
