@@ -72,8 +72,8 @@ class GatesConfig(NullableSection):
     """Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02."""
     metrics: _Family | None = None
     """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
-    and ``ttft_p50_ms``; the first two per request if answers differ in length, or if their tokens are not known.
-    For an open loop, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
+    and ``ttft_p50_ms``; without a load, the first two per request if answers differ in length, or if their tokens
+    are not known. For an open loop, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
     ``ttft_p99_ms`` and ``itl_p99_ms`` (``tpot_p99_ms`` if several tokens arrive together).
     """
     interleave: Interleave = "pass"
