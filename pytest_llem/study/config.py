@@ -222,12 +222,13 @@ class ExperimentConfig(Section):
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""
     dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = SYNTHETIC
-    """``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file (``prompt`` or
-    ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or a mapping that describes
-    synthetic prompts. A hub dataset is ``owner/name`` or ``owner/name@revision/subset:split#column``. The default
-    split is ``train`` or the only one. The default column is the first of ``prompt``, ``text``, ``question``,
-    ``instruction``, ``query``, ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy
-    Score's 1,000 prompts, ``AIEnergyScore/text_generation``. Default ``synthetic``.
+    """``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file (``prompt``,
+    ``text`` or ``conversations`` in each object), relative to the study, a dataset of the Hugging Face hub, or a
+    mapping that describes synthetic prompts. A hub dataset is ``owner/name`` or
+    ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The default column
+    is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``, ``input`` and ``content`` that
+    holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts, ``AIEnergyScore/text_generation``. Default
+    ``synthetic``.
     """
     dataset_order: DatasetOrder = "interleaved"
     """Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each ``source`` in rotation,
