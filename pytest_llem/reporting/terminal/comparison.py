@@ -32,7 +32,7 @@ _COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
 #: Alignment of the columns in Markdown: point, metric, :data:`_COLUMNS`, and what moved.
 _ALIGNMENT = (":--", ":--", *["--:"] * 5, ":--", ":--")
 
-#: The same for a terminal, where reference and candidate share a column.
+#: Headings for a terminal, where reference and candidate share a column.
 _HEADINGS = ("metric", "reference\n→ candidate", "ratio", "interval", "n", "verdict")
 
 #: Characters of the widest possible row.
