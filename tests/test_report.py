@@ -497,7 +497,7 @@ def test_pareto_plot_marks_optimal_points_and_estimates() -> None:
     symbols = {trace["marker"]["symbol"] for name, trace in named.items() if "estimated" in name}
     assert symbols == {"diamond-open"}
     assert "Energies of different methods or boundaries are not compared with each other." in plot.caption
-    assert "hollow marks are not measured" in plot.caption
+    assert "hollow marks and triangles are not measured" in plot.caption
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
     alone = pareto_plot([point({"a": 1}, **{SPEED: [10.0], COST: [5.0]})])
     assert alone

@@ -54,7 +54,8 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
 
 
 def explain_not_found(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> Iterator[str]:
-    """Yield a message for each node id on the command line that a collected study does not have.
+    """Yield messages for node ids on the command line: experiments that a collected study does not have, and items
+    of a comparison without its option.
 
     pytest's own message leaves the brackets out, and cannot name the option that adds an item to the study.
 

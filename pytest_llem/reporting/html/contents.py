@@ -63,7 +63,7 @@ class Power:
     Attributes:
         cycle: Number of the cycle.
         seconds: Time that the meter covers, in s; the length of the window if that is unknown.
-        samples: Pairs of time since its start, in s, and power, in W, by device.
+        samples: Pairs of time since the window's start, in s, and power, in W, by device.
     """
 
     cycle: int
@@ -83,8 +83,8 @@ class Contents:
         cycles: The completed experiments of ``points``, in the order in which they started.
         power: The power samples of the first cycles of each point, by index of the point.
         power_left_out: Number of cycles with power samples that are not in ``power``.
-        latencies: The latencies in ms of the window's requests with a token, of all cycles, by index of the point
-            and by column.
+        latencies: The latencies in ms of the window's answered requests with a token, of all cycles, by index of
+            the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
         base_text: The file that the study's ``base:`` names; None if it is missing.
@@ -163,7 +163,7 @@ def _text(file: Path) -> str | None:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv`` by column, of the window's requests with a token."""
+    """Return latencies in ms of a ``requests.csv`` by column, of the window's answered requests with a token."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
         # The pass of a server's request is the phase of the load.
