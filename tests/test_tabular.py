@@ -15,7 +15,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.document import read_csv, to_csv
+from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import dataframe, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
