@@ -70,6 +70,8 @@ def test_delayed_first_pass_is_not_taken_for_a_cache(delays: set[int], monkeypat
     import noop_engine
 
     sets: list[Any] = []
+    ran: list[Any] = []
+    now = 0.0
 
     def prepare(self: Any, prompts: Any) -> Any:
         sets.append(prompts)
@@ -82,8 +84,6 @@ def test_delayed_first_pass_is_not_taken_for_a_cache(delays: set[int], monkeypat
         ran.append(batch)
         return began, now
 
-    ran: list[Any] = []
-    now = 0.0
     for module in ("pass_driver", "pass_window"):
         monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: now))
     monkeypatch.setattr(noop_engine.NoopEngine, "prepare", prepare)
