@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import uuid
 from collections.abc import Generator, Mapping, Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,12 +17,12 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
+    from pytest_llem.isolation.interrupts import Interrupts
     from pytest_llem.planning.forecast import Forecast
     from pytest_llem.planning.plan import Plan
     from pytest_llem.recording.recorder import Recorder
     from pytest_llem.reporting.terminal.experiment_lines import Lines
     from pytest_llem.study.design import StudyConfig
-
 
 #: Names under which plugins are registered. ``_SESSION_HOOKS`` is this module.
 _SESSION_HOOKS, _RECORDER, _LINES = "llem-session", "llem-recorder", "llem-lines"
@@ -236,6 +233,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     from pytest_llem.execution.experiment import run_item
     from pytest_llem.execution.item_hooks import DeferGates, RunExperiments
     from pytest_llem.execution.stopping import begin_time_budget
+    from pytest_llem.isolation.interrupts import Interrupts
 
     channel = getattr(config, "workerinput", {}).get("llem_channel")
     config.stash[SHARED_STATE] = SharedState(session) if channel is None else RemoteSharedState(channel)
@@ -287,47 +285,3 @@ def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
         return make_forecast(config, recorder.studies, {key: recorder.selected[key] for key in keys})
 
     return Lines(reporter, recorder.runs, forecast_of)
-
-
-#: Ctrl-C, the first signal from a batch system or a container runtime, and the signal of a closed terminal.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupts:
-    """Turns the first of :data:`SIGNALS` into a KeyboardInterrupt and ignores later ones.
-
-    A later one would interrupt the cleanup at the session's end. Signals that other code handles or ignores stay
-    as they are.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def install(self, *, keyboard: bool = True) -> None:
-        """Handle the signals from now on. Does nothing outside the main thread.
-
-        Args:
-            keyboard: Whether to handle Ctrl-C, too.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in SIGNALS if keyboard else SIGNALS[1:]:
-            before = signal.getsignal(number)
-            if before in (signal.SIG_DFL, signal.default_int_handler):
-                signal.signal(number, self._interrupt)
-                self._before[number] = before
-
-    def restore(self) -> None:
-        """Restore the previous handlers."""
-        while self._before:
-            number, before = self._before.popitem()
-            signal.signal(number, before)
-
-    def ignore(self) -> None:
-        """Ignore the handled signals until :meth:`restore`."""
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.ignore()
-        raise KeyboardInterrupt(*([] if number == signal.SIGINT else [signal.Signals(number).name]))

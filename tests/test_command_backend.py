@@ -22,7 +22,7 @@ from pytest_llem.planning.plan import whole_cycles_reason
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.study.server_command import PlaceholderError, Substitution
+from pytest_llem.study.substitution import PlaceholderError, Substitution
 from tests.conftest import Results, RunPytest
 from tests.support import mini_bench
 from tests.support.imports import vllm_result

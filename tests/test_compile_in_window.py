@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
-from pytest_llem.measurement import driver
+from pytest_llem.measurement import window
 from pytest_llem.measurement.pass_driver import MAX_ROUNDS, warm_up
 from pytest_llem.measurement.pass_window import MAX_RESTARTS, PassWindow, measure
 from pytest_llem.measurement.turns import MIN_TURNS, Turn, Turns
@@ -196,7 +196,7 @@ def test_delay_in_a_turn_is_not_a_compilation_if_its_length_ran(
 
 
 def test_short_delay_is_not_a_compilation() -> None:
-    stands_out = driver.first_run_stands_out
+    stands_out = window.first_run_stands_out
     assert not stands_out(0.09, [0.001])
     assert not stands_out(2.9, [1.0, 1.0])
     assert not stands_out(5.0, [])
@@ -238,10 +238,10 @@ def test_no_gate_judges_prefill_that_compiles(graphs: list[object], monkeypatch:
 def test_graphs_compiled_by_torch_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch is not imported: an engine may not need it."""
     monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
-    assert driver.compilations() == 0
+    assert window.compilations() == 0
     counted = SimpleNamespace(counters={"stats": {"unique_graphs": 3}})
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", counted)
-    assert driver.compilations() == 3
+    assert window.compilations() == 3
 
 
 @pytest.mark.slow
@@ -263,9 +263,9 @@ def test_real_compiler_does_not_compile_in_the_window(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", compiled)
     lengths = {"n": 4, "input_len": {"min": 2, "max": 9}, "seed": 1}
-    before = driver.compilations()
+    before = window.compilations()
     cold = run(dataset=lengths, warmup={"enabled": False}).window
-    assert driver.compilations() > before
+    assert window.compilations() > before
     assert (cold.restarts, cold.compiled) == (1, None)
     torch.compiler.reset()
     warmed = run(dataset=lengths).window

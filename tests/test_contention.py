@@ -32,11 +32,11 @@ from pytest_llem.measurement.contention import (
     ContentionWatch,
     assess_contention,
     contention_warnings,
-    gpu_activity,
     with_prefill,
 )
 from pytest_llem.measurement.cpu_activity import CpuActivity, cpu_activity
 from pytest_llem.measurement.cpu_counters import Snapshot, snapshot
+from pytest_llem.measurement.gpu_activity import gpu_activity
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.cycles import summarise_contention

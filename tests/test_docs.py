@@ -21,7 +21,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.cli.command import DONE, FAILED, INTERRUPTED, NOT_RUN
 from pytest_llem.doctor import records
 from pytest_llem.engines import protocol
-from pytest_llem.measurement import driver, requests
+from pytest_llem.measurement import requests, window
 from pytest_llem.results.document import Record
 from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
@@ -166,7 +166,7 @@ def test_reference_lists_every_column_of_csv_files() -> None:
     wanted = {name: [one for one in table.columns if one != "precision"] for name, table in tables.items()}
     wanted |= {
         "experiments/….requests.csv": list(requests.COLUMNS),
-        "experiments/….power.csv": list(driver.POWER_COLUMNS),
+        "experiments/….power.csv": list(window.POWER_COLUMNS),
     }
     for name, columns in wanted.items():
         listed = set(re.findall(r"`(…?\w+)`", "".join(re.findall(r"^\| (.*?) \|", parts[name], re.MULTILINE))))

@@ -13,8 +13,8 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import BEFORE_WINDOW, MAX_ERROR, Requests
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.cycles import summarise
-from pytest_llem.results.document import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import QualityWarning, worst

@@ -27,7 +27,7 @@ from pytest_llem.isolation.outcome import Outcome, collect
 from pytest_llem.isolation.worker import RESULT, write_whole
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.results.document import read_csv
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results, WriteStudy
 from tests.support.marks import slow

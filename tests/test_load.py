@@ -15,13 +15,11 @@ import pytest
 from pytest_llem.engines.protocol import PreflightError, RequestRecord
 from pytest_llem.serving.answers import Answer
 from pytest_llem.serving.checks import check_client
-from pytest_llem.serving.client import (
-    Client,
+from pytest_llem.serving.client import Client, Endpoint, LoadRequest
+from pytest_llem.serving.errors import (
     ClientBoundError,
     DatasetExhaustedError,
-    Endpoint,
     LoadError,
-    LoadRequest,
     NotSteadyError,
     ServerGoneError,
     TooManyErrors,

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.serving.client import Client, Endpoint, LoadError, LoadRequest, SentRequest
+from pytest_llem.serving.client import Client, Endpoint, LoadRequest, SentRequest
+from pytest_llem.serving.errors import LoadError
 from tests.support.narrow import not_none
 from tests.support.serving import entries, mock_server
 

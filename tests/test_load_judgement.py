@@ -13,7 +13,8 @@ from pytest_llem.measurement.load_search import next_load
 from pytest_llem.results.points import PointResult
 from pytest_llem.serving.answers import Answer
 from pytest_llem.serving.checks import check_steady
-from pytest_llem.serving.client import NotSteadyError, SentRequest
+from pytest_llem.serving.client import SentRequest
+from pytest_llem.serving.errors import NotSteadyError
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.load import SearchConfig
 from tests.support.study_results import point, study_result

@@ -400,6 +400,22 @@ def test_parent_of_runs_is_refused_with_the_newest_run(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_files_of_a_failed_experiment_replace_those_of_an_earlier_attempt(tmp_path: Path) -> None:
+    writer = _start(tmp_path)
+    one = writer.manifest.experiments[0].experiment_id
+    for files in ({"output.txt": "no memory", "server.txt": "gone"}, {"output.txt": "no disk"}, {}):
+        writer.failed(one, ERROR, files)
+        assert {file.name.partition(".")[2]: file.read_text() for file in tmp_path.glob("experiments/*")} == files
+
+
+def test_output_that_cannot_be_saved_does_not_hide_the_error(tmp_path: Path) -> None:
+    writer = _start(tmp_path)
+    (tmp_path / "experiments").write_text("a file in place of the folder")
+    writer.failed(writer.manifest.experiments[0].experiment_id, ERROR, {"output.txt": "no memory"})
+    entry = read_manifest(tmp_path).experiments[0]
+    assert (entry.status, entry.error) == ("failed", ERROR)
+
+
 def test_files_of_schema_version_1_0_are_read() -> None:
     manifest = read_manifest(GOLDEN)
     assert (manifest.schema_version, SCHEMA_VERSION) == ("2.0", "2.0")

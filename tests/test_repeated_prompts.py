@@ -16,6 +16,7 @@ from pytest_llem.measurement.pass_window import PassWindow
 from pytest_llem.measurement.quality_warnings import faster_repeats_warning
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import NOOP_STUDY
+from tests.support.clock import clock
 from tests.support.measured import pass_window, record
 from tests.support.warned import texts
 
@@ -69,19 +70,22 @@ def test_delayed_first_pass_is_not_taken_for_a_cache(delays: set[int], monkeypat
     import noop_engine
 
     sets: list[Any] = []
+    ran: list[Any] = []
+    now = 0.0
 
     def prepare(self: Any, prompts: Any) -> Any:
         sets.append(prompts)
         return [prompts]
 
     def generate(self: Any, batch: Any) -> tuple[float, float]:
-        began = time.monotonic()
-        number = sets.index(batch) - 1
-        time.sleep(0.4 if number in delays and batch not in ran else 0.05)
+        nonlocal now
+        began, number = now, sets.index(batch) - 1
+        now += 0.4 if number in delays and batch not in ran else 0.05
         ran.append(batch)
-        return began, time.monotonic()
+        return began, now
 
-    ran: list[Any] = []
+    for module in ("pass_driver", "pass_window"):
+        monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: now))
     monkeypatch.setattr(noop_engine.NoopEngine, "prepare", prepare)
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
     result = run(measurement={"min_window_seconds": 0.6})

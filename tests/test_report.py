@@ -24,7 +24,8 @@ from pytest_llem.recording.recorder import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.contents import percentiles, read_latencies, read_power
 from pytest_llem.reporting.html.experiment_plots import _deviation, power_plot
-from pytest_llem.reporting.html.formatting import axes_data, details, labels_of, name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.labels import axes_data, labels_of
 from pytest_llem.reporting.html.plots import ByAxis, range_of
 from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot
 from pytest_llem.reporting.html.rows import facts, groups

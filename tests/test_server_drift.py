@@ -17,7 +17,7 @@ from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.load_driver import measure_again
 from pytest_llem.results.drift import METRICS, first_load, server_drift
 from pytest_llem.results.serving import DriftRecord
-from pytest_llem.serving.client import DatasetExhaustedError
+from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.study.load import LoadConfig
 from tests.conftest import Results, RunPytest
 from tests.support.load_studies import patient, processes_in, result_of, write_load_study

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE, PREFILL_METRICS
-from pytest_llem.study.budgets import _IDLE_POWER_METRICS, SIGNED
+from pytest_llem.study.budgets import SIGNED
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+from pytest_llem.study.unreachable_gates import _IDLE_POWER_METRICS
 
 #: Two lines long. 8 divides n; otherwise there would be a note.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.document import read_csv, to_csv
+from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.manifest_records import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import dataframe, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
@@ -80,17 +80,13 @@ def result() -> StudyResult:
         output_tokens_per_second=[200.0],
         energy_per_output_token_j=[0.4],
     )
-    verdict = {
-        "gate": "budget",
-        "id": "x",
-        "metric": SPEED,
-        "point": first.id,
-        "unit": "1/s",
-        "mean": 1.0,
-        "minimum": 1.0,
-    }
-    for outcome, found in (("passed", "WITHIN"), ("failed", "BEYOND"), ("passed", "SAME")):
-        first.verdicts.append(GateVerdict(**verdict, outcome=outcome, verdict=found))
+    verdict = {"id": "x", "metric": SPEED, "point": first.id, "unit": "1/s", "mean": 105.0, "minimum": 100.0}
+    for gate, outcome, found in (
+        ("budget", "passed", "WITHIN"),
+        ("budget", "failed", "BEYOND"),
+        ("regression", "passed", "SAME"),
+    ):
+        first.verdicts.append(GateVerdict(**verdict, gate=gate, outcome=outcome, verdict=found))
     error = ErrorRecord(kind="crash", type="SIGKILL", message='it was "killed", \n=1+1')
     times = {"started_at": "2026-11-25T10:00:00.000Z", "completed_at": "2026-11-25T10:00:09.500Z"}
     entries = [

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, history, import_, init, merge, results
+from pytest_llem.cli import aa, compare, doctor, fetch, history, import_, init, merge, results, schema
 from pytest_llem.cli.command import (
     DONE,
     INTERRUPTED,
@@ -36,7 +36,7 @@ COMMANDS = {
     "report": results.add_report,
     "history": history.add,
     "aa": aa.add,
-    "schema": init.add_schema,
+    "schema": schema.add,
 }
 
 

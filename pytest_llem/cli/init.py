@@ -1,4 +1,4 @@
-"""Commands for authors of studies: ``llem init`` writes a first study and a CI job, ``llem schema`` the schema."""
+"""``llem init``: write a first study for the model and the devices of this machine, and a CI job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pytest_llem.cli.command import (
     path,
     print_error,
     write,
-    write_file,
 )
 
 BUILTIN = "builtin:tiny-llama"
@@ -183,40 +182,3 @@ def _energy(gpus: list[str]) -> tuple[str, str]:
 def _ci_job(system: str, study: Path) -> str:
     template = files("pytest_llem") / "cli" / "templates" / f"{system}.yml"
     return template.read_text(encoding="utf-8").replace("studies/llama.yaml", shlex.quote(study.as_posix()))
-
-
-_SCHEMA = """\
-Print the JSON Schema of a study file, or write it to FILE. Editors use it to
-complete and check studies. It includes the options of the installed engines.
-
-To use it in an editor, begin the study with this line:
-  # yaml-language-server: $schema=FILE
-"""
-
-
-def add_schema(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add ``llem schema`` to *commands*."""
-    parser = add_command(
-        commands,
-        "schema",
-        _schema,
-        summary="print the JSON Schema of a study file, for editors",
-        description=_SCHEMA,
-        statuses={DONE: "done"},
-        examples="  llem schema -o study.schema.json",
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", type=path, help="where to write the schema; default: standard output"
-    )
-
-
-def _schema(options: argparse.Namespace) -> int:
-    from pytest_llem.registry import ENGINE_GROUP, installed
-    from pytest_llem.study.schema import schema_text
-
-    text = schema_text(installed(ENGINE_GROUP))
-    if options.output is not None:
-        write_file(options.output, text)
-    else:
-        write(text)
-    return DONE

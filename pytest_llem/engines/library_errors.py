@@ -10,7 +10,8 @@ from pytest_llem.engines.protocol import PreflightError
 #: Libraries whose ValueErrors, RuntimeErrors and OSErrors have messages for users.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
-#: Libraries that raise an error of type if an argument of ``generate`` has a wrong type. transformers checks few.
+#: Libraries that raise TypeError or AttributeError if an argument of ``generate`` has a wrong type, which
+#: transformers seldom checks.
 TYPE_CHECKERS = ("transformers", "torch")
 
 #: Maximum length of a message, in characters.
@@ -25,8 +26,8 @@ def library_errors_as_preflight(what: str, *, with_type_errors: bool = False) ->
 
     Args:
         what: What failed; the beginning of the message.
-        with_type_errors: Whether an error of type is turned too, because the library gets unchecked values of the
-            study.
+        with_type_errors: Whether TypeError and AttributeError are turned too, because the library gets unchecked
+            values of the study.
 
     Raises:
         PreflightError: The library refuses a setting, or a package that it needs is not installed.

@@ -16,7 +16,7 @@ from pytest_llem.study.config import DecoderConfig, ExperimentConfig
 from pytest_llem.study.engine_options import EngineOptions, Needs
 from pytest_llem.study.engines import COMMAND, CommandConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.server import ServerConfig
-from pytest_llem.study.server_command import command_values
+from pytest_llem.study.substitution import command_values
 
 #: The package that reads datasets of the Hugging Face hub, for every engine.
 DATASETS = "datasets"

@@ -44,7 +44,6 @@ from pytest_llem.workload.prompts import hub_dataset
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
-
 #: Options of ssh, behind those of ``--tx``, which take precedence; they override ``ssh_config``. Without them, a
 #: host that has lost its power leaves the connection open for hours.
 _SSH_OPTIONS = " -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=3"

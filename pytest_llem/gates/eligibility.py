@@ -43,7 +43,7 @@ def contention_reason(point: PointResult, metric: str) -> str | None:
     return f"cycle{'s' * (len(found.contended) > 1)} {cycles} contended: {found.reasons[0]}{more}"
 
 
-def unknown_contention(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
+def unknown_contention_reason(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
     """Return on which side contention is unknown and why; None if on neither or *metric* is not affected."""
     if CATALOGUE[metric].unit in _UNAFFECTED:
         return None

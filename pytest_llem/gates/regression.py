@@ -13,7 +13,7 @@ from pytest_llem.gates.associations import associations
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.decisions import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
-from pytest_llem.gates.eligibility import unknown_contention, workload_differences
+from pytest_llem.gates.eligibility import unknown_contention_reason, workload_differences
 from pytest_llem.gates.matching import missing_points, pairs, same_session_problem
 from pytest_llem.gates.sequential import Schedule
 from pytest_llem.results.metrics import METHODS
@@ -121,7 +121,7 @@ def compare(
         (case.pair.candidate.id, [f"judged though contention is unknown {text}"])
         for case in cases
         if case.question and not paired and case.pair.reference is not None
-        if (text := unknown_contention(case.pair.candidate, case.pair.reference, case.metric)) is not None
+        if (text := unknown_contention_reason(case.pair.candidate, case.pair.reference, case.metric)) is not None
     ]
     unchanged = [(point.id, [_SAME_SUT]) for point, other in measured if paired and same_sut(point, other)]
     with_points = partial(over_points, points=len(measured))

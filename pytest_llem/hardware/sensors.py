@@ -1,4 +1,4 @@
-"""Read a GPU's power, temperature, clocks and throttled time through NVML.
+"""Read a GPU's power, temperature, clocks and throttled time, and the state of all GPUs, through NVML.
 
 Values that NVML does not report are None, as are impossible powers and temperatures.
 """

@@ -99,7 +99,7 @@ def main(attempt: str, events: int, start_fd: int) -> None:
         start["ready_at"] = now()
         announce(READY)
         read_line(start_fd)
-        announce(IMPORTING)  # run() imports again what could not be imported
+        announce(IMPORTING)  # run raises now what could not be imported
         run(read_job(directory), start, directory, announce, events, start_fd)
     except SystemExit:
         raise  # the exit status is reported

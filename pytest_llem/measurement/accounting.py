@@ -10,8 +10,8 @@ from typing import Any
 from pytest_llem.catalogue import PREFILL_METRICS
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.protocol import CacheMemory
-from pytest_llem.measurement.driver import Window
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric, weakest
 from pytest_llem.results.statistics import total_of

@@ -35,7 +35,7 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.engines import CommandConfig
-from pytest_llem.study.server_command import PlaceholderError, command_values, unreached
+from pytest_llem.study.substitution import PlaceholderError, command_values, unreached
 from pytest_llem.times import now
 
 if TYPE_CHECKING:  # which imports this module

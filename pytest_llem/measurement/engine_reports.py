@@ -7,8 +7,8 @@ from itertools import chain, pairwise
 from typing import Any
 
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.driver import Window
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import DATA_TYPES, ExperimentConfig
 from pytest_llem.study.effects import given_value, without_effect

@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Meters, Total, join_accounts
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.driver import Window
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig

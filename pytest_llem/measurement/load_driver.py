@@ -25,8 +25,9 @@ from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.serving import PHASES, DriftRecord, LoadRecord
 from pytest_llem.results.statistics import total_of
-from pytest_llem.serving.client import Client, DatasetExhaustedError, LoadError, LoadRequest, Prompt
+from pytest_llem.serving.client import Client, LoadRequest, Prompt
 from pytest_llem.serving.engine import ServerEngine
+from pytest_llem.serving.errors import DatasetExhaustedError, LoadError
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.load import LoadConfig
 from pytest_llem.workload.prompts import Texts, texts_digest

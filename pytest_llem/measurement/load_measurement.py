@@ -18,9 +18,10 @@ from pytest_llem.measurement.observers import WindowObservers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.turns import Turn
 from pytest_llem.serving.checks import check_client
-from pytest_llem.serving.client import Client, LoadRequest, ServerGoneError
+from pytest_llem.serving.client import Client, LoadRequest
 from pytest_llem.serving.counters import Counters, mean_batch, read_counters
 from pytest_llem.serving.engine import ServerEngine
+from pytest_llem.serving.errors import ServerGoneError
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop, constant, from_trace, poisson
 from pytest_llem.study.config import ExperimentConfig

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_llem.measurement.load_metrics import load_metrics, requests_of
 from pytest_llem.measurement.load_window import LoadWindow
 from pytest_llem.results.serving import ProbeRecord
-from pytest_llem.serving.client import NotSteadyError
+from pytest_llem.serving.errors import NotSteadyError
 from pytest_llem.study.load import LoadConfig, SearchConfig
 
 

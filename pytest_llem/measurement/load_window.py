@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from pytest_llem.energy.account import join_accounts
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.driver import Window
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.serving import ProbeRecord
 from pytest_llem.results.statistics import percentile, total_of
 from pytest_llem.study.load import SloConfig

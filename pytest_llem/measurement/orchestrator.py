@@ -29,7 +29,7 @@ from pytest_llem.measurement import accounting, records
 from pytest_llem.measurement.accounting import prefill_metrics
 from pytest_llem.measurement.command import CommandOrchestrator
 from pytest_llem.measurement.contention import with_prefill
-from pytest_llem.measurement.driver import Driver, Window, compilations
+from pytest_llem.measurement.driver import Driver
 from pytest_llem.measurement.engine_imports import create_engine
 from pytest_llem.measurement.engine_reports import adjusted_settings
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
@@ -47,6 +47,7 @@ from pytest_llem.measurement.records import Measured
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.turns import Turns
+from pytest_llem.measurement.window import Window, compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.contention import Contention

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.engines.protocol import BatchEngine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import Served, energy, energy_metrics, speed_metrics
-from pytest_llem.measurement.driver import Driver, compilations, first_run_stands_out, measure_turns
+from pytest_llem.measurement.driver import Driver, measure_turns
 from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes, too_fast_reason
 from pytest_llem.measurement.load_metrics import not_serving_metrics
 from pytest_llem.measurement.observers import WindowObservers
@@ -21,6 +21,7 @@ from pytest_llem.measurement.quality_warnings import faster_repeats_warning, pas
 from pytest_llem.measurement.records import token_record
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.turns import Turn, Turns
+from pytest_llem.measurement.window import compilations, first_run_stands_out
 from pytest_llem.results.experiment import TokenRecord, WarmupRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
@@ -71,7 +72,7 @@ class PassDriver(Driver[PassWindow]):
         self._engine.synchronize()
 
     def warm_up(self, on_run: Callable[[int, int | None], None]) -> WarmupRecord | None:
-        """Run warm-up batches until latencies settle; see :func:`~pytest_llem.measurement.pass_driver.warm_up`."""
+        """Run warm-up batches until latencies settle; see :func:`warm_up`."""
         return warm_up(
             self._engine,
             self._warmup,
@@ -257,7 +258,7 @@ def warm_up(
         config: Settings of the warm-up.
         on_run: Called before each run with its number, from 1, and the maximum number of runs; None for the latter
             once runs only fill ``thermal_floor_seconds``.
-        compiled_before: Value of :func:`~pytest_llem.measurement.driver.compilations` before the engine was
+        compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the engine was
             created; None for the current value.
         finally_run: Batches to run once afterwards.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_llem.energy.account import Meters, join_accounts
 from pytest_llem.engines.protocol import BatchEngine
-from pytest_llem.measurement.driver import Window, compilations, first_run_stands_out
+from pytest_llem.measurement.window import Window, compilations, first_run_stands_out
 
 #: Maximum number of times that a window is measured again because something was compiled in it.
 MAX_RESTARTS = 3

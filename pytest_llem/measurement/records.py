@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_llem.energy.account import Account
-from pytest_llem.measurement.driver import Window
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, ExperimentResult, TokenRecord, WindowRecord
 from pytest_llem.results.statistics import total_of
 from pytest_llem.study.config import ExperimentConfig

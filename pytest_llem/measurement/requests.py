@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.results.document import to_csv
+from pytest_llem.results.csv_files import to_csv
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile, total_of

@@ -1,21 +1,15 @@
-"""Base classes of the records and files that pytest-llem writes, the schema version, and CSV.
+"""Base classes of the records and files that pytest-llem writes, and the schema version.
 
-Files of schema 1.x and 2.x are read; :func:`upgrade` converts those of 1.x. Mappings that may have any keys have a
-type that checks the keys which pytest-llem reads, so that a result that was edited by hand is refused where it is
-read, and not where a value is used.
+Files of schema 1.x and 2.x are read; :func:`upgrade` converts those of 1.x.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
 from pytest_llem.times import check_time
@@ -163,99 +157,3 @@ def _add_coverage(point: dict[str, Any]) -> None:
     for summary in point.get("metrics", {}).values():
         if summary.get("boundary") is not None and summary.get("covers_engine") is None:
             summary["covers_engine"] = covered in summary["boundary"].split("+")
-
-
-# An answer is one cell, and csv refuses to read cells of more than 131,072 characters otherwise.
-csv.field_size_limit(sys.maxsize)
-
-
-def to_csv(rows: Iterable[Iterable[object]]) -> str:
-    r"""Return *rows* as CSV text, a line each; a cell that is None is empty.
-
-    Example:
-        >>> to_csv([("request", "output_text"), (0, "one\rtwo"), (1, None)])
-        'request,output_text\n0,"one\rtwo"\n1,\n'
-    """
-    lines: list[str] = []
-    # csv quotes the characters of its line end only. Until Python 3.13, others that end a line are left unquoted.
-    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
-    return "".join(f"{line[:-2]}\n" for line in lines)
-
-
-def read_csv(lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    r"""Yield the rows of CSV text by column.
-
-    Args:
-        lines: A file that was opened with ``newline=""``, or lines with their ends.
-
-    Raises:
-        csv.Error: It is not CSV.
-
-    Example:
-        >>> [*read_csv(["request,output_text\n", '0,"one\rtwo"\n'])]
-        [{'request': '0', 'output_text': 'one\rtwo'}]
-    """
-    return csv.DictReader(lines)
-
-
-Mapping = dict[str, Any]
-
-
-class _Keys(BaseModel):
-    """Keys that a mapping may have, besides any others. Numbers in quotes are not numbers."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _Slo(_Keys):
-    attainment: float
-
-
-class _Load(_Keys):
-    concurrency: float | Literal["auto"] | None = None
-    rate: float | Literal["auto"] | None = None
-    trace: str | None = None
-    slo: _Slo | None = None
-
-    @model_validator(mode="after")
-    def _has_one(self) -> _Load:
-        if self.concurrency is self.rate is self.trace is None:
-            raise ValueError("needs concurrency, rate or trace")
-        return self
-
-
-class _Config(_Keys):
-    n: int | None = Field(1, ge=0)  # null if it did not reach the engine, 0 if nothing was answered
-    energy: Mapping = {}
-    load: _Load | None = None
-
-
-class _Testbed(_Keys):
-    energy_ticks: float = 1
-    prefill_ticks: float = 1
-    cpus: int | list[int] = 1
-
-
-class _Protocol(_Keys):
-    n_cycles: int | Literal["auto"] = 1
-    min_cycles: int = 1
-    max_cycles: int = 1
-    gates: Mapping | None = None
-    budgets: list[Mapping] = []
-    reference: str = ""
-
-
-def _checked(keys: type[_Keys]) -> AfterValidator:
-    """Return a validator of the *keys* of a mapping, which leaves the mapping as it is."""
-
-    def check(mapping: Mapping) -> Mapping:
-        keys.model_validate(mapping)
-        return mapping
-
-    return AfterValidator(check)
-
-
-#: Types of fields of a result: a point's configuration and testbed facts, and a study's measurement protocol.
-ConfigMapping = Annotated[Mapping, _checked(_Config)]
-TestbedMapping = Annotated[Mapping, _checked(_Testbed)]
-ProtocolMapping = Annotated[Mapping, _checked(_Protocol)]

@@ -270,14 +270,15 @@ class ManifestWriter:
         *,
         worker: str | None = None,
     ) -> None:
-        """Record that an experiment failed with *error*, then save its *files* as those of a completed one."""
+        """Record that an experiment failed with *error*, and save its *files*, text by suffix, if possible."""
         with self._transition(experiment_id, "failed") as entry:
             entry.error = error
             entry.worker = worker
             entry.result_file = entry.result_sha256 = None
             entry.replayed_from = entry.replay_mismatch = None
             entry.completed_at = now()
-        self._write_files(self.entry(experiment_id), files or {})
+        with suppress(OSError):  # pytest shows the output too, and a full disk must not hide why it failed
+            self._write_files(self.entry(experiment_id), files or {})
 
     def _write_files(self, entry: ManifestEntry, files: Mapping[str, str]) -> None:
         """Write an experiment's *files*, text by suffix, and remove others of an earlier attempt."""

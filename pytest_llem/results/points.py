@@ -11,7 +11,8 @@ from pydantic import Field
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.contention import PointContention
-from pytest_llem.results.document import ConfigMapping, Record, TestbedMapping
+from pytest_llem.results.document import Record
+from pytest_llem.results.open_mappings import ConfigMapping, TestbedMapping
 from pytest_llem.results.serving import DriftRecord, LoadRecord
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict

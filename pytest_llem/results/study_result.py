@@ -20,13 +20,14 @@ from pytest_llem.results.cycles import (
     summarise,
     summarise_contention,
 )
-from pytest_llem.results.document import ProtocolMapping, Record, RecordFile
+from pytest_llem.results.document import Record, RecordFile
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.findings import Findings
 from pytest_llem.results.manifest import read_manifest, stored_result, write_atomically
 from pytest_llem.results.manifest_records import ErrorRecord, Manifest, ManifestEntry, StudyStatus
 from pytest_llem.results.metrics import weakest
+from pytest_llem.results.open_mappings import ProtocolMapping
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import STOPPED_CONFIDENCE

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.document import read_csv, to_csv
+from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
 from pytest_llem.results.manifest import stored_file
 from pytest_llem.results.manifest_records import ManifestEntry

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_llem.results.document import Record, read_csv
+from pytest_llem.results.csv_files import read_csv
+from pytest_llem.results.document import Record
 from pytest_llem.results.experiment import ExperimentResult
 
 #: Suffix of the file of output token ids, beside a result.

@@ -103,7 +103,7 @@ class GateVerdict(Record):
     @model_validator(mode="after")
     def _judged_budget_has_values(self) -> GateVerdict:
         is_judged = self.gate == "budget" and self.verdict != "NOT JUDGED"
-        if is_judged and (self.mean is None or self.maximum is self.minimum is None):
+        if is_judged and (self.mean is None or (self.maximum is None and self.minimum is None)):
             raise ValueError("a judged budget needs mean, and maximum or minimum")
         return self
 

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from pytest_llem.results.statistics import percentile
-from pytest_llem.serving.client import ClientBoundError, NotSteadyError, SentRequest
+from pytest_llem.serving.client import SentRequest
+from pytest_llem.serving.errors import ClientBoundError, NotSteadyError
 
 #: The requests in flight grow if their mean in the last third of a window exceeds that in the first by more than
 #: this many standard errors and one request.

@@ -9,16 +9,8 @@ from time import monotonic
 from typing import Any
 
 from pytest_llem.serving.checks import check_steady, mean_in_flight
-from pytest_llem.serving.client import (
-    CANNOT_CONNECT,
-    Client,
-    DatasetExhaustedError,
-    LoadRequest,
-    NotSteadyError,
-    SentRequest,
-    ServerGoneError,
-    TooManyErrors,
-)
+from pytest_llem.serving.client import CANNOT_CONNECT, Client, LoadRequest, SentRequest
+from pytest_llem.serving.errors import DatasetExhaustedError, NotSteadyError, ServerGoneError, TooManyErrors
 from pytest_llem.serving.schedule import ClosedLoop, OpenLoop
 
 #: Until this many requests have finished, the share of failed ones is judged as if this many had.

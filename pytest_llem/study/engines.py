@@ -226,6 +226,6 @@ class CommandConfig(EngineOptions):
     """Number of GPUs to lease and to meter. Default null: every visible GPU."""
 
     def needs(self, config: ExperimentConfig, parameters: int | None) -> Needs:
-        from pytest_llem.study.server_command import unreached  # which imports this module
+        from pytest_llem.study.substitution import unreached  # which imports this module
 
         return Needs(gpus=self.gpus, compiles=False, unused=unreached(config, self.run))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_llem.study.budgets import apply_budgets, read_budgets, unreachable_gates
+from pytest_llem.study.budgets import apply_budgets, read_budgets
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
@@ -22,6 +22,7 @@ from pytest_llem.study.problems import REQUIRED, Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
 from pytest_llem.study.section_errors import section_problems
+from pytest_llem.study.unreachable_gates import unreachable_gates
 from pytest_llem.study.validation import first_config, validate
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyExperimentsError", "is_study", "load_study"]

@@ -20,7 +20,7 @@ from pytest_llem.study.identity import ConfigHasher
 from pytest_llem.study.problems import Problem, did_you_mean, shown
 from pytest_llem.study.section import flatten, section_of
 from pytest_llem.study.section_errors import error_details, located_sentence
-from pytest_llem.study.server_command import PlaceholderError, unreached
+from pytest_llem.study.substitution import PlaceholderError, unreached
 
 #: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000

@@ -42,7 +42,8 @@ from itertools import islice
 from pathlib import Path
 from time import monotonic
 
-from pytest_llem.serving.client import Client, DatasetExhaustedError, Endpoint, LoadRequest
+from pytest_llem.serving.client import Client, Endpoint, LoadRequest
+from pytest_llem.serving.errors import DatasetExhaustedError
 from pytest_llem.serving.load import Load
 from pytest_llem.serving.schedule import ClosedLoop
 from tests.support.serving import mock_server, requests

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pytest_llem.reporting.html.provenance import Provenance
-from pytest_llem.results.document import read_csv
+from pytest_llem.results.csv_files import read_csv
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.manifest_records import ManifestEntry

@@ -17,13 +17,12 @@ from pytest_llem.reporting.html.contents import (
 from pytest_llem.reporting.html.formatting import (
     MAIN,
     cycle_figure,
-    labels_of,
     metrics_with_values,
     neutral,
-    ticks_of,
     title_of,
     unit_of,
 )
+from pytest_llem.reporting.html.labels import labels_of, ticks_of
 from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, figure, short
 from pytest_llem.reporting.text import counted
 from pytest_llem.results.points import PointResult

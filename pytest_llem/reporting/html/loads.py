@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import axis_title, labels_of, name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.formatting import axis_title, name_of, neutral, shown, title_of
+from pytest_llem.reporting.html.labels import labels_of
 from pytest_llem.reporting.html.plots import SYMBOLS, ByAxis, Json, Plot, Select, bars, figure, range_of, short
 from pytest_llem.results.loads import (
     GOODPUT,

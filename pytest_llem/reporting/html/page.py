@@ -20,17 +20,8 @@ from pytest_llem.reporting.html.experiment_plots import (
     power_plot,
     power_rows,
 )
-from pytest_llem.reporting.html.formatting import (
-    MAX_PANELS,
-    NOTHING,
-    axes_of,
-    clipped,
-    labels_of,
-    main_metrics,
-    name_of,
-    title_of,
-    unit_of,
-)
+from pytest_llem.reporting.html.formatting import NOTHING, clipped, main_metrics, name_of, title_of, unit_of
+from pytest_llem.reporting.html.labels import MAX_PANELS, axes_of, labels_of
 from pytest_llem.reporting.html.loads import load_plots
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.point_plots import pareto_plot, sweep_plot

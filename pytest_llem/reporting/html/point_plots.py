@@ -6,17 +6,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.formatting import (
-    Axis,
-    axes_of,
-    axis_title,
-    labels_of,
-    marks_of,
-    metrics_with_values,
-    neutral,
-    shown,
-    title_of,
-)
+from pytest_llem.reporting.html.formatting import axis_title, metrics_with_values, neutral, shown, title_of
+from pytest_llem.reporting.html.labels import Axis, axes_of, labels_of, marks_of
 from pytest_llem.reporting.html.plots import (
     CUT,
     SYMBOLS,

@@ -13,17 +13,15 @@ from pytest_llem.reporting.html.contents import Contents
 from pytest_llem.reporting.html.experiment_plots import value_of
 from pytest_llem.reporting.html.formatting import (
     NOTHING,
-    Axis,
-    axis_text,
     cycle_figure,
     details,
-    labels_of,
     main_metrics,
     metrics_with_values,
     name_of,
     shown,
     unit_of,
 )
+from pytest_llem.reporting.html.labels import Axis, axis_text, labels_of
 from pytest_llem.results.manifest_records import ManifestEntry
 from pytest_llem.results.pareto import best
 from pytest_llem.results.points import PointResult

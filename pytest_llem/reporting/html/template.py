@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pytest_llem.reporting.html.formatting import axes_data
+from pytest_llem.reporting.html.labels import axes_data
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.text import pieces
 from pytest_llem.results.points import PointResult

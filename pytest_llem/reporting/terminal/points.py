@@ -130,11 +130,13 @@ def _columns(points: Sequence[PointResult]) -> list[Columns]:
     """Return the sets of columns that the table can have, the widest set first."""
     if has_loads(points):
         return load_columns(points)
-    known, more = (
-        [one for one in columns if any(point.summary_of(one[0]).mean is not None for point in points)]
-        for columns in (COLUMNS, MORE_COLUMNS)
-    )
-    return [(*(known or COLUMNS), *more[:count]) for count in range(len(more), -1, -1)]
+    first, more = _with_values(COLUMNS, points) or COLUMNS, _with_values(MORE_COLUMNS, points)
+    return [(*first, *more[:count]) for count in range(len(more), -1, -1)]
+
+
+def _with_values(columns: Columns, points: Sequence[PointResult]) -> Columns:
+    """Return the columns whose metric any of *points* has."""
+    return tuple(one for one in columns if any(point.summary_of(one[0]).mean is not None for point in points))
 
 
 class _Rows:
