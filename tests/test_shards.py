@@ -18,9 +18,10 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult, cli
+from pytest_llem.gates.merged import judge_comparison
 from pytest_llem.gates.saving import save
 from pytest_llem.results.manifest import read_manifest
-from pytest_llem.study.design import Shard
+from pytest_llem.study.design import Shard, measurement_protocol
 from pytest_llem.study.loading import load_study
 from tests.conftest import NOOP_STUDY, OTHER_PLUGINS, Results, RunPytest, WriteStudy
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
@@ -189,6 +190,16 @@ def test_merge_compares_with_a_baseline(
     assert cli.main(["merge", *shards, "-o", str(tmp_path / "out"), "--baseline", shards[0]]) == 1
     assert "not independent: the reference has the same measurement" in capsys.readouterr().out
     assert StudyResult.load(tmp_path / "out").comparison is not None
+
+
+def test_merge_does_not_judge_points_with_marks(shards: list[str], write: Callable[..., Path]) -> None:
+    where = {"where": {"n": 2}, "reason": "known"}
+    assert measurement_protocol(load_study(write(xfail=[where])))["ungated_points"] == ["n=2"]
+    result = StudyResult.load(shards[0])
+    all_points = {point.id for point in result.points}
+    result.measurement_protocol["ungated_points"] = ["n=2"]
+    found = judge_comparison(result, result, name="itself", paired=False, fail_on="regression")
+    assert {verdict.point for verdict in found.verdicts} == all_points - {"n=2"} != all_points
 
 
 def test_merge_takes_the_baseline_of_its_testbed(

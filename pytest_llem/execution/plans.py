@@ -80,7 +80,8 @@ def _effects(config: pytest.Config, study: StudyConfig, plan: Plan) -> list[str]
     """Return the plan's lines about the changes that gates can detect, or the cycles that they will need."""
     settings = Settings.from_config(config)
     if settings.against is not None and study.execution.until_decided:
-        each = None if plan.seconds is None else duration_text(2 * plan.seconds / len(plan.to_run))
+        running = [one for one in plan.to_run if one.point.skip is None and not plan.preflight.refusal(one.point)]
+        each = duration_text(2 * plan.seconds / len(running)) if plan.seconds is not None and running else None
         return expected_cycles(study, each)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)

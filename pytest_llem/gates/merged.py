@@ -32,6 +32,8 @@ def judge_comparison(
 ) -> Comparison:
     """Compare a study's *result* with a reference, add the verdicts to its points, and return the comparison.
 
+    Points that the study skips or expects to fail are not judged.
+
     Args:
         result: The judged result.
         reference: The result that it is compared with.
@@ -39,8 +41,10 @@ def judge_comparison(
         paired: Whether both were interleaved.
         fail_on: The mildest verdict that fails.
     """
-    found = compare(result, reference, gates_of(result, result.name), name=name, paired=paired, fail_on=fail_on)
     points = {point.id: point for point in result.points}
+    judged = points.keys() - result.measurement_protocol.get("ungated_points", ())
+    gates = gates_of(result, result.name)
+    found = compare(result, reference, gates, name=name, paired=paired, fail_on=fail_on, points=judged)
     verdicts = [_with_cycles(verdict, result) for verdict in found.verdicts]
     for verdict in verdicts:
         if verdict.point in points:  # not one that only the reference has

@@ -53,6 +53,7 @@ class _Protocol(_Keys):
     max_cycles: int = 1
     gates: Mapping | None = None
     budgets: list[Mapping] = []
+    ungated_points: list[str] = []
     reference: str = ""
 
 

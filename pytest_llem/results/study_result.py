@@ -100,8 +100,9 @@ class StudyResult(RecordFile):
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``axes`` and ``reason`` of each."""
     measurement_protocol: ProtocolMapping = Field(default_factory=dict)
-    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``; and
-    ``reference``, the name of the reference, in the reference's own result.
+    """Settings that all points share: isolation, start method, cycles, order, gaps, ``gates`` and ``budgets``;
+    ``ungated_points``, which are skipped or expected to fail; and ``reference``, the name of the reference, in the
+    reference's own result.
     """
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""

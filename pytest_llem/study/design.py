@@ -290,8 +290,8 @@ def measurement_protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
     servers = [point.config.server for point in study.points if point.config.server is not None]
     reuse = "attached" if any(server.url for server in servers) else execution.server_reuse
-    # ``llem merge`` judges these budgets without pytest, which would apply the marks of skipped and xfail points.
-    marked = {point.id for point in study.points if point.skip is not None or point.xfail is not None}
+    # ``llem merge`` judges without pytest, which would apply the marks of skipped and xfail points.
+    marked = [point.id for point in study.points if point.skip is not None or point.xfail is not None]
     budgets = [asdict(budget) for budget in study.budgets if budget.point not in marked]
     return {
         "isolation": _ISOLATION[execution.start_method],
@@ -308,5 +308,6 @@ def measurement_protocol(study: StudyConfig) -> dict[str, Any]:
         "interval": "Student t, 95 %" + (" after stopping, 98 % nominal" if execution.until_decided else ""),
         "gates": study.gates.model_dump(mode="json"),
         **({"budgets": budgets} if budgets else {}),
+        **({"ungated_points": marked} if marked else {}),
         **({"reference": study.reference} if study.reference is not None else {}),
     }

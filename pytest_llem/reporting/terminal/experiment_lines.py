@@ -57,8 +57,8 @@ class Lines:
         self._counts = Counter(file_of(key) for key, _ in self._by_node_id.values())
         self._ended: dict[str, set[tuple[str, str]]] = {}
         self._forecasts: dict[str, Forecast] = {}
-        #: Total duration of the experiments that have ended, in s, by file.
-        self._busy: dict[str, float] = {}
+        #: Total duration of the experiments that have ended, in s.
+        self._busy = 0.0
         #: The file of the last line that was written; None if pytest has written anything else since.
         self._open: str | None = None
 
@@ -120,7 +120,7 @@ class Lines:
         if latest is not None and latest.interleaving is not None:
             partner = other_side(key), experiment.id
             timed = [] if partner in ended else [*timed, partner]
-        self._busy[file] = self._busy.get(file, 0.0) + report.duration
+        self._busy += report.duration
         forecast = self._forecast(file)
         for one in timed:
             forecast.end(one, report.duration / len(timed), completed=completed)
@@ -132,17 +132,21 @@ class Lines:
         text = f"{len(ended)}/{self._counts[file]} {name}{found}"
         if timed:
             text += f", {_duration(report.duration)}"
-        left = self._seconds_left(file, forecast)
+        left = self._seconds_left(forecast)
         return f"{text}; about {duration_text(left)} left" if left is not None and left >= 1 else text
 
-    def _seconds_left(self, file: str, forecast: Forecast) -> float | None:
+    def _seconds_left(self, forecast: Forecast) -> float | None:
         """Return the remaining time of the study in s, or None if it cannot be forecast.
 
-        The forecast is scaled by elapsed time ÷ total duration so far, because experiments may run in parallel and
-        have idle time between them.
+        The forecast is scaled by elapsed time ÷ total duration so far, of all studies, because experiments may run
+        in parallel and have idle time between them.
         """
-        left, busy = forecast.left(), self._busy[file]
-        return None if left is None else left * ((self._clock() - self._began) / busy if busy > 1 else 1.0)
+        left = forecast.left()
+        return (
+            None
+            if left is None
+            else left * ((self._clock() - self._began) / self._busy if self._busy > 1 else 1.0)
+        )
 
     def _write(self, text: str) -> None:
         # write_line would make pytest repeat the file's name before the next dot.
