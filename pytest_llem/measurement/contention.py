@@ -76,11 +76,11 @@ class ContentionWatch:
 
     Args:
         roots: Pids of the processes that all processes of the experiment descend from.
-        harness: Pids of other processes that take part in the measurement.
+        harness: Pids of the processes that take part in the measurement, such as pytest's.
 
     Attributes:
         before: The counters when it was created.
-        after: The counters at its end.
+        after: The counters at the last call of :meth:`activity`; before it, those of ``before``.
     """
 
     def __init__(self, roots: Collection[int], harness: Collection[int] = ()) -> None:
@@ -94,8 +94,9 @@ class ContentionWatch:
 
         Args:
             gpus: UUIDs of the GPUs that the experiment uses.
-            partner: Pid of an experiment that is interleaved with this one. Its use of the GPUs is not that of
-                others: it used them until just before, which the driver's coarse samples may still show.
+            partner: Pid of an experiment that is interleaved with this one, or of its server; else None. Its use
+                of the GPUs is not that of others: it used them until just before, which the driver's coarse
+                samples may still show.
         """
         until, self.after = time.time(), snapshot(self._roots, cpus=self.before.cpus)
         used: list[GpuContention] = []
