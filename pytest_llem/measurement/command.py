@@ -57,7 +57,7 @@ _PER_REQUEST = ("energy_per_request_j", "wh_per_1000_requests")
 
 
 class CommandFailedError(Exception):
-    """Raised if a command ends with an exit status other than 0, or does not write the runs of one configuration."""
+    """Raised if a command's exit status is not 0, or if it does not write the runs of one configuration."""
 
 
 @dataclass(frozen=True)
