@@ -125,7 +125,7 @@ def assess_contention(cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: 
     """Return whether a window is contended by :data:`THRESHOLDS`, and the values that this follows from.
 
     The window is ``uncontended`` only if the wait for CPUs, and the use of the CPUs and of each GPU by other
-    processes, could be read; otherwise it is ``unknown``.
+    processes, could be read; otherwise it is ``unknown``, as is each window that is too short.
 
     Args:
         cpu: Use of the CPUs.
