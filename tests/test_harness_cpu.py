@@ -108,3 +108,15 @@ def test_result_has_the_processor_time_of_pytest(
     assert used is not None
     # Even a busy machine gives a busy thread a part of these 3 s.
     assert (used > 0.15) if busy else (0 <= used < 0.15)
+
+
+def test_restarted_window_of_a_turn_is_not_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([0.01])
+    monkeypatch.setattr("pytest_llem.measurement.observers.own_cpus", lambda *_: next(waits))
+    observers, account = WindowObservers([], []), Account((), Total(None, "unavailable"))
+    observers.begin()
+    observers.end(account)
+    observers.begin()
+    observers.begin()  # something was compiled in the window
+    observers.end(account)
+    assert observers.waiting_cpus == 0.01

@@ -107,7 +107,7 @@ class Served:
         requests: Number of answered requests.
         input_tokens: Their input tokens; None if unknown.
         output_tokens: Their output tokens; None if unknown.
-        tokens_unknown_reason: Why their number is unknown; None if the engine just does not report it.
+        tokens_unknown_reason: Why ``output_tokens`` is None, if the engine gives a reason; else None.
     """
 
     passes: float

@@ -57,7 +57,7 @@ _PER_REQUEST = ("energy_per_request_j", "wh_per_1000_requests")
 
 
 class CommandFailedError(Exception):
-    """Raised if a command ends with an exit status other than 0, or writes no file. The message says which."""
+    """Raised if a command's exit status is not 0, or if it does not write the runs of one configuration."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class CommandOrchestrator:
         Raises:
             PreflightError: The command cannot be run here, or a meter that the study names cannot be used.
             EngineCrashError: A signal ended the command.
-            CommandFailedError: It ended with another exit status than 0, or wrote no file.
+            CommandFailedError: It ended with another exit status than 0, or did not write the runs of one
+                configuration.
             ImportFileError: Its file cannot be read.
         """
         started_at = now()
@@ -213,7 +214,7 @@ class CommandOrchestrator:
         )
         energy, is_steady = _energy_metrics(runs, window, slices)
         metrics = {**runs.metrics(), **energy, "gco2e_g": emissions(self.experiment.carbon, energy["energy_j"])}
-        if is_fresh:  # it is not known where another server runs
+        if is_fresh:  # else it is not known where the server runs
             metrics = accounting.with_covers_engine(metrics, record, self.gpus)
         # A server that ran before the command is not of this experiment: its work would count as contention.
         contention = observers.contention(window.seconds) if is_fresh else None
@@ -250,7 +251,7 @@ class CommandOrchestrator:
         return result
 
     def _effective_config(self, completed: int | None) -> dict[str, Any]:
-        """Return the configuration as it ran; ``n`` is the number of answered requests."""
+        """Return the configuration as it ran; ``n`` is the number of answered requests, if known."""
         fields = records.effective_config(self.config, unreached(self.config, self.options.run))
         del fields["n"]
         return fields if completed is None else {**fields, "n": completed}

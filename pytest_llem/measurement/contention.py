@@ -73,11 +73,11 @@ class ContentionWatch:
 
     Args:
         roots: Pids of the processes that all processes of the experiment descend from.
-        harness: Pids of other processes that take part in the measurement.
+        harness: Pids of the processes that take part in the measurement, such as pytest's.
 
     Attributes:
         before: The counters when it was created.
-        after: The counters at its end.
+        after: The counters at the last call of :meth:`activity`; before it, those of ``before``.
     """
 
     def __init__(self, roots: Collection[int], harness: Collection[int] = ()) -> None:
@@ -91,8 +91,9 @@ class ContentionWatch:
 
         Args:
             gpus: UUIDs of the GPUs that the experiment uses.
-            partner: Pid of an experiment that is interleaved with this one. Its use of the GPUs is not that of
-                others: it used them until just before, which the driver's coarse samples may still show.
+            partner: Pid of an experiment that is interleaved with this one, or of its server; else None. Its use
+                of the GPUs is not that of others: it used them until just before, which the driver's coarse
+                samples may still show.
         """
         until, self.after = time.time(), snapshot(self._roots, cpus=self.before.cpus)
         used: list[GpuContention] = []
@@ -121,7 +122,7 @@ def assess_contention(cpu: CpuActivity, gpus: Sequence[GpuContention], seconds: 
     """Return whether a window is contended by :data:`THRESHOLDS`, and the values that this follows from.
 
     The window is ``uncontended`` only if the wait for CPUs, and the use of the CPUs and of each GPU by other
-    processes, could be read; otherwise it is ``unknown``.
+    processes, could be read; otherwise it is ``unknown``, as is each window that is too short.
 
     Args:
         cpu: Use of the CPUs.

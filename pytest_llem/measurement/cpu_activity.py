@@ -47,7 +47,7 @@ def cpu_activity(before: Snapshot, after: Snapshot, harness: Collection[int] = (
     Args:
         before: The first snapshot.
         after: The second snapshot, of the same CPUs and the same processes at the root of the experiment.
-        harness: Pids of measuring processes outside the experiment's tree: they count neither as the experiment
+        harness: Pids of measuring processes. Those outside the experiment's tree count neither as the experiment
             nor as other processes.
     """
     seconds = after.at - before.at

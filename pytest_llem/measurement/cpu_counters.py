@@ -229,7 +229,7 @@ def _group_pressure(proc: Path, cgroups: Path) -> float | None:
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
-    """Yield the CPU quota of each control group that has one. cpu.stat has µs in cgroup v2, ns in v1."""
+    """Yield the counters of each control group that counts throttling. cpu.stat has µs in cgroup v2, ns in v1."""
     for file in group_files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
         try:
             lines = (line.split() for line in file.read_text().splitlines())

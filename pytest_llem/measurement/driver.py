@@ -57,7 +57,7 @@ class Driver(Protocol[W]):
         return None
 
     def metrics(self, window: W, requests: Requests) -> dict[str, Metric]:
-        """Return the metrics that follow from the requests, per pass."""
+        """Return the metrics that follow from the window and its requests, per pass."""
 
     def loading_metrics(self, seconds: float, total: Total) -> dict[str, Metric]:
         """Return time and energy of loading the model, given what :meth:`Engine.load` took."""

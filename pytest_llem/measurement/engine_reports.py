@@ -26,7 +26,7 @@ MIN_SECONDS_PER_TOKEN = 1e-6
 
 
 def recorded_passes(config: ExperimentConfig) -> int:
-    """Return the maximum number of passes of a window whose records are kept."""
+    """Return the maximum number of passes whose records are kept, of a window or of each turn."""
     return max(2, min(MAX_REQUESTS // config.n, MAX_TOKENS // (config.n * config.max_output_tokens)))
 
 
@@ -171,7 +171,7 @@ def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) ->
 
 
 def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedSetting]:
-    """Yield the batch size if no batch was that large."""
+    """Yield the batch size if the largest batch had another."""
     given, largest = config.engine_section.get("batch_size"), max(requests.sizes, default=None)
     if isinstance(given, int) and largest is not None and largest != given:
         yield AdjustedSetting(

@@ -87,7 +87,7 @@ class ImportedRuns:
 
     def _from_requests(self, requests: Requests) -> dict[str, Metric]:
         if self._has_cut_records:
-            return {}  # the export has the figures of all requests
+            return {}  # the tool's own figures are of all requests
         served = [one for one in requests.all() if one.is_served]
         values = {
             "input_tokens": total_of(one.input_tokens for one in served),
@@ -118,7 +118,7 @@ class ImportedRuns:
         """Return the rates that follow from the times of requests."""
         spans = self.steady if isinstance(self.steady, list) else [*self._whole_runs()]
         seconds = sum(span.seconds for span in spans)
-        if not seconds:  # there are no times, or they are too coarse
+        if not seconds:  # no times, too coarse ones, or a rate of the tool's own
             return {}
         tokens = total_of(span.output_tokens for span in spans)
         found = {

@@ -61,13 +61,13 @@ def points_of(
     """Return the points that *runs* measured, in the order of their first runs.
 
     Args:
-        runs: The runs, all of one format.
+        runs: The runs, all of one tool.
         paths: Path of each axis's value in the file, by the axis's name; empty to make axes of the settings that
             differ between the runs.
         cycle_per: What belongs to one start of the server, if the files do not say; None if all runs do.
 
     Raises:
-        ImportFileError: The runs are of several formats, two files are the same, or a path leads nowhere.
+        ImportFileError: The runs are of several tools, two files are the same, or a path leads nowhere.
     """
     _check(runs)
     names = () if paths else _differing(runs)
@@ -84,7 +84,7 @@ def points_of(
 
 
 def _check(runs: Sequence[ToolRun]) -> None:
-    """Raise if runs are of several formats, or if two files are the same."""
+    """Raise if runs are of several tools, or if two files are the same."""
     first = runs[0]
     for run in runs:
         if run.tool != first.tool:

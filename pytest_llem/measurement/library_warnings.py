@@ -24,7 +24,7 @@ _REPORTED_BY_ENGINE = "LOAD REPORT"
 
 @contextmanager
 def library_warnings() -> Iterator[list[str]]:
-    """Yield a list that grows with each log record of level WARNING or higher and each Python warning.
+    """Yield a list that grows with log records of level WARNING or higher, and Python warnings for users.
 
     Each text is in the list once, as one line. Logging and warnings still work as without this context.
     """

@@ -88,7 +88,8 @@ class LoadDriver(Driver[LoadWindow]):
 
         Raises:
             LoadError: The load could not be kept.
-            EngineCrashError: The server has ended.
+            EngineCrashError: The server has ended, or refuses connections.
+            ValueError: No request was answered in the window.
         """
         min_seconds = self._config.measurement.min_window_seconds
         if turns is None:
@@ -107,7 +108,7 @@ class LoadDriver(Driver[LoadWindow]):
         )
 
     def measure_drift(self, meters: Meters, observers: WindowObservers) -> None:
-        """Measure the first load on the server again, with the same arrivals and other prompts."""
+        """Measure the first load on the server again, with the same arrivals unless a search found it."""
         if self._drift is None:
             return
         seconds = self._config.measurement.min_window_seconds
@@ -148,7 +149,7 @@ class LoadDriver(Driver[LoadWindow]):
         return requests_of(window)
 
     def sent(self, window: LoadWindow, requests: Requests) -> Requests:
-        """Return every request, by phase: due in ramp-up, window or drain, or sent to measure drift."""
+        """Return the requests of *window*, by phase: due in ramp-up, window or drain, or sent to measure drift."""
         phases: dict[str, list[RequestRecord]] = {phase: [] for phase in PHASES}
         phases["drift"] += self._drift_requests
         for part in window.parts:
@@ -252,15 +253,16 @@ def measure_again(
 class LoadRequests(Iterator[LoadRequest]):
     """Yields the requests of an experiment.
 
-    Synthetic prompts are random token ids, each of which depends only on the seed, the cycle and its number. Texts
-    are sent in their order.
+    A synthetic prompt is random token ids, which depend on the seed, the cycle and the prompt's number. Texts are
+    sent in their order.
 
     Args:
         config: The experiment.
         texts: Texts of each request: several are the turns of a conversation; None for synthetic prompts.
         vocabulary: Token ids of which synthetic prompts are made.
         cycle: Number of the cycle. Each cycle has synthetic prompts of its own.
-        first: Number of the first request: earlier experiments sent those before it to the same server.
+        first: Number of the first request: earlier experiments sent those before it to the same server. 0 is used
+            if prompts are repeated.
 
     Attributes:
         taken: Number of requests so far.

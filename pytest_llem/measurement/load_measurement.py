@@ -77,13 +77,13 @@ class LoadMeasurement:
             min_seconds: Minimum length of the window, in s.
             turn: Turn in which the window is measured; None if candidate and reference are not interleaved.
             label: Text before the name of each phase in progress reports.
-            number: Number of the window on this server, which is part of the seed of Poisson arrivals; None for
-                the next number.
+            number: Number of the window in this experiment, which is part of the seed of Poisson arrivals; None
+                for the next number.
 
         Raises:
             LoadError: Too many requests failed, the server is too slow for the load, the client is too slow, or
                 there are too few prompts.
-            EngineCrashError: The server has ended.
+            EngineCrashError: The server has ended, or refuses connections.
             ValueError: No request was answered in the window.
         """
         self._number += 1
@@ -226,7 +226,7 @@ def _value_of(load: LoadConfig) -> float | None:
 
 
 def _increase(before: Counters | None, after: Counters | None, name: str) -> float | None:
-    """Return by how much a counter increased; None if the server does not export it."""
+    """Return by how much a counter increased; None if a reading does not have it."""
     first, last = getattr(before, name, None), getattr(after, name, None)
     return None if first is None or last is None else last - first
 

@@ -1,4 +1,4 @@
-"""Compute the metrics of a server under load from its window, and the record of the load."""
+"""Compute the metrics of a server under load from its window."""
 
 from __future__ import annotations
 

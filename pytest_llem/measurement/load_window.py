@@ -30,8 +30,8 @@ class Work:
     Attributes:
         requests: Number of answered requests, each counted by the share of its output tokens that arrived.
         input_tokens: Their input tokens, likewise; None if unknown for one of them.
-        output_tokens: Their output tokens; None if unknown for one of them.
-        good_tokens: Output tokens of the requests within the SLO; None without one.
+        output_tokens: Output tokens that arrived; None if unknown for one of them.
+        good_tokens: Those of the requests within the SLO; None without one, or if unknown.
     """
 
     requests: float
@@ -45,7 +45,7 @@ class LoadWindow(Window):
     """A window of a server under load, or several that were interleaved with another experiment's.
 
     Attributes:
-        records: Every request that was sent, in ramp and drain too, in order.
+        records: Every request that was sent, in ramp-up and drain too, in order.
         slo: Limits on the latency of a request; None without any.
         prompts: Number of requests of a pass.
         load: Number of requests in flight, or requests per second; None for a trace.
@@ -55,13 +55,13 @@ class LoadWindow(Window):
         concurrency: Mean number of requests in flight.
         batch: Mean number of requests that the server ran at a time; None if it does not report it.
         client_cpu_seconds: CPU time of this process in the window, in s.
-        server_tokens: Output tokens from the first request to the last answer by the server's counter; None if it
-            has none.
+        server_tokens: Output tokens from the first request to the last answer by the server's counter; None if
+            unknown.
         cache_queries: Input tokens that the server looked up in its prefix cache in that time; None if unknown.
         cache_hits: Those that it found there; None if unknown.
         queue_seconds: Increase, in the window, of the server's counter of the time that requests waited in its
-            queue, in s; None if it has none.
-        queued_requests: Increase of its counter of these requests; None if it has none.
+            queue, in s; None if unknown.
+        queued_requests: Increase of its counter of these requests; None if unknown.
         probes: All loads that a search tried; empty without a search.
     """
 
@@ -184,7 +184,7 @@ def join_windows(parts: Sequence[LoadWindow]) -> LoadWindow:
 
 
 def is_good(record: RequestRecord, slo: SloConfig) -> bool | None:
-    """Return whether a request is within the SLO; None if one of its latencies is not known.
+    """Return whether a request is within the SLO; None if that depends on a latency that is not known.
 
     A failed request is not.
     """

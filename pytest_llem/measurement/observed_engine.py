@@ -83,9 +83,10 @@ class ObservedEngine(BatchEngine):
         ``prepare``: number of tokens of each prompt (``lengths``).
         ``requests``: input tokens of each record (``input_tokens``).
         ``encode``: token ids of the same text, asked for twice (``ids``, ``again``), or ``refused``.
-        ``memory``: fields of the model's ``shape`` and of its KV ``cache``, and ``weights`` in bytes.
-        ``processes``: processes that the engine has started: pid and time of creation (``processes``), and the
-        files in shared memory that they use (``files``).
+        ``memory``: fields of the model's ``shape``, or ``shape_unknown``, and of its KV ``cache``; ``weights`` in
+        bytes.
+        ``processes``: the experiment's process and its descendants: pid and time of creation (``processes``), and
+        the files in shared memory that they use, without those from before the engine (``files``).
         ``close``: the ``error`` that it raised, and processes that are ``left``.
     """
 

@@ -58,7 +58,7 @@ class WindowObservers:
             self._on_first_window()
         last = self._watch
         self._watch = ContentionWatch([root_of(self._harness), *self._processes], self._harness)
-        if last is not None and self._activities:
+        if last is not None and len(self._cpus_while_waiting) < len(self._activities):  # not in a restarted turn
             self._cpus_while_waiting.append(own_cpus(last.after, self._watch.before))
         self._harness_before = cpu_seconds_of(self._harness)
 

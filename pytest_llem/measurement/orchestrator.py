@@ -98,8 +98,8 @@ class _Observed:
     """What was measured of a loaded engine.
 
     Attributes:
-        peak_memory: Peak memory use in the window, in bytes.
-        tracer: A debugger, profiler or coverage tool that slowed Python down; None if there was none.
+        peak_memory: Peak memory use in the window, in bytes; None if unknown.
+        tracer: Message about a debugger, profiler or coverage tool that is on; None if there is none.
     """
 
     warmup: WarmupRecord | None
@@ -129,7 +129,7 @@ class ExperimentOrchestrator:
         root: Directory whose git commit is recorded; None for the current directory.
         carbon: Carbon intensity of the electricity; None if not given.
         known_idle_power: Idle power that an earlier cycle of *config* measured.
-        harness: Pids of the processes that started this one: their CPU time is overhead of the measurement.
+        harness: Pids of the supervisor and the pytest processes: their CPU time is overhead of the measurement.
         on_progress: Called at the start of each phase and of each warm-up batch; within a window only for a
             server, about once a second.
         telemetry_fd: File descriptor of the pipe for the live telemetry of the meters; None if nothing reads it.
@@ -407,8 +407,8 @@ def _files(sent: Requests, requests: Requests, window: Window) -> dict[str, str]
     """Return the contents of the files beside a result, by file name suffix.
 
     Args:
-        sent: Every request that was sent.
-        requests: Those of the window: only their outputs are kept.
+        sent: The requests to save.
+        requests: Those of the window: only outputs of these are kept.
         window: The window.
     """
     files = {"requests.csv": sent.to_csv(window.began), OUTPUTS: requests.outputs_to_csv()}

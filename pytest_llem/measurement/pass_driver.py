@@ -254,12 +254,12 @@ def warm_up(
 
     Args:
         engine: A loaded engine.
-        batches: Batches of a pass.
+        batches: Batches to warm up with.
         config: Settings of the warm-up.
         on_run: Called before each run with its number, from 1, and the maximum number of runs; None for the latter
             once runs only fill ``thermal_floor_seconds``.
-        compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the engine was
-            created; None for the current value.
+        compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the model was
+            loaded; None for the current value.
         finally_run: Batches to run once afterwards.
 
     Returns:

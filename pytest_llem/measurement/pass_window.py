@@ -21,7 +21,7 @@ MAX_RESTARTS = 3
 
 @dataclass(frozen=True)
 class PassWindow(Window):
-    """A window of whole passes.
+    """A window of whole passes. Of an engine's passes, the devices are synchronised at both edges.
 
     Attributes:
         passes: For each pass whose outputs were kept, the return value of ``generate`` for each batch. The default
@@ -76,8 +76,8 @@ def join_turns(parts: Sequence[PassWindow], *, may_compile: bool = True) -> Pass
 
     Args:
         parts: The windows, in order.
-        may_compile: Whether a batch that is slower in the first pass than later may have compiled something. Turns
-            are not measured again, as other windows are: a delay of the machine would be taken for it.
+        may_compile: Whether a batch that is slower in the first pass than later may have compiled something.
+            Joined turns are not measured again, as a single window is: a delay would be taken for a compilation.
     """
     earlier_passes = accumulate((turn.count for turn in parts), initial=0)
     numbers = [

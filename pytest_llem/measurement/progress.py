@@ -30,8 +30,8 @@ class Progress:
         unit: Unit of ``done`` and ``total``.
         waiting_cpus: Mean number of CPUs that the experiment used while it waited for its last turn; None if
             unknown.
-        in_flight: Number of requests in flight at a server; None if there is none.
-        tokens_per_second: Output tokens/s of the server since the last report; None if there is none.
+        in_flight: Number of requests in flight at a server; None if not reported.
+        tokens_per_second: Output tokens/s of the server since the last report; None if not reported.
     """
 
     phase: str

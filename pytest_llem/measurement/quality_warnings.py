@@ -254,7 +254,7 @@ _LATER_PERCENTILE = 90
 
 
 def faster_repeats_warning(window: PassWindow, requests: Requests) -> str | None:
-    """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
+    """Return a message if batches, passes or first tokens are slower in the first pass than later; None if not.
 
     Every later pass repeats the prompts of the first: an engine that caches answers, or the keys and values of
     prompts, would only look them up. A delay in the first pass looks the same.

@@ -88,7 +88,7 @@ class Measured:
 
     Attributes:
         result: The result to save.
-        requests: The requests that were sent; None if a command's file has none.
+        requests: The requests that are saved; None if a command's file has none.
         files: Contents of the files to save with the result, by file name suffix.
     """
 

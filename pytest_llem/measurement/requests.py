@@ -16,10 +16,10 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile, total_of
 from pytest_llem.study.config import ExperimentConfig
 
-#: Number of output tokens, or characters of text, that are written to a file for comparisons between engines.
+#: Maximum number of output tokens (characters if that is unknown) in the file for comparisons between engines.
 MAX_OUTPUT_TOKENS = 100_000
 
-#: Number of characters of a request's error that are written or reported. A server's may be a whole page.
+#: Maximum number of characters of a request's error that are written or reported. A server's may be a whole page.
 MAX_ERROR = 1_000
 
 #: Metrics that are measured before the window.
@@ -49,9 +49,10 @@ class Requests:
     Attributes:
         passes: For each pass, a record for each prompt, in the prompts' order.
         latency_unknown_reason: Reason why the engine reports no latencies; None if it does.
-        sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch, or if unknown.
-        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. For a server,
-            ``passes`` are phases, and these are their names: ``ramp``, ``window``, ``drain`` and ``drift``.
+        sizes: Number of prompts of each batch of a pass, in order; empty if unknown, and a pass then counts as
+            one batch.
+        numbers: Number of each pass in the window, from 1; empty if all are in ``passes``. In a server's
+            ``requests.csv``, passes are phases, and these are their names: ``ramp``, ``window``, …
         too_fast_reason: Reason why no engine can generate these tokens in the time of the passes; None if one can.
         tokens_unknown_reason: Reason why the numbers of output tokens are unknown; None if they are known.
         prompts: Number of prompts of a pass; None if any number of requests is right.
@@ -77,7 +78,7 @@ class Requests:
                 yield list(islice(rest, size))
 
     def check(self, config: ExperimentConfig, *, has_limit: bool = True) -> None:
-        """Raise if the engine did not answer every prompt with the configured lengths.
+        """Raise if a prompt has no record, or an answer does not have the configured length.
 
         Args:
             config: The experiment.
@@ -163,7 +164,7 @@ class Requests:
         return None if len(self.passes) == 1 or any(None in outputs for outputs in by_prompt) else True
 
     def output_digest(self) -> str | None:
-        """Return the SHA-256 of the first pass's output ids, or of its texts; None if outputs are unknown."""
+        """Return the SHA-256 of the first pass's output ids, or of its texts; None if one is unknown."""
         outputs = [_output(request) for request in self.passes[0]]
         if None in outputs:
             return None
@@ -217,7 +218,8 @@ class Requests:
         """Return the requests as CSV, one line each. A missing value is an empty cell.
 
         Args:
-            began: Start of the window on the clock of the requests, in s; None if they are on no common clock.
+            began: The time from which times are counted, such as the start of the window, on the clock of the
+                requests, in s; None if they are on no common clock.
         """
         return to_csv([COLUMNS, *self._rows(began)])
 

@@ -1,4 +1,4 @@
-"""Measure alternately with another experiment: each runs some passes while the other one waits.
+"""Measure alternately with another experiment: each runs some passes or a slice of load while the other waits.
 
 A change of the machine over minutes then affects both alike. Both processes live at the same time, with their
 models loaded, and pytest's process gives each its turns (``isolation/interleaved.py``).
@@ -24,7 +24,7 @@ class Turn(NamedTuple):
     """Permission to measure.
 
     Attributes:
-        partner: Pid of the other experiment, which waits meanwhile.
+        partner: Pid of the other experiment, which waits meanwhile, or of its server.
         stopped: Whether this experiment was stopped by SIGSTOP while it waited.
     """
 

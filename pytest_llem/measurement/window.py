@@ -18,15 +18,15 @@ POWER_COLUMNS = ("seconds", "device", *POWER_FIELDS)
 
 @dataclass(frozen=True)
 class Window:
-    """The measured time span of an experiment, from ``began`` to ``ended``; devices are synchronised at both.
+    """The measured time span of an experiment, from ``began`` to ``ended``.
 
     Attributes:
-        seconds: Length in s.
+        seconds: Length in s; of several turns, the sum of theirs.
         account: The meters' readings.
         began: Start on the monotonic clock, in s.
         began_at: Start as Unix time, in s.
         compiled: Message about what was compiled in the window, which is then not in the steady state; None if
-            nothing was compiled.
+            no compilation was detected.
         restarts: Number of earlier windows that were discarded because something was compiled in them.
         turns: Windows of the experiment's turns, which this window joins, if candidate and reference are
             interleaved; else empty.
