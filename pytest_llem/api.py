@@ -138,7 +138,7 @@ def run_experiment(
     Raises:
         ValueError: *carbon_intensity* or *pue* is out of range.
         pydantic.ValidationError: *config* is not a valid experiment.
-        PreflightError: A model, package or device is missing; the message names it.
+        PreflightError: The experiment cannot run here, such as without its model; the message says why.
     """
     from pytest_llem.engines.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator

@@ -53,7 +53,7 @@ CATALOGUE: dict[str, Definition] = {
     ),
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
     "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
-    "mean_power_w": Definition("W", None, "Mean power over the window"),
+    "mean_power_w": Definition("W", None, "Mean power over the metered time"),
     "idle_power_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
     "active_energy_j": Definition(
         "J", "lower", "energy_j minus idle_power_w over the metered time; negative if idle energy is larger"
@@ -77,7 +77,7 @@ CATALOGUE: dict[str, Definition] = {
     "output_tokens": Definition("tokens", None, "Tokens of a pass's answers, up to and including each one's end"),
     "requests_per_second": Definition("1/s", "higher", "Answered prompts / seconds"),
     "goodput_rps": Definition("1/s", "higher", "Requests within load.slo / seconds, of a server"),
-    "slo_attainment": Definition("ratio", "higher", "Share of requests within load.slo, failed ones included"),
+    "slo_attainment": Definition("ratio", "higher", "Share of requests within load.slo; failed ones are not"),
     "offered_rate": Definition("1/s", None, "Requests that are due per second, of a server"),
     "error_rate": Definition("ratio", "lower", "Share of failed requests, of a server"),
     "concurrency_mean": Definition("requests", None, "Mean number of requests in flight, of a server"),
@@ -120,5 +120,5 @@ CATALOGUE: dict[str, Definition] = {
     ),
     "load_seconds": Definition("s", "lower", "Time to load the model"),
     "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
-    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, both from the ini file"),
+    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, both as given"),
 }

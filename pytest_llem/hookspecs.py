@@ -25,8 +25,9 @@ def pytest_llem_environment(environment: dict[str, Any]) -> None:
 def pytest_llem_experiment_finished(result: ExperimentResult) -> None:
     """Handle the result of a completed experiment, after it is saved.
 
-    Not called for failed experiments, which have no result. Called in the controller, never in an xdist worker. An
-    exception, such as that of ``pytest.fail``, fails the item.
+    Not called for failed experiments, which have no result, nor for those of the reference of ``--llem-against``.
+    Called in the controller, never in an xdist worker. An exception, such as that of ``pytest.fail``, fails the
+    item.
 
     Example:
         def pytest_llem_experiment_finished(result):
@@ -35,9 +36,10 @@ def pytest_llem_experiment_finished(result: ExperimentResult) -> None:
 
 
 def pytest_llem_study_finished(study_result: StudyResult, directory: Path) -> None:
-    """Handle the result of a finished study, whose ``study_result.json`` is in *directory*.
+    """Handle the result of a study, whose ``study_result.json`` is in *directory*, at the session's end.
 
-    Called in the controller. An exception, such as that of ``pytest.fail``, makes pytest exit with 1.
+    Called in the controller, also if the study was interrupted. An exception, such as that of ``pytest.fail``,
+    makes pytest exit with 1 instead of 0.
 
     Example:
         def pytest_llem_study_finished(study_result, directory):

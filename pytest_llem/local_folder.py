@@ -33,7 +33,7 @@ _MOUNTS = Path("/proc/self/mounts")
 
 
 def local_folder() -> Path:
-    """Return the folder for temporary files, or another one if its locks are not of this machine alone."""
+    """Return the folder for temporary files, or another one if only that has locks of this machine alone."""
     given = Path(tempfile.gettempdir())
     return next((path for path in (given, *map(Path, _OTHERS)) if lock_problem(path) is None), given)
 
@@ -65,7 +65,7 @@ def file_system(folder: Path, mounts: Path = _MOUNTS) -> str | None:
     """Return the type of the file system that holds *folder*, such as ``nfs4``; None if it is unknown."""
     path = Path(os.path.realpath(folder))
     found = [(mount_point, kind) for mount_point, kind in _mounted(mounts) if path.is_relative_to(mount_point)]
-    return max(found, key=lambda one: len(one[0].parts))[1] if found else None
+    return max(reversed(found), key=lambda one: len(one[0].parts))[1] if found else None
 
 
 def _mounted(mounts: Path) -> Iterator[tuple[Path, str]]:

@@ -1,8 +1,8 @@
 """Implement the pytest hooks that are needed in every run, and fixtures for ordinary tests.
 
-This module is loaded in every pytest run of its environment, so it imports only pytest and the standard library
-until a study file is found or a fixture is used. The hooks that only studies need are in ``session`` and are
-registered then.
+This module is loaded in every pytest run of its environment, so it imports nothing heavy until a study file, an
+option, the marker or a fixture is used, or xdist starts workers. The hooks that only studies need are in
+``session`` and are registered when a study may be run.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _SESSION_HOOKS, _RECORDER, _LINES = "llem-session", "llem-recorder", "llem-lines
 _RUN_EXPERIMENTS, _DEFER_GATES, _JUDGE = "llem-run-experiments", "llem-defer-gates", "llem-judge"
 _UNTIL_DECIDED, _REMOTE_WORKERS = "llem-until-decided", "llem-remote-workers"
 
-#: Options that have no effect without a study.
+#: Options to warn of if no study was collected.
 _STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from", "shard"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
@@ -66,7 +66,7 @@ def configure(config: pytest.Config, expression: str) -> None:
 
 
 def identify_worker(node: WorkerController) -> None:
-    """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
+    """Pass an xdist worker facts of its session; the controller's process id only if it runs on this machine."""
     from pytest_llem._plugin.options import WORKTREE
     from pytest_llem.execution.scheduling import distributes_one_at_a_time
     from pytest_llem.execution.stopping import elapsed_seconds
@@ -191,7 +191,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
-    """Return the studies collected so far by node id of their file; always empty in xdist's controller."""
+    """Return the studies collected so far by the key of their run; always empty in xdist's controller."""
     return config.stash.get(STUDIES, {})
 
 

@@ -183,7 +183,7 @@ def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(noop_engine: None) -> Callable[..., Job]:
-    """Return a job for the engine ``noop`` with the given options."""
+    """Return a function that makes a job for the engine ``noop`` with given options."""
 
     def make(python: str | None = None, **options: Any) -> Job:
         fields = {k: v for k, v in NOOP_STUDY.items() if k not in ("name", "sweep", "execution")}

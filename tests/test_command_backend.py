@@ -15,6 +15,7 @@ import yaml
 from pytest_llem import ExperimentConfig, run_experiment
 from pytest_llem.cli import main
 from pytest_llem.engines.protocol import EngineCrashError, PreflightError
+from pytest_llem.engines.shipped import THIS_ENVIRONMENT, unmet_by_command
 from pytest_llem.importers.reading import ImportFileError
 from pytest_llem.measurement.command import CommandFailedError
 from pytest_llem.planning.plan import whole_cycles_reason
@@ -175,6 +176,11 @@ def test_missing_program_is_found_before_the_run(run_study: RunStudy) -> None:
     done = run_study(command={"run": ["no-such-program", "{out}"]})
     done.assert_outcomes(failed=2)
     assert "command.run: program 'no-such-program' not found in PATH" in done.stdout.str()
+
+
+def test_python_placeholder_needs_no_python_in_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not [*unmet_by_command(_config("{python}", "bench.py"), THIS_ENVIRONMENT)]
 
 
 def test_fields_of_a_study_fill_placeholders(run_study: RunStudy) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
-from pytest_llem.hardware.sensors import GpuState
 from pytest_llem.machine import device_locks, lock_files
 from pytest_llem.machine.device_locks import CPU, DeviceError, owned
 from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settled

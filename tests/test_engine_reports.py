@@ -97,6 +97,23 @@ def test_consistent_reports_are_accepted(changes: dict[str, Any]) -> None:
     _check([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, 0.016)
 
 
+def test_engine_that_appends_to_its_prompts_is_an_error(
+    noop_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import noop_engine as package
+
+    generate = package.NoopEngine.generate
+
+    def append(self: Any, batch: Any) -> Any:
+        for prompt in batch:
+            prompt.append(7)
+        return generate(self, batch)
+
+    monkeypatch.setattr(package.NoopEngine, "generate", append)
+    with pytest.raises(ValueError, match=r"its input: it reports \d+ input tokens for a prompt of 4 \("):
+        run()
+
+
 def test_fewer_positions_than_tokens_are_an_error() -> None:
     with pytest.raises(ValueError, match="contradicts its input: it reports 2 positions for 3 tokens"):
         _check([[RECORD]], [[5, 6, 7]], 2, 0.016)

@@ -183,6 +183,16 @@ def takes_study_fields(
     return prompt[:max_output_tokens]
 
 
+def changes_its_arguments(prompt: list[int], decoder: dict[str, Any]) -> list[int]:
+    calls.append((len(prompt), decoder.pop("top_k", None)))
+    prompt.append(1)
+    return prompt[-1:]
+
+
+def changes_all_prompts(prompts: list[list[int]], decoder: dict[str, Any]) -> list[list[int]]:
+    return [changes_its_arguments(prompts.pop(), decoder) for _ in range(len(prompts))]
+
+
 def has_model(prompt: list[int], model: str = "of the function") -> list[int]:
     calls.append(model)
     return prompt
@@ -234,6 +244,16 @@ def test_prompt_is_called_for_each_and_prompts_once_for_all() -> None:
     (ids,) = calls
     assert [len(one) for one in ids] == [4, 4]
     assert {token for one in ids for token in one} <= {*SYNTHETIC_IDS}
+
+
+@pytest.mark.parametrize(("function", "options"), [(changes_its_arguments, {5}), (changes_all_prompts, {5, None})])
+def test_function_that_changes_its_arguments_gets_the_same_again(
+    function: Callable[..., Any], options: set[int | None]
+) -> None:
+    result = measure(function, {"decoder": {"top_k": 5}, "measurement": {"min_window_seconds": 0.01}})
+    assert len(calls) > 4, "several passes of two prompts"
+    assert set(calls) == {(4, option) for option in options}
+    assert result.metrics["input_tokens"].value == 8
 
 
 def test_warm_up_prompts_are_other_words_of_the_same_length() -> None:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.hardware.sensors import GpuState
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, CoolDown
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import FORKSERVER, OTHER_PLUGINS, Results

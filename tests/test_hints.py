@@ -45,6 +45,15 @@ def test_missing_id_is_reported_with_its_bracket(pytester: pytest.Pytester, writ
     assert "(did you mean 'size=1-cycle=" in text
 
 
+def test_gate_without_its_option_is_reported_with_the_option(
+    pytester: pytest.Pytester, write_study: WriteStudy
+) -> None:
+    write_study(**STUDY)
+    gate = "study.yaml::regression[seconds-size=1]"
+    text = _errors(pytester, gate)
+    assert text == f"not found: {gate}: give the --llem-baseline or --llem-against of its run"
+
+
 def test_other_missing_names_keep_message_of_pytest(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(**STUDY)
     assert _errors(pytester, "study.yaml::nothing").startswith("not found: ")

@@ -259,7 +259,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda file: file.touch(), "is empty"),
     "binary": (lambda file: file.write_bytes(b"\x80abc"), "is not UTF-8 text (byte 0x80 at 0)"),
     "huge": (_sparse, f"has 1,000 MB, and at most {MAX_BYTES / 1e6:,.0f} MB can be imported"),
-    "folder": (lambda file: file.mkdir(), "is a folder without JSON, JSON lines and CSV"),
+    "folder": (lambda file: file.mkdir(), "is a folder without JSON, JSON lines or CSV"),
     "pipe": (_pipe, "is not a file"),
     "deep": (_deep, "not valid JSON: nested too deeply"),
     "lists": (lambda file: file.write_text("[" + "[]," * 4_100_000 + "[]]"), "holds more than 4,000,000 lists"),

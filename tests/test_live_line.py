@@ -18,7 +18,7 @@ import pytest
 
 from pytest_llem.execution.live_progress import LiveProgress, StudyPosition, clock_text
 from pytest_llem.execution.terminal_output import Line
-from pytest_llem.hardware.sensors import GpuState
+from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.machine.cool_down import CoolDown
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord

@@ -23,6 +23,8 @@ server:/home /home nfs4 rw 0 0
 /dev/sda1 /home/local\\040disk ext4 rw 0 0
 mds:/scratch /scratch lustre rw 0 0
 host:/x /mnt/x fuse.sshfs rw 0 0
+systemd-1 /auto autofs rw 0 0
+server:/auto /auto nfs4 rw 0 0
 """
 
 
@@ -35,6 +37,7 @@ host:/x /mnt/x fuse.sshfs rw 0 0
         ("/scratch", "lustre"),
         ("/mnt/x/deep", "fuse.sshfs"),
         ("/homework", "overlay"),
+        ("/auto/ann", "nfs4"),
     ],
 )
 def test_file_system_is_that_of_the_deepest_mount(tmp_path: Path, folder: str, kind: str) -> None:

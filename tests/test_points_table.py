@@ -184,9 +184,9 @@ def test_worst_verdict_of_each_point_is_shown() -> None:
     verdict = {"gate": "regression", "id": "x", "metric": SPEED, "unit": "1/s"}
     for outcome, found in (("passed", "SAME"), ("failed", "REGRESSION"), ("passed", "INCONCLUSIVE")):
         points[0].verdicts.append(GateVerdict(**verdict, point="n=1", outcome=outcome, verdict=found))
-    points[1].verdicts.append(GateVerdict(**verdict, point="n=2", outcome="passed", verdict="WITHIN"))
+    points[1].verdicts.append(GateVerdict(**verdict, point="n=2", outcome="passed", verdict="SAME"))
     lines, _ = _lines(points, 80)
-    assert [line.split()[-1] for line in lines[-3:]] == ["REGRESSION", "WITHIN", "-"]
+    assert [line.split()[-1] for line in lines[-3:]] == ["REGRESSION", "SAME", "-"]
 
 
 def test_single_point_has_no_marks() -> None:

@@ -277,7 +277,7 @@ def test_result_changed_during_the_run_is_reported_as_lost(
     assert (entry["error"]["type"], entry["result_file"]) == ("ResultLost", None)
     assert len(results.study_result["result_files"]) == 1
     assert run.ret == pytest.ExitCode.TESTS_FAILED
-    run.stdout.fnmatch_lines(["noop: experiments/* is missing, or*", "1 of 2 experiments completed, 1 failed"])
+    run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed", "noop: experiments/* is missing, or*"])
 
 
 def test_deleted_results_directory_fails_the_run(
@@ -382,7 +382,7 @@ def test_hook_may_fail_the_run(
     run = run_pytest()
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.stdout.fnmatch_lines(
-        ["noop: pytest_llem_study_finished: ValueError: too dear", "1 of 1 experiment completed"]
+        ["1 of 1 experiment completed", "noop: pytest_llem_study_finished: ValueError: too dear"]
     )
 
 

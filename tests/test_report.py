@@ -246,7 +246,7 @@ def test_results_are_kept_if_report_becomes_unwritable(
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
-    run.stdout.fnmatch_lines(["noop: --llem-html: *must be a file (got*", "1 of 1 experiment completed"])
+    run.stdout.fnmatch_lines(["1 of 1 experiment completed", "noop: --llem-html: *must be a file (got*"])
     run.stdout.no_fnmatch_line("report: *")
     assert results.study_result["summary"]["completed"] == 1
 
@@ -498,7 +498,7 @@ def test_pareto_plot_marks_optimal_points_and_estimates() -> None:
     symbols = {trace["marker"]["symbol"] for name, trace in named.items() if "estimated" in name}
     assert symbols == {"diamond-open"}
     assert "Energies of different methods or boundaries are not compared with each other." in plot.caption
-    assert "hollow marks are not measured" in plot.caption
+    assert "hollow marks and triangles are not measured" in plot.caption
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
     alone = pareto_plot([point({"a": 1}, **{SPEED: [10.0], COST: [5.0]})])
     assert alone

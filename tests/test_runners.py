@@ -119,10 +119,10 @@ class TestInterpreterQuery:
             ),
             ("echo oh >&2; exit 3", "does not answer as Python does (status 3, last output 'oh'): name a Python "),
             ("kill -9 $$", "does not answer as Python does (status -9): name a Python interpreter that works"),
-            ('echo "$@"', "does not answer as Python does (no answer, last output "),
+            ('echo "$@"', "does not answer as Python does (invalid answer, last output "),
             ("yes", "does not answer as Python does (output without end, last output 'y'): name a "),
-            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, last output "),
-            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, last output "),
+            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (invalid answer, last output "),
+            ("""echo "$4"'[]'""", "does not answer as Python does (invalid answer, last output "),
         ],
     )
     def test_program_that_is_not_python_is_an_error(self, tmp_path: Path, text: str, message: str) -> None:

@@ -43,7 +43,7 @@ def reason(folder: Path, **study: Any) -> str:
         ({"decoder": {"top_k": 5}}, "29:3: decoder.top_k: not every server takes it: give server.preset if yours"),
         ({"decoder": {"preset": "creative"}}, "decoder.repetition_penalty: not every server takes it"),
         ({"passthrough_kwargs": {"seed": 1}}, "28:1: passthrough_kwargs: engine 'server' does not read them"),
-        ({"warmup": {"max_prompts": 9}}, "warmup.max_prompts: the ramp of a load goes on until it is steady"),
+        ({"warmup": {"max_prompts": 9}}, "warmup.max_prompts: the ramp-up goes on until the load is steady"),
         ({"measurement": {"prefill_split": True}}, "leave measurement.prefill_split out"),
         (
             {"server": {"args": {"seats": 2}}},

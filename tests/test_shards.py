@@ -277,6 +277,14 @@ def test_merge_does_not_overwrite_other_files(
     assert (tmp_path / "notes" / "mine.txt").exists()
 
 
+def test_merge_that_cannot_write_names_its_output(
+    shards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["merge", *shards, "-o", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"llem: {tmp_path / 'file' / 'out'}: Not a directory\n"
+
+
 def test_merge_reports_a_link_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert cli.main(["merge", str(tmp_path / "loop"), "-o", str(tmp_path / "out")]) == 2

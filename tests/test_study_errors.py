@@ -857,7 +857,7 @@ def test_validation_stops_after_many_problems(tmp_path: Path, monkeypatch: pytes
         ('output_dir: "a\\nb"', "2:1: output_dir: must be the path of a folder (got 'a\\nb')"),
         (
             "sweep: {output_dir: [a, b]}",
-            "2:9: sweep.output_dir: must be the same for all experiments: a study has one results folder",
+            "2:9: sweep.output_dir: must be the same for all experiments: a study has one results directory",
         ),
         (
             "n: [1, 2]",

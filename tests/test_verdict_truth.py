@@ -228,6 +228,7 @@ class TestMarks:
         assert "~" not in last
         assert "*" not in last
         assert _column(points, "pareto_optimal") == [True, None, False]
+        assert _column(points[:1], "pareto_optimal") == [None], "no other point is better"
 
     @given(
         st.lists(

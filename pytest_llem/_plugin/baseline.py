@@ -31,7 +31,7 @@ def baseline_of(config: pytest.Config, study: StudyConfig, testbeds: Sequence[st
             after them, unless workers on other hosts measured the results.
 
     Raises:
-        BaselineError: The baseline does not exist, is too old, or cannot be read.
+        BaselineError: The baseline does not exist, fits none of the testbeds, is too old, or cannot be read.
     """
     settings = Settings.from_config(config)
     if settings.baseline is None:

@@ -25,7 +25,8 @@ RESULT_SUFFIXES = (".json", ".jsonl", ".csv")
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--llem-results-dir": (
         "DIR",
-        "parent of the results folders, relative to rootdir (default: ini llem_results_dir, else results)",
+        "parent of the results folders, relative to rootdir (default: the study's output_dir, else ini "
+        "llem_results_dir, else results)",
     ),
     "--llem-run-id": (
         "ID",
@@ -128,7 +129,11 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
 
 #: Type, default and help text of each ini option.
 INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
-    "llem_results_dir": ("string", "results", "parent of the studies' results folders, relative to rootdir"),
+    "llem_results_dir": (
+        "string",
+        "results",
+        "parent of the results folders of studies without output_dir, relative to rootdir",
+    ),
     "llem_baseline_dir": ("string", ".llem/baselines", "folder of the baselines, relative to rootdir"),
     "llem_baseline_max_age": (
         "string",

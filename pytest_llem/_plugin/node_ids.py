@@ -38,7 +38,7 @@ class Node(NamedTuple):
         return run_key(self.file, self.function)
 
 
-#: The greedy first group is deliberate: a folder's name may contain brackets, an item's id does not.
+#: The greedy first group is deliberate: a folder's name may contain ``::experiment[``, an id does not.
 _NODE = re.compile(rf"(?P<file>.*)::(?P<function>{'|'.join(FUNCTIONS)})\[(?P<name>.*)\]", re.DOTALL)
 
 

@@ -71,7 +71,7 @@ class Settings:
     Attributes:
         results_dir_given: Whether *results_dir* is from the command line, which overrides the study.
         resume: Whether completed experiments are replayed: those of the run *resume_from*, or, if that is None, of
-            the newest run with the study's design hash.
+            the newest run with the study's design hash; and those of the runs that it was resumed from.
         order: ``cycle_order`` of the studies.
         against: Python interpreter of the reference. For a git revision, a script in its worktree.
         against_name: Name of the reference in tables.

@@ -10,7 +10,7 @@ PAGE, PLAN = "<!DOCTYPE html>", "{"
 
 
 def check_overwrite(file: Path, prefix: str) -> str | None:
-    """Return why *file* must not be overwritten; None if it is missing, empty or of the same kind.
+    """Return why *file* must not be overwritten; None unless it is a file with content of another kind.
 
     Args:
         file: Output file.

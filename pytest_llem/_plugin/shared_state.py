@@ -30,7 +30,8 @@ BOUND = "bound"
 #: Topics, by experiment: the devices that the controller has chosen for it, and other devices that it got instead.
 ASSIGNED, PLACED = "assigned", "placed"
 
-#: Topics of a session: whether a device was used in it; the state of the GPUs before the first experiment.
+#: Topics without a study: whether the session has used a device, by device; the state of the GPUs before its
+#: first experiment.
 USED, COOL = "used", "cool"
 
 #: Topic, by point: after how many cycles its gates were decided, and the reason why later ones are skipped.
@@ -40,9 +41,9 @@ DECIDED = "decided"
 class SharedState:
     """Values by study and topic, shared by the processes of a session.
 
-    The recorder writes most of them for the processes that run experiments; those write idle power measurements
-    for each other. In a session of one process the values stay in memory. Under xdist, controller and workers
-    share a folder, which is created with the first value.
+    The recorder writes most of them for the processes that run experiments; those write others, such as idle
+    power, for each other. In a session of one process the values stay in memory. Under xdist, controller and
+    workers share a folder, which is created with the first value.
 
     Args:
         session: Unique name of the session; None for a session of one process.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.study.design import Experiment, StudyConfig
 
-#: The collected studies by node id of their file.
+#: The collected studies by the key of their run.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
 #: Values shared by the processes of the session.

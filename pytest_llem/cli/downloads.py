@@ -66,7 +66,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
         model_path: Folders with models by name, searched before those of the ini option ``llem_model_path``.
 
     Returns:
-        The exit status: 0, or 1 if anything is missing.
+        The exit status: 0, or 1 if anything is not available or invalid.
     """
     pytest_config = read_config(paths)
     if pytest_config is None:  # pytest has printed the error
@@ -89,7 +89,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
 
 
 def needs(studies: Iterable[StudyConfig]) -> list[Need]:
-    """Return the models and datasets of the experiments of *studies*, each once, without skipped experiments."""
+    """Return the models and datasets of *studies*, each once, without those of skipped points and commands."""
     by_name: dict[Need, None] = {}
     datasets: dict[Need, None] = {}
     by_engine: dict[tuple[str, str], dict[str, ExperimentConfig]] = {}

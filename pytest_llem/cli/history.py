@@ -54,12 +54,13 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         "paths", metavar="DIR", nargs="+", type=path, help="folders with results, or saved results"
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=path, help="HTML page to write")
-    add_metrics(parser, "metric to show", "the newest study")
+    add_metrics(parser, "metric to show", "each study's newest run")
     parser.add_argument(
         "--alpha",
         metavar="ALPHA",
         type=_alpha,
-        help="probability of a false alarm, over all series; default: that of the newest study, else 0.01",
+        help="probability of a false rise over all series, and of a false fall; default: that of the newest run, "
+        "else 0.01",
     )
     parser.add_argument(
         "--delta",

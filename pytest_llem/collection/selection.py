@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem._plugin.node_ids import EXPERIMENT, match_id, parse
+from pytest_llem._plugin.node_ids import EXPERIMENT, REFERENCE, REGRESSION, match_id, parse
 from pytest_llem._plugin.stash import SELECTED_AXES
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.document import read_value
@@ -54,21 +54,25 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
 
 
 def explain_not_found(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> Iterator[str]:
-    """Yield a message for each node id on the command line whose experiment a collected study does not have.
+    """Yield messages for node ids on the command line: experiments that a collected study does not have, and items
+    of a comparison without its option.
 
-    pytest's own message leaves the brackets out.
+    pytest's own message leaves the brackets out, and cannot name the option that adds an item to the study.
 
     Args:
         config: pytest's configuration.
-        studies: The collected studies by node id of their file.
+        studies: The collected studies by the key of their run.
     """
+    is_compared = config.getoption("llem_baseline") or config.getoption("llem_against")
     for argument in config.args:
         node = parse(argument)
-        if node is None or node.function != EXPERIMENT:
-            continue
-        path = config.invocation_params.dir / node.file
+        path = config.invocation_params.dir / (node.file if node else "")
         study = next((one for one in studies.values() if one.path == path), None)
-        if study is None or match_id(node.name, ids := tuple(one.id for one in study.experiments)) is not None:
+        if node is None or study is None:
+            continue
+        if node.function in (REFERENCE, REGRESSION) and not is_compared:
+            yield f"not found: {argument}: give the --llem-baseline or --llem-against of its run"
+        if node.function != EXPERIMENT or match_id(node.name, ids := tuple(one.id for one in study.experiments)):
             continue
         hint = did_you_mean(node.name, ids) or f" (there is {ids[0]!r}, and others: --collect-only lists them)"
         yield f"not found: {argument}: the study {study.name} has no experiment {node.name!r}{hint}"

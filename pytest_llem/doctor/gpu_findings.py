@@ -28,7 +28,7 @@ def gpu_findings(
 
 
 def visibility_findings(gpus: Sequence[GpuReport], surroundings: Surroundings) -> Iterator[Finding]:
-    """Yield findings that make it unclear on which GPUs experiments run.
+    """Yield findings about what makes it unclear on which GPUs experiments run.
 
     Args:
         gpus: All GPUs of this machine.

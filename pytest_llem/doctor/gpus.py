@@ -150,7 +150,7 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
 
 
 def _watch_counter(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
-    """Wait for ticks of a GPU's energy counter, compare its clocks before and after, and return the result."""
+    """Wait for ticks of a GPU's counter, compare the GPU's clocks before and after, and return the result."""
     max_mhz = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, nvml.constant("NVML_CLOCK_SM"))
     before, _ = clocks_mhz(nvml, handle)
     calls: list[float] = []

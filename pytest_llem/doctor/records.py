@@ -209,7 +209,7 @@ class Meter(Record):
 
 
 class Package(Record):
-    """A package that the engine ``pytorch`` or an option of a study needs."""
+    """A package that only some uses of pytest-llem need."""
 
     name: str
     """Name of the distribution."""

@@ -64,7 +64,8 @@ _PYTEST_PACKAGES = ("pandas", "jinja2", "plotly")
 
 @contextmanager
 def import_engines(python: Path | None = None) -> Iterator[Callable[[float], Software]]:
-    """Import every installed engine, each in its own process, which ends with the context at the latest.
+    """Import each installed engine without a missing package in its own process, which ends with the context at
+    the latest.
 
     Args:
         python: The interpreter; None for this one.

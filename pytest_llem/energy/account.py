@@ -40,7 +40,7 @@ class Total:
 
     ``energy_j`` is None, with a reason, if that of any device is missing. ``invalid`` is a code of
     :data:`~pytest_llem.results.metrics.INVALID` if the energy cannot be right. ``uncertainty_j`` is the standard
-    uncertainty (k = 1) of both edges of the window.
+    uncertainty (k = 1) of both edges of the window, and of sampling.
     """
 
     energy_j: float | None
@@ -59,8 +59,8 @@ class Account:
 
     Attributes:
         devices: Readings of every device of every meter.
-        total: Sum over the boundary of the metric ``energy_j``: GPU boards if the engine runs on GPUs and they can
-            be read, else CPU packages with their memory.
+        total: Sum over the devices of the first meter. With ``auto`` these are the GPUs if the engine runs on GPUs
+            and they can be read, else CPU packages with their memory.
         seconds: Time that the meter of the total covers, in s.
         tick_seconds: Time between two updates of that meter's counter, or between its power samples, in s.
         read_skew_seconds: Largest difference between the starts, or the ends, of its devices' windows, in s.
@@ -174,7 +174,7 @@ class Meters:
         """Open the meters that ``energy.backend`` selects.
 
         Args:
-            backend: ``auto`` (NVML and RAPL, and an estimate if neither can measure), a meter's name, or None.
+            backend: ``auto`` (NVML and RAPL, or an estimate if neither can be opened), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
             telemetry_fd: Pipe for the live telemetry of meters that support it; None if nothing reads it.
             processes: Pids of the processes that run the model; their descendants are included. Empty for the

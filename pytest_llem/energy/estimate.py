@@ -25,10 +25,11 @@ CPU_TIME_MODEL = "cpu_time_model"
 #: Maximum number of listings of the processes until two in a row agree: processes may start or end meanwhile.
 _MAX_LISTS = 5
 
-#: Resolution on Linux of the CPU times of ended processes, in s. A child's time may be rounded twice.
+#: Resolution on Linux of the CPU time that a process has waited for, in s. User and system time are rounded each.
 _CLOCK_TICK_S = 0.01
 
-#: Kind of CPU time in the id of another process's clock, as of ``clock_getcpuclockid``: that of all its threads.
+#: Kind of CPU time in the id of another process's clock, as of ``clock_getcpuclockid``: the run time of the
+#: scheduler. Without the bit for a single thread, it is that of all threads.
 _CPUCLOCK_SCHED = 2
 
 
@@ -40,9 +41,10 @@ class EstimateMeter:
 
     The processes are listed at both edges of the window. CPU time that a child used before the window does not
     count, even if the child ends and is waited for within it. An orphaned process counts as long as it is in the
-    POSIX session that this process leads, which an experiment's process does. A process that leaves the session in
-    the window, or ends without one of these processes waiting for it, makes the energy unavailable. A process that
-    starts and leaves within a window is not detected. For a server, its processes count and this one does not.
+    POSIX session that this process leads, which an experiment's process does. A process that is neither any more
+    at the end of the window, or has ended without one of these processes waiting for it, makes the energy
+    unavailable. If it has also started in the window, that is not detected. For a server, its processes count and
+    this one does not.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ class EstimateMeter:
         energy_j: float | None = None
         reason: str | None = None
         if before is None or after is None:
-            reason = "processes kept starting and ending while they were listed"
+            reason = "processes ended, or kept starting, while they were listed"
         elif (lost := _lost(before, after)) is not None:
             reason = f"process {lost} left the process tree in the window: its CPU time is unknown"
         else:
@@ -105,7 +107,7 @@ def _seconds(tree: _Tree) -> float:
 
 
 def _stable_tree(root_pids: Sequence[int]) -> _Tree | None:
-    """Return the process tree below *root_pids*, or else below this process; None if it kept changing."""
+    """Return the process tree below *root_pids*, or else this process; None if unstable or without a root."""
     before = None
     for _ in range(_MAX_LISTS):
         tree = _tree_below(root_pids) if root_pids else _own_tree()

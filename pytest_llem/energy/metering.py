@@ -38,13 +38,13 @@ class EnergyReading:
         energy_j: Energy in J, over ``boundary``; None if it is not available, never 0 instead.
         method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
         source: Source of the energy: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
-        boundary: What the energy covers: ``gpu_board`` or ``module`` if there are readable GPUs, else
-            ``cpu_package``, or ``cpu_package+dram``.
+        boundary: What the energy covers: with ``auto``, ``gpu_board`` or ``module`` if there are readable GPUs,
+            else ``cpu_package``, or ``cpu_package+dram``.
         covers_gpus: Whether the energy covers GPUs; None if this process uses none through PyTorch, or if there is
             no energy.
         invalid: Reason code if ``energy_j`` cannot be right: ``counter_disagrees``; otherwise None.
         reason: Why ``energy_j`` is None.
-        uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
+        uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, and of sampling, in J.
         devices: Readings of each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
         ticks: Number of ticks of the meter's counter, or of power samples, in ``energy_j``; None if unknown.
         tick_seconds: Time between two of them, in s; None if unknown.

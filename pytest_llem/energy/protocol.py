@@ -98,12 +98,13 @@ class DeviceReading(_Finite):
         reason: Why ``energy_j`` is None.
         seconds: Time that ``energy_j`` covers, in s; None if it is that of the :class:`Reading`. It may differ, as
             counters tick independently.
-        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J, without ``gain_error``.
+        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, and of sampling, in J, without
+            ``gain_error``.
         gain_error: Relative constant error against a wall meter. It is kept apart because it cancels in a
             comparison of two energies of one device.
         integral_j: Energy from sampled power, in J, as a check of a counter.
         integral_uncertainty_j: Standard uncertainty of ``integral_j`` from sampling, in J.
-        integral_reason: Why a counter has no ``integral_j``: the sampler failed, or power cannot be read.
+        integral_reason: Why a counter has no ``integral_j``, such as that the sampler failed.
         counter_reason: Why power was sampled although the device has an energy counter.
         conditions: Temperature, clocks and throttling of the device.
     """
@@ -204,7 +205,8 @@ class Reading(_Finite):
     Attributes:
         devices: One reading for each device.
         seconds: Time that the reading covers on the monotonic clock, in s; the mean if devices differ.
-        tick_seconds: Time between two ticks of the counter, or between two samples of power, in s.
+        tick_seconds: Time between two ticks of the counter, or between two samples of power, in s; the longest if
+            devices differ.
         read_skew_seconds: Largest difference between the starts, or the ends, of the devices' windows, in s; None
             for one device.
         samples: Samples of the window, in order of time.

@@ -33,7 +33,7 @@ from typing import Any, cast
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import MODULE_SCOPE, PowerSource, clocks_mhz, power_w, temperature_c
 
-#: Time between two samples of a GPU, in s.
+#: Mean time between two samples of a GPU, in s.
 PERIOD_S = 0.1
 
 #: Samples are at different places within their periods: multiples of the golden ratio, modulo 1. Otherwise a load

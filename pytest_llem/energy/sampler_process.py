@@ -32,7 +32,7 @@ class SamplerProcess:
         telemetry_fd: Pipe for the live telemetry of the sampler; None if nothing reads it.
 
     Attributes:
-        samples: Samples read since the last :meth:`forget`, in order of time.
+        samples: Samples kept by the last :meth:`forget`, and those read since, in order of time.
     """
 
     def __init__(self, gpus: Sequence[MeteredGpu], telemetry_fd: int | None = None) -> None:
@@ -102,7 +102,7 @@ class SamplerProcess:
         self.samples, self._cpu = self.samples[-keep:], self._cpu[-keep:]
 
     def cpu_seconds(self, began: float, ended: float) -> float | None:
-        """Return the sampler's CPU time between two instants, in s; None if it has failed."""
+        """Return the sampler's CPU time between two instants, in s; None if it has failed or has no samples."""
         if self.failure is not None or not self._cpu:
             return None
         first, last = (bisect_right(self._cpu, at, key=lambda one: one[0]) for at in (began, ended))

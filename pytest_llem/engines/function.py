@@ -7,8 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -131,7 +131,6 @@ class FunctionEngine(BatchEngine):
         if fields.get("model", "") is None:  # the study has no model: the function's default applies
             del fields["model"]
         self._arguments = fields | options.arguments
-        self._function = partial(self.signature.function, **self._arguments)
         used = [f"GPU-{_torch().cuda.get_device_properties(index).uuid}" for index in _used_gpus()]
         self.gpus = used or self.gpus
 
@@ -156,10 +155,13 @@ class FunctionEngine(BatchEngine):
 
     def generate(self, batch: Sequence[Any]) -> list[_Output]:
         assert self.signature is not None, "load first"
+        # Copies: a function that appends to its prompt, or takes values from decoder, would change its next call.
+        prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in batch]
+        arguments = deepcopy(self._arguments)
         sent = time.monotonic()
         if not self.signature.takes_all:
-            return [self._received(self._function(batch[0]), sent)]
-        answer = self._function(list(batch))
+            return [self._received(self.signature.function(prompts[0], **arguments), sent)]
+        answer = self.signature.function(prompts, **arguments)
         if isinstance(answer, str | bytes | Mapping | Set) or not isinstance(answer, Iterable):
             raise self._error(f"must return a sequence with an output for each prompt (got {shown(answer)})")
         outputs = [self._received(one, sent) for one in answer]

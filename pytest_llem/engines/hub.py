@@ -24,7 +24,7 @@ def not_cached_message() -> str:
 def unreachable_reason() -> str | None:
     """Return why the hub cannot be reached; None if it answers, or if HF_HUB_OFFLINE is set.
 
-    Takes up to ``HF_HUB_ETAG_TIMEOUT`` (10 s).
+    Waits up to ``HF_HUB_ETAG_TIMEOUT`` (10 s) for a connection, and again for an answer.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

@@ -99,8 +99,8 @@ def resolve_model(
         name: The model's name in the study.
         model_path: Folders that hold models by name.
         revision: Revision of a hub model; None for the main branch.
-        download: Whether to download. If false, the hub is not asked, and any name that a hub model may have
-            counts as found.
+        download: Whether to download. If false, the hub is not asked: any name that a hub model may have counts as
+            found, or with ``HF_HUB_OFFLINE`` any model in the cache.
 
     Raises:
         ModelNotFoundError: The model was not found. The message lists the places that were searched.

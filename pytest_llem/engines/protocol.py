@@ -23,7 +23,7 @@ class PreflightError(Exception):
 
 
 class EngineCrashError(Exception):
-    """Raised if a process that the engine has started has ended. The error of the experiment is of kind ``crash``.
+    """Raised if a process that the experiment needs has ended. The error of the experiment is of kind ``crash``.
 
     Example:
         >>> raise EngineCrashError("the server of the engine was ended by SIGKILL")
@@ -68,7 +68,7 @@ class RequestRecord:
             engine does not return them.
         sent: When the request was submitted to the engine, before any queue.
         token_times: When each output token arrived; empty if unknown. Tokens that arrived together have one time.
-        first_token: When the first token arrived; taken from ``token_times`` if that is given.
+        first_token: When the first token arrived; if None, taken from ``token_times``.
         last_token: When the last token arrived; likewise.
         due: When the request should have been sent, if a schedule says so. Latencies then count from it, so that a
             late client does not hide a slow engine.
@@ -262,10 +262,10 @@ class Engine(Protocol):
 class BatchEngine(Engine, Protocol):
     """An engine that generates for batches of prompts. pytest-llem runs whole passes over the prompts.
 
-    The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window it only
-    generates; everything else happens outside. Every pass of the window has the same prompts. So an engine that
-    caches prompts or answers, such as by prefix caching, has to disable the cache, or to clear it in ``seed``,
-    which is called at the beginning of every pass.
+    The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window, only
+    ``seed``, ``generate`` and ``synchronize`` are called. Every pass of the window has the same prompts. So an
+    engine that caches prompts or answers, such as by prefix caching, has to disable the cache, or to clear it in
+    ``seed``, which is called at the beginning of every pass.
 
     Example:
         >>> class EchoEngine(BatchEngine):

@@ -7,6 +7,7 @@ only the library itself can check, is reported when the engine loads.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -191,7 +192,7 @@ def unmet_by_server(config: ExperimentConfig, packages: Packages) -> Iterator[st
 def unmet_by_command(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
     """Yield why a command cannot run. The command is not run."""
     assert config.command is not None
-    [program] = command_values(config, python="python").fill(config.command.run[:1])
+    [program] = command_values(config, python=sys.executable).fill(config.command.run[:1])
     if "/" not in program and shutil.which(program) is None:
         yield f"command.run: program {program!r} not found in PATH: install it, or give its path"
     if config.passthrough_kwargs:
@@ -206,7 +207,7 @@ class ShippedEngine:
         options: Class of its options.
         supports: Abilities of its class, as :func:`pytest_llem.engines.options.abilities` returns them.
         unmet_requirements: Yields why an experiment cannot run in an environment, one sentence for each reason.
-        optional_modules: Modules that only some of its experiments need.
+        optional_modules: Modules that its experiments, or some of them, need and that may be missing.
         checks_options: Whether only the library that it runs can check its options.
     """
 

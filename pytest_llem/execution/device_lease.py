@@ -34,7 +34,7 @@ class DeviceLease:
         hand_over_process: Takes over a process that has written its result and has not exited yet; None to wait
             for its exit.
         progress: Shows the live progress; None without a terminal.
-        ends_server: Whether no later item of this session will use the server that the item's experiment shares.
+        ends_server: Whether the item's experiment is the last of several on one server.
         defer: Registers what to call before the devices are released, which may be after later items.
     """
 

@@ -90,7 +90,10 @@ class EnergyBudget:
 
 @contextmanager
 def metered(item: pytest.Item) -> Iterator[None]:
-    """Measure the context, put energy and time on *item*, and fail a passing test that exceeds its budget."""
+    """Measure the context, and put energy and time on *item*.
+
+    A passing test fails if it exceeds its budget, or if that cannot be judged.
+    """
     budget = EnergyBudget.of(item)
     readings: list[EnergyReading] = []
     try:

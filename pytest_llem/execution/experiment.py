@@ -54,7 +54,11 @@ PROPERTIES = {
 
 
 def run_item(experiment: Experiment, item: pytest.Item) -> str | None:
-    """Run *experiment*, keep its outcome for the report, and return its error message; None if it passed."""
+    """Run *experiment*, keep its outcome for the report, and return its error message; None if it passed.
+
+    Raises:
+        pytest.skip.Exception: The experiment is not started any more.
+    """
     error = _outcome_of(experiment, item)
     return None if error is None else explain(error, item.config.option.tbstyle)
 

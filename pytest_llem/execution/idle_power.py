@@ -23,7 +23,7 @@ def _shared_key(key: str, python: Path | None) -> str:
 
 
 def known_idle_power(shared_state: SharedState, key: str, python: Path | None) -> dict[str, Any] | None:
-    """Return the idle power that an earlier cycle of a point measured.
+    """Return the idle power that an earlier experiment with the same *key* measured.
 
     Args:
         shared_state: The session's shared state.
@@ -31,14 +31,14 @@ def known_idle_power(shared_state: SharedState, key: str, python: Path | None) -
         python: The interpreter that loads the model; None for this one.
 
     Returns:
-        An IdlePowerRecord as plain data; None if no earlier cycle measured it.
+        An IdlePowerRecord as plain data; None if none measured it.
     """
     found: dict[str, Any] | None = shared_state.read(_shared_key(key, python), _CONTEXT)
     return found
 
 
 def keep_idle_power(shared_state: SharedState, key: str, python: Path | None, result: Mapping[str, Any]) -> None:
-    """Keep the idle power that an experiment measured itself, for the later cycles of its point.
+    """Keep the idle power that an experiment measured itself, for later ones with the same *key*.
 
     Args:
         shared_state: The session's shared state.
@@ -48,7 +48,7 @@ def keep_idle_power(shared_state: SharedState, key: str, python: Path | None, re
     """
     idle_power = result.get("idle_power")
     if idle_power and idle_power.get("idle_power_w") is not None and idle_power.get("age_seconds") == 0:
-        with suppress(OSError):  # the next cycle then measures it again
+        with suppress(OSError):  # the next experiment then measures it again
             shared_state.put(_shared_key(key, python), _CONTEXT, idle_power)
 
 

@@ -80,7 +80,7 @@ class IsolatedExperiment:
 
     Args:
         config: The pytest configuration. The ini keys ``llem_model_path``, ``llem_carbon_intensity``, ``llem_pue``
-            and ``pythonpath`` and the option ``--llem-timeout`` are used.
+            and ``pythonpath`` and the options ``--llem-timeout`` and ``--llem-start-method`` are used.
 
     Example:
         >>> def test_energy(isolated_experiment):

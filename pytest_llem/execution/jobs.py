@@ -77,7 +77,7 @@ def complete_job(item: pytest.Item, allocation: Allocation, gap: GapRecord | Non
     Args:
         item: The experiment's item.
         allocation: The leased devices.
-        gap: Idle time before the experiment; None if there was none.
+        gap: Idle time before the experiment; None if it was not recorded.
     """
     study, experiment = study_of_item(item), experiment_of(item)
     point, shared_state = experiment.point, item.config.stash[SHARED_STATE]

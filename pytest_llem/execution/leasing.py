@@ -80,8 +80,8 @@ _SESSION = pytest.StashKey[_Session]()
 def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Lease devices to *item*, and idle before it as its study asks. Items that start no process run at once.
 
-    If the devices cannot be leased, the lease's ``refusal`` says why. If the item's process has not exited when
-    the item ends, and an experiment follows at once, that experiment takes over the devices.
+    If the devices cannot be leased, the lease's ``refusal`` says why. The next experiment takes over the devices
+    if it can use the item's server, or if it follows at once and the item's process has not exited.
 
     Args:
         item: Any item that is about to run.
@@ -239,7 +239,7 @@ def _follows_at_once(item: pytest.Item | None) -> bool:
 
 
 def _gap_before(session: _Session, item: pytest.Item, ownership: Ownership) -> _Gap | None:
-    """Return the idle time before *item*; None before the session's first experiment on its devices.
+    """Return the idle time before *item*; None before this process's first one, if its devices are unused so far.
 
     Records that the session uses the devices, and the item's cycle for the next call.
     """

@@ -178,7 +178,7 @@ class LiveProgress:
             return Text(printable(now), "cyan")
         lasted = int(self._clock() - self._phase_began)
         text = printable(now.phase)
-        if now.in_flight is not None:  # after the ramp-up; whether the load was steady is judged later
+        if now.in_flight is not None:  # the window of a load; whether it was steady is judged later
             text = text.replace("measuring", "steady")
         if now.unit == "s":
             text += f" {lasted}/{now.total:.0f} s" if now.total and lasted <= now.total else f" {lasted} s"

@@ -100,7 +100,7 @@ class RunningServer:
         return replace(outcome, error=error, files=_kept(output))
 
     def is_usable(self) -> bool:
-        """Return whether it still runs."""
+        """Return whether it still runs. True if it is attached."""
         return self.process is None or not self.process.has_ended
 
     def stop(self) -> None:
@@ -188,7 +188,7 @@ _SERVERS = pytest.StashKey[ModelServers]()
 
 
 def key_of(item: pytest.Item) -> Key:
-    """Return a key that is equal for the experiments that share a server: those that differ in their load only."""
+    """Return a key that is equal for the experiments that share a server."""
     run = run_of(item)
     return run, study_of_item(item).server_group(experiment_of(item))
 

@@ -157,8 +157,8 @@ def check_both_sides(
         selected: The experiments to run, by run key.
 
     Raises:
-        pytest.UsageError: An interpreter cannot be used, an engine cannot be imported in it, or no point of a
-            side can run: the other side would be measured in vain.
+        pytest.UsageError: An interpreter cannot be used, an engine cannot be imported in it, a server would be the
+            same on both sides, or no point of a side can run: the other side would be measured in vain.
     """
     if Settings.from_config(config).against is None:
         return

@@ -2,7 +2,7 @@
 
 xdist copies pytest and the folders of ``--rsyncdir`` to such hosts, which is deprecated. Here nothing is copied:
 the files that studies need must be there, and are compared by their SHA-256 before anything runs. Results travel
-on the reports, so that only the controller writes.
+on pytest's reports, so that only the controller writes the results directory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from pytest_llem.workload.prompts import hub_dataset
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
-#: Options of ssh, behind those of the user, which take precedence. Without them, a host that has lost its power
-#: leaves the connection open for hours.
+#: Options of ssh, behind those of ``--tx``, which take precedence; they override ``ssh_config``. Without them, a
+#: host that has lost its power leaves the connection open for hours.
 _SSH_OPTIONS = " -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=3"
 
 #: Pauses before the attempts to reach the host of a lost worker, in s.
@@ -61,7 +61,7 @@ def is_remote(spec: execnet.XSpec) -> bool:
 
 
 class RemoteWorkers:
-    """Checks hosts before a run, connects their workers to the shared state, and replaces lost workers.
+    """Checks hosts that ssh reaches before a run, connects workers to the shared state, and replaces lost ones.
 
     A plugin of xdist's controller, registered if studies run on other hosts.
 
@@ -85,11 +85,11 @@ class RemoteWorkers:
         directory = config.invocation_params.dir
         self._digests = {_path_on_host(path, directory): _digest(path) for path in needed_files(config, studies)}
         config.stash[REMOTE] = True
-        remote = {id(spec): spec for spec in specs if spec.ssh}  # by id: specs of one host are equal
-        for spec in remote.values():
+        by_ssh = [spec for spec in specs if spec.ssh]
+        for spec in by_ssh:
             spec.ssh = f"{spec.ssh}{_SSH_OPTIONS}"
-        with ThreadPoolExecutor(len(remote) or 1) as pool:
-            found = dict.fromkeys(chain.from_iterable(pool.map(self._problems, remote.values())))
+        with ThreadPoolExecutor(len(by_ssh) or 1) as pool:
+            found = dict.fromkeys(chain.from_iterable(pool.map(self._problems, by_ssh)))
         if found:
             raise pytest.UsageError(*found)
         self._pass_arguments(specs)
@@ -125,7 +125,7 @@ class RemoteWorkers:
             return [f"{_name(spec)}: the host cannot be reached by ssh"]
         except (EOFError, OSError, execnet.RemoteError) as error:
             python = spec.python or "python"
-            what = f"{python} cannot be started there{_reason(error)}"
+            what = f"{python} cannot be started there, or does not answer{_reason(error)}"
             return [f"{_name(spec)}: {what} (…//python=PATH names another)"]
         finally:
             group.terminate(timeout=1.0)
@@ -145,7 +145,7 @@ class RemoteWorkers:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_testnodedown(self, node: WorkerController, error: object) -> None:
-        """Have xdist replace a lost worker on another host, if the worker's own host cannot be reached."""
+        """Have xdist replace a lost worker on a ready one's host, if it never was ready or its host is lost."""
         was_ready = self._ready.pop(node, False) is None
         spec = node.gateway.spec
         if not error or not spec.ssh or error == "keyboard-interrupt":
@@ -226,7 +226,10 @@ def study_files(config: pytest.Config) -> list[Path]:
 
 
 def needed_files(config: pytest.Config, studies: Sequence[Path]) -> list[Path]:
-    """Return the *studies*, and the existing files that they read: bases, datasets, traces, engines, baseline."""
+    """Return the *studies* and the existing files that they read.
+
+    These are the file of ``base``, datasets, traces, engines and the baseline.
+    """
     found: dict[Path, None] = {}
     for path in studies:
         found[path] = None
@@ -251,7 +254,7 @@ def _files_of(config: pytest.Config, path: Path) -> Iterator[Path]:
 
 
 def _engine_files(config: pytest.Config, study: StudyConfig) -> Iterator[Path]:
-    """Yield the files of engines in the user's own modules. Installed packages are facts of each result."""
+    """Yield the files of engines in the user's own modules. Results record the versions of packages."""
     folders = [str(folder) for folder in import_path(config)]
     for backend in {point.config.backend for point in study.points if ":" in point.config.backend}:
         spec = PathFinder.find_spec(backend.partition(":")[0].partition(".")[0], folders)

@@ -80,7 +80,7 @@ class Line:
         return not self._is_shown or time.monotonic() - self._updated_at >= MIN_INTERVAL_S
 
     def show(self, compose: Callable[[int], str]) -> None:
-        """Show the text that *compose* returns for a width, unless the line was updated less than 0.5 s ago."""
+        """Show the text that *compose* returns for a width, unless the shown line is less than 0.5 s old."""
         if self.is_due:
             self._is_shown, self._updated_at = True, time.monotonic()
             self._write(compose(self.width))

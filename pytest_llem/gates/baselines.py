@@ -1,7 +1,7 @@
 """Read baselines: results that are saved under a name to compare with, and are meant to be committed.
 
-They are in ``FOLDER/NAME/TESTBED/STUDY.json``. Earlier versions wrote ``FOLDER/NAME/STUDY.json``, which is read if
-no testbed has its own.
+They are in ``FOLDER/NAME/TESTBED/STUDY.json``; those of earlier versions, or without testbed facts, are in
+``FOLDER/NAME/STUDY.json``, which is read if no testbed that fits has its own.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def judge_budget(
 ) -> GateVerdict:
     """Return whether the mean of a metric over a point's cycles is within its limits.
 
-    The budget fails if and only if the mean is above the maximum or below the minimum, whatever the scatter.
+    A judged budget fails if and only if the mean is above the maximum or below the minimum, whatever the scatter.
     ``within_noise`` is set if the 95 % interval straddles a limit, so that another run may give another verdict. A
     budget that cannot be judged fails with the reason.
 

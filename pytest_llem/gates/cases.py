@@ -45,7 +45,7 @@ class Case:
         question: What is to be decided; None if nothing can be.
         reason: Why nothing can be decided.
         skip_undecided: Whether the gate is skipped, instead of failing, if nothing can be decided.
-        inconclusive: Whether it cannot be decided only because of too few cycles or contention.
+        inconclusive: Whether only too few cycles, runs that are no repetitions, or contention prevent a decision.
         contended: Which side's cycles were contended, and by what; None if none was.
         testbed: Differences in testbed facts; None if they were not compared.
         process_share: Share of the variance between pairs that their turns do not explain; None if unknown.
@@ -78,8 +78,8 @@ def make_case(
 
     Args:
         pair: A point and its counterpart in the reference.
-        requested: The metric to compare. If the study names no metrics, the metric per request is judged instead
-            of one per output token if answers differ in length.
+        requested: The metric to compare. If the study names no metrics, another may be judged instead: see
+            :func:`~pytest_llem.gates.eligibility.judged_metric`.
         settings: The study's settings of gates.
         paired: Whether cycles of the same number belong together.
         allow_mismatch: Whether to compare although testbed facts differ.

@@ -47,7 +47,7 @@ class Contrast:
 
     Attributes:
         log_ratio: ln(candidate / reference), of the geometric means.
-        standard_error: Standard error of ``log_ratio``; 0 if neither side has any spread.
+        standard_error: Standard error of ``log_ratio``; 0 if neither side has any spread, or pairs have none.
         degrees: Degrees of freedom of ``standard_error``: by Welch and Satterthwaite, see
             :func:`~pytest_llem.gates.ttests.welch`; for pairs, the number of pairs less 1.
         n: Number of the candidate's cycles, or of pairs.

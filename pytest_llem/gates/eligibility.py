@@ -1,8 +1,9 @@
-"""Why a gate may not judge a metric although it has a value, and which metric it judges if workloads differ.
+"""Why a gate may not judge a metric although it has a value, and which other metric a default gate judges.
 
 A metric is ineligible if its energy was estimated, is invalid, covers other devices than the engine's or too few
 ticks of the counter, or if the point's replayed result is out of date. If the two sides of a comparison generated
-different numbers of tokens, a default gate on a metric per output token judges the metric per request instead.
+different numbers of tokens, a default gate on a metric per output token judges the metric per request instead; one
+on ITL judges TPOT if several tokens arrived together.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class MetricChange:
         first: First value after the change, or of the drift.
         last: The same value, or the last value of the drift.
         before: The judged value before ``first``; None for a drift from the first run on.
-        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except the commit;
-            empty for a drift.
+        facts: System-under-test and testbed facts that differ between ``before`` and ``first``, except those of
+            the checkout; empty for a drift.
     """
 
     verdict: str
@@ -299,7 +299,7 @@ def _gated_metrics(point: PointResult, gates: GatesConfig) -> Iterator[str]:
 def _append(groups: list[tuple[PointResult, MetricHistory]], value: Value, study: str, metric: str) -> None:
     """Append a value to the series of its testbed, and make that series if it is the first one.
 
-    Each of *groups* is a series of one point, after its newest point with all testbed facts known so far.
+    Each of *groups* is the newest point of a series, with all testbed facts known so far, and the series.
     """
     point, differences = value.point, {}
     for index, (newest, history) in enumerate(groups):

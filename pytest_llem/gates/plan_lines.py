@@ -82,7 +82,7 @@ def _spreads(study: StudyConfig, reference: StudyResult | None) -> list[tuple[st
     found = []
     for metric in dict.fromkeys(study.family):
         judged, cvs = metric, _variations(metric, reference)
-        # A gate that the study does not name judges TPOT in place of ITL if several tokens arrive at a time.
+        # A default gate judges TPOT in place of ITL if several tokens arrive at a time.
         if not cvs and gates.metrics is None and metric in PER_TOKEN_TIME:
             judged = PER_TOKEN_TIME[metric]
             cvs = _variations(judged, reference)

@@ -64,7 +64,8 @@ def compare(
 
     A point of the reference that is no longer in the study fails, even if it is not among *points*. A point that
     the reference does not have is skipped. A gate that cannot be judged fails, with one exception: if the study
-    names no metrics, a default metric of which neither side can have a value is skipped.
+    names no metrics, a default metric is skipped if the values of both sides are missing, not above 0, or
+    estimates that may not be judged.
 
     Args:
         candidate: The result to judge.

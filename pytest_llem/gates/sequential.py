@@ -1,10 +1,10 @@
-"""Run cycles until a gate is decided, without more false alarms from looking several times.
+"""When to judge gates whose cycles run until they are decided, without more false alarms from several looks.
 
 Gates are judged after some numbers of cycles, which are fixed before the first one. Each look spends an equal
-share of the gate's level, so that the probability of a false verdict at any of them stays below the level,
+share of the gate's level, so that the probability of a false verdict at any of them is at most the level,
 whatever the looks have in common (Bonferroni). This holds for each level, and therefore for those of Holm's
-procedure over gates that stopped after different numbers of cycles. Each look is after a quarter more cycles than
-the one before: fewer looks would leave larger shares, and more would find a clear result earlier.
+procedure over gates that stopped after different numbers of cycles. Each look is after about a quarter more cycles
+than the one before: fewer looks would leave larger shares, and more would find a clear result earlier.
 
 ``tests/benchmarks/sequential.py`` compares this rule with others, and simulates its false alarms.
 """
@@ -108,11 +108,12 @@ def _reached(cycles: int, schedule: Schedule) -> list[int]:
 def is_precise(values: Sequence[float], relative_half_width: float) -> bool:
     """Return whether the mean of *values* is known to *relative_half_width*, so that no more cycles are needed.
 
-    It may be asked after each cycle: the interval's nominal confidence of 98 % allows for that.
+    It may be asked after each cycle: of the interval's nominal confidence of 98 %, about 95 % are left then.
 
     Args:
         values: Values of the cycles so far.
-        relative_half_width: Half of the width of the mean's interval ÷ the mean, above 0.
+        relative_half_width: Largest half-width of the mean's interval that is precise enough, as a part of the
+            mean's absolute value; above 0.
 
     Example:
         >>> is_precise([1.0, 1.01, 0.99, 1.0], 0.05)

@@ -139,7 +139,7 @@ class _Tests(NamedTuple):
 
 
 def _tests(series: Series) -> _Tests | None:
-    """Return all tests of a series; None if it has too few runs."""
+    """Return all tests of a series; None if it has none."""
     import numpy as np
 
     n = len(series.values)
@@ -218,7 +218,7 @@ def _split(series: Series, begin: int, end: int) -> int:
 
 
 def _changes(series: Series, positions: Sequence[int]) -> Iterator[Change]:
-    """Yield the changes at *positions*; several in one direction that are a drift are yielded as one change."""
+    """Yield the changes at *positions*; one or several in one direction that a drift explains are one change."""
     levels = [series.values[begin:end].mean() for begin, end in pairwise([0, *positions, len(series.values)])]
     rises = [one < other for one, other in pairwise(levels)]
     first = 0

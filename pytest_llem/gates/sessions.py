@@ -46,7 +46,7 @@ class SessionEffect:
 
     Attributes:
         metric: Name of the metric in the catalogue.
-        sessions: Number of results that have the metric.
+        sessions: Number of sessions with pooled values.
         points: Number of pooled points.
         spread: Spread between sessions.
         delta: Relative change that should not count when sessions are compared.
@@ -71,7 +71,7 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
         metrics: Number of gated metrics.
 
     Raises:
-        UndecidableError: No point has values from two sessions.
+        UndecidableError: No point has usable values from two sessions.
     """
     by_hash = [{point.config_hash: point.metrics.get(metric) for point in result.points} for result in results]
     by_point: list[list[list[float]]] = []

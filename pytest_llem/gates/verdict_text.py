@@ -35,7 +35,7 @@ def verdict_text(verdict: GateVerdict) -> str:
 def rounded(value: float, digits: int = 3) -> str:
     """Return *value* with at least *digits* significant digits.
 
-    From a million on, and below 0.0001, it has an exponent and at most *digits* significant digits.
+    From a million on, and below 0.0001, it has at most *digits* significant digits.
     """
     if not value:
         return "0"

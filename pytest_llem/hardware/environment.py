@@ -18,8 +18,8 @@ _CPUS = Path("/sys/devices/system/cpu")
 #: File with the maximum clock of a CPU, in kHz.
 _CLOCK = "cpufreq/cpuinfo_max_freq"
 
-#: A CPU whose maximum clock is below this share of the machine's highest counts as a slow core. On machines with
-#: one kind of core the maximum clocks differ by less than 10 %, with two kinds by more than 20 %.
+#: A CPU whose maximum clock is below this share of the machine's highest counts as slow. On machines with one
+#: kind of core the maximum clocks differ by less than 10 %, with two kinds by more than 20 %.
 SLOW_SHARE = 0.85
 
 _POLICIES = {

@@ -153,8 +153,8 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool 
         uuids: UUIDs of all GPUs in NVML's order, which is that of the PCI bus.
         visible: Value of CUDA_VISIBLE_DEVICES; None if it is not set.
         is_bus_order: Whether CUDA uses that order too. By default CUDA puts the fastest GPU first: on a host with
-            different GPUs an index is then ambiguous, and all GPUs are returned. Without CUDA_VISIBLE_DEVICES the
-            order is known: experiments run with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+            different GPUs an index is then ambiguous, as a MIG instance always is, and all GPUs are returned.
+            Without CUDA_VISIBLE_DEVICES the order is known: experiments run with CUDA_DEVICE_ORDER=PCI_BUS_ID.
     """
     if visible is None:
         return list(uuids), True
@@ -267,7 +267,7 @@ def newest_cuda(nvml: Nvml) -> str | None:
 
 
 def gpu_settings(nvml: Nvml, uuid: str) -> dict[str, Any]:
-    """Return the settings of a GPU: power in W, clocks in MHz. Values that NVML does not report are None."""
+    """Return the settings of a GPU, or only why it is not found. Values that NVML does not report are None."""
     handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
         return {"uuid": uuid, "nvml": nvml.error}

@@ -94,7 +94,7 @@ class Nvml:
 
         Args:
             handle: NVML's handle of the GPU.
-            fields: Field ids, or pairs of an id and a scope. An id may be given once.
+            fields: Field ids, or pairs of an id and a scope. An id may be given only once.
             member: Only values in this member of ``nvmlValue_t``; None for all. Some drivers return another field
                 of another type under the same id.
         """

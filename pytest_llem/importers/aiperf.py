@@ -57,7 +57,7 @@ def read(export: Fields | None, records: Sequence[Fields]) -> Iterator[ToolRun]:
         for name, value in scalars(config.data)
         if not any(f"{name}.".startswith(f"{part}.") for part in _UNIMPORTANT)
     }
-    given = next((value for name, value in settings.items() if name.endswith("concurrency")), None)
+    given = next((value for name, value in settings.items() if name.rpartition(".")[2] == "concurrency"), None)
     concurrency = int(given) if isinstance(given, int | float) and given >= 1 else None
     models = config.section("endpoint").items("model_names") or [
         one.text("name") for one in config.section("models").sections("items")

@@ -20,7 +20,7 @@ _MODULES = {one.FORMAT: one for one in (own, sglang, vllm, guidellm, llama_bench
 
 
 def read_runs(files: Sequence[Path], name: str | None = None) -> list[ToolRun]:
-    """Return the runs in *files*, in their order. The records of a run of AIPerf are joined with its export.
+    """Return the runs in *files*, in their order, those of AIPerf last. Its records are joined with its exports.
 
     Example:
         >>> [run.tool for run in read_runs([Path("result.json")])]
@@ -74,7 +74,7 @@ def _expanded(given: Path, files: Sequence[Path]) -> list[Path]:
     of_aiperf = [given / name for name in aiperf.FILES if (given / name).is_file()]
     found = of_aiperf or sorted(one for one in given.iterdir() if one.suffix in (".json", ".jsonl", ".csv"))
     if not found:
-        fail(given, "is a folder without JSON, JSON lines and CSV")
+        fail(given, "is a folder without JSON, JSON lines or CSV")
     return found
 
 

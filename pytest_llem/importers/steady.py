@@ -43,8 +43,9 @@ def steady_rates(run: ToolRun) -> Rates:
 
     With a maximum of requests in flight (closed loop, each of them in a slot), the steady state begins when that
     many requests have had their first token, and ends when fewer are in flight for good. So neither the time until
-    all slots are in use counts, nor the time when requests run out. Without a maximum (open loop) it begins one
-    median E2E latency after the first request was sent, and ends when the last one is sent.
+    all slots are in use counts, nor the time when requests run out. Without a maximum, or if it was not reached
+    (open loop), it begins one median E2E latency after the first request was sent, and ends when the last one is
+    sent.
 
     If the records of a closed loop have only the first requests, the end is that of the run, with the time when
     requests run out.

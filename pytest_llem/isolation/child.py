@@ -18,7 +18,8 @@ from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.starting import ChildPipes, Starter, SupervisorHandle
 from pytest_llem.measurement.progress import Progress, Watcher, parse
 
-#: Time that a killed process may take to end, in s. Only a process stuck in the kernel takes this long.
+#: Time that the supervisor may take to report the end of a killed process, in s. Only a process stuck in the
+#: kernel takes this long.
 REAP_SECONDS = supervisor.REAP_SECONDS + 5
 
 #: Time that a process may take to exit after it has written its result, in s.
@@ -143,7 +144,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Pid of the process, which leads a process group; None if it was not started."""
+        """Pid of the process, which leads a process group; None if it has not been reported."""
         return self._pid
 
     @property

@@ -1,7 +1,7 @@
 """Ask the interpreter that will run engines about them: their options, and what each configuration needs.
 
 An engine may import anything, so it is imported in a process of its own. As that may take long, answers are kept
-in the user's cache: until the code of the engine or of pytest-llem changes, it is not imported again.
+in the user's cache until the code of the engine or of pytest-llem changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pytest_llem.study.problems import did_you_mean
 #: Time limit for importing engines, in s. Some import much, and from a slow network drive.
 IMPORT_SECONDS = 600.0
 
-#: Answers about configurations of one engine that are kept in the cache.
+#: When the cache has this many answers about configurations of one engine, new ones replace them.
 MAX_ANSWERS = 10_000
 
 _MARKER = "pytest-llem's answer is written"

@@ -55,7 +55,8 @@ def serve(control: socket.socket) -> WorkerArguments | None:
     """Serve requests until the socket is closed.
 
     Returns:
-        In a forked process, the arguments of its job. In the server, None once the socket is closed.
+        In a forked process, the arguments of its job. In the server, None once the socket is closed or an
+        import has made it unfit for forking.
     """
     forked: set[int] = set()
     imported: set[str] = set()

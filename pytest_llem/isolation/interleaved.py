@@ -85,7 +85,7 @@ class _Running:
         watcher: Notified of progress; None for no notification.
         process: Starts and ends the process.
         child: The connection to the process, once that was started.
-        error: Why the process could not be started; None if it was.
+        error: Why the process or its job could not be started; None if they were.
         waiting: The last report that it waits for its turn.
         waits: Number of these reports.
         has_turn: Whether it has been given a turn that it has not ended.

@@ -198,7 +198,7 @@ def run_supervised(command: Sequence[str], seconds: float, marker: str) -> tuple
             if not selector.get_map():
                 ending = _ending(command[0], reports)
             elif marker in output and "\n" in output.rpartition(marker)[2]:
-                ending = "no answer"
+                ending = "invalid answer"
             elif len(output) > MAX_CHARACTERS:
                 ending = "output without end"
             elif time.monotonic() < deadline:

@@ -38,21 +38,21 @@ class Job:
         directory: Folder to which a dataset's path is relative.
         root: Folder whose git commit is recorded; None for the current folder.
         model_path: Folders that hold models by name.
-        gap: Fields of a GapRecord: the idle time before the experiment; None if there was none.
+        gap: Fields of a GapRecord: the idle time before the experiment; None if it was not recorded.
         python_path: Folders with a user's own engines and meters. They are searched last.
         python: The interpreter; None for this one, with this process's ``sys.path``.
         carbon: Fields of a Carbon: carbon intensity and PUE; None if the user has not given them.
         watch_pids: Processes, besides this one, whose end also ends the experiment.
         harness: The pytest processes, whose processor time counts as measurement overhead.
-        idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
-        idle_power_no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, before the
-            session's first experiment.
+        idle_power: Fields of an IdlePowerRecord measured by an earlier experiment; None if there is none.
+        idle_power_no_context: Fields of an IdlePowerRecord: idle power without a CUDA context, or why it was not
+            measured.
         contended_runs: Fields of ContendedRuns: earlier, contended runs of this experiment.
         hub_unreachable_reason: Why the Hugging Face hub must not be asked; None if it may be.
-        devices: Leased devices, which the engine has to use; empty if they are not known.
-        variables: Environment variables that restrict CUDA to these devices.
+        devices: Leased devices: the engine may use no other GPUs. Empty for any.
+        variables: Environment variables that restrict CUDA to the leased devices.
         import_trees: The candidate's working tree, from which no module may be imported, and the reference's own.
-            None unless the experiment is of a reference at another git revision.
+            None unless the process imports the code of another git revision.
         turns: Fields of Turns, without ``next_turn``; None to measure without interruption.
         server: Fields of a ServerRecord: the server to measure; None for an experiment without one.
         max_load_seconds: Time limit of loading the engine, in s; None for none.
@@ -87,7 +87,7 @@ class ExperimentProcess:
     Args:
         job: The job, as far as it is known yet.
         forkservers: Forkservers to fork it from; None to start an interpreter.
-        early: Whether it is started before its devices are free.
+        early: Whether it is started before its job is complete.
     """
 
     def __init__(self, job: Job, forkservers: ForkServers | None = None, *, early: bool = False) -> None:

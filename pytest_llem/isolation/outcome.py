@@ -12,7 +12,8 @@ from typing import Any
 
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
-from pytest_llem.isolation.child import FETCH_SECONDS, REAP_SECONDS, Child
+from pytest_llem.isolation.child import FETCH_SECONDS, Child
+from pytest_llem.isolation.supervisor import REAP_SECONDS
 from pytest_llem.results.manifest_records import ErrorRecord
 
 

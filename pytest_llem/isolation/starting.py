@@ -35,7 +35,7 @@ class SupervisorHandle(Protocol):
     name: str
 
     def order(self, order: bytes) -> None:
-        """Forward an order to a supervisor that has not reported its process id, and may never do so."""
+        """Forward an order for a supervisor that has not reported its process id, and may never do so."""
 
     def give_up(self) -> tuple[int | None, str | None]:
         """End what is left of a supervisor that has not reported how its process ended. May be called again.

@@ -21,8 +21,9 @@ would use memory until the machine is restarted.
 
 Standard output carries reports, one JSON object a line: ``{"pid": …, "supervisor": …}`` with the ids of the
 started process and of the supervisor; ``{"refused": …}`` if the process could not be started; ``{"status": …}``,
-as :func:`os.waitstatus_to_exitcode` returns it, once no descendant is left. Standard error becomes the
-experiment's standard output and standard error.
+as :func:`os.waitstatus_to_exitcode` returns it, once no descendant is left, or :data:`REAP_SECONDS` after the
+kill: null if the process has not ended by then. Standard error becomes the experiment's standard output and
+standard error.
 
 The module imports only a small part of the standard library, as every experiment waits for these imports.
 """

@@ -54,13 +54,13 @@ class PreviousResults:
         self._read: dict[Path, StudyResult | None] = {}
 
     def point(self, name: str, cycles: int) -> JudgedPoint | None:
-        """Return the newest result of a point with at least *cycles* ended cycles, else the newest with one.
+        """Return the newest result of a point with at least *cycles* ended cycles, else with a completed one.
 
         A failed cycle has ended too: a newer run with failures takes precedence over an older one without.
 
         Args:
             name: Id of the point.
-            cycles: Number of cycles in the study.
+            cycles: Number of cycles that every point of the study has at least.
         """
         incomplete: JudgedPoint | None = None
         for directory, result in self._results():
@@ -72,11 +72,13 @@ class PreviousResults:
         return incomplete
 
     def pair(self, name: str, cycles: int, reference_name: str) -> InterleavedRuns | None:
-        """Return the newest result of a point with *cycles* or more ended on both sides, else the newest with one.
+        """Return the newest result of a point with *cycles* ended cycles or more on both sides.
+
+        If there is none, return the newest with one that both sides completed.
 
         Args:
             name: Id of the point.
-            cycles: Number of cycles in the study.
+            cycles: Number of cycles that every point of the study has at least.
             reference_name: Name of the reference.
         """
         incomplete: InterleavedRuns | None = None

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.hardware.sensors import GpuState, GpuStates, gpu_sensors
+from pytest_llem.hardware.gpu_state import GpuState, GpuStates, gpu_sensors
 from pytest_llem.results.experiment import GapRecord
 
 #: How far a GPU may be above its temperature and power before the first experiment, in °C and in W.
@@ -32,7 +32,7 @@ REPORT_PERIOD_S = 1.0
 
 @dataclass
 class CoolDown:
-    """Waits in the gaps, which are idle times between the experiments of one process.
+    """Waits in the gaps, which are idle times between the experiments of a session.
 
     Attributes:
         sensors: Creates a context that yields a function, which reads the GPUs' states.
@@ -81,7 +81,7 @@ class CoolDown:
         Args:
             gap: Duration in s, or ``auto``: until the GPUs are in their first state again.
             at_least: Minimum duration, in s.
-            report: Called at least every second with a text about the reason and the remaining time.
+            report: Called about every second or more often with a text about the reason and the remaining time.
             uuids: GPUs of the experiment: others, which may be in use, are not waited for. None for all.
         """
         began = self.clock()

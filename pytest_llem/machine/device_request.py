@@ -30,8 +30,8 @@ class Allocation:
     Attributes:
         devices: UUIDs of GPUs, or the CPU. Both for an engine that may use either.
         environment: Environment variables that make CUDA see exactly these GPUs. Empty if ``CUDA_VISIBLE_DEVICES``
-            of this process is to stay as it is, because it selects GPUs that cannot be identified, such as MIG
-            devices.
+            of this process is to stay as it is: the server is attached, no GPU is visible, or it selects GPUs that
+            cannot be identified, such as MIG devices.
     """
 
     devices: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from pytest_llem.hardware.sensors import GpuStates, gpu_sensors
+from pytest_llem.hardware.gpu_state import GpuStates, gpu_sensors
 from pytest_llem.machine.device_locks import CPU, Ownership
 from pytest_llem.results.experiment import GapRecord
 

@@ -56,7 +56,7 @@ def measure_without_context(
 
     Returns:
         ``idle_power_no_context_w``, ``no_context_method``, ``no_context_source``, ``no_context_reason`` and
-        ``measured_at``.
+        ``measured_at``; only the last two if the meter cannot be opened.
     """
     try:
         meter = _meter(name)

@@ -1,4 +1,4 @@
-"""Record what else ran on the machine during an experiment, and mark the energies that include it."""
+"""Record which experiments had other devices of the machine meanwhile, and mark energies that include theirs."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Owner(Lease):
         return self.model_copy(update={"since": now, "earlier": earlier})
 
     def leases(self) -> Iterator[Lease]:
-        """Yield this lease, which has ended now at the latest, and the earlier ones."""
+        """Yield this lease and the earlier ones. If its process was killed, this lease ends when it began."""
         yield self.model_copy(update={"ended": None if self.is_running() else self.ended or self.since})
         yield from self.earlier
 

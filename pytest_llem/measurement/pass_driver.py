@@ -56,7 +56,8 @@ class PassDriver(Driver[PassWindow]):
         self._compiled_before = compiled_before
         prompts = other_prompts(config, engine, workload, "warm-up")
         self._warmup, self._final_warmup = _warmup_batches(engine, prompts, sequences)
-        self.batches = engine.prepare(workload.prompts)
+        # Copies: if the engine changes a prompt, its reports then contradict the workload, and that is an error.
+        self.batches = engine.prepare([one if isinstance(one, str) else list(one) for one in workload.prompts])
         engine.seed(config.random_seed)
 
     @cached_property

@@ -50,11 +50,12 @@ def deadline_seconds(
     - 20 × the estimate of a pass over the prompts and of the maximum number of batches before it: the warm-up's
       (``2 · n_warmup``, up to ``max_prompts`` with ``convergence_detection``), one that still runs after
       ``thermal_floor_seconds``, the idle power measurement's, and a prefill-only pass,
-    - ``min_window_seconds``, ``thermal_floor_seconds`` and ``baseline.duration_seconds``, if they apply,
+    - ``min_window_seconds``, twice with ``prefill_split``, ``thermal_floor_seconds``, and 1.2 times
+      ``baseline.duration_seconds``, if they apply,
 
-    rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each token
-    of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of four requests:
-    in warm-up, ramp-up, window and drain; for a search, of as many such loads as it may try.
+    rounded up to whole minutes. If the model's size is unknown, the first three are 2 h plus 0.05 s for each
+    output token of a pass, at most 6 h. For a load on a server, it is 5 min, the window, and the time limits of
+    four requests: in warm-up, ramp-up, window and drain; for a search, of as many such loads as it may try.
 
     Args:
         config: The experiment.
@@ -115,7 +116,7 @@ def _server_load_deadline(config: ExperimentConfig, load: LoadConfig) -> float:
 
 
 def _batches_before(config: ExperimentConfig) -> int:
-    """Return the maximum number of batches that are generated before the window."""
+    """Return the maximum number of batches before the window, without those that run because of a compilation."""
     idle_power, warmup = int(config.baseline.enabled), config.warmup
     if not warmup.enabled:
         return idle_power

@@ -88,9 +88,9 @@ def _on_gpus(config: ExperimentConfig, needs: Needs, footprint: Footprint, host:
 def seconds(
     config: ExperimentConfig, execution: ExecutionConfig, needs: Needs, footprint: Footprint, host: Host
 ) -> float:
-    """Return the estimated time of an experiment, in seconds, with gap and start-up, without idle power.
+    """Return the estimated time of an experiment, in seconds, with gap and start-up.
 
-    Warm-up and window are rounded up to whole batches and passes.
+    The idle power measurement of a point's first cycle is not included. The window is rounded up to whole passes.
     """
     expected = generation(config, needs, footprint, host)
     batches = 0

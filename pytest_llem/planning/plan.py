@@ -37,7 +37,7 @@ class Plan:
         replay: Results of earlier runs that replace some experiments; None without --llem-resume.
         reference: Plan of the reference that is measured interleaved with these experiments, or None.
         against: Name of the reference, or None.
-        minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
+        minimum_detectable_effect: Lines on what the comparison can detect, or on the cycles that it will need.
         host_load_warning: Warning that the machine's load average is high, or None.
         at_a_time: Maximum number of experiments that run at a time.
         workers: Line about the number of xdist's workers, or None.
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def python(self) -> str:
-        """The other interpreters that experiments run in, separated by commas."""
+        """The other interpreters that experiments or their servers run in, separated by commas."""
         return ", ".join(dict.fromkeys(self.study.runners.values()))
 
     @cached_property

@@ -75,7 +75,7 @@ class Preflight:
         footprint = self.footprint(config)
         try:
             stated = shipped_needs(config, footprint.parameters if footprint else None)
-        except ValueError:  # the options are invalid, which reason() reports
+        except ValueError:  # the options are invalid, which refusal() reports
             return Needs()
         if stated is not None:
             return stated

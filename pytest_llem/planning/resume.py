@@ -118,9 +118,9 @@ class Replay:
 
     Attributes:
         results: Results by the ids of this run's experiments.
-        damaged: Number of experiments whose stored result is damaged.
+        damaged: Number of experiments whose stored result is missing or damaged.
         changed: Changes since experiments were measured, by their ids; these experiments are measured again.
-        unreadable: Why manifests in the results directory, of whichever study, cannot be read.
+        unreadable: Why manifests of earlier runs, of whichever study, cannot be read.
     """
 
     results: Mapping[str, StoredResult]
@@ -212,7 +212,7 @@ class _FoundResults:
         current: Its current environment.
         allow_mismatch: Ignore differences.
         results: Results that can be replayed, by the experiment's id.
-        damaged: Ids of experiments whose stored result is damaged.
+        damaged: Ids of experiments whose stored result is missing or damaged.
         changed: Changes since experiments were measured, by their ids.
     """
 

@@ -29,7 +29,7 @@ def check_runner_environment(interpreter: Interpreter, engine: str | None, pip: 
 
     Args:
         interpreter: The interpreter.
-        engine: Name of the engine that must be installed; None for a class, which need not be.
+        engine: Name of the engine that must be installed; None for a class or a command, which need not be.
         pip: The pip command of the interpreter's environment.
     """
     version, found = package_version(PLUGIN), interpreter.packages.get(PLUGIN)

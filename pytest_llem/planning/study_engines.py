@@ -24,7 +24,7 @@ from pytest_llem.study.runners import is_class, is_container
 
 
 class StudyEngines:
-    """The engines of one study. Each interpreter and each engine is asked once, in a process of its own.
+    """The engines of one study. Interpreters and engines are asked in other processes; answers are kept.
 
     Args:
         study: The study.

@@ -101,7 +101,7 @@ class Recorder:
 
     @property
     def runs(self) -> Mapping[str, StudyRun]:
-        """The runs by their keys, each study's followed by its reference's."""
+        """The runs by their keys, those of references after those of all studies."""
         return self._runs
 
     @property
@@ -296,7 +296,6 @@ class Recorder:
             run.page = file
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        self._write_errors(terminalreporter)
         for run in self._study_runs.values():
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             where, width = self._config.invocation_params.dir, shutil.get_terminal_size().columns
@@ -305,6 +304,7 @@ class Recorder:
                     terminalreporter.write_line(part, yellow=line.startswith(WARNING))
         for line in self._saved:
             terminalreporter.write_line(line)
+        self._write_errors(terminalreporter)  # last: they may be the only reason of the exit status
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         # pytest prints no summary after a pytest.exit with an exit status.
@@ -313,7 +313,8 @@ class Recorder:
 
     def _write_errors(self, reporter: pytest.TerminalReporter) -> None:
         while self._errors:
-            reporter.write_line(self._errors.pop(0), red=True)
+            for part in fitted([self._errors.pop(0)]):
+                reporter.write_line(part, red=True)
 
 
 def _open_runs(

@@ -1,7 +1,7 @@
 """Write GitHub Actions annotations and a step summary for the results of studies.
 
-Annotations are workflow commands: lines on standard output, one per gate. The summary is Markdown, appended to the
-file that ``GITHUB_STEP_SUMMARY`` names. Outside GitHub Actions nothing is written.
+Annotations are workflow commands: lines on standard output, one per failed or inconclusive gate. The summary is
+Markdown, appended to the file that ``GITHUB_STEP_SUMMARY`` names. Outside GitHub Actions nothing is written.
 """
 
 from __future__ import annotations

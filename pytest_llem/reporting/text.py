@@ -32,7 +32,7 @@ def mean_text(summary: Summary) -> str:
 
 
 def interval_text(summary: Summary) -> str:
-    """Return the half-width of a mean's interval in percent, ``±24%``; an empty text if it has none."""
+    """Return the half-width of a mean's interval in percent, ``±24%``; empty if it has none or is 0."""
     if summary.ci95 is None or not summary.mean:
         return ""
     half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)

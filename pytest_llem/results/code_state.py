@@ -2,8 +2,9 @@
 
     python -m pytest_llem.results.code_state FILE
 
-FILE holds the arguments of :func:`current` or :func:`sources` as JSON; the result is printed as JSON. The module
-runs in any interpreter: it imports only the standard library, and none of the code that it digests.
+FILE holds the arguments of :func:`current` or :func:`sources` as JSON, with ``engines`` for ``names``; its
+``path`` is searched after ``sys.path``. The result is printed as JSON. The module runs in any interpreter: it
+imports only the standard library, and none of the code that it digests.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from importlib.metadata import (
 from pathlib import Path
 from typing import TypedDict
 
-#: Start of this process; of a forked one, that of its forkserver. A file that changed later may differ from what
-#: was imported.
+#: Import of this module, soon after the start of the process; of a forked one, in its forkserver. A file that
+#: changed later may differ from what was imported.
 _BEGAN = time.time()
 
 #: Folders in which packages are installed.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pytest_llem.results.document import Record
 
-#: ``unknown``: no contention was found, but a source that would show it cannot be read on this machine.
+#: ``unknown``: contention can be neither shown nor excluded, such as in a short window.
 State = Literal["contended", "uncontended", "unknown"]
 
 
@@ -23,8 +23,9 @@ class GpuContention(Record):
     the GPU waits for the host.
     """
     others_share: float | None = None
-    """Utilisation by other processes, summed; 1 is the whole GPU. Null if the driver lists none, while another
-    process has memory of the GPU: the driver's samples do not show a process that rarely computes.
+    """Utilisation by other processes, summed; 1 is the whole GPU. Null if the driver does not list the experiment,
+    or lists no use by others while another process has memory of the GPU: its samples do not show a process that
+    rarely computes.
     """
     others_memory_mb: float | None = None
     """Memory that other processes hold at the end of the window, in MB (10^6 bytes)."""
@@ -53,9 +54,9 @@ class Contention(Record):
     """
 
     state: State
-    """``contended``, ``uncontended`` or ``unknown``."""
+    """``contended``, ``uncontended`` or ``unknown``; of the window and that of prefill, the worse."""
     reasons: list[str] = Field(default_factory=list)
-    """Why it is contended, or which source could not be read; each as "what: values"."""
+    """Why it is contended, or why that is unknown; each as "what: values"."""
     seconds: float | None = None
     """The time covered, in s."""
     cpus: int | None = None

@@ -56,7 +56,7 @@ class EngineRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the engine's packages, and of CUDA and cuDNN if it uses them."""
     device: str
-    """``cpu`` or ``cuda``."""
+    """``cpu`` or ``cuda``; ``unknown`` for an imported file."""
     device_names: list[str] = Field(default_factory=list)
     """Name of each device."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -69,7 +69,7 @@ class EngineRecord(Record):
     """Commit on the hub; null if unknown."""
     model_fingerprint: str | None = None
     """SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its weight files, which
-    distinguishes local folders. Null if there is no folder.
+    distinguishes local folders. Null if there is no folder, or it cannot be read.
     """
     random_weights: bool = False
     """Whether the weights are random instead of trained."""
@@ -79,7 +79,7 @@ class TokenRecord(Record):
     """Token accounting of one pass."""
 
     prompts: int | None
-    """Number of prompts; null if an imported file does not say."""
+    """Number of prompts; of an import, of answered requests, null if its files do not say."""
     input_tokens: int | None
     """Input tokens without padding; null if the engine does not report them."""
     output_tokens: int | None
@@ -89,17 +89,19 @@ class TokenRecord(Record):
     padding_waste: float | None = None
     """Share of the input positions that hold padding, 0 to 1; null if unknown."""
     output_digest: str | None = None
-    """SHA-256 of the first pass's output token ids, or texts; null if both are unknown."""
+    """SHA-256 of the first pass's output token ids, or texts; null if both are unknown, and of a server."""
     deterministic: bool | None = None
     """Whether every pass, with the same seed, gave the same outputs; null for one pass, or if some are unknown."""
     dataset_hash: str | None = None
     """SHA-256 of the prompts in their order, each as a line of ASCII JSON: the texts before truncation and chat
-    template, or synthetic token ids.
+    template, or synthetic token ids. Null if they are unknown, or synthetic and sent to a server.
     """
     dataset_revision: str | None = None
     """Commit of the prompts' dataset on the hub, null if they are not from the hub."""
     requests: int | None = None
-    """Requests in the window's recorded passes; null in results of schema 1.3 and older."""
+    """Requests in the window's recorded passes; of a server, those due in the window. Null if an imported file has
+    none, and in results of schema 1.3 and older.
+    """
     failed_requests: int | None = None
     """Those of ``requests`` that failed or returned no token."""
     batches: dict[int, int] | None = None
@@ -118,14 +120,14 @@ class WarmupRecord(Record):
     converged: bool | None = None
     """Whether the last latencies were steady; null if that was not checked."""
     cv: float | None = None
-    """Coefficient of variation of the last latencies."""
+    """Coefficient of variation of the last latencies; null if there are too few."""
 
 
 class IdlePowerRecord(Record):
     """Idle power: with the model loaded, before warm-up, and without model and CUDA context."""
 
     idle_power_w: float | None = None
-    """Idle power with the model loaded, after one batch, in W; null if it was not measured."""
+    """Idle power with the model loaded, after one batch or request, in W; null if it was not measured."""
     uncertainty_w: float | None = None
     """Standard uncertainty (k = 1) of ``idle_power_w`` in W, from the scatter of ``parts_w`` and from reading the
     meter.
@@ -151,7 +153,7 @@ class IdlePowerRecord(Record):
     parts_w: list[float] = Field(default_factory=list)
     """Power in each part of the measurement, in W, in order."""
     invalid: str | None = None
-    """Reason code if ``idle_power_w`` cannot be right, as in a metric."""
+    """Reason code if ``idle_power_w`` or ``after_w`` cannot be right, as in a metric."""
     after_w: float | None = None
     """Idle power measured again after this experiment's windows, in W; null if it is not known."""
     after_seconds: float | None = None
@@ -183,7 +185,7 @@ class WindowRecord(Record):
     """Number of whole passes in the window; null for the window of a server under load, which has none."""
     recorded_passes: int | None = None
     """Number of passes whose outputs were kept, spread evenly over the window: latencies, output tokens and failed
-    requests are taken from these. Null in results of schema 1.3 and older.
+    requests are taken from these. Null for a server, an import, and in results of schema 1.3 and older.
     """
     window_seconds: float
     """Duration in s, with the devices synchronised at both ends."""
@@ -206,11 +208,12 @@ class WindowRecord(Record):
     null for fewer than 4 passes.
     """
     began_at: str | None = None
-    """Start in UTC by the system's clock, as ISO 8601 with microseconds, to join another meter's records. Null in
-    results of schema 1.3 and older.
+    """Start in UTC by the system's clock, as ISO 8601 with microseconds, to join another meter's records. Null if
+    an imported file does not say, and in results of schema 1.3 and older.
     """
     ended_at: str | None = None
     """End in UTC, ``began_at`` plus the time that passed, which includes turns of the other side of a comparison.
+    Null for an import.
     """
     restarts: int | None = None
     """Number of restarts because something was compiled in the window; null in results of schema 1.3 and older."""
@@ -397,7 +400,7 @@ class DeviceEnergy(Record):
     integral_uncertainty_j: float | None = None
     """Standard uncertainty of ``integral_j`` from sampling, in J."""
     integral_reason: str | None = None
-    """Why ``integral_j`` is null, if power was sampled."""
+    """Why ``integral_j`` is null, if ``energy_j`` was read from a counter."""
     counter_reason: str | None = None
     """Why power was sampled though the device has an energy counter."""
     conditions: DeviceConditions | None = None
@@ -435,13 +438,15 @@ class ExperimentResult(RecordFile):
     interleaving: InterleavingRecord | None = None
     """Turns of the window; null if it was not interleaved with another experiment pass by pass."""
     idle_power: IdlePowerRecord | None = None
-    """Idle power; null if it was not to be measured."""
+    """Idle power; null if a load generator measured."""
     warmup: WarmupRecord | None = None
-    """Warm-up before the window; null if it was switched off."""
+    """Warm-up before the window; null if it was switched off, or a load generator measured."""
     gap: GapRecord | None = None
     """Gap before the experiment; null if the experiment was not part of a study."""
     contention: Contention | None = None
-    """Whether anything else used the devices in the window; null in results of schema 1.3 and older."""
+    """Whether anything else used the CPUs or GPUs in the window; null for an import, for a load generator whose
+    server ran already, and in results of schema 1.3 and older.
+    """
     concurrent: list[Neighbour] | None = None
     """Experiments that ran on other devices of the machine at the same time; null if that is not known. They share
     CPUs, memory bandwidth, power and cooling.
@@ -467,7 +472,9 @@ class ExperimentResult(RecordFile):
     supervisor and pytest's process.
     """
     inputs: InputsRecord | None = None
-    """State of code and model, which a resumed run compares; null in results of schema 1.3 and older."""
+    """State of code and model, which a resumed run compares; null for an import, and in results of schema 1.3 and
+    older.
+    """
     imported: ImportRecord | None = None
     """The load generator that measured, and its files; null if pytest-llem measured alone."""
     started_at: str

@@ -13,13 +13,13 @@ from typing import Any, Literal
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 
-#: No gate judges the energy of a window with fewer ticks of the counter.
+#: No gate judges the energy of a window with fewer ticks of the counter, or samples of power.
 MIN_TICKS = 20
 
-#: Keys of the number of ticks of the energy counter in the shortest window: of whole passes, and of prefill alone.
+#: Keys of the number of ticks, or samples of power, in the shortest window: of whole passes, and of prefill alone.
 TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 
-#: Key of whether another experiment of the study ran at the same time.
+#: Key of whether another experiment ran at the same time.
 CONCURRENT = "concurrent"
 
 #: Key of the digest of all imported code, which depends on the start method too.
@@ -86,8 +86,8 @@ _CLOCKS = ("application_sm_clock_mhz", "application_memory_clock_mhz")
 def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
     """Return the testbed facts of a point's *cycles*, without :data:`CONCURRENT`.
 
-    Unknown facts are left out; if cycles disagree, the value is the list of their values. If the counter moves in
-    ticks, :data:`TICKS` and :data:`PREFILL_TICKS` are added to the facts of :data:`TESTBED`.
+    Unknown facts are left out; if cycles disagree, the value is the list of their values. If the meter has
+    ticks or samples, :data:`TICKS` and :data:`PREFILL_TICKS` are added to the facts of :data:`TESTBED`.
     """
     facts = _merged([_testbed(result) for result in cycles])
     for key, windows in (
@@ -163,7 +163,7 @@ def _cpu(result: ExperimentResult) -> dict[str, Any]:
 
 
 def _limits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits of the experiment's process; empty for results of schema 1.3 and older."""
+    """Return the limits of the experiment's process; empty if they were not recorded."""
     if "nice" not in environment:
         return {}
     cpus, memory_mb = environment["cpu_limit"], environment["memory_limit_mb"]

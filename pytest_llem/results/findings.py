@@ -23,8 +23,8 @@ class Findings:
         environment: Environment of the first result.
         count: Number of results.
         known: Energies of the windows that have one, in J.
-        boundaries: Boundaries of these energies.
-        methods: Methods of these energies.
+        boundaries: Boundaries of ``energy_j`` of all results.
+        methods: Methods of ``energy_j`` of all results.
         warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
         spans: Start, end and point of each result, and whether other experiments ran on the machine meanwhile, by
             the id of its host, which is None if unknown.
@@ -89,7 +89,7 @@ class Findings:
     def warn_of_edits(self) -> None:
         """Warn about modules, datasets and models that were not the same in all experiments.
 
-        The warning names the experiments that had the less frequent state.
+        The warning names the experiments that had a less frequent state, or in which a module was edited.
         """
         for (name, _), seen in self._inputs.items():
             if others := sorted(seen.values(), key=len)[:-1]:

@@ -24,7 +24,7 @@ def boot_id() -> str | None:
 
 
 class DirectoryLock:
-    """A lock on a directory, held until :meth:`release` or the end of the process.
+    """A lock on a directory, held until :meth:`release`, or until this object or the process ends.
 
     Raises:
         OSError: The file system has no locks, or another process holds the lock.

@@ -112,8 +112,8 @@ def varying_axes(points: Sequence[PointResult], leave_out: Sequence[str] = ()) -
 def best_within_slo(points: Sequence[PointResult], series: LoadSeries) -> Ranking:
     """Return the points of *series* within the SLO that need least energy per token of good requests.
 
-    ``first`` has the one with the lowest mean, and ``tied`` those whose intervals overlap with its own. Both are
-    empty if no point is within the SLO, or their energies are not known or not comparable.
+    ``first`` has the one with the lowest mean, and ``tied`` the others that may be best by their intervals. Both
+    are empty if no point is within the SLO, or their energies are not known or not comparable.
     """
     places = [place for place in series.places if is_within_slo(points[place])]
     within = [points[place] for place in places]

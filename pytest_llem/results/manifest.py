@@ -251,6 +251,7 @@ class ManifestWriter:
                 written.
         """
         found = self.entry(experiment_id)
+        (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
         self._write_files(found, files)
         result_file = _path(found, _RESULT)
         digest = write_atomically(self.directory / result_file, result)
@@ -281,7 +282,8 @@ class ManifestWriter:
 
     def _write_files(self, entry: ManifestEntry, files: Mapping[str, str]) -> None:
         """Write an experiment's *files*, text by suffix, and remove others of an earlier attempt."""
-        (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
+        if files:
+            (self.directory / _EXPERIMENTS).mkdir(exist_ok=True)
         for suffix in set(self._suffixes.get(entry.experiment_id, ())) - files.keys():
             (self.directory / _path(entry, suffix)).unlink(missing_ok=True)
         self._suffixes[entry.experiment_id] = tuple(files)

@@ -22,11 +22,11 @@ class ErrorRecord(Record):
     not be put on the server.
     """
     type: str
-    """Name of the exception, signal or exit status."""
+    """Name of the exception, of the signal, or of another cause (``Exit``, ``Timeout``, …)."""
     message: str
     """Error message."""
     traceback: str | None = None
-    """Traceback in the experiment's process; null if it did not raise."""
+    """Traceback in the experiment's process, at a timeout of its threads; null if there is none."""
     phase: str | None = None
     """Phase of the experiment (``loading``, ``warming up``, ``measuring``, …)."""
 
@@ -43,7 +43,9 @@ class ManifestEntry(Record):
     cycle: int
     """Number of the cycle, from 1."""
     status: EntryStatus = "pending"
-    """State of the experiment. ``skipped`` and ``deselected`` experiments do not run."""
+    """State of the experiment. ``skipped``: pytest skipped it, or it failed as xfail expects. A ``deselected``
+    experiment does not run.
+    """
     result_file: str | None = None
     """Path of the result, relative to the manifest; null until it is written."""
     result_sha256: str | None = None
@@ -99,7 +101,7 @@ class Manifest(RecordFile):
     pending: int = 0
     """Number of experiments that have not ended."""
     journal_sequence: int = 0
-    """Number of transitions that this file holds; ``manifest.journal`` has later ones."""
+    """Number of the last line of ``manifest.journal`` that this file includes; higher ones are newer."""
     boot_id: str | None = None
     """Boot of the machine whose process holds a lock on the directory during the run; null without a lock. With
     both, a reader detects that the process was killed.

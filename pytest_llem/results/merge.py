@@ -105,7 +105,8 @@ def merge(directories: Iterable[Path], output: Path, reference: str, judge: Call
         else:
             fresh.rename(output)
     except OSError as error:
-        if error.filename2 or not error.filename:  # the error of a write, not of a file that cannot be read
+        # The error of a write, not of a file that cannot be read.
+        if error.filename2 or not error.filename or Path(error.filename).is_relative_to(fresh):
             error.filename = str(output)
         raise
     finally:

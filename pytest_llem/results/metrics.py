@@ -60,7 +60,7 @@ class Metric(BaseModel):
     not_judged: str | None = None
     """Why no gate may judge the metric, though it may have a value; null if gates may."""
     uncertainty: float | None = None
-    """Standard uncertainty (k = 1) of reading the meter, in ``unit``, without the spread between runs and
+    """Standard uncertainty (k = 1) of reading the meter, in ``unit``, without the spread between cycles and
     without the meter's gain error.
     """
 

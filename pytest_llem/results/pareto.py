@@ -1,16 +1,16 @@
 """Which points are best in one metric, and Pareto-optimal in energy and throughput.
 
-Energies are compared only if they have the same method and the same boundary: an estimate is not cheaper than a
-measurement, nor a CPU package than a GPU's board. A point is best only if its 95 % interval does not overlap with
-those of the others. If they overlap, the points are tied; if no point has an interval, none is best or tied.
-Values that no gate may judge are left out.
+Values are compared only between hosts of one kind, and energies only if they have the same method and the same
+boundary: an estimate is not cheaper than a measurement, nor a CPU package than a GPU's board. A point is best only
+if its 95 % interval does not overlap with those of the others. If they overlap, the points are tied; if no point
+has an interval, none is best or tied. Values that no gate may judge are left out.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_llem.catalogue import CATALOGUE
@@ -51,21 +51,30 @@ def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
         points: Points of one study.
     """
     ranking = Ranking(set(), set())
-    for places in comparable(points, COST):
-        with_both = [place for place in places if _mean(points[place], SPEED) is not None]
-        if len(with_both) < 2 or not _has_intervals(points, with_both, SPEED, COST):
-            continue
-        spans = [(_span(points[place], SPEED), _span(points[place], COST), place) for place in with_both]
+    for places in _compared_groups(points):
+        spans = [(_span(points[place], SPEED), _span(points[place], COST), place) for place in places]
         lows = [(speed.low, cost.low, place) for speed, cost, place in spans]
         highs = [(speed.high, cost.high, place) for speed, cost, place in spans]
         beatable, beaten = _dominated(lows, highs), _dominated(highs, lows)
-        ranking.first.update(set(with_both) - beatable)
+        ranking.first.update(set(places) - beatable)
         ranking.tied.update(beatable - beaten)
     return ranking
 
 
+def compared(points: Sequence[PointResult]) -> set[int]:
+    """Return the indices of the points that :func:`pareto_optimal` does not leave out."""
+    return {place for places in _compared_groups(points) for place in places}
+
+
+def _compared_groups(points: Sequence[PointResult]) -> Iterator[list[int]]:
+    for places in comparable(points, COST):
+        with_both = [place for place in places if _mean(points[place], SPEED) is not None]
+        if len(with_both) > 1 and _has_intervals(points, with_both, SPEED, COST):
+            yield with_both
+
+
 def best(points: Sequence[PointResult], metric: str) -> Ranking:
-    """Return the points with the best value of *metric*, separately for each method and boundary of energy.
+    """Return the points with the best value of *metric*, for each kind of host, method and boundary separately.
 
     No point is best if the metric has no better direction, if there is only one point, or if all are equal.
 

@@ -27,7 +27,7 @@ WARNINGS: dict[str, Kind] = {
     "requests_failed": Kind(
         "error",
         "Requests failed or returned no token; latencies and rates are of the others.",
-        "Look at the requests' errors in the engine's output, and measure again.",
+        "Look at the column error of requests.csv, and measure again.",
     ),
     "counter_disagrees": Kind(
         "error",
@@ -81,7 +81,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "contended": Kind(
         "warning",
-        "Other processes used the CPUs or GPUs of the experiment within the window.",
+        "Other programs used the experiment's CPUs or GPUs within the window, or its CPU quota was used up.",
         "Stop other programs, and measure again.",
     ),
     "code_edited": Kind(
@@ -126,7 +126,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "few_ticks": Kind(
         "warning",
-        "The energy counter was updated fewer than 20 times in the window; no gate judges its energy.",
+        "The window has fewer than 20 ticks of the energy counter or samples of power; no gate judges its energy.",
         "Raise measurement.min_window_seconds.",
     ),
     "faster_than_roofline": Kind(
@@ -162,7 +162,7 @@ WARNINGS: dict[str, Kind] = {
     ),
     "gap_timeout": Kind(
         "warning",
-        "The GPU had not cooled down when the gap before the experiment ended.",
+        "The GPU had not cooled down, or was busy, when the gap before the experiment ended.",
         "Improve cooling, or give execution.experiment_gap_seconds a longer time.",
     ),
     "memory_not_released": Kind(

@@ -43,18 +43,19 @@ class ServerRecord(Record):
     pid: int | None = None
     """Pid of its first process; null if unknown."""
     supervisor_pid: int | None = None
-    """Pid of the process that supervises it and has all of its processes as descendants; null if it ran already.
-    """
+    """Pid of the process that supervises it and has all of its processes as descendants; null if ``attached``."""
     attached: bool = False
-    """Whether it ran already, and was not started for the experiment: it is not a fresh process."""
+    """Whether it ran before the study, which did not start it: it is not a fresh process."""
     command: list[str] | None = None
-    """Program and arguments; null if it was not started for the experiment."""
+    """Program and arguments; null if ``attached``."""
     packages: dict[str, str] = Field(default_factory=dict)
-    """Versions of packages of its Python interpreter that can change a result; empty if it has none."""
+    """Versions of packages of its Python interpreter that can change a result; empty if it has none, or is
+    ``attached``.
+    """
     started_at: str | None = None
-    """Start, UTC, as ISO 8601; null if it was not started for the experiment."""
+    """Start, UTC, as ISO 8601; null if ``attached``."""
     ready_seconds: float | None = None
-    """Time from its start until it was ready, in s."""
+    """Time from its start until it was ready, in s; null if ``attached``."""
     position: int = 1
     """Number of this experiment among those on this server, from 1."""
     first_prompt: int = 0
@@ -69,13 +70,13 @@ class ProbeRecord(Record):
     load: float
     """Number of requests in flight, or requests per second."""
     attainment: float | None
-    """Share of requests within the SLO; null if no request was due."""
+    """Share of requests within the SLO; null if unknown."""
     within_slo: bool
     """Whether the load is within the SLO."""
     reason: str | None = None
-    """Why the load is not within the SLO, if not for its latencies: the server was not steady."""
+    """Why the load is not within the SLO, if not for its latencies, such as a server that was not steady."""
     window_seconds: float
-    """Duration of its window, in s."""
+    """Duration of its window, in s; of the whole attempt if the server was not steady."""
     output_tokens_per_second: float | None = None
     """Output tokens in the window ÷ its duration."""
     energy_per_output_token_j: float | None = None
@@ -107,11 +108,11 @@ class LoadRecord(Record):
     due: int
     """Number of requests that were to be sent in the window. Latencies are of these requests."""
     failed: int
-    """Number of due requests that failed."""
+    """Number of due requests that failed or returned no token."""
     good: int | None = None
-    """Number of due requests that were within the SLO; null without an SLO."""
+    """Number of due requests that were within the SLO; null without an SLO, or if unknown."""
     client_output_tokens: int | None = None
-    """Output tokens of all requests, as the client counted them."""
+    """Output tokens of all requests without an error, as the client counted them; null if unknown."""
     server_output_tokens: int | None = None
     """The same by the server's own counter; null if it has none."""
     client_cpu_seconds: float | None = None

@@ -59,7 +59,7 @@ class StudySummary(Record):
     replayed: int = 0
     """Number of completed experiments whose result was taken from an earlier run."""
     wall_seconds: float
-    """Time from the first start to the last end, in s."""
+    """Time from the start of the run to the end of its last experiment, in s."""
     energy_j: float | None = None
     """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
     method: str | None = None

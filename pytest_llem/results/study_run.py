@@ -237,4 +237,4 @@ def _make_directory(results_dir: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return directory
-    raise FileExistsError(f"{results_dir / name}: exists, and so do 10,000 more with a number")
+    raise FileExistsError(f"{results_dir / name}: exists, and so do all names up to {name}-9999")

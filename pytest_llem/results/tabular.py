@@ -15,7 +15,7 @@ from pytest_llem.results.csv_files import read_csv, to_csv
 from pytest_llem.results.loads import ATTAINMENT, GOOD_COST, GOODPUT, has_loads
 from pytest_llem.results.manifest import stored_file
 from pytest_llem.results.manifest_records import ManifestEntry
-from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
+from pytest_llem.results.pareto import COST, SPEED, compared, pareto_optimal
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
@@ -73,18 +73,17 @@ def point_table(result: StudyResult) -> Table:
 
     The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
     ``…_ci95_high`` the 95 % interval of the mean, ``…_n`` the number of cycles with a value. ``pareto_optimal`` is
-    empty if the point has no interval, or an interval that overlaps with another point's. ``…_method`` and
+    empty if the point has no interval, or if the intervals leave it open. ``…_method`` and
     ``…_boundary`` say how an energy was obtained and what it covers, ``…_invalid`` is the reason code if it cannot
     be right.
     """
     axes = _axes(result)
     selected = {entry.config_hash for entry in _entries(result)}
     points = [point for point in result.points if point.config_hash in selected or not result.experiments]
-    optimal = pareto_optimal(points)
+    optimal, in_question = pareto_optimal(points), compared(points)
     found = []
     for place, point in enumerate(points):
         verdict = worst(point.verdicts)
-        compared = all(point.summary_of(name).ci95 is not None for name in (SPEED, COST))
         row: dict[str, Cell] = {
             "study": result.name,
             "point": point.id,
@@ -92,7 +91,7 @@ def point_table(result: StudyResult) -> Table:
             **_axis_cells(point, axes),
             "cycles": len(point.cycles),
             "contended_cycles": len(point.contention.contended) if point.contention is not None else None,
-            "pareto_optimal": place in optimal.first if compared and place not in optimal.tied else None,
+            "pareto_optimal": place in optimal.first if place in in_question - optimal.tied else None,
             "verdict": verdict.verdict if verdict is not None else None,
         }
         for name in CATALOGUE:
@@ -146,7 +145,7 @@ def experiment_table(result: StudyResult) -> Table:
 
 
 def request_table(result: StudyResult, directory: Path) -> Table:
-    """Return a row for each request of each completed experiment: its axes, and the columns of its requests.csv.
+    """Return a row for each row of the requests.csv of completed experiments, with the axes of their points.
 
     Args:
         result: The result.

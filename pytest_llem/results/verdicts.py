@@ -85,7 +85,7 @@ class GateVerdict(Record):
     """
     cycles_to_decide: int | None = None
     """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
-    or no number would do.
+    or 1,000 would not do.
     """
     judged_after: int | None = None
     """With ``n_cycles: auto``, the number of cycles, or of pairs, from which ``ratio`` and ``interval`` follow;

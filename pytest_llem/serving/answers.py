@@ -27,7 +27,7 @@ class Answer:
 
     Args:
         due: When an open loop has to send its request, on the clock of ``time.monotonic``, in s; None in a
-            closed loop.
+            closed loop, and for later turns of a conversation.
         max_tokens: Number of output tokens that it may have at most.
 
     Attributes:

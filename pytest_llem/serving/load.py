@@ -288,7 +288,7 @@ class Load:
         return ended
 
     async def _decode(self) -> None:
-        """Decode answers, and send requests that are due between two of them: answers often end together."""
+        """Decode answers one by one, so that due requests are sent in between: answers often end together."""
         while True:
             await self._check(await self._undecoded.get())
             await asyncio.sleep(0)

@@ -174,7 +174,7 @@ class MeasurementConfig(Section):
     end-of-sequence token. Default ``fixed``.
     """
     prefill_split: bool = False
-    """Measure time and energy of prefill separately, in a second window of at least the same length with one new
+    """Measure time and energy of prefill separately, in a second window with the same minimum length and one new
     token per prompt. Default false.
     """
 
@@ -212,22 +212,23 @@ class ExperimentConfig(Section):
 
     model: Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})] = Field(None, min_length=1)
     """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
-    Face hub. Required, unless ``backend`` is a server, or an engine or a function of your own, that needs none.
-    Default null.
+    Face hub. Required, unless ``backend`` is ``server``, ``command``, or a class or function of your own that
+    needs none. Default null.
     """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    """The engine: ``pytorch``, ``vllm``, ``server``, an installed one, or ``package.module:name`` for a class or a
-    function of your own. Default ``pytorch``.
+    """The engine: ``pytorch``, ``vllm``, ``server``, ``command``, an installed one, or ``package.module:name`` for
+    a class or a function of your own. Default ``pytorch``.
     """
     n: int = Field(100, ge=1, le=MAX_COUNT)
     """Number of prompts in a pass. Default 100."""
     dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = SYNTHETIC
-    """``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file (``prompt`` or
-    ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or a mapping that describes
-    synthetic prompts. A hub dataset is ``owner/name`` or ``owner/name@revision/subset:split#column``. The default
-    split is ``train`` or the only one. The default column is the first of ``prompt``, ``text``, ``question``,
-    ``instruction``, ``query``, ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy
-    Score's 1,000 prompts, ``AIEnergyScore/text_generation``. Default ``synthetic``.
+    """``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file (``prompt``,
+    ``text`` or ``conversations`` in each object), relative to the study, a dataset of the Hugging Face hub, or a
+    mapping that describes synthetic prompts. A hub dataset is ``owner/name`` or
+    ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The default column
+    is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``, ``input`` and ``content`` that
+    holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts, ``AIEnergyScore/text_generation``. Default
+    ``synthetic``.
     """
     dataset_order: DatasetOrder = "interleaved"
     """Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each ``source`` in rotation,

@@ -59,7 +59,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Excluded:
-    """A combination of the grid that is not a valid experiment, and the reason."""
+    """A combination of the grid that is not a valid experiment or repeats another, and the reason."""
 
     axes: dict[str, Any]
     config: dict[str, Any]
@@ -76,19 +76,19 @@ class StudyConfig:
 
     Attributes:
         path: The file.
-        line: Line of the sweep, from 1.
+        line: Line of the sweep, or else of ``experiments``, from 1.
         name: The study's name.
         text: Content of the file.
         base_text: Content of its base, or None.
         points: Its points, in file order.
-        excluded: Invalid combinations, which are left out.
+        excluded: Combinations that are left out, invalid or repeated.
         execution: Execution settings.
         runners: Runner of each engine, as in the file; engines without a runner run in this environment.
         design_hash: 16 hex digits over the points; the same for the same study on every machine.
         notes: Notes for its author that are not errors.
         budgets: Limits on the results, one per metric and point.
         gates: Settings of comparisons.
-        gates_line: Line of the section ``gates``, or else of the sweep, from 1.
+        gates_line: Line of the section ``gates``, or else ``line``.
         reference: Name of the reference of a comparison, if the experiments are its own; else None.
     """
 
@@ -172,7 +172,7 @@ class StudyConfig:
         )
 
     def server_group(self, experiment: Experiment) -> str:
-        """Return a text that is equal for experiments that share a server."""
+        """Return a text that is equal for experiments that share a server in one cycle."""
         config = experiment.point.config
         if self.execution.server_reuse == "never" and not is_attached(config):
             return experiment.id

@@ -255,7 +255,7 @@ class _Reader:
         self._open: set[int] = set()
 
     def read(self, node: yaml.Node, at: KeyPath) -> Any:
-        """Return the data of *node* at the key path *at*; other problems are collected in ``problems``.
+        """Return the data of *node* at the key path *at*; add wrong keys and values to ``problems``.
 
         Raises:
             StudyError: The data is too deep or too large, or contains itself.

@@ -218,8 +218,9 @@ class CommandConfig(EngineOptions):
     null: found out from its content.
     """
     fresh_server: bool = False
-    """The command starts the server that it measures. Otherwise all cycles measure one server: they are no
-    repetitions, and no gate compares them. Default false.
+    """The command starts the server that it measures. Otherwise, except with the tool
+    ``llama-bench``, all cycles measure one server: they are no repetitions, and no gate compares them. Default
+    false.
     """
     gpus: int | None = Field(None, ge=0)
     """Number of GPUs to lease and to meter. Default null: every visible GPU."""

@@ -53,7 +53,7 @@ class ExecutionConfig(NullableSection):
     """
     experiment_gap_seconds: Gap = "auto"
     """Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool and as idle as before the
-    first experiment. Default ``auto``.
+    first experiment, at most 120 s. Default ``auto``.
     """
     cycle_gap_seconds: float = Field(0.0, ge=0)
     """Minimum idle time before a new cycle, in seconds. Default 0."""
@@ -77,8 +77,8 @@ class ExecutionConfig(NullableSection):
     much GPUs differ. Default ``same``.
     """
     server_reuse: Literal["load", "never"] = "load"
-    """``load``: the points of a cycle that differ in ``load`` only use one server, one after the other. ``never``:
-    each experiment starts a server of its own. Default ``load``.
+    """``load``: the points of a cycle that differ only in ``load``, ``measurement``, ``warmup`` or ``baseline``
+    use one server, one after the other. ``never``: each experiment starts a server of its own. Default ``load``.
     """
     check_drift: bool = True
     """Measure the first of several loads on a server again, as the last one, and report how far the server has

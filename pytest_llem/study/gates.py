@@ -17,8 +17,8 @@ from pytest_llem.study.section_errors import section_problems
 #: Metrics that are compared by default: a family in the sense of Holm's procedure.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
-#: Metrics that are compared by default for a server at a given request rate: there, throughput is that rate, and
-#: the slowest requests matter.
+#: Metrics that are compared by default for an open loop: there, throughput is the given request rate, and the
+#: slowest requests matter.
 OPEN_LOOP_FAMILY = ("energy_per_good_token_j", "ttft_p99_ms", "itl_p99_ms")
 
 #: Default of the relative change that is tolerated; ``llem aa`` measures a better one.
@@ -72,8 +72,8 @@ class GatesConfig(NullableSection):
     """Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02."""
     metrics: _Family | None = None
     """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
-    and ``ttft_p50_ms``; the first two per request if answers differ in length, or if their tokens are not known.
-    For a server at a request rate, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
+    and ``ttft_p50_ms``; without a load, the first two per request if answers differ in length, or if their tokens
+    are not known. For an open loop, ``energy_per_good_token_j`` (``energy_per_output_token_j`` without an SLO),
     ``ttft_p99_ms`` and ``itl_p99_ms`` (``tpot_p99_ms`` if several tokens arrive together).
     """
     interleave: Interleave = "pass"
@@ -82,8 +82,8 @@ class GatesConfig(NullableSection):
     fit into memory. Default ``pass``.
     """
     min_turn_seconds: float = Field(default=1.0, gt=0)
-    """Minimum length of a turn, in seconds; a turn is at least one pass, and at most a quarter of
-    ``measurement.min_window_seconds``. Default 1.
+    """Minimum length of a turn, in seconds, or a quarter of ``measurement.min_window_seconds`` if that is less. A
+    turn is at least one pass. Default 1.
     """
 
     def family_of(self, load: Mapping[str, Any] | None) -> tuple[str, ...]:

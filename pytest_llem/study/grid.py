@@ -38,7 +38,7 @@ class Draft:
         config: Unvalidated fields of an ExperimentConfig.
         axes: Value by dotted axis, for the axes in which points differ.
         places: Place of each value that is not shared by all points.
-        at: Position of the point in the file; empty if the file is a single experiment.
+        at: Position in the file of the sweep, or of the entry of ``experiments``; empty without either.
     """
 
     config: dict[str, Any]
@@ -94,7 +94,7 @@ class Grid:
         backends: Names of engines.
         axes: Axes of the sweep.
         entries: The explicit experiments, by their index in ``experiments``.
-        at: Position of the sweep; empty if the file is a single experiment.
+        at: Position of the sweep; empty if there is none.
         problems: Problems with the structure of sweep and experiments. Parts with problems are left out of the
             points, so that the rest can be checked.
     """

@@ -72,7 +72,7 @@ class SearchConfig(NullableSection):
     """Largest load that is tried, in requests in flight or requests per second. Default 256."""
     precision: float = Field(0.05, gt=0, lt=1)
     """The search ends when the largest load within the SLO and the smallest load beyond it differ by at most this
-    share of the former, or by one request. Default 0.05.
+    share of the former or, for ``concurrency``, by one request. Default 0.05.
     """
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class LoadConfig(NullableSection):
     """
     ramp_seconds: Seconds = "auto"
     """Time over which the load is built up, in seconds. ``auto`` is the time that one request takes, so that
-    requests do not run in lock-step. Default ``auto``.
+    requests do not run in lock-step; in an open loop, at least twice that. Default ``auto``.
     """
     slo: SloConfig | None = None
     """Limits on the latency of a request. Default null: none, and no goodput."""
@@ -128,7 +128,7 @@ class LoadConfig(NullableSection):
     max_error_rate: float = Field(0.0, ge=0, lt=1)
     """Share of failed requests above which the experiment fails. Default 0."""
     max_in_flight: int = Field(MAX_IN_FLIGHT, ge=1, le=100_000)
-    """Maximum number of requests in flight of an open loop. An overloaded server reaches it. Default 1024."""
+    """Requests in flight at which an open loop is not steady: the server is overloaded. Default 1024."""
     request_timeout_seconds: float = Field(600.0, gt=0)
     """Maximum time of a request, in seconds. A slower one is cancelled and counts as failed. Default 600."""
 

@@ -235,7 +235,7 @@ def _output_dir_problems(document: Document, points: Sequence[Point]) -> list[Pr
     experiments = document.data.get("experiments")
     listed = [("experiments", index, "output_dir") for index in range(len(experiments or ()))]
     at = next((one for one in (("sweep", "output_dir"), *listed) if one in document.marks), ("output_dir",))
-    return [document.problem(at, "must be the same for all experiments: a study has one results folder")]
+    return [document.problem(at, "must be the same for all experiments: a study has one results directory")]
 
 
 def _is_folder_path(path: str) -> bool:
@@ -270,7 +270,7 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     """Return *document* with its base, the problems with the base, and notes on it.
 
     Raises:
-        StudyError: The base is not valid YAML.
+        StudyError: The base is not valid YAML, or not a mapping.
     """
     given = document.data.get("base")
     if given is None:

@@ -21,12 +21,12 @@ LOCAL = "local"
 #: A container as a runner, as in LLenergyMeasure 2.0: ``docker`` or ``docker:IMAGE``.
 _CONTAINER = re.compile(r"docker(:.*)?", re.DOTALL)
 
-#: A user-defined engine, ``package.module:Class``.
+#: A user-defined engine: a class or a function, as ``package.module:name``.
 ENGINE_CLASS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_class(name: str) -> bool:
-    """Return whether *name* has the form ``package.module:Class``."""
+    """Return whether *name* has the form ``package.module:name``, of a class or a function."""
     return ENGINE_CLASS.fullmatch(name) is not None
 
 
@@ -53,8 +53,8 @@ def interpreter_path(runner: str, directory: Path) -> Path:
 def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
     """Return the names that are valid engines in this file.
 
-    These are the engines of the grammar, installed engines, user-defined classes, and engines that the file runs
-    in another interpreter, which may have them installed.
+    These are the engines of the grammar, installed engines, user-defined classes and functions, and engines that
+    the file runs in another interpreter, which may have them installed.
     """
     named = [name for name in _named_backends(document.data, shared) if isinstance(name, str)]
     own = [name for name in named if is_class(name) or _has_other_interpreter(name, document.data)]

@@ -154,7 +154,8 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
     rules = {"anyOf": [{"type": "array", "items": _reference(Rule)}, _NULL]}
     return {
         "name": {
-            "description": "Name of the study, and of its results directory. Default: the file's name.",
+            "description": "Name of the study, with which the name of its results directory begins. "
+            "Default: the file's name.",
             "type": "string",
             "pattern": r"^[^/\\\u0000-\u001f\u007f]+$",
             "not": {"enum": [".", ".."]},

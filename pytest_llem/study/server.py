@@ -169,7 +169,7 @@ class ServerConfig(EngineOptions):
         for name in {*type(config.decoder).model_fields} - taken - {"preset"}:
             unused[f"decoder.{name}"] = "not every server takes it: give server.preset if yours does"
         for name in {*type(config.warmup).model_fields} - {"enabled", "n_warmup"}:
-            unused[f"warmup.{name}"] = "the ramp of a load goes on until it is steady: give load.ramp_seconds"
+            unused[f"warmup.{name}"] = "the ramp-up goes on until the load is steady: give load.ramp_seconds"
         if config.has_texts:
             unused["server.vocab_size"] = "has no effect: only synthetic prompts are drawn from a vocabulary"
             unused["max_input_tokens"] = "a server gets texts whole"

@@ -58,7 +58,7 @@ def fields_in_command(config: ExperimentConfig) -> set[str]:
     """Return the fields of the study that the command of an experiment's server takes, by dotted name.
 
     Raises:
-        ValueError: The command has an unknown placeholder or no ``{port}``, or one of ``args`` is not used.
+        ValueError: A placeholder cannot be filled, ``{port}`` is missing, or one of ``args`` is wrong or unused.
     """
     server = config.server
     assert server is not None
@@ -104,7 +104,10 @@ def _substitution(config: ExperimentConfig, **others: str) -> Substitution:
 
 
 def server_hash(config: ExperimentConfig) -> str:
-    """Return a digest that is equal for experiments that may share a server: they differ in their load only."""
+    """Return a digest that is equal for experiments that may share a server.
+
+    They differ only in how they are measured: ``load``, ``measurement``, ``warmup`` and ``baseline``.
+    """
     text = config.model_dump_json(exclude={"load", "measurement", "warmup", "baseline", "output_dir"})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -46,7 +46,7 @@ class CheckedPoints:
 
     Attributes:
         valid: Position in the file, axes and configuration of each valid point.
-        excluded: Invalid combinations, with the reason.
+        excluded: Combinations that are invalid or repeat another, with the reason.
         problems: Errors in the file.
         notes: Notes that are not errors.
     """

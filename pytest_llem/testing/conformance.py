@@ -54,8 +54,8 @@ _EXPERIMENTS = pytest.StashKey[Experiments]()
 class EngineConformance:
     """Tests of an engine. A subclass whose name begins with ``Test`` names the engine and a minimal experiment.
 
-    Every experiment runs in a fresh process, as in a study, with a few prompts and tokens and a window of one
-    pass. A check that does not apply to the engine is skipped, with the reason.
+    Every experiment runs in a fresh process, as in a study, with a few prompts and tokens and, in most checks, a
+    window of one pass. A check that does not apply to the engine is skipped, with the reason.
 
     Example:
         >>> class TestBigram(EngineConformance):

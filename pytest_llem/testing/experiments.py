@@ -81,7 +81,7 @@ class Run:
 
     @property
     def refusal(self) -> str | None:
-        """Why the engine refused the experiment; None if it did not."""
+        """Why the experiment was refused; None if it was not."""
         return self.error.message if self.error is not None and self.error.kind == "preflight" else None
 
     @property
@@ -208,9 +208,9 @@ def fail_if_alive(run: Run) -> None:
 
 
 def input_tokens(run: Run) -> tuple[list[int], list[int | None]]:
-    """Return the tokens of each prompt of a pass, and those that the records of the first pass report.
+    """Return the number of tokens of each prompt of a pass, and those that the records of the first pass report.
 
-    Skip the test if there are none, or not as many as prompts.
+    Skip the test if there are no records, or not as many as prompts.
     """
     prepared = [note["lengths"] for note in run.noted("prepare")]
     reported = [tokens for note in run.noted("requests") for tokens in note["input_tokens"]]

@@ -151,7 +151,7 @@ DOWNLOADED = [
     *("*.gz", "*.zst"),
 ]
 
-#: Columns that may hold the prompts. The first one that exists is used.
+#: Columns that may hold the prompts. The first one that holds strings is used.
 COLUMNS = ("prompt", "text", "question", "instruction", "query", "input", "content")
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from pytest_llem.doctor.records import Examination
+from pytest_llem.hardware.gpu_state import gpu_sensors
 from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.hardware.sensors import gpu_sensors
 
 #: A CUDA context takes some hundreds of MB.
 _CONTEXT_BYTES = 100e6

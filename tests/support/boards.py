@@ -17,7 +17,7 @@ NOOP_ENGINE = Path(__file__).parent / "noop_engine"
 
 UUIDS = tuple(f"GPU-{number}{'0' * 7}" for number in range(8))
 
-#: A study whose experiments only sleep; ``board`` is the engine's section.
+#: A study whose experiments only sleep.
 STUDY: dict[str, Any] = {
     "name": "boards",
     "model": "none",

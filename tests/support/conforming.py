@@ -1,6 +1,6 @@
 """A small engine that conforms to the protocol and has every optional ability, for variants with one fault each.
 
-It computes nothing: a token follows from the prompt and, when it samples, from the seed.
+It computes nothing: a token follows from the prompt or, when it samples, from the seed.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Environment:
         shutil.rmtree(self.site_packages / f"{name.replace('-', '_')}-{version}.dist-info")
 
     def share(self, *names: str) -> None:
-        """Add distributions of this environment, and their requirements."""
+        """Add distributions of the running interpreter's environment, and their requirements."""
         for name in names:
             found = distribution(name)
             for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:

@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "imports"
 def vllm_result(
     *, requests: int = 16, slots: int = 4, tokens: int = 8, step: float = 0.01, seed: int = 0, **more: Any
 ) -> dict[str, Any]:
-    """Return the result of a closed loop: each token takes *step* seconds, with some scatter."""
+    """Return the result of a closed loop: a token takes about *step* seconds, the first 5 times as long."""
     rng = random.Random(seed)
     free = [0.001 * slot for slot in range(slots)]
     starts, ttfts, itls = [], [], []

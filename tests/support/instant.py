@@ -38,6 +38,7 @@ def conftest(payload: int) -> str:
     """Return the conftest's text.
 
     Args:
-        payload: Size in bytes of each result, of the file beside it, and of the output.
+        payload: About the size in bytes of the file beside each result, of the output, and of what is added to the
+            result.
     """
     return CONFTEST.format(results=str(RESULTS), payload=payload)

@@ -47,7 +47,7 @@ def write_load_study(folder: Path, *mock: str, server: Any = None, **changes: An
         folder: Folder to write to.
         mock: Options of the mock server.
         server: Further fields of the section ``server``.
-        changes: Fields of the study; sections are merged, and None removes a field.
+        changes: Fields of the study; ``execution`` and ``measurement`` are merged, and None removes a field.
     """
     command = ["{python}", str(MOCK), "--port", "{port}", *mock]
     study: dict[str, Any] = {**LOAD_STUDY, "server": {"command": command, "vocab_size": 1000, **(server or {})}}

@@ -28,7 +28,7 @@ def record(
 ) -> RequestRecord:
     """Return the record of a request that was sent at *sent*, from its latencies in s.
 
-    The tokens' times are known if *itl_s* is given, or if there is one token.
+    The tokens' times are known if *ttft_s* is given and, for several tokens, *itl_s*.
     """
     first = None if ttft_s is None else sent + ttft_s
     times = [] if first is None or len(output_ids) != len(itl_s) + 1 else list(accumulate(itl_s, initial=first))

@@ -74,7 +74,7 @@ class DifferentPasses(ConformingEngine):
 
 
 class DifferentProcesses(ConformingEngine):
-    """Initialises its weights at random, unless the size of its batches is given."""
+    """Initialises its weights at random, unless it is greedy or the size of its batches is given."""
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)

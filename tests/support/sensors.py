@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.hardware.sensors import GpuState, gpu_sensors
+from pytest_llem.hardware.gpu_state import GpuState, gpu_sensors
 from tests.support.nvml import Script
 
 

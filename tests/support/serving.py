@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def mock_server(*options: str) -> Iterator[str]:
-    """Run a mock server with *options* as long as the context lasts; its base URL."""
+    """Run a mock server with *options* as long as the context lasts, and yield its base URL."""
     command = [sys.executable, "-m", "tests.support.mock_server", *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

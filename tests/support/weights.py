@@ -40,7 +40,7 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 
 
 def cache() -> Path:
-    """Return the folder for models that tests have made."""
+    """Return the folder for what tests have downloaded or made."""
     return _CACHE / "pytest-llem-tests"
 
 

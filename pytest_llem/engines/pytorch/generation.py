@@ -40,7 +40,7 @@ class SpecialTokens:
         """Return the special tokens of a loaded model.
 
         The end token is the model's own, or else the tokenizer's. The padding token is the tokenizer's, or else
-        the model's, or else the end token.
+        the model's, or else the (first) end token, or else 0.
 
         Args:
             model: The model.

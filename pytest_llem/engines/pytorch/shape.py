@@ -97,7 +97,7 @@ def _linear(model: Any, head: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _looked_up(model: Any, head: torch.nn.Module) -> set[int]:
-    """Return the ``id()`` of each embedding of which a step reads only a few rows."""
+    """Return the ``id()`` of the weights of embeddings of which a step reads only a few rows."""
     embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     return {id(one.weight) for one in embeddings} - {id(weight) for weight in head.parameters()}
 

@@ -82,7 +82,10 @@ def sampling_arguments(config: ExperimentConfig, index: int = 0) -> dict[str, An
 
 
 def argument_problems(config: ExperimentConfig) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the arguments of a study that vLLM does not have, or whose type is wrong: key path and message."""
+    """Yield the key path of each argument that vLLM does not have, or cannot be given, and a message.
+
+    An argument cannot be given if its type is wrong, or if it may end answers that have a fixed length.
+    """
     options = config.vllm or VLLMConfig()
     engine = {one.name for one in dataclasses.fields(EngineArgs)}
     sampling = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}

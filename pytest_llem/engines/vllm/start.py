@@ -54,7 +54,7 @@ class StartMonitor:
     """Reports the phases of vLLM's start while it is entered.
 
     Args:
-        report: Called with the name of each phase, in a thread of its own.
+        report: Called with the name of each phase, from the second on in a thread of its own.
 
     Attributes:
         error: The first error that a process of vLLM logged; None if there is none.

@@ -24,8 +24,8 @@ from pytest_llem.results.study_result import StudyResult, selected_points
 #: Maximum number of points on a page: more would make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
-#: Maximum number of power samples on a page, divided equally among the cycles that are drawn, and the minimum of a
-#: cycle: fewer would not show the course of power. The page says of how many cycles power is left out.
+#: About the maximum number of power samples on a page, divided equally among the cycles that are drawn, and the
+#: minimum of a cycle: fewer would not show its course. The page says of how many cycles power is left out.
 MAX_SAMPLES = 120_000
 MIN_SAMPLES = 60
 
@@ -48,7 +48,7 @@ class Cycle:
     Attributes:
         entry: The experiment's entry in the manifest.
         point: Index of the point in ``Contents.points``.
-        place: Position among the point's completed cycles, which is the index of the values in ``Summary.values``.
+        place: Position among the point's completed cycles, which is their index in ``values`` of its metrics.
     """
 
     entry: ManifestEntry
@@ -62,12 +62,12 @@ class Power:
 
     Attributes:
         cycle: Number of the cycle.
-        window_seconds: Length of the measured window, in s.
-        samples: Pairs of time since the start of the window, in s, and power, in W, by device.
+        seconds: Time that the meter covers, in s; the length of the window if that is unknown.
+        samples: Pairs of time since the window's start, in s, and power, in W, by device.
     """
 
     cycle: int
-    window_seconds: float
+    seconds: float
     samples: Mapping[str, list[tuple[float, float]]]
 
 
@@ -83,7 +83,8 @@ class Contents:
         cycles: The completed experiments of ``points``, in the order in which they started.
         power: The power samples of the first cycles of each point, by index of the point.
         power_left_out: Number of cycles with power samples that are not in ``power``.
-        latencies: The latencies of the answered requests of all cycles in ms, by index of the point and by column.
+        latencies: The latencies in ms of the window's answered requests with a token, of all cycles, by index of
+            the point and by column.
         provenance: How the figures were obtained.
         study_text: The study file as it was run; None if it is missing.
         base_text: The file that the study's ``base:`` names; None if it is missing.
@@ -132,7 +133,7 @@ def _cycles(contents: Contents) -> Iterator[Cycle]:
 
 
 def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
-    """Add the provenance, latencies and at most *max_samples* power samples of *cycle* to *contents*."""
+    """Add the provenance, latencies and about *max_samples* power samples of *cycle* to *contents*."""
     text = stored_result(directory, cycle.entry)
     if text is None:
         return
@@ -150,8 +151,8 @@ def _add_cycle(contents: Contents, directory: Path, cycle: Cycle, max_samples: i
     if power is not None and not max_samples:
         contents.power_left_out += 1
     elif samples := read_power(power or "", max_samples):
-        window = result.window.energy_seconds or result.window.window_seconds
-        contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
+        seconds = result.window.energy_seconds or result.window.window_seconds
+        contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, seconds, samples))
 
 
 def _text(file: Path) -> str | None:
@@ -162,9 +163,10 @@ def _text(file: Path) -> str | None:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in ms of a ``requests.csv`` by column, of the answered requests of the window."""
+    """Return latencies in ms of a ``requests.csv`` by column, of the window's answered requests with a token."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
+        # The pass of a server's request is the phase of the load.
         if row.get("pass") in OUTSIDE_WINDOW or row.get("error") or _number(row.get("output_tokens")) == 0:
             continue
         for column in LATENCY_COLUMNS:

@@ -58,9 +58,9 @@ def latency_plot(contents: Contents) -> Plot | None:
         yaxis=latency_axis if across else point_axis,
     )
     caption = (
-        "Over all answered requests of all cycles of each point: the box spans the 25th to the 75th percentile, "
-        "its line is the median, and the whiskers span the 5th to the 95th percentile. Requests of one batch are "
-        "not independent of each other. The table below has the figures."
+        "Over the answered requests with a token, of all cycles of each point: the box spans the 25th to the 75th "
+        "percentile, its line is the median, and the whiskers span the 5th to the 95th percentile. Requests of "
+        "one batch are not independent of each other. The table below has the figures."
     )
     selects = [Select("latency", [LATENCY_COLUMNS[column] for column in columns])]
     by_axis = ByAxis("one", has_panels=False)
@@ -134,8 +134,8 @@ def power_plot(contents: Contents) -> Plot | None:
     labels = labels_of(contents.points)
     selects = [Select("point", [labels[index] for index in chosen])]
     caption = (
-        "The power sampled in each cycle of a point. The shaded span is the measured window: it begins at 0, and "
-        "a dashed line shows where the window of each cycle ends."
+        "The power sampled in each cycle of a point. The shaded span is the time that the meter covers: it "
+        "begins at 0, and a dashed line shows where that of each cycle ends."
     )
     if contents.power_left_out:
         left_out = counted(contents.power_left_out, "later cycle")
@@ -157,7 +157,7 @@ def no_power_reason(points: Sequence[PointResult]) -> str:
 
 
 def _point(cycles: Sequence[Power]) -> Json:
-    """Return the layer of a point: the power and the window of each of its cycles."""
+    """Return the layer of a point: for each of its cycles, the power and the time that the meter covers."""
     several = any(len(one.samples) > 1 for one in cycles)
     traces = [
         go.Scatter(
@@ -172,24 +172,24 @@ def _point(cycles: Sequence[Power]) -> Json:
         for place, one in enumerate(cycles)
         for number, (device, samples) in enumerate(one.samples.items())
     ]
-    longest = max(one.window_seconds for one in cycles)
-    shapes = [_span(longest), _edge(0.0), *(_edge(end) for end in sorted({one.window_seconds for one in cycles}))]
-    windows = ", ".join(f"cycle {one.cycle}: {one.window_seconds:.3g} s" for one in cycles[:10])
+    longest = max(one.seconds for one in cycles)
+    shapes = [_span(longest), _edge(0.0), *(_edge(end) for end in sorted({one.seconds for one in cycles}))]
+    covered = ", ".join(f"cycle {one.cycle}: {one.seconds:.3g} s" for one in cycles[:10])
     reach = [samples[end][0] for one in cycles for samples in one.samples.values() for end in (0, -1)]
     margin = 0.04 * longest
     edges = [short(min(0.0, *reach) - margin), short(max(longest, *reach) + margin)]
     layout = {"shapes": shapes, "xaxis": {"range": edges}}
-    return {"data": traces, "layout": layout, "note": f"Windows: {windows}."}
+    return {"data": traces, "layout": layout, "note": f"Covered by the meter: {covered}."}
 
 
 def _span(seconds: float) -> Json:
-    """Return the shaded rectangle of a window of *seconds*."""
+    """Return the shaded rectangle of the *seconds* that the meter covers."""
     fill = {"layer": "below", "fillcolor": "var(--window)", "line": {"width": 0}}
     return {"type": "rect", "x0": 0, "x1": short(seconds), **_FULL_HEIGHT, **fill}
 
 
 def _edge(seconds: float) -> Json:
-    """Return the dashed line at the beginning or end of a window."""
+    """Return the dashed line at the beginning or end of the time that the meter covers."""
     line = {"width": 1, "dash": "dash", "color": "var(--muted)"}
     return {"type": "line", "x0": short(seconds), "x1": short(seconds), **_FULL_HEIGHT, "line": line}
 
@@ -207,7 +207,7 @@ def power_rows(contents: Contents) -> list[tuple[str, int, str, list[str]]]:
     return rows
 
 
-#: Values in this plot over all metrics: more would make the page slow.
+#: Values in this plot over all metrics, unless the first ones alone have more: more would make the page slow.
 MAX_VALUES = 100_000
 
 _RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"

@@ -95,7 +95,8 @@ def _plot(key: str, series: Sequence[MetricHistory]) -> Plot:
     return Plot(
         key,
         "Over commits",
-        "Mean of each run with its 95 % interval, in the order of commits; vertical lines are lasting changes.",
+        "Mean of each run with its 95 % interval, in the order of commits or, if one is not known, of time; "
+        "vertical lines are lasting changes.",
         figure(traces, showlegend=True, legend=_LEGEND, margin=_MARGIN),
         [Select("series", [_title(one) for one in series])],
         {str(number): _layer(one) for number, one in enumerate(series)},

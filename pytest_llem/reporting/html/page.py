@@ -157,7 +157,7 @@ def _cards(contents: Contents, optimal: set[int]) -> list[Card]:
     cards += _best_loads(points)
     if (drift := server_drift(points)) is not None:
         name, change = drift.largest
-        about = f"{name}, from a server's first to its last load, on {counted(drift.servers, 'server')}"
+        about = f"{name}, from a server's first load to the same at the end, on {counted(drift.servers, 'server')}"
         cards.append(Card("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
         cards += [_best(points, place, metric, name) for place in _first_of_each_group(points, metric)]

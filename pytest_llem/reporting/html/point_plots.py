@@ -186,7 +186,7 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     if any(points[index].metrics[metric].ci95 for index in known for metric in (SPEED, COST)):
         sentences.append("Bars are 95 % intervals of the mean.")
     if methods != ["measured"]:
-        marked = ": hollow marks are not measured" if "measured" in methods else ", not measured"
+        marked = ": hollow marks and triangles are not measured" if "measured" in methods else ", not measured"
         sentences.append(f"Energy is {' or '.join(methods)}{marked}.")
     if len(kinds) > 1:
         sentences.append("Energies of different methods or boundaries are not compared with each other.")

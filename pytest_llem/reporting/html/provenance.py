@@ -92,7 +92,7 @@ class Provenance:
             ("Warm-up runs", self._span_and_counts("warmup")),
             ("Idle before an experiment", self._span_and_counts("gap", "s")),
             ("Idle power with the model loaded", self._span_and_counts("idle", "W")),
-            ("Tick of the energy counter", self._span("tick", "s")),
+            ("Time between ticks or power samples", self._span("tick", "s")),
             ("Largest share of a tick in the window", f"{100 * max(quantisation):.2g} %" if quantisation else ""),
             ("Integrated sampled power ÷ energy counter", self._span("integral")),
             ("CPU time of the harness in the window", self._span("harness", "s")),

@@ -100,7 +100,7 @@ class Row:
 
 
 def columns(points: Sequence[PointResult]) -> list[str]:
-    """Return the metrics that get a column: those with a value at any point, and always the five main ones."""
+    """Return the metrics that get a column: those with a value at any point, and the first five main ones."""
     return list(dict.fromkeys([*main_metrics(points)[:5], *metrics_with_values(points)]))
 
 
@@ -239,7 +239,7 @@ def plain(data: Any) -> str:
 
 
 def facts(points: Sequence[PointResult], which: str) -> list[tuple[str, str]]:
-    """Return facts of all points by key: the common value, or each value with its number of points.
+    """Return facts of measured points by key: the common value, or each value with its number of points.
 
     Args:
         points: The points.

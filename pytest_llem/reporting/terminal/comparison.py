@@ -32,7 +32,7 @@ _COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
 #: Alignment of the columns in Markdown: point, metric, :data:`_COLUMNS`, and what moved.
 _ALIGNMENT = (":--", ":--", *["--:"] * 5, ":--", ":--")
 
-#: The same for a terminal, where reference and candidate share a column.
+#: Headings for a terminal, where reference and candidate share a column.
 _HEADINGS = ("metric", "reference\n→ candidate", "ratio", "interval", "n", "verdict")
 
 #: Characters of the widest possible row.
@@ -83,7 +83,7 @@ def _by_point(rows: Sequence[GateVerdict], width: int) -> Iterator[str]:
 
 
 def _remark(verdict: GateVerdict) -> str:
-    """Return which parts of a metric moved, or how many cycles would decide; empty if neither is known."""
+    """Return what moved together with a metric, or how many cycles would decide; empty if neither is known."""
     if verdict.cycles_to_decide is not None:
         return f"about {verdict.cycles_to_decide} cycles on either side would decide it"
     return "; ".join(one for one in verdict.associated if not one.startswith(DIFFERENT))
@@ -122,7 +122,7 @@ def as_json(comparison: Comparison) -> str:
 def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
     """Return the worst verdicts by point, the worst point first, and the number of each verdict that is left out.
 
-    New and missing points have no row: they are listed below the table.
+    New and missing points, and verdicts NOT JUDGED that do not fail, have no row: they are listed below the table.
     """
     found = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
     found.sort(key=_badness)

@@ -34,7 +34,7 @@ class Lines:
     Args:
         reporter: pytest's terminal reporter.
         runs: The study runs by key (``node_ids.run_key``).
-        forecast_of: Returns the forecast of all experiments of a study file.
+        forecast_of: Returns the forecast of the selected experiments of a study file.
         clock: A monotonic clock in s.
     """
 
@@ -59,7 +59,7 @@ class Lines:
         self._forecasts: dict[str, Forecast] = {}
         #: Total duration of the experiments that have ended, in s, by file.
         self._busy: dict[str, float] = {}
-        #: The file whose dots are on the current line; None if pytest has written anything else since.
+        #: The file of the last line that was written; None if pytest has written anything else since.
         self._open: str | None = None
 
     # The outermost wrapper: it begins before the recorder takes the outcome, and ends after pytest's dot.

@@ -91,10 +91,10 @@ class LoadFinding(NamedTuple):
     """A load of a server that stands out.
 
     Attributes:
-        server: What distinguishes the configuration of the server from others; empty if there is one.
+        server: What distinguishes the configuration of the server from others; empty if there is only one.
         what: What the load is, such as ``best within the SLO``.
         load: The load, such as ``concurrency 16``.
-        about: Its energy, and the share of its requests within the SLO.
+        about: Its energy, the share of its requests within the SLO, or both.
     """
 
     server: str
@@ -172,7 +172,7 @@ def _best(points: Sequence[PointResult], series: LoadSeries) -> tuple[str, str, 
 
 
 def _found(point: PointResult) -> tuple[str, str, str] | None:
-    """Return the same for the loads that a search found; None if it found none."""
+    """Return the texts of :func:`_best` for the loads that a search found; None if it found none."""
     loads = found_loads(point)
     if not loads:
         return None

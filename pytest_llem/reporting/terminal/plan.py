@@ -83,7 +83,7 @@ def _reference(plan: Plan, name: str) -> list[str]:
 
 
 def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
-    """Return the number of replayed results, with the directory and time of measurement of each."""
+    """Return the number of replayed results of each directory, and when they were measured."""
     times: dict[Path, list[str]] = {}
     factors: dict[str, None] = {}
     for one in plan.experiments:

@@ -2,6 +2,7 @@
 
 Options:
     fault: What to do in ``generate``; see FAULTS. ``… while broken`` limits it to the time that ``break`` exists.
+        ``nan`` is the number of positions instead.
     break: The file that ``… while broken`` refers to.
     seconds: Duration of a batch in s.
     first_seconds: Duration of ``generate_first`` in s.
