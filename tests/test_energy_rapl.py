@@ -180,6 +180,7 @@ def test_windows_follow_each_other(powercap: Powercap, meter: RaplMeter, clock: 
 
 def _assert_none(device: Any, reason: Any) -> None:
     assert (device.energy_j, device.method) == (None, "unavailable")
+    assert device.reason.startswith("RAPL: ")
     assert reason in device.reason
 
 
@@ -241,7 +242,7 @@ def test_counter_that_vanishes_in_the_window_is_unavailable(
     _assert_none(account.devices[1], "No such file")
     total = account.total
     assert (total.energy_j, total.method) == (None, "unavailable")
-    assert "dram-0: " in not_none(total.reason)
+    assert "dram-0: RAPL: " in not_none(total.reason)
 
 
 def test_counter_that_is_not_a_number_is_unavailable(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:

@@ -69,6 +69,14 @@ def test_energy_of_cpu_packages_is_gated(folder: Path, monkeypatch: pytest.Monke
     assert "energy_per_output_token_j: {max:" in text
 
 
+def test_estimated_energy_is_not_gated_and_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_host, "rapl", lambda: Rapl(root="powercap", error="no package counter"))
+    assert main(["init"]) == 0
+    text = (folder / "study.yaml").read_text()
+    assert "# Energy: estimated from CPU time, and not gated (RAPL: no package counter)." in text
+    assert "energy_per_output_token_j: {max:" not in text
+
+
 @pytest.mark.parametrize("model", ["org/Model-1B", "a: b # c", "010", "/models/größe/", "null"])
 def test_model_is_written_as_given(model: str, folder: Path) -> None:
     assert main(["init", "sub/it.yaml", "--model", model]) == 0

@@ -176,7 +176,7 @@ def _energy(gpus: list[str]) -> tuple[str, str]:
         return f"Energy: NVML, of {', '.join(dict.fromkeys(gpus))}.", "energy_per_output_token_j"
     if (error := rapl().error) is None:
         return "Energy: RAPL, of the CPU packages.", "energy_per_output_token_j"
-    return f"Energy: estimated from CPU time, and not gated ({error}).", "output_tokens_per_second"
+    return f"Energy: estimated from CPU time, and not gated (RAPL: {error}).", "output_tokens_per_second"
 
 
 def _ci_job(system: str, study: Path) -> str:

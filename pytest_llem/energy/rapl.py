@@ -140,7 +140,7 @@ class _Track:
         zone = self.zone
         if reason is not None or self.began is None:
             where = (zone.device, zone.boundary)
-            return DeviceReading(*where, None, "unavailable", zone.source, reason=reason)
+            return DeviceReading(*where, None, "unavailable", zone.source, reason=f"RAPL: {reason}")
         energy_j, seconds = self._rise_uj / 1e6, self.at - self.began
         return DeviceReading(
             zone.device,
