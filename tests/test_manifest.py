@@ -242,11 +242,8 @@ def test_another_attempt_keeps_nothing_of_the_one_before(tmp_path: Path) -> None
     writer.completed("n=0", "{}", {"requests.csv": "2"})
     assert stored_files(tmp_path, entry) == {"requests.csv": "2"}
     writer.running("n=0")
-    writer.failed("n=0", ERROR, {"output.txt": "3"})
-    assert [*tmp_path.glob("experiments/*.csv")] == []
-    writer.running("n=0")
     writer.failed("n=0", ERROR)
-    assert [*tmp_path.glob("experiments/*.txt")] == []
+    assert [*tmp_path.glob("experiments/*.csv")] == []
 
 
 def test_lone_surrogates_are_escaped_in_every_file(tmp_path: Path) -> None:

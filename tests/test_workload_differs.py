@@ -11,6 +11,7 @@ from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.verdict_text import verdict_line, verdict_text
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.reporting.github import write_summary
+from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.terminal.comparison import as_json, lines, markdown
 from pytest_llem.results.points import PointResult
 from pytest_llem.results.statistics import Summary
@@ -124,6 +125,14 @@ class TestText:
         page = [line for line in file.read_text().splitlines() if line]
         at = next(number for number, line in enumerate(page) if line.startswith("Compared with"))
         assert "workload differs" in page[at - 1]
+
+    def test_it_is_on_the_page(self, tmp_path: Path) -> None:
+        result = study_result(_point(24))
+        result.comparison = _compared(_point(24), _point(16)).record
+        write_report(tmp_path, tmp_path / "report.html", result)
+        page = (tmp_path / "report.html").read_text()
+        assert "<h4>The workload differs</h4>" in page
+        assert "output tokens per request: 24 in the candidate, 16 in the reference" in page
 
     def test_a_verdict_says_what_it_judges(self) -> None:
         verdict = _compared(_point(24), _point(16)).verdicts[0]
