@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def reason(folder: Path, **study: Any) -> str:
 )
 def test_setting_without_effect_on_a_server_is_an_error(tmp_path: Path, study: Any, expected: str) -> None:
     assert expected in reason(tmp_path, **study)
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [
+        ({}, "load: needs exactly one of concurrency, rate and trace"),
+        ({"concurrency": 1, "rate": 2}, "load: needs exactly one of concurrency, rate and trace"),
+        ({"concurrency": "auto"}, "concurrency 'auto' searches for the largest load within the SLO, and needs an"),
+        ({"concurrency": 1, "arrival": "constant"}, "load: arrival 'constant' needs a rate"),
+        ({"concurrency": 1, "max_in_flight": 9}, "max_in_flight needs a rate or a trace: with concurrency, that"),
+        ({"rate": 2, "search": {"high": 8}}, "load: search needs concurrency or rate: auto"),
+        (
+            {"concurrency": "auto", "slo": {"ttft_ms": 9}, "search": {"low": 1.5}},
+            "load: search.low and search.high must be whole numbers of requests for concurrency: auto",
+        ),
+    ],
+)
+def test_contradictory_load_is_an_error(tmp_path: Path, load: Any, expected: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(expected)):
+        load_study(write_load_study(tmp_path, load=load))
 
 
 @pytest.mark.parametrize(

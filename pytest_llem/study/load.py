@@ -146,6 +146,8 @@ class LoadConfig(NullableSection):
             raise ValueError("max_in_flight needs a rate or a trace: with concurrency, that is the number")
         if self.search != SearchConfig() and not self.is_search:
             raise ValueError("search needs concurrency or rate: auto")
+        if self.concurrency == "auto" and not (self.search.low.is_integer() and self.search.high.is_integer()):
+            raise ValueError("search.low and search.high must be whole numbers of requests for concurrency: auto")
         return self
 
     @property
