@@ -366,7 +366,7 @@ def test_default_gate_of_a_rate_judges_tpot_if_tokens_arrive_together(
     run = run_pytest("--llem-baseline=main", "--llem-html=page.html")
     table = ["* llem: load against main *", "*tpot_p99_ms *"]
     run.stdout.fnmatch_lines(["*of tpot_p99_ms if cycles vary by *", *table])
-    run.stdout.fnmatch_lines(["judged: tpot_p99_ms in place of itl_p99_ms: several tokens arrived together"])
+    run.stdout.fnmatch_lines(["judged: tpot_p99_ms in place of itl_p99_ms, which a side does not know"])
     run.stdout.no_re_match_line(r"\s*itl_p99_ms .*")
     (point,) = StudyResult.load(newest().directory).points
     assert point.metrics["itl_p99_ms"].mean is None

@@ -1,9 +1,11 @@
 """Why a gate may not judge a metric although it has a value, and which other metric a default gate judges.
 
-A metric is ineligible if its energy was estimated, is invalid, covers other devices than the engine's or too few
-ticks of the counter, or if the point's replayed result is out of date. If the two sides of a comparison generated
-different numbers of tokens, a default gate on a metric per output token judges the metric per request instead; one
-on ITL judges TPOT if several tokens arrived together.
+A metric is ineligible if its energy is invalid, does not cover all of the engine's devices or not the same ones in
+all cycles, covers too few ticks of the counter, or was estimated where the study does not allow that; or if code,
+model or dataset have changed since a replayed result was measured. A default gate is one of a study that names no
+metrics. If the sides of a comparison generated different numbers of tokens, or do not know them, a default gate on
+a metric that counts output tokens judges the one that counts requests instead; under a load, one on ITL judges TPOT
+if a side does not know ITL.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true
 #: Energy metrics that are not measured in the window, so that its ticks do not concern them.
 _NO_WINDOW = {"load_energy_j", "idle_power_w"}
 
-#: Metrics that also depend on the window of prefill alone.
+#: Metrics that depend on the window of prefill, alone or with the other one.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
 
-#: Metrics whose names include their boundary.
+#: Metrics whose names say which devices they cover.
 _NAME_THEIR_BOUNDARY = {"gpu_energy_j", "cpu_energy_j", "dram_energy_j"}
 
 #: Units of metrics that do not depend on other processes.
@@ -78,7 +80,9 @@ def mixed_hosts_reason(point: PointResult) -> str | None:
 
 
 def ineligible_reason(point: PointResult, metric: str, *, candidate: PointResult | None = None) -> str | None:
-    """Return why no gate may judge the energy *metric* of *point* as it was measured; None if gates may.
+    """Return why the measurement of *point* keeps gates from judging its energy *metric*; None if it does not.
+
+    Whether an estimate may decide is a question of its own: see :func:`allows_estimates`.
 
     Args:
         point: The measured point.
@@ -114,13 +118,14 @@ def _names_boundary(point: PointResult, metric: str) -> bool:
     return metric in _NAME_THEIR_BOUNDARY or point.config.get("energy", {}).get("backend") not in (AUTO, None)
 
 
-#: Metrics per output token, and the metrics that replace them if answers differ in length.
+#: Metrics that count output tokens, and those that replace them if answers differ in length.
 PER_REQUEST = {
     "energy_per_output_token_j": "energy_per_request_j",
     "output_tokens_per_second": "requests_per_second",
 }
 
-#: Metrics of the times between tokens, and those that replace them if a server sends several tokens at a time.
+#: Metrics of the times between tokens, and those that replace them if a side does not know them, as when a server
+#: sends several tokens at a time.
 PER_TOKEN_TIME = {f"itl_p{p}_ms": f"tpot_p{p}_ms" for p in PERCENTILES}
 
 #: Metrics of tokens in a pass, and what messages call them per request.
@@ -150,7 +155,7 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
         if metric not in PER_TOKEN_TIME or is_known:
             return metric, None
         replacement = PER_TOKEN_TIME[metric]
-        return replacement, f"{replacement} in place of {metric}: several tokens arrived together"
+        return replacement, f"{replacement} in place of {metric}, which a side does not know"
     per_request = PER_REQUEST.get(metric)
     difference = None
     if per_request is not None:

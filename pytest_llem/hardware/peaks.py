@@ -1,4 +1,4 @@
-"""List the peak FLOP/s and memory bandwidth of accelerators, from their data sheets.
+"""List the peak FLOP/s, memory bandwidth and cache sizes of accelerators, from their data sheets and white papers.
 
 The FLOP/s are for dense matrices: data sheets of Ampere and newer often give those for 2:4 sparsity, which are
 twice as high. fp32 is without TF32, and fp16 with fp32 accumulation, as PyTorch multiplies. If two data sheets
@@ -18,7 +18,7 @@ class Peaks:
     """Peaks of a device.
 
     Attributes:
-        flops: FLOP/s by precision (``bf16``, ``fp16``, ``fp32``), without those that the device has no units for.
+        flops: FLOP/s by precision (``bf16``, ``fp16``, ``fp32``), without those that it does not support.
         bandwidth: Memory bandwidth, in bytes/s.
         cache_bytes: Size of the last-level cache, in bytes.
     """
@@ -43,11 +43,11 @@ def _peaks(half: float, fp32: float, gb_per_s: float, cache_mib: int, *, bf16: b
 _PEAKS = {
     # "NVIDIA HGX B200" data sheet (36 PFLOP/s sparse of 8 GPUs), GB200 NVL72's for fp32. L2 as CUDA reports it.
     "B200": _peaks(2250, 80, 8000, 126),
-    # "NVIDIA H200 Tensor Core GPU" data sheet: SXM and NVL. L2 as of the H100: the same GH100.
+    # "NVIDIA H200 Tensor Core GPU" data sheet: SXM and NVL. L2: the H100's, which has the same chip (GH100).
     "H200": _peaks(989.5, 67, 4800, 50),
     "H200 NVL": _peaks(835.5, 60, 4800, 50),
     # "NVIDIA H100 Tensor Core GPU" data sheet: SXM (1,979 sparse), PCIe (1,513 sparse) and NVL (1,671 sparse, the
-    # sheet of the single board). L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper.
+    # sheet that gives one board, not a pair). L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper.
     "H100 80GB HBM3": _peaks(989.5, 67, 3350, 50),
     "H100 PCIe": _peaks(756.5, 51.2, 2039, 50),
     "H100 NVL": _peaks(835.5, 60, 3938, 50),
