@@ -533,7 +533,7 @@ def test_best_point_of_each_host_is_named(tmp_path: Path) -> None:
 def test_almost_equal_tokens_are_not_shown_as_equal(tmp_path: Path) -> None:
     agreement = {"point": "b", "reference": "a", "share": 0.99996, "requests": 1, "tokens": 25_000}
     file = _written(tmp_path, point({"a": 1}), token_agreement=[agreement])
-    assert "Equal tokens 99.996 % of 25,000 greedy tokens: b and a" in page_of(file).text
+    assert "Tokens before the first difference 99.996 % of 25,000 greedy tokens: b and a" in page_of(file).text
 
 
 def test_card_of_a_single_point_has_no_invalid_figure(tmp_path: Path) -> None:
@@ -546,10 +546,10 @@ def test_card_of_a_single_point_has_no_invalid_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("outcomes", "card", "tone"),
     [
-        (("skipped", "skipped"), "none decided of 2 gates, 2 undecided", ""),
-        (("passed", "skipped"), "none failed of 2 gates, 1 undecided", ""),
+        (("skipped", "skipped"), "none decided of 2 gates, 2 skipped", ""),
+        (("passed", "skipped"), "none failed of 2 gates, 1 skipped", ""),
         (("passed", "passed"), "none failed of 2 gates", "good"),
-        (("failed", "skipped"), "1 failed of 2 gates, 1 undecided", "bad"),
+        (("failed", "skipped"), "1 failed of 2 gates, 1 skipped", "bad"),
     ],
 )
 def test_card_of_gates_is_good_only_if_all_are_decided(

@@ -4,8 +4,8 @@ A metric is ineligible if its energy is invalid, does not cover all of the engin
 all cycles, covers too few ticks of the counter, or was estimated where the study does not allow that; or if code,
 model or dataset have changed since a replayed result was measured. A default gate is one of a study that names no
 metrics. If the sides of a comparison generated different numbers of tokens, or do not know them, a default gate on
-a metric that counts output tokens judges the one that counts requests instead; under a load, one on ITL judges TPOT
-if a side does not know ITL.
+a metric that counts output tokens judges the one that counts requests instead; under a load, one on ITL judges
+TPOT if a side does not know ITL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Build the prompts of a pass as token ids."""
+"""Build the prompts of a pass: token ids, or texts for an engine that takes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Texts:
 
     Attributes:
         prompts: The texts in order.
-        conversations: For each prompt, all turns of its conversation. The prompt is the first.
+        conversations: For each prompt, what the user says in its conversation, first the prompt.
         revision: Commit of their hub dataset; None if they are from a file.
     """
 
@@ -39,7 +39,7 @@ class Workload:
 
     Attributes:
         prompts: Token ids of each prompt; texts for an engine that takes them.
-        digest: SHA-256 of the prompts, from :func:`prompts_digest`.
+        digest: SHA-256 of the synthetic prompts, or of the texts before truncation.
         truncated: Number of prompts that were truncated to ``max_input_tokens``.
         revision: Commit of their hub dataset; None if they are not from the hub.
     """
@@ -68,7 +68,7 @@ def dataset_problem(
 
 
 def hub_dataset(dataset: str, directory: Path) -> HubDataset | None:
-    """Return the hub dataset that *dataset* names; None if it is not a hub name, or if a local file has that name.
+    """Return the hub dataset that *dataset* names; None if it is not a hub name, or if a local path has that name.
 
     Args:
         dataset: The dataset's name in the study.
@@ -88,7 +88,7 @@ def read_texts(
     Args:
         config: The experiment.
         directory: Folder to which a dataset's path is relative.
-        on_fetch: Called before a hub dataset is downloaded.
+        on_fetch: Called before a hub dataset is fetched, from the hub or its cache.
 
     Raises:
         PreflightError: The dataset cannot be read or downloaded, or has too few prompts.
@@ -135,13 +135,13 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
     Raises:
         PreflightError: The tokenizer returns no tokens for a text.
     """
-    settings = config.workload
+    shape = config.workload
     if texts is None:
-        rng = random.Random(settings.seed)
+        rng = random.Random(shape.seed)
         vocabulary = engine.vocabulary()
         prompts = [
-            rng.choices(vocabulary, k=settings.lengths.draw(rng) if settings.lengths else settings.input_len)
-            for _ in range(settings.n)
+            rng.choices(vocabulary, k=shape.lengths.draw(rng) if shape.lengths else shape.input_len)
+            for _ in range(shape.n)
         ]
         return Workload(prompts, prompts_digest(prompts))
     if engine.takes_texts:
@@ -152,18 +152,18 @@ def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts |
         raise PreflightError(
             f"dataset {config.dataset!r}: the tokenizer returns no tokens for the prompt {text!a}: remove it"
         )
-    truncated = sum(len(ids) > settings.input_len for ids in encoded)
-    prompts = [ids[: settings.input_len] for ids in encoded]
+    truncated = sum(len(ids) > shape.input_len for ids in encoded)
+    prompts = [ids[: shape.input_len] for ids in encoded]
     return Workload(prompts, texts_digest(texts, config), truncated, texts.revision)
 
 
 def other_prompts(
     config: ExperimentConfig, engine: BatchEngine, workload: Workload, purpose: str
 ) -> Sequence[Any]:
-    """Return prompts as long as those of the pass, with other tokens: a repeated prompt may be cached.
+    """Return prompts as long as those of the pass, with random tokens: a repeated prompt may be cached.
 
     They hold random token ids of the vocabulary or, if the pass has texts, of these texts. For an engine that
-    takes texts, they hold random words of these texts. Each *purpose*, such as ``warm-up``, has its own.
+    takes texts, they hold as many random words of these texts. Each *purpose*, such as ``warm-up``, has its own.
     """
     rng = random.Random(f"{purpose} {config.random_seed}")
     if config.has_texts and engine.takes_texts:

@@ -40,7 +40,7 @@ from pytest_llem.results.verdicts import GateVerdict
 _STATUS = {
     "running": "It is still running or was killed; the page shows the results so far.",
     "interrupted": "It was interrupted before all experiments had run.",
-    "aborted": "It was stopped before all experiments had run.",
+    "aborted": "pytest ended it before all experiments had run, as with -x.",
 }
 
 
@@ -94,7 +94,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "contents": contents,
         "subtitle": _subtitle(contents),
         "status": _STATUS.get(result.status),
-        "facts": _cards(contents, optimal),
+        "cards": _cards(contents, optimal),
         "plots": plots,
         "no_power_reason": no_power_reason(points),
         "axes": axes,
@@ -103,7 +103,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "columns": rows.headings(points, metrics, len(axes)),
         "points": rows.point_rows(contents, axes, metrics, optimal),
         "methods_differ": rows.methods_differ(points),
-        "without": _without(contents, metrics),
+        "without": _without(contents),
         "cycle_columns": [title_of(metric) for metric in main],
         "cycles": rows.cycle_rows(contents, main),
         "power": power_rows(contents),
@@ -153,14 +153,14 @@ def _cards(contents: Contents, optimal: set[int]) -> list[Card]:
         cards.append(_gates(verdicts))
     for one in result.token_agreement:
         about = f"of {one.tokens:,} greedy tokens: {clipped(one.point)} and {clipped(one.reference)}"
-        cards.append(Card("Equal tokens", percent(one.share), about))
+        cards.append(Card("Tokens before the first difference", percent(one.share), about))
     cards += _best_loads(points)
     if (drift := server_drift(points)) is not None:
         name, change = drift.largest
         about = f"{name}, from a server's first load to the same at the end, on {counted(drift.servers, 'server')}"
         cards.append(Card("Drift", f"{change:+.1%}", about, "bad" if drift.is_large else ""))
     for metric, name in _BEST.items():
-        cards += [_best(points, place, metric, name) for place in _first_of_each_group(points, metric)]
+        cards += [_best(points, index, metric, name) for index in _first_of_each_group(points, metric)]
     if optimal and len(points) > 1:
         cards.append(Card("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
@@ -172,7 +172,7 @@ def _cards(contents: Contents, optimal: set[int]) -> list[Card]:
 
 
 def _best_loads(points: list[PointResult]) -> Iterator[Card]:
-    """Yield the best load of each server within the SLO, and what searches found."""
+    """Yield the best load of each server within the SLO, or that none is, and what searches found."""
     if has_loads(points):
         for server, what, load, about in load_findings(points):
             yield Card(f"{what[0].upper()}{what[1:]}", load, ", ".join(filter(None, (server, about))))
@@ -180,10 +180,10 @@ def _best_loads(points: list[PointResult]) -> Iterator[Card]:
 
 def _gates(verdicts: Sequence[GateVerdict]) -> Card:
     outcomes = Counter(verdict.outcome for verdict in verdicts)
-    failed, undecided = outcomes["failed"], outcomes["skipped"]
-    figure = f"{failed} failed" if failed else "none decided" if undecided == len(verdicts) else "none failed"
-    about = f"of {counted(len(verdicts), 'gate')}" + (f", {undecided} undecided" if undecided else "")
-    return Card("Gates", figure, about, "bad" if failed else "" if undecided else "good")
+    failed, skipped = outcomes["failed"], outcomes["skipped"]
+    figure = f"{failed} failed" if failed else "none decided" if skipped == len(verdicts) else "none failed"
+    about = f"of {counted(len(verdicts), 'gate')}" + (f", {skipped} skipped" if skipped else "")
+    return Card("Gates", figure, about, "bad" if failed else "" if skipped else "good")
 
 
 def _done(result: StudyResult) -> Card:
@@ -195,23 +195,23 @@ def _done(result: StudyResult) -> Card:
 
 
 def _first_of_each_group(points: list[PointResult], metric: str) -> list[int]:
-    """Return the index of the first best of each group of comparable points. A single point counts as the best."""
+    """Return the lowest index of the best points of each comparable group. An only point counts as the best."""
     groups = comparable(points, metric)
     if len(points) == 1:
-        return [place for group in groups for place in group]
+        return [index for group in groups for index in group]
     first = best(points, metric).first
     return [min(found) for group in groups if (found := first.intersection(group))]
 
 
-def _best(points: list[PointResult], place: int, metric: str, name: str) -> Card:
-    one = points[place].metrics[metric]
+def _best(points: list[PointResult], index: int, metric: str, name: str) -> Card:
+    one = points[index].metrics[metric]
     assert one.mean is not None
     interval = ", ".join(filter(None, (interval_text(one), f"n = {one.n}")))
-    host = host_kinds(points)[place]
+    host = host_kinds(points)[index]
     return Card(
         name if len(points) > 1 else name_of(metric),
         f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-        ", ".join(filter(None, (f"{interval}: {labels_of(points)[place]}", one.method, host and f"on {host}"))),
+        ", ".join(filter(None, (f"{interval}: {labels_of(points)[index]}", one.method, host and f"on {host}"))),
         _tone(one.method),
     )
 
@@ -220,7 +220,7 @@ def _tone(method: str | None) -> str:
     return "estimated" if method == "estimated" else ""
 
 
-def _without(contents: Contents, metrics: list[str]) -> list[tuple[str, str]]:
+def _without(contents: Contents) -> list[tuple[str, str]]:
     """Return the metrics without a value at any measured point, and the reason."""
     measured = [point for point in contents.points if point.cycles]
     found: dict[str, str] = {}
