@@ -638,4 +638,4 @@ def test_ctrl_c_ends_the_gap(
     assert counts["completed"] + counts["pending"] == 3, "what waits has not begun"
     assert 1 <= counts["completed"] <= (2 if workers else 1)
     if not workers:
-        assert re.search(r"session.py:\d+: KeyboardInterrupt", output)
+        assert re.search(r"interrupts.py:\d+: KeyboardInterrupt", output)
