@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from pytest_llem._plugin.options import Settings
 from pytest_llem.engines.shipped import shipped_needs
+from pytest_llem.execution import plans
 from pytest_llem.planning.estimate import (
     FORK_SECONDS,
     STARTUP_SECONDS,
@@ -519,3 +522,18 @@ def test_plan_reports_a_model_larger_than_the_memory(pytester: pytest.Pytester) 
     )
     run = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
     run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, available [\d.,]+ GiB$"])
+
+
+def test_time_of_a_cycle_counts_points_that_run(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped = [{"where": {"n": 2}, "reason": "known"}]
+    study = load_study(
+        write_study(
+            sweep={"n": [1, 2]}, execution={"n_cycles": "auto"}, skip=skipped, gates={"metrics": ["seconds"]}
+        )
+    )
+    running = [one for one in study.experiments if one.point.skip is None]
+    preflight = SimpleNamespace(refusal=lambda point: None)
+    plan: Any = SimpleNamespace(seconds=30.0 * len(running), to_run=study.experiments, preflight=preflight)
+    monkeypatch.setattr(Settings, "from_config", lambda config: SimpleNamespace(against="other"))
+    first, *_ = plans._effects(cast("pytest.Config", None), study, plan)
+    assert ", about 60 s each, " in first

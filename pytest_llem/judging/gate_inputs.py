@@ -43,7 +43,7 @@ class PreviousResults:
     Args:
         directories: Results directories, the newest first.
         inputs: The code, the models and the datasets that the study would use now.
-        reference_inputs: The same for the reference; None if there is no reference interpreter.
+        reference_inputs: The same for the reference; None without a reference interpreter.
     """
 
     def __init__(

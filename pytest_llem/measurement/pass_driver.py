@@ -246,7 +246,7 @@ def warm_up(
     """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
 
     Latencies have settled when the coefficient of variation of the last ``window_size`` is below
-    ``cv_threshold``. There is no pause: an idle machine cools down.
+    ``cv_threshold``. Runs follow each other without a pause: an idle machine cools down.
 
     If the engine compiles, a batch of every length also runs, until nothing is compiled any more. An engine
     compiles if ``torch.compile`` has compiled something, or if the first run of the median batch, which follows

@@ -69,7 +69,7 @@ class EngineRecord(Record):
     """Commit on the hub; null if unknown."""
     model_fingerprint: str | None = None
     """SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its weight files, which
-    distinguishes local folders. Null if there is no folder, or it cannot be read.
+    distinguishes local folders. Null without a folder, or if it cannot be read.
     """
     random_weights: bool = False
     """Whether the weights are random instead of trained."""

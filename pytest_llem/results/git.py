@@ -32,7 +32,7 @@ def working_tree(directory: Path, seconds: float = _STATUS_SECONDS) -> dict[str,
 
     Returns:
         ``commit``, null before the first commit, and ``dirty``: whether tracked files differ from it. None if
-        there is no git or no working tree, or git took too long.
+        git or a working tree is missing, or git took too long.
     """
     # Otherwise git may leave a lock file or a file system monitor in the user's repository.
     options = ("--no-optional-locks", "-c", "core.fsmonitor=false")
